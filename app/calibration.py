@@ -1,0 +1,126 @@
+"""From the scores of held-out normal images to thresholds and p-values.
+
+Knows: order statistics. Does not know: images, models, files, HTTP.
+
+Split-conformal prediction: with n calibration scores exchangeable with the score of a new normal image, the
+threshold at rank ceil((n + 1)(1 - alpha)) is exceeded by that image with probability at most alpha, averaged over
+calibration draws (Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005; Papadopoulos et al.,
+"Inductive Confidence Machines for Regression", 2002). Conditional on the calibration draw, and for continuous scores,
+the false-alarm rate at rank r follows Beta(n + 1 - r, r) (Vovk, "Conditional validity of inductive conformal
+predictors", 2012), which gives the exact band and the ranks for a wanted confidence.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+
+class CalibrationError(ValueError):
+    """The calibration scores cannot support what was asked of them; the message says what would."""
+
+
+def _binomial_tail(n: int, successes: int, p: float) -> float:
+    """P(Binomial(n, p) >= successes), summed in the log domain. Exact enough for n up to a few hundred thousand."""
+    if successes <= 0:
+        return 1.0
+    if p <= 0.0:
+        return 0.0
+    log_p, log_q, log_n = math.log(p), math.log1p(-p), math.lgamma(n + 1)
+    terms = (
+        math.exp(log_n - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * log_p + (n - k) * log_q)
+        for k in range(successes, n + 1)
+    )
+    return min(1.0, math.fsum(terms))
+
+
+def conformal_rank(n: int, alpha: float) -> int:
+    """Return the rank ceil((n + 1)(1 - alpha)), counted from 1, of the threshold among `n` sorted scores.
+
+    `alpha` is taken as the decimal number that it prints as, so that no rounding error moves the rank.
+
+    Raises:
+        CalibrationError: `alpha` is not in (0, 1), or `n` is below 1/alpha - 1.
+    """
+    if not 0.0 < alpha < 1.0:
+        raise CalibrationError(f"alpha must lie between 0 and 1, not {alpha:g}")
+    exact = Fraction(repr(alpha))
+    rank = n + 1 - math.floor((n + 1) * exact)
+    if rank > n:
+        needed = math.ceil(1 / exact) - 1
+        raise CalibrationError(
+            f"a false-alarm rate of {alpha:g} needs at least {needed} calibration images, and there are {n}"
+        )
+    return rank
+
+
+def confident_rank(n: int, alpha: float, confidence: float) -> int:
+    """Return the smallest rank whose false-alarm rate stays at or below `alpha` with probability `confidence`.
+
+    The false-alarm rate at rank r is Beta(n + 1 - r, r), so this is the smallest r with
+    P(Beta(n + 1 - r, r) <= alpha) >= confidence, where that probability equals P(Binomial(n, alpha) >= n + 1 - r).
+
+    Raises:
+        CalibrationError: `alpha` or `confidence` is not in (0, 1), or `n` is too small for both.
+    """
+    if not 0.0 < confidence < 1.0:
+        raise CalibrationError(f"confidence must lie between 0 and 1, not {confidence:g}")
+    first = conformal_rank(n, alpha)
+    low, high = first, n
+    if _binomial_tail(n, 1, alpha) < confidence:
+        needed = math.ceil(math.log1p(-confidence) / math.log1p(-alpha))
+        raise CalibrationError(
+            f"a false-alarm rate of {alpha:g} with confidence {confidence:g} needs at least {needed} "
+            f"calibration images, and there are {n}"
+        )
+    while low < high:
+        middle = (low + high) // 2
+        if _binomial_tail(n, n + 1 - middle, alpha) >= confidence:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The sorted scores of held-out normal images, and what follows from them.
+
+    Attributes:
+        scores: MSE of every calibration image, ascending, [n].
+        confidence: None for the average guarantee, else the probability over calibration draws with which the
+            false-alarm rate stays at or below alpha.
+    """
+
+    scores: Sequence[float]
+    confidence: float | None = None
+
+    def rank(self, alpha: float) -> int:
+        """Return the rank of the threshold for a false-alarm rate of `alpha`.
+
+        Raises:
+            CalibrationError: there are too few scores for `alpha`.
+        """
+        return _rank(len(self.scores), alpha, self.confidence)
+
+    def threshold(self, alpha: float) -> float:
+        """Return the score that a normal image exceeds with probability at most `alpha`.
+
+        Raises:
+            CalibrationError: there are too few scores for `alpha`.
+        """
+        return float(self.scores[self.rank(alpha) - 1])
+
+    def p_value(self, mse: float) -> float:
+        """Return (1 + number of calibration scores >= `mse`) / (n + 1), in (0, 1]."""
+        n = len(self.scores)
+        return (1 + n - bisect_left(self.scores, mse)) / (n + 1)
+
+
+@lru_cache(maxsize=1024)
+def _rank(n: int, alpha: float, confidence: float | None) -> int:
+    return conformal_rank(n, alpha) if confidence is None else confident_rank(n, alpha, confidence)

@@ -1,0 +1,153 @@
+"""One model version in memory: the only module of the service that knows torch.
+
+Knows: TorchScript, devices, golden samples. Does not know: queues, stores, HTTP.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from app.repository import Artifact, Golden
+
+GOLDEN_TOLERANCE = 1e-3
+"""Largest relative difference of a golden score: devices and kernels round differently, verdicts must not."""
+
+
+class DetectorError(Exception):
+    """A module that cannot be loaded, or does not reproduce its golden scores here."""
+
+
+class DeviceError(Exception):
+    """The device that was asked for is not there."""
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What the module made of one micro-batch of N images.
+
+    Attributes:
+        mse: float32 [N], the anomaly scores.
+        reconstruction: float32 [N, 1, 28, 28] in 0..1, for people.
+        error_map: float32 [N, 28, 28], squared errors in the recipe's standardised space; its mean is `mse`.
+        reason: int8 [N], 0 or the code of the guard that decided.
+    """
+
+    mse: NDArray[np.float32]
+    reconstruction: NDArray[np.float32]
+    error_map: NDArray[np.float32]
+    reason: NDArray[np.int8]
+
+
+def choose_device(wanted: str) -> torch.device:
+    """Turn `auto`, `cpu`, `cuda` or `cuda:n` into a device that exists.
+
+    Raises:
+        DeviceError: CUDA was asked for and is not there, or the name means nothing.
+    """
+    if wanted == "cpu":
+        return torch.device("cpu")
+    if wanted == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    kind, _, index = wanted.partition(":")
+    if kind != "cuda" or (":" in wanted and not index.isdigit()):
+        raise DeviceError(f"device {wanted!r} is none of auto, cpu, cuda, cuda:n")
+    if not torch.cuda.is_available():
+        raise DeviceError(f"device {wanted!r} was asked for, but torch {torch.__version__} sees no CUDA device here")
+    count = torch.cuda.device_count()
+    if int(index or 0) >= count:
+        raise DeviceError(f"device {wanted!r} was asked for, but there are only {count} CUDA devices here")
+    return torch.device("cuda", int(index or 0))
+
+
+def use_one_thread() -> None:
+    """Keep torch to one intra-op thread. Call it **in** the thread that runs the model: the setting is per thread."""
+    torch.set_num_threads(1)
+
+
+class Detector:
+    """A scoring module on its device, ready to score.
+
+    Build it with `Detector.load`, which refuses anything that does not reproduce its golden scores.
+    """
+
+    def __init__(self, module: torch.jit.ScriptModule, device: torch.device) -> None:
+        self._module = module
+        self._device = device
+
+    @classmethod
+    def load(cls, artifact: Artifact, device: torch.device, batch_sizes: Iterable[int] = (1, 2)) -> Detector:
+        """Load a version onto a device, warm it up and check its golden scores.
+
+        Args:
+            artifact: a version whose checksums were compared.
+            device: where to score.
+            batch_sizes: the sizes to warm up, so that no request pays for a first call.
+
+        Raises:
+            DetectorError: the bytes are no TorchScript module of the contract, or the golden scores differ.
+        """
+        label = "{}@{}".format(*artifact.key)
+        try:
+            detector = cls(_open_module(artifact.model, device), device)
+            detector.warm_up(batch_sizes)
+            found = detector.detect(np.ascontiguousarray(artifact.golden.images))
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise DetectorError(f"{label}: model.pt is not a scoring module: {_first_line(error)}") from error
+        _compare(label, artifact.golden, found)
+        return detector
+
+    def detect(self, images: NDArray[np.uint8]) -> Detections:
+        """Score a micro-batch.
+
+        Args:
+            images: raw pixels, uint8 [N, 1, 28, 28], contiguous.
+
+        Raises:
+            RuntimeError: the module failed on this device (out of memory, for one).
+        """
+        with torch.inference_mode():
+            batch = torch.from_numpy(images).to(self._device)
+            mse, reconstruction, error_map, reason = self._module(batch)
+            return Detections(
+                mse.cpu().numpy(), reconstruction.cpu().numpy(), error_map.cpu().numpy(), reason.cpu().numpy()
+            )
+
+    def warm_up(self, batch_sizes: Iterable[int]) -> float:
+        """Score each batch size twice, because TorchScript optimises on the second call. Returns the seconds taken."""
+        started = time.perf_counter()
+        for size in batch_sizes:
+            for _ in range(2):
+                self.detect(np.zeros((size, 1, 28, 28), np.uint8))
+        return time.perf_counter() - started
+
+
+def _open_module(content: bytes, device: torch.device) -> torch.jit.ScriptModule:
+    with warnings.catch_warnings():
+        # TorchScript is this project's format by choice: docs/decisions/0001-torchscript.md.
+        warnings.filterwarnings("ignore", message=r".*torch\.jit.*", category=DeprecationWarning)
+        module = torch.jit.load(io.BytesIO(content), map_location="cpu")
+        # A frozen module has no parameters left to move: the device comes first.
+        return torch.jit.freeze(module.eval().to(device))
+
+
+def _compare(label: str, golden: Golden, found: Detections) -> None:
+    if not np.isfinite(found.mse).all() or found.mse.shape != golden.mse.shape:
+        raise DetectorError(f"{label}: the golden images do not get finite scores here")
+    difference = np.abs(found.mse - golden.mse) / np.maximum(np.abs(golden.mse), 1e-6)
+    if difference.max() > GOLDEN_TOLERANCE:
+        raise DetectorError(f"{label}: golden scores differ by up to {difference.max():.2g} relative on this device")
+    picture = np.abs(found.reconstruction - golden.reconstructions).max()
+    if picture > 10 * GOLDEN_TOLERANCE:
+        raise DetectorError(f"{label}: golden reconstructions differ by up to {picture:.2g} on this device")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,80 @@
+"""What a model version says of itself: the contract between training and the service, schema version 1."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Recipe(_Frozen):
+    """How the autoencoder was made: enough to make it again."""
+
+    name: str
+    parameters: dict[str, Any]
+    seed: int
+
+
+class Data(_Frozen):
+    """What the autoencoder learned from and was measured on."""
+
+    name: str
+    source: str
+    """Where the images came from: a folder, the OpenML download, or a package's sample."""
+    sha256: Sha256
+    """Of the raw pixels and labels, in the data set's order."""
+    normal: tuple[int, ...]
+    """The labels of the normal class."""
+    train: int
+    calibration: int
+    test_normal: int
+    test_anomalous: int
+
+
+class CalibrationSummary(_Frozen):
+    """How the threshold was chosen; the scores themselves are in calibration.npy."""
+
+    n: int = Field(ge=1)
+    rank: int = Field(ge=1)
+    confidence: float | None
+    """None: the guarantee is on average over calibration draws."""
+    band_level: float
+    band: tuple[float, float]
+    """The false-alarm rate on fresh normal images lies in here with probability `band_level` (Beta law)."""
+
+
+class Manifest(_Frozen):
+    """Everything that the service and a reader must know of a model version."""
+
+    schema_version: Literal[1] = 1
+    name: ModelName
+    version: int = Field(ge=1)
+    created_at: datetime
+    normal_class: str
+    """In words, for people: "the digit 0"."""
+    recipe: Recipe
+    input_shape: tuple[int, int, int]
+    """Channels, height, width of the raw uint8 input."""
+    score_space: str
+    """In words: what the squared errors are taken of."""
+    alpha: float = Field(gt=0, lt=1)
+    threshold: float = Field(gt=0)
+    reasons: tuple[str, ...]
+    """Names of the guards that the graph reports: code k is `reasons[k - 1]`, 0 means no guard spoke."""
+    calibration: CalibrationSummary
+    metrics: dict[str, Any]
+    data: Data
+    code_version: str
+    torch_version: str
+    device: str
+    """Where training ran."""
+    files: dict[str, Sha256]
+    """SHA-256 of every other file of the version, by its path relative to the version's folder."""

@@ -1,0 +1,1 @@
+"""Offline training: data → autoencoder → TorchScript → calibration → evaluation → one model version."""
