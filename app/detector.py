@@ -133,9 +133,10 @@ def _open_module(content: bytes, device: torch.device) -> torch.jit.ScriptModule
     with warnings.catch_warnings():
         # TorchScript is this project's format by choice: docs/decisions/0001-torchscript.md.
         warnings.filterwarnings("ignore", message=r".*torch\.jit.*", category=DeprecationWarning)
-        module = torch.jit.load(io.BytesIO(content), map_location="cpu")
+        module = torch.jit.load(io.BytesIO(content), map_location="cpu")  # type: ignore[no-untyped-call]
         # A frozen module has no parameters left to move: the device comes first.
-        return torch.jit.freeze(module.eval().to(device))
+        frozen: torch.jit.ScriptModule = torch.jit.freeze(module.eval().to(device))
+        return frozen
 
 
 def _compare(label: str, golden: Golden, found: Detections) -> None:

@@ -12,6 +12,7 @@ import hashlib
 import io
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -157,7 +158,7 @@ class Repository:
 
     def _check(self, manifest: Manifest, calibration: Calibration) -> None:
         label, scores = f"{manifest.name}@{manifest.version}", calibration.scores
-        if len(scores) != manifest.calibration.n or any(a > b for a, b in zip(scores, scores[1:], strict=False)):
+        if len(scores) != manifest.calibration.n or any(a > b for a, b in pairwise(scores)):
             raise RepositoryError(f"{label}: calibration.npy is not the {manifest.calibration.n} sorted scores")
         try:
             threshold = calibration.threshold(manifest.alpha)
