@@ -1,0 +1,45 @@
+# Everything a reader must run is one word. `make help` lists them.
+
+PYTHON ?= python3
+PORT ?= 8000
+WORKERS ?= 1
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test check format train constraints clean
+
+help: ## list these targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+serve: $(STAMP) ## serve the shipped model on 127.0.0.1:8000 (PORT=, WORKERS=)
+	ANOMALY_PORT=$(PORT) ANOMALY_WORKERS=$(WORKERS) exec $(BIN)/python -m app
+
+test: $(STAMP) ## run the whole test suite
+	$(BIN)/python -m pytest
+
+check: $(STAMP) ## format check, lint, strict types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## format and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+train: $(STAMP) ## teach the article's autoencoder the digit 0 and publish it into the model store
+	$(BIN)/python -m training train --recipe article --normal 0
+
+constraints: ## write constraints.txt anew from what is installed now
+	$(BIN)/pip freeze --exclude-editable | grep -v '^torch==' > constraints.new
+	echo 'torch==2.13.0' >> constraints.new
+	LC_ALL=C sort -f constraints.new > constraints.txt
+	rm constraints.new
+
+clean: ## remove the environment and everything that was made
+	rm -rf .venv var .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -1,0 +1,142 @@
+"""From the messages of an ASGI server to the bytes of one image.
+
+Knows: ASGI, multipart. Does not know: PNG, models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from typing import Any
+
+from python_multipart.exceptions import MultipartParseError
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from app.problems import (
+    BodyTimeout,
+    BodyTooLarge,
+    EmptyBody,
+    MalformedMultipart,
+    MissingFile,
+    TooManyFiles,
+    UnsupportedMediaType,
+)
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+_CRLF2 = b"\r\n\r\n"
+_FILE_HEADER = b'content-disposition: form-data; name="file"'
+
+
+class ClientLeft(Exception):
+    """The client closed the connection before its request was whole; nobody is there to answer."""
+
+
+async def read_body(receive: Receive, *, declared: bytes | None, limit: int, timeout: float) -> bytes:
+    """Read a whole request body.
+
+    Args:
+        receive: the ASGI channel.
+        declared: the header Content-Length, when there is one.
+        limit: most bytes.
+        timeout: seconds in which the whole body must arrive.
+
+    Raises:
+        BodyTooLarge: by its declaration or by what came, chunked bodies included.
+        BodyTimeout: it did not arrive in time.
+        ClientLeft: the connection closed first.
+    """
+    if declared is not None and declared.isdigit() and int(declared) > limit:
+        raise BodyTooLarge(f"the body has {int(declared)} bytes, the limit is {limit}")
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(timeout):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientLeft
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                if size > limit:
+                    raise BodyTooLarge(f"the body has more than {limit} bytes")
+                if not message.get("more_body", False):
+                    return parts[0] if len(parts) == 1 else b"".join(parts)
+    except TimeoutError:
+        raise BodyTimeout(f"the body was not complete after {timeout:g} s") from None
+
+
+async def image_of(content_type: str, body: bytes) -> bytes:
+    """Return the image that a body carries: the body itself, or the one file of a form.
+
+    Raises:
+        UnsupportedMediaType: neither `image/png` nor `multipart/form-data`.
+        MalformedRequest: one of its kinds says what is wrong with the form.
+    """
+    kind, _, parameters = content_type.partition(";")
+    kind = kind.strip().lower()
+    if kind == "image/png":
+        if not body:
+            raise EmptyBody("the body has no bytes")
+        return body
+    if kind != "multipart/form-data":
+        raise UnsupportedMediaType(f"the content type is {kind[:80] or 'missing'}")
+    if not body:
+        raise EmptyBody("the form has no bytes")
+    return _only_part(parameters, body) or await _parsed(content_type, body)
+
+
+def _only_part(parameters: str, body: bytes) -> bytes | None:
+    """Cut the image out of a form with exactly one part, the way browsers and common clients write it.
+
+    Returns None for everything else, which the full parser then judges.
+    """
+    name, _, boundary = parameters.strip().partition("=")
+    if name != "boundary" or not boundary or '"' in boundary or ";" in boundary:
+        return None
+    opening = b"--" + boundary.encode("latin-1")
+    ending = b"\r\n" + opening + b"--"
+    head_end = body.find(_CRLF2)
+    if head_end < 0 or not body.startswith(opening + b"\r\n"):
+        return None
+    head = body[len(opening) + 2 : head_end]
+    disposition = head.partition(b"\r\n")[0].lower()
+    if not disposition.startswith(_FILE_HEADER + b"; filename=") or b"content-transfer-encoding" in head.lower():
+        return None
+    start = head_end + len(_CRLF2)
+    end = body.find(b"\r\n" + opening, start)
+    if end < 0 or not body.startswith(ending, end) or body[end + len(ending) :] not in (b"", b"\r\n"):
+        return None
+    return body[start:end] or None
+
+
+async def _parsed(content_type: str, body: bytes) -> bytes:
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+        yield b""
+
+    parser = MultiPartParser(
+        Headers({"content-type": content_type}), stream(), max_files=16, max_fields=16, max_part_size=len(body) + 1
+    )
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        if "Too many" in error.message:
+            raise TooManyFiles("the form has too many parts") from None
+        raise MalformedMultipart("the form does not follow its boundary") from None
+    except (MultipartParseError, KeyError, ValueError, UnicodeError):
+        raise MalformedMultipart("the form does not follow its boundary") from None
+    try:
+        files = form.getlist("file")
+        uploads = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+        if len(files) > 1 or len(uploads) > 1:
+            raise TooManyFiles(f"the form has {max(len(files), len(uploads))} files")
+        if not files or not isinstance(files[0], UploadFile):
+            raise MissingFile("a part named `file` with a file name is needed")
+        content = await files[0].read()
+    finally:
+        await form.close()
+    if not content:
+        raise EmptyBody("the part `file` has no bytes")
+    return content

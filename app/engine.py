@@ -1,0 +1,308 @@
+"""Model versions in memory: which answers, how it scores, when it is replaced.
+
+Knows: versions, micro-batches, the inference thread. Does not know: HTTP, PNG, stores.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from app.batcher import MicroBatcher
+from app.calibration import Calibration
+from app.detector import Detector, DetectorError, choose_device, use_one_thread
+from app.manifest import Manifest
+from app.metrics import Metrics
+from app.problems import InternalError, ModelNotFound, ModelUnavailable, Overloaded
+from app.repository import Artifact, Repository, RepositoryError
+from app.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+_FAILURES_UNREADY = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """An image in the queue: raw pixels, uint8 [28, 28] as bytes, and when it came, in `perf_counter` seconds."""
+
+    image: bytes
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """What a model version made of one image.
+
+    Attributes:
+        mse: the anomaly score.
+        reason: the guard that decided, or None.
+        pixels: input, reconstruction and error map, uint8 [3, 28, 28], as bytes.
+        error_peak: the squared error that 255 stands for in the error map.
+        queue_seconds, forward_seconds: where the time went.
+    """
+
+    mse: float
+    reason: str | None
+    pixels: bytes
+    error_peak: float
+    queue_seconds: float
+    forward_seconds: float
+
+
+class Serving:
+    """One loaded version with its queue."""
+
+    def __init__(self, artifact: Artifact, detector: Detector, thread: ThreadPoolExecutor, settings: Settings) -> None:
+        self.manifest: Manifest = artifact.manifest
+        self.calibration: Calibration = artifact.calibration
+        self.failures = 0
+        self._golden = np.ascontiguousarray(artifact.golden.images[:1])
+        self._detector = detector
+        self._thread = thread
+        self.batcher: MicroBatcher[Waiting, Detection] = MicroBatcher(
+            self._run,
+            max_size=settings.batch_max_size,
+            max_waiting=settings.queue_max_images,
+            max_delay=settings.batch_max_delay_ms / 1000,
+        )
+
+    async def probe(self) -> None:
+        """Score one golden image outside the queue; a success clears the count of failures."""
+        images = self._golden.tobytes()
+        with contextlib.suppress(Exception):
+            await self._run([Waiting(images, time.perf_counter())])
+
+    async def _run(self, items: list[Waiting]) -> Sequence[Detection]:
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.run_in_executor(self._thread, self._detect, items)
+        except Exception:
+            self.failures += 1
+            _log.exception("forward pass failed", extra={"model": self.manifest.name, "images": len(items)})
+            raise
+        self.failures = 0
+        return found
+
+    def _detect(self, items: list[Waiting]) -> list[Detection]:
+        started = time.perf_counter()
+        count = len(items)
+        images = np.frombuffer(b"".join([item.image for item in items]), np.uint8).reshape(count, 1, 28, 28)
+        found = self._detector.detect(images)
+        peaks = np.maximum(found.error_map.reshape(count, -1).max(1), 1e-12)
+        planes = np.empty((count, 3, 28, 28), np.uint8)
+        planes[:, :1] = images
+        np.rint(found.reconstruction * 255, out=planes[:, 1:2], casting="unsafe")
+        np.rint(found.error_map * (255 / peaks)[:, None, None], out=planes[:, 2], casting="unsafe")
+        content, size = planes.tobytes(), planes[0].nbytes
+        forward = time.perf_counter() - started
+        reasons = (None, *self.manifest.reasons)
+        return [
+            Detection(mse, reasons[code], content[n * size : (n + 1) * size], peak, started - items[n].since, forward)
+            for n, (mse, code, peak) in enumerate(
+                zip(found.mse.tolist(), found.reason.tolist(), peaks.tolist(), strict=True)
+            )
+        ]
+
+
+class Engine:
+    """Every model of the model store, each with the version that answers.
+
+    Build it, then `start` it. One inference thread serves all versions in turn.
+
+    Args:
+        repository: where versions are read.
+        settings: device, batches, queue, how often to look for new versions.
+        metrics: batch sizes, versions, failures.
+
+    Raises:
+        DeviceError: the device that was asked for is not there.
+    """
+
+    def __init__(self, repository: Repository, settings: Settings, metrics: Metrics) -> None:
+        self.repository = repository
+        self.device = choose_device(settings.device)
+        self.default_model = settings.default_model
+        self._settings = settings
+        self._metrics = metrics
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference", initializer=use_one_thread)
+        self._current: dict[str, Serving] = {}
+        self._extra: OrderedDict[tuple[str, int], Serving] = OrderedDict()
+        self._loading = asyncio.Lock()
+        self._refused: dict[str, tuple[int | None, str]] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Load what is current, and watch the model store from now on. A refused version is logged, not raised."""
+        await self.refresh()
+        self._watcher = asyncio.create_task(self._watch())
+
+    async def aclose(self) -> None:
+        """Answer what was accepted, then let go of everything."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watcher
+        await asyncio.gather(*(serving.batcher.aclose() for serving in self._all()), *self._retiring)
+        self._thread.shutdown()
+
+    def current(self, name: str) -> Serving | None:
+        """Return the version of a model that answers now, or None."""
+        return self._current.get(name)
+
+    def refusal(self, name: str) -> str | None:
+        """Return why the version that the disk calls current is not the one that answers, or None."""
+        refused = self._refused.get(name)
+        return refused[1] if refused else None
+
+    def names(self) -> list[str]:
+        """Return the names of all models that are served or refused, sorted."""
+        return sorted({*self._current, *self._refused})
+
+    async def select(self, reference: str | None) -> Serving:
+        """Return the version that a request means, loading it when it is not the current one.
+
+        Args:
+            reference: `name`, `name@version`, or None for the default model.
+
+        Raises:
+            ModelNotFound: there is no such model or version.
+            ModelUnavailable: it is there, but was refused.
+        """
+        name, _, version = (reference or self.default_model).partition("@")
+        serving = self._current.get(name)
+        if serving is not None and (not version or serving.manifest.version == int(version)):
+            return serving
+        if version:
+            return await self._load_extra(name, int(version))
+        if reference is None or name in self._refused:
+            raise ModelUnavailable(f"the model {name} is not loaded")
+        raise ModelNotFound(f"the model store has no model {name}")
+
+    async def score(self, serving: Serving, image: bytes) -> Detection:
+        """Score one image in the next micro-batch.
+
+        Args:
+            serving: from `select`.
+            image: raw pixels, uint8 [28, 28], as bytes.
+
+        Raises:
+            Overloaded, DeadlineExceeded, InternalError, ModelUnavailable: no score.
+        """
+        try:
+            waiting = Waiting(image, time.perf_counter())
+            detection = await serving.batcher.submit(waiting, deadline=self._settings.deadline_ms / 1000)
+        except Overloaded:
+            self._metrics.shed.inc()
+            raise
+        if not np.isfinite(detection.mse):
+            raise InternalError("the model gave a score that is not a number")
+        return detection
+
+    def problems(self) -> list[str]:
+        """Return why the default model cannot answer now; empty means that it can."""
+        serving = self._current.get(self.default_model)
+        if serving is None:
+            return [self.refusal(self.default_model) or f"the model {self.default_model} is not in the model store"]
+        found = []
+        if serving.batcher.busy_seconds > self._settings.deadline_ms / 1000:
+            found.append("the inference thread has not answered for longer than a request may wait")
+        if serving.failures >= _FAILURES_UNREADY:
+            found.append("the last forward passes failed")
+        return found
+
+    async def refresh(self) -> None:
+        """Compare the model store with what is loaded and load what is new, one version after the other."""
+        names = await asyncio.to_thread(self.repository.names)
+        for name in sorted(names, key=lambda name: name != self.default_model):
+            await self._refresh_one(name)
+        for name in [name for name in self._current if name not in names]:
+            self._retire(self._current.pop(name))
+        self._refused = {name: refused for name, refused in self._refused.items() if name in names}
+
+    async def _refresh_one(self, name: str) -> None:
+        wanted: int | None = None
+        try:
+            wanted = await asyncio.to_thread(self.repository.current, name)
+            serving = self._current.get(name)
+            if wanted is None or (serving is not None and serving.manifest.version == wanted):
+                self._refused.pop(name, None)
+                return
+            if name in self._refused and self._refused[name][0] == wanted:
+                return
+            fresh = await self._load(name, wanted)
+        except (RepositoryError, DetectorError) as error:
+            if self._refused.get(name) != (wanted, str(error)):
+                _log.error("version refused: %s", error, extra={"model": name, "version": wanted})
+                self._metrics.load_failures.labels(name).inc()
+            self._refused[name] = (wanted, str(error))
+            return
+        retired, self._current[name] = self._current.get(name), fresh
+        self._refused.pop(name, None)
+        self._metrics.model_version.labels(name).set(wanted)
+        _log.info("version serves", extra={"model": name, "version": wanted, "device": str(self.device)})
+        if retired is not None:
+            self._retire(retired)
+
+    async def _load(self, name: str, version: int) -> Serving:
+        loop = asyncio.get_running_loop()
+        artifact = await asyncio.to_thread(self.repository.open, name, version)
+        sizes = _warm_up_sizes(self._settings.batch_max_size)
+        load = functools.partial(Detector.load, artifact, self.device, sizes)
+        with ThreadPoolExecutor(1, initializer=use_one_thread) as loader:
+            detector = await loop.run_in_executor(loader, load)
+        return Serving(artifact, detector, self._thread, self._settings)
+
+    async def _load_extra(self, name: str, version: int) -> Serving:
+        async with self._loading:
+            serving = self._extra.get((name, version))
+            if serving is None:
+                if version not in await asyncio.to_thread(self.repository.versions, name):
+                    raise ModelNotFound(f"the model store has no version {version} of {name}")
+                try:
+                    serving = await self._load(name, version)
+                except (RepositoryError, DetectorError) as error:
+                    _log.error("version refused: %s", error, extra={"model": name, "version": version})
+                    raise ModelUnavailable(f"{name}@{version} was refused") from None
+                self._extra[name, version] = serving
+                while len(self._extra) > self._settings.max_extra_versions:
+                    self._retire(self._extra.popitem(last=False)[1])
+            self._extra.move_to_end((name, version))
+            return serving
+
+    def _retire(self, serving: Serving) -> None:
+        task = asyncio.create_task(serving.batcher.aclose())
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.watch_seconds)
+            try:
+                await self.refresh()
+                for serving in self._all():
+                    if serving.failures:
+                        await serving.probe()
+            except Exception:  # a watcher that dies silently would serve an old version for ever
+                _log.exception("the model store could not be looked at")
+
+    def _all(self) -> list[Serving]:
+        return [*self._current.values(), *self._extra.values()]
+
+
+def _warm_up_sizes(largest: int) -> list[int]:
+    sizes, size = [], 1
+    while size < largest:
+        sizes.append(size)
+        size *= 2
+    return [*sizes, largest]

@@ -1,0 +1,208 @@
+"""From PNG bytes to grey pixels, and from pixels to the pictures that people look at.
+
+Knows: PNG, grey, pictures. Does not know: models, stores, HTTP.
+
+A PNG is checked chunk by chunk before anything is decompressed: signature, declared size, checksums, order, end. What
+the service does not need (text, profiles, timestamps) is dropped unread, so only 28x28 pixels are ever inflated.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+from app.problems import (
+    AnimatedPng,
+    CorruptPng,
+    EmptyBody,
+    ImageTooLarge,
+    NotAPng,
+    NotGrey,
+    Transparent,
+    TruncatedPng,
+    WrongSize,
+)
+
+SIDE = 28
+MAX_PIXELS = 4096 * 4096
+"""A header that declares more is refused as hostile, whatever the wanted size."""
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_CHUNK = struct.Struct(">I4s")
+_CRC = struct.Struct(">I")
+_IHDR = struct.Struct(">IIBBBBB")
+_KEPT = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
+_PLAIN = (8, 0, 0, 0, 0)
+"""Bit depth, colour type, compression, filter, interlace of a plain 8-bit grey PNG."""
+
+
+def decode(png: bytes) -> bytes:
+    """Read a PNG of 28x28 pixels that means one grey image.
+
+    Grey of 1, 2, 4 and 8 bits is scaled to 0..255 and of 16 bits keeps its high byte; palette and RGB are accepted
+    when red, green and blue are equal in every pixel; alpha when every pixel is opaque.
+
+    Args:
+        png: the whole file.
+
+    Returns:
+        The pixels in rows from the top, uint8 [28, 28], as bytes.
+
+    Raises:
+        InvalidImage: one of its kinds says what is wrong.
+        EmptyBody: there are no bytes.
+    """
+    plain, png = _check(png)
+    try:
+        with PngImagePlugin.PngImageFile(io.BytesIO(png)) as image:
+            return image.tobytes() if plain else _grey(image).tobytes()
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        zlib.error,
+        struct.error,
+        Image.DecompressionBombError,
+    ) as error:
+        raise CorruptPng("the compressed pixels cannot be read") from error
+
+
+def _check(png: bytes) -> tuple[bool, bytes]:
+    """Walk over the chunks. Returns whether it is plain 8-bit grey, and the PNG without the chunks not needed."""
+    if not png:
+        raise EmptyBody("the image has no bytes")
+    if not png.startswith(_SIGNATURE):
+        raise NotAPng("the first bytes are not the PNG signature")
+    header = b""
+    kept: list[bytes] | None = None
+    position, start = len(_SIGNATURE), 0
+    while True:
+        if position + 12 > len(png):
+            raise TruncatedPng("the file ends before the chunk IEND")
+        length, kind = _CHUNK.unpack_from(png, position)
+        end = position + 12 + length
+        if not header:
+            header = _header(png, kind, length)
+        if end > len(png):
+            raise TruncatedPng("the file ends inside a chunk")
+        if _CRC.unpack_from(png, end - 4)[0] != zlib.crc32(png[position + 4 : end - 4]):
+            raise CorruptPng("a checksum does not match")
+        if kind == b"acTL":
+            raise AnimatedPng("the chunk acTL announces several frames")
+        if kind not in _KEPT:
+            if kind[0] < 97:  # an upper-case first letter marks a chunk that no reader may skip
+                raise CorruptPng("an unknown chunk claims to be critical")
+            kept = kept or []
+            kept.append(png[start:position])
+            start = end
+        elif kind == b"IEND":
+            whole = png[:end] if kept is None else b"".join((*kept, png[start:end]))
+            return header[8:] == bytes(_PLAIN) and b"tRNS" not in whole, whole
+        position = end
+
+
+def _header(png: bytes, kind: bytes, length: int) -> bytes:
+    """Return the 13 bytes of IHDR after judging the declared size."""
+    if kind != b"IHDR" or length != _IHDR.size:
+        raise CorruptPng("the first chunk is not IHDR")
+    start = len(_SIGNATURE) + _CHUNK.size
+    content = png[start : start + length]
+    if len(content) < length:
+        raise TruncatedPng("the file ends inside its header")
+    width, height = _IHDR.unpack(content)[:2]
+    if width * height > MAX_PIXELS:
+        raise ImageTooLarge(f"the header declares {width}x{height} pixels")
+    if (width, height) != (SIDE, SIDE):
+        raise WrongSize(f"the image is {width}x{height}, the model takes {SIDE}x{SIDE}")
+    return content
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    if image.mode in ("I;16", "I;16B", "I"):
+        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA"):
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema() != (255, 255):
+            raise Transparent("at least one pixel is not opaque")
+    if image.mode in ("1", "L"):
+        return image.convert("L")
+    red, green, blue = np.moveaxis(np.asarray(image.convert("RGB")), 2, 0)
+    if not (np.array_equal(red, green) and np.array_equal(green, blue)):
+        raise NotGrey("red, green and blue differ in at least one pixel")
+    return Image.fromarray(red)
+
+
+def encode(pixels: NDArray[np.uint8], scale: int = 1) -> bytes:
+    """Return pixels, uint8 [height, width] grey or [height, width, 3] RGB, as a PNG with `scale` times the size."""
+    return _png(_enlarged(pixels, scale))
+
+
+def grey_picture(plane: bytes) -> NDArray[np.uint8]:
+    """Return a plane of 784 bytes as uint8 [28, 28]."""
+    return np.frombuffer(plane, np.uint8).reshape(SIDE, SIDE)
+
+
+def error_picture(error_map: bytes) -> NDArray[np.uint8]:
+    """Return an error map of 784 bytes in colour, uint8 [28, 28, 3]: black is no error, pale yellow the largest."""
+    return _COLOURS[grey_picture(error_map)]
+
+
+def panel(planes: dict[str, NDArray[np.uint8]], caption: str, *, anomalous: bool, scale: int) -> bytes:
+    """Return pictures side by side, each under its name, above a line that says the verdict, as a PNG.
+
+    Args:
+        planes: pictures, uint8 [28, 28] or [28, 28, 3], by the name to write above each.
+        caption: the line below.
+        anomalous: colours the line.
+        scale: pixels a side for one pixel of a picture; below 4 there is no room for words, and none are written.
+    """
+    gap, side = 2 * scale, SIDE * scale
+    room = 3 * scale if scale >= 4 else 0
+    size = (len(planes) * side + (len(planes) + 1) * gap, side + 2 * gap + 2 * room)
+    canvas = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for place, (name, plane) in enumerate(planes.items()):
+        left = gap + place * (side + gap)
+        canvas.paste(_enlarged(plane, scale), (left, gap + room))
+        if room:
+            draw.text((left, gap / 2), name, fill=_INK, font=ImageFont.load_default(2.2 * scale))
+    if room:
+        draw.text(
+            (gap, side + gap + room + gap / 4),
+            caption,
+            fill=_ALARM if anomalous else _CALM,
+            font=ImageFont.load_default(2.2 * scale),
+        )
+    return _png(canvas)
+
+
+def _enlarged(pixels: NDArray[np.uint8], scale: int) -> Image.Image:
+    image = Image.fromarray(pixels)
+    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST) if scale > 1 else image
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+_PAPER, _INK, _CALM, _ALARM = "#ffffff", "#1b1f24", "#1a7f37", "#b3261e"
+_ANCHORS = ((0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164))
+
+
+def _colours() -> NDArray[np.uint8]:
+    """Return 256 colours from black over red to pale yellow, uint8 [256, 3]; lightness only ever rises."""
+    at = np.linspace(0, 255, len(_ANCHORS))
+    return np.stack([np.interp(np.arange(256), at, channel) for channel in zip(*_ANCHORS, strict=True)], 1).astype(
+        np.uint8
+    )
+
+
+_COLOURS = _colours()

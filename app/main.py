@@ -1,0 +1,148 @@
+"""Puts the service together. The only place where anything is made; importing it does nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from types import FrameType
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from app import logs, settings
+from app.edge import Edge
+from app.engine import Engine
+from app.metrics import Metrics
+from app.problems import InvalidParameter, Problem, from_status, render
+from app.reconstructions import Reconstructions
+from app.record import SIZE_BOUND
+from app.repository import Repository
+from app.routes import Services, router
+from app.scoring import Scorer
+from app.settings import Settings
+from app.stores import Store, open_store
+
+_log = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings, *, store: Store | None = None) -> Edge:
+    """Make the application; its lifespan loads the models.
+
+    Args:
+        settings: what the operator chose.
+        store: used instead of the one that `settings.store_url` names.
+
+    Raises:
+        DeviceError: the device that was asked for is not there.
+        StoreError: the store URL names no kind of store.
+    """
+    metrics = Metrics()
+    engine = Engine(Repository(settings.model_store), settings, metrics)
+    store = store or open_store(
+        settings.store_url,
+        ttl_seconds=settings.store_ttl_seconds,
+        max_bytes=settings.store_max_bytes,
+        entry_bytes=SIZE_BOUND,
+    )
+    reconstructions = Reconstructions(
+        store, metrics, timeout=settings.store_timeout_ms / 1000, max_waiting=settings.queue_max_images
+    )
+    scorer = Scorer(engine, reconstructions, metrics, settings)
+    services = Services(engine, reconstructions, scorer, metrics)
+    app = FastAPI(
+        title="Reconstruction anomaly service",
+        description="Says how badly an autoencoder redraws an image, and whether that is an anomaly.",
+        version="0.1.0",
+        lifespan=_lifespan,
+        root_path=settings.root_path,
+    )
+    app.state.services, app.state.settings = services, settings
+    app.include_router(router)
+    app.add_exception_handler(Problem, _on_problem)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    return Edge(app, score=scorer, metrics=metrics, log=logs.AccessLog(enabled=settings.log_requests))
+
+
+def from_environment() -> Edge:
+    """Make the application from the environment: the factory that uvicorn calls."""
+    chosen = settings.from_environment()
+    logs.configure(chosen.log_level)
+    return create_app(chosen)
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    services: Services = app.state.services
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(services.reconstructions.aclose)
+        await services.reconstructions.check()
+        stack.push_async_callback(services.engine.aclose)
+        await services.engine.start()
+        stack.enter_context(_draining(services, app.state.settings.drain_seconds))
+        seconds = _process_age()
+        services.metrics.start_seconds.set(seconds)
+        readiness = services.readiness()
+        _log.info("started", extra={"seconds": round(seconds, 3), **readiness.model_dump()})
+        # What is alive now stays alive: the collector need not look at it again with every generation.
+        gc.collect()
+        gc.freeze()
+        yield
+
+
+@contextmanager
+def _draining(services: Services, seconds: float) -> Iterator[None]:
+    """While entered, SIGTERM makes the service unready at once and ends it `seconds` later; a second one, now."""
+    if seconds == 0 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop, previous = asyncio.get_running_loop(), signal.getsignal(signal.SIGTERM)
+
+    def begin(number: int, frame: FrameType | None) -> None:
+        finish = functools.partial(previous, number, frame) if callable(previous) else lambda: None
+        if services.draining:
+            finish()
+        services.draining = True
+        loop.call_soon_threadsafe(loop.call_later, seconds, finish)
+
+    signal.signal(signal.SIGTERM, begin)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _process_age() -> float:
+    """Return the seconds since this process was started."""
+    ticks = int(Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+
+
+async def _on_problem(request: Request, problem: Exception) -> Response:
+    assert isinstance(problem, Problem)
+    body = render(problem, request.scope.get("request_id"))
+    return Response(body, problem.status, headers=problem.headers())
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"][1:])
+    return await _on_problem(request, InvalidParameter(f"{name[:40]}: {first['msg']}"))
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    allow = (error.headers or {}).get("Allow", "")
+    detail = "" if error.status_code in (404, 405) else str(error.detail)
+    return await _on_problem(request, from_status(error.status_code, detail, allow))

@@ -1,0 +1,93 @@
+"""What Prometheus sees. Every label takes its values from a fixed, small set.
+
+Nothing is made at import: each application has its own registry, unless several processes share their numbers through
+the folder that PROMETHEUS_MULTIPROC_DIR names.
+"""
+
+from __future__ import annotations
+
+import os
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.multiprocess import MultiProcessCollector
+
+_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
+_MSE = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 4.0)
+STAGES = ("decode", "queue", "forward", "store")
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+
+class Metrics:
+    """All series of one application."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter("http_requests", "Requests answered.", ("route", "status"), registry=self.registry)
+        self._seconds = Histogram(
+            "http_request_seconds", "From request to reply.", ("route",), buckets=_SECONDS, registry=self.registry
+        )
+        stage = Histogram(
+            "score_stage_seconds", "Where a score's time went.", ("stage",), buckets=_SECONDS, registry=self.registry
+        )
+        self._stages = [stage.labels(name) for name in STAGES]
+        self._verdicts = Counter("score_verdicts", "Images scored.", ("model", "verdict"), registry=self.registry)
+        self._mse = Histogram("score_mse", "Anomaly scores.", ("model",), buckets=_MSE, registry=self.registry)
+        self.batch_images = Histogram(
+            "batch_images", "Images in one forward pass.", buckets=_SIZES, registry=self.registry
+        )
+        self.shed = Counter("score_shed", "Images refused because the queue was full.", registry=self.registry)
+        self.not_kept = Counter(
+            "reconstructions_not_kept", "Scores answered without an id: the store failed.", registry=self.registry
+        )
+        self.model_failures = Counter("model_failures", "Forward passes that failed.", registry=self.registry)
+        self.load_failures = Counter("model_load_failures", "Versions refused.", ("model",), registry=self.registry)
+        self.queue_images = Gauge(
+            "queue_images", "Images waiting for the model.", multiprocess_mode="livesum", registry=self.registry
+        )
+        self.store_up = Gauge(
+            "store_up", "1 while the store answers.", multiprocess_mode="livemin", registry=self.registry
+        )
+        self.ready = Gauge("ready", "1 while /readyz says yes.", multiprocess_mode="livemin", registry=self.registry)
+        self.model_version = Gauge(
+            "model_version",
+            "The version that answers by default.",
+            ("model",),
+            multiprocess_mode="livemax",
+            registry=self.registry,
+        )
+        self.start_seconds = Gauge(
+            "start_seconds", "From process start to ready.", multiprocess_mode="livemax", registry=self.registry
+        )
+        self._request_series: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._verdict_series: dict[tuple[str, bool], tuple[Counter, Histogram]] = {}
+
+    def request(self, route: str, status: int, seconds: float) -> None:
+        """Count one answered request."""
+        series = self._request_series.get((route, status))
+        if series is None:
+            series = self._requests.labels(route, status), self._seconds.labels(route)
+            self._request_series[route, status] = series
+        series[0].inc()
+        series[1].observe(seconds)
+
+    def score(self, model: str, *, is_anomaly: bool, mse: float, stages: tuple[float, float, float, float]) -> None:
+        """Count one scored image and the seconds of each of `STAGES`."""
+        series = self._verdict_series.get((model, is_anomaly))
+        if series is None:
+            verdict = "anomalous" if is_anomaly else "normal"
+            series = self._verdicts.labels(model, verdict), self._mse.labels(model)
+            self._verdict_series[model, is_anomaly] = series
+        series[0].inc()
+        series[1].observe(mse)
+        for histogram, seconds in zip(self._stages, stages, strict=True):
+            histogram.observe(seconds)
+
+    def exposition(self) -> bytes:
+        """Return every series in Prometheus' text format, summed over all worker processes."""
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+            return generate_latest(registry)
+        return generate_latest(self.registry)

@@ -1,0 +1,285 @@
+"""Every way a request can fail, and how that is said (RFC 9457). Knows no framework.
+
+    Problem
+    ├── MalformedRequest        400  EmptyBody, MalformedMultipart, MissingFile, TooManyFiles
+    ├── Unauthorized            401
+    ├── NotFound                404  ModelNotFound, ReconstructionNotFound
+    ├── MethodNotAllowed        405
+    ├── BodyTimeout             408
+    ├── BodyTooLarge            413
+    ├── UnsupportedMediaType    415
+    ├── InvalidImage            422  NotAPng, TruncatedPng, CorruptPng, AnimatedPng, WrongSize, ImageTooLarge,
+    │                                NotGrey, Transparent
+    ├── InvalidParameter        422  UnsupportedAlpha
+    ├── InternalError           500
+    ├── ModelUnavailable        503
+    ├── Overloaded              503  with Retry-After
+    └── DeadlineExceeded        504
+
+The last part of `type` is stable: clients branch on it. `docs/api.md` explains each.
+"""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(Exception):
+    """A request that cannot be answered as asked.
+
+    Args:
+        detail: what is wrong with this request, in words that give nothing internal away.
+    """
+
+    status = 500
+    type = "/problems/internal-error"
+    title = "Something went wrong inside the service"
+    hint = "Try again; if it stays, tell the operator the request id."
+    retry_after: int | None = None
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+    def document(self, instance: str | None = None) -> dict[str, str | int]:
+        """Return the problem's members; `instance` is the request id, when there is one."""
+        document: dict[str, str | int] = {"type": self.type, "title": self.title, "status": self.status}
+        if self.detail:
+            document["detail"] = self.detail
+        if self.hint:
+            document["hint"] = self.hint
+        if instance:
+            document["instance"] = f"urn:request:{instance}"
+        return document
+
+    def headers(self) -> dict[str, str]:
+        """Return the HTTP headers that go with the problem."""
+        headers = {"content-type": MEDIA_TYPE, "cache-control": "no-store"}
+        if self.retry_after is not None:
+            headers["retry-after"] = str(self.retry_after)
+        return headers
+
+
+def render(problem: Problem, instance: str | None = None) -> bytes:
+    """Return a problem as the bytes of its JSON document."""
+    return json.dumps(problem.document(instance), separators=(",", ":")).encode()
+
+
+class InternalError(Problem):
+    """The service failed. What happened is in the log under the request id, not in the reply."""
+
+
+class MalformedRequest(Problem):
+    """The request cannot be read."""
+
+    status, type, title = 400, "/problems/malformed-request", "The request cannot be read"
+    hint = "Send the PNG as the body with Content-Type: image/png, or as the multipart field `file`."
+
+
+class EmptyBody(MalformedRequest):
+    """There is no body."""
+
+    type, title = "/problems/empty-body", "The request has no body"
+
+
+class MalformedMultipart(MalformedRequest):
+    """The body is not the multipart form that its header announces."""
+
+    type, title = "/problems/malformed-multipart", "The multipart form cannot be read"
+
+
+class MissingFile(MalformedRequest):
+    """The form has no part named `file`."""
+
+    type, title = "/problems/missing-file", "The form has no file part named `file`"
+
+
+class TooManyFiles(MalformedRequest):
+    """The form has more than one image."""
+
+    type, title = "/problems/too-many-files", "The form has more than one file"
+    hint = "Send one image a request."
+
+
+class Unauthorized(Problem):
+    """No API key, or one that is not known."""
+
+    status, type, title = 401, "/problems/unauthorized", "An API key is needed"
+    hint = "Send a key that the operator gave you in the header X-API-Key."
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers with the challenge that 401 requires (RFC 9110, 15.5.2)."""
+        return {**super().headers(), "www-authenticate": 'ApiKey realm="score"'}
+
+
+class NotFound(Problem):
+    """Nothing answers at this path."""
+
+    status, type, title = 404, "/problems/not-found", "There is nothing at this path"
+    hint = "GET /docs lists every route."
+
+
+class ModelNotFound(NotFound):
+    """The model or version is not in the model store."""
+
+    type, title = "/problems/model-not-found", "There is no such model version"
+    hint = "GET /models lists what is served; ask for `name` or `name@version`."
+
+
+class ReconstructionNotFound(NotFound):
+    """The id was never given out, or its time is over."""
+
+    type, title = "/problems/reconstruction-not-found", "There is no such reconstruction, or it has expired"
+    hint = "Score the image again and fetch the reconstruction before it expires."
+
+
+class MethodNotAllowed(Problem):
+    """The path exists, the method does not."""
+
+    status, type, title = 405, "/problems/method-not-allowed", "This path does not answer that method"
+    hint = "The header Allow lists the methods that it answers."
+
+    def __init__(self, detail: str = "", allow: str = "") -> None:
+        super().__init__(detail)
+        self.allow = allow
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers with the methods that the path does answer (RFC 9110, 15.5.6)."""
+        return {**super().headers(), **({"allow": self.allow} if self.allow else {})}
+
+
+class BodyTimeout(Problem):
+    """The body did not arrive in time."""
+
+    status, type, title = 408, "/problems/body-timeout", "The request body took too long to arrive"
+    hint = "Send the whole body at once."
+
+
+class BodyTooLarge(Problem):
+    """The body is above the limit of its route."""
+
+    status, type, title = 413, "/problems/body-too-large", "The request body is too large"
+    hint = "A 28x28 PNG has a few hundred bytes; send one image a request."
+
+
+class UnsupportedMediaType(Problem):
+    """The content type is none that the route reads."""
+
+    status, type, title = 415, "/problems/unsupported-media-type", "This content type is not accepted here"
+    hint = "Use Content-Type: image/png, or multipart/form-data with the field `file`."
+
+
+class InvalidImage(Problem):
+    """The body is not an image that the model can score."""
+
+    status, type, title = 422, "/problems/invalid-image", "The image cannot be scored"
+    hint = "Send a greyscale PNG of 28x28 pixels."
+
+
+class NotAPng(InvalidImage):
+    """The bytes do not begin as a PNG does."""
+
+    type, title = "/problems/not-a-png", "The file is not a PNG"
+
+
+class TruncatedPng(InvalidImage):
+    """The PNG ends before its end."""
+
+    type, title = "/problems/truncated-png", "The PNG is cut short"
+    hint = "Send the whole file."
+
+
+class CorruptPng(InvalidImage):
+    """The PNG contradicts itself: checksums, chunk order, compressed data."""
+
+    type, title = "/problems/corrupt-png", "The PNG is damaged"
+    hint = "Save the image again."
+
+
+class AnimatedPng(InvalidImage):
+    """The PNG holds several frames."""
+
+    type, title = "/problems/animated-png", "The PNG is animated"
+    hint = "Send one frame a request."
+
+
+class WrongSize(InvalidImage):
+    """The image does not have the model's input size."""
+
+    type, title = "/problems/wrong-size", "The image does not have the model's input size"
+    hint = "Scale the image to 28x28 pixels before sending it."
+
+
+class ImageTooLarge(InvalidImage):
+    """The header declares more pixels than the service will decode."""
+
+    type, title = "/problems/image-too-large", "The image declares too many pixels"
+
+
+class NotGrey(InvalidImage):
+    """The image has colours, and no one grey image is meant by them."""
+
+    type, title = "/problems/not-grey", "The image has colours"
+    hint = "Convert the image to greyscale before sending it: which weights to use is yours to choose."
+
+
+class Transparent(InvalidImage):
+    """The image has transparent pixels, and what lies behind them is not said."""
+
+    type, title = "/problems/transparent", "The image has transparent pixels"
+    hint = "Flatten the image onto its background before sending it."
+
+
+class InvalidParameter(Problem):
+    """A query parameter has a value that means nothing."""
+
+    status, type, title = 422, "/problems/invalid-parameter", "A query parameter is not valid"
+    hint = "GET /docs lists the parameters and their values."
+
+
+class UnsupportedAlpha(InvalidParameter):
+    """The calibration is too small for the false-alarm rate that was asked for."""
+
+    type, title = "/problems/unsupported-alpha", "The calibration does not support this false-alarm rate"
+    hint = "Ask for a larger alpha; GET /models says how many calibration images there are."
+
+
+class ModelUnavailable(Problem):
+    """No model version is loaded, so nothing can be scored."""
+
+    status, type, title = 503, "/problems/model-unavailable", "No model is ready"
+    hint = "Try again soon; GET /readyz says what is missing."
+    retry_after = 5
+
+
+class Overloaded(Problem):
+    """The scoring queue is full."""
+
+    status, type, title = 503, "/problems/overloaded", "The scoring queue is full"
+    hint = "Try again after the seconds that Retry-After names."
+    retry_after = 1
+
+
+class DeadlineExceeded(Problem):
+    """No result in time."""
+
+    status, type, title = 504, "/problems/deadline-exceeded", "The score was not ready in time"
+    hint = "Try again; the service is busy."
+    retry_after = 1
+
+
+def from_status(status: int, detail: str = "", allow: str = "") -> Problem:
+    """Return the problem for a status that the framework chose."""
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        return MethodNotAllowed(detail, allow)
+    for kind in (MalformedRequest, NotFound, BodyTooLarge, UnsupportedMediaType, InvalidParameter):
+        if status == kind.status:
+            return kind(detail)
+    problem = Problem(detail)
+    problem.status = status
+    if status < 500:
+        problem.type, problem.title, problem.hint = "about:blank", HTTPStatus(status).phrase, ""
+    return problem

@@ -1,0 +1,238 @@
+"""The HTTP surface. Each function is one route; what it does is elsewhere."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from app import images
+from app.engine import Engine
+from app.manifest import Manifest
+from app.metrics import CONTENT_TYPE, Metrics
+from app.problems import ModelNotFound, ModelUnavailable, NotFound, ReconstructionNotFound
+from app.reconstructions import Reconstructions
+from app.record import Record
+from app.repository import RepositoryError
+from app.schemas import Liveness, ModelList, ModelSummary, ProblemDocument, Readiness, ScoreQuery, ScoreResponse
+from app.scoring import Scorer
+from app.stores import StoreError
+
+router = APIRouter()
+
+_KEY = re.compile(r"[0-9a-f]{32}")
+_PRIVATE = {"cache-control": "private, no-store", "x-content-type-options": "nosniff"}
+View = Literal["reconstruction", "input", "error", "panel"]
+
+
+@dataclass
+class Services:
+    """What the routes work with; made in `main`, entered by its lifespan."""
+
+    engine: Engine
+    reconstructions: Reconstructions
+    scorer: Scorer
+    metrics: Metrics
+    draining: bool = False
+
+    def readiness(self) -> Readiness:
+        """Return whether scores can be given now, and what is missing."""
+        serving = self.engine.current(self.engine.default_model)
+        problems = [*self.engine.problems(), *(["the service is shutting down"] if self.draining else [])]
+        return Readiness(
+            ready=not problems,
+            model=self.engine.default_model,
+            version=serving.manifest.version if serving else None,
+            device=str(self.engine.device),
+            store="up" if self.reconstructions.up else "down",
+            problems=problems,
+        )
+
+
+def services(request: Request) -> Services:
+    """Return the services of the application that answers this request."""
+    found: Services = request.app.state.services
+    return found
+
+
+ServicesDep = Annotated[Services, Depends(services)]
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    content = {"application/problem+json": {"schema": ProblemDocument.model_json_schema()}}
+    return {status: {"description": "A problem (RFC 9457)", "content": content} for status in statuses}
+
+
+_SCORE_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "image/png": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": {"type": "string", "format": "binary"}},
+                }
+            },
+        },
+    }
+}
+
+
+@router.post(
+    "/score",
+    response_model=ScoreResponse,
+    responses=_problems(400, 401, 404, 408, 413, 415, 422, 500, 503, 504),
+    openapi_extra=_SCORE_BODY,
+    summary="Score one image",
+)
+async def score(request: Request, services: ServicesDep, query: Annotated[ScoreQuery, Query()]) -> Response:  # noqa: ARG001
+    """Say how badly the model redraws an image, and whether that is an anomaly."""
+    reply = await services.scorer(request.scope, dict(request.scope["headers"]), request.receive)
+    return Response(
+        reply.body, media_type="application/json", headers={"cache-control": "no-store", "server-timing": reply.timing}
+    )
+
+
+@router.get(
+    "/reconstruction/{key}",
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}, "application/json": {}}}, **_problems(404, 422, 503)},
+    summary="What the model made of an image",
+)
+async def reconstruction(
+    key: str,
+    request: Request,
+    services: ServicesDep,
+    view: View = "reconstruction",
+    scale: Annotated[int, Query(ge=1, le=16)] = 1,
+) -> Response:
+    """Return the reconstruction, the input, the error map or all three side by side as PNG.
+
+    With `Accept: application/json` the answer is the reply that the score was given.
+    """
+    try:
+        record = await services.reconstructions.find(key) if _KEY.fullmatch(key) else None
+    except StoreError:
+        raise ModelUnavailable("the store of reconstructions does not answer") from None
+    if record is None:
+        raise ReconstructionNotFound(f"nothing is kept under the id {key[:64]!r}")
+    if request.headers.get("accept", "").startswith("application/json"):
+        return Response(record.reply, media_type="application/json", headers=_PRIVATE)
+    return Response(_picture(record, view, scale), media_type="image/png", headers=_PRIVATE)
+
+
+def _picture(record: Record, view: View, scale: int) -> bytes:
+    if view == "reconstruction":
+        return images.encode(images.grey_picture(record.reconstruction), scale)
+    if view == "input":
+        return images.encode(images.grey_picture(record.input), scale)
+    if view == "error":
+        return images.encode(images.error_picture(record.error_map), scale)
+    reply = ScoreResponse.model_validate_json(record.reply)
+    planes = {
+        "image": images.grey_picture(record.input),
+        "reconstruction": images.grey_picture(record.reconstruction),
+        "squared error": images.error_picture(record.error_map),
+    }
+    verdict, relation = ("anomalous", ">") if reply.is_anomaly else ("normal", "≤")
+    caption = f"{verdict}: mse {reply.mse:.4g} {relation} threshold {reply.threshold:.4g}"
+    if reply.reason:
+        caption = f"anomalous: {reply.reason.replace('_', ' ')}"
+    return images.panel(planes, caption, anomalous=reply.is_anomaly, scale=scale)
+
+
+@router.get("/models", summary="The models that are served")
+async def models(services: ServicesDep) -> ModelList:
+    """List every model of the model store with the version that answers."""
+    return ModelList(models=[_summary(services.engine, name) for name in services.engine.names()])
+
+
+@router.get("/models/{name}", responses=_problems(404, 503), summary="The manifest of the version that answers")
+async def model(name: str, services: ServicesDep) -> Manifest:
+    """Return all that the version says of itself: data, recipe, calibration, metrics."""
+    return (await services.engine.select(_known(services, name))).manifest
+
+
+@router.get("/models/{name}/versions/{version}", responses=_problems(404, 422), summary="The manifest of a version")
+async def model_version(name: str, version: int, services: ServicesDep) -> Manifest:
+    """Return a version's manifest, whether it is loaded or not."""
+    return _manifest(services, name, version)
+
+
+@router.get(
+    "/models/{name}/versions/{version}/report/{file}",
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}, "text/markdown": {}, "application/json": {}}}, **_problems(404, 422)},
+    summary="A file of a version's report",
+)
+async def report(name: str, version: int, file: str, services: ServicesDep) -> Response:
+    """Return a picture, the model card or a table of the report that training wrote."""
+    manifest = _manifest(services, name, version)
+    media_type = _REPORT_TYPES.get(file.rpartition(".")[2])
+    if media_type is None or f"report/{file}" not in manifest.files:
+        raise NotFound("the report has no such file")
+    try:
+        content = services.engine.repository.read(manifest, f"report/{file}")
+    except RepositoryError:
+        raise NotFound("the report's file is not as it was published") from None
+    return Response(content, media_type=media_type, headers={"x-content-type-options": "nosniff"})
+
+
+_REPORT_TYPES = {"png": "image/png", "md": "text/markdown; charset=utf-8", "json": "application/json"}
+
+
+def _known(services: Services, name: str) -> str:
+    if name not in services.engine.names():
+        raise ModelNotFound("the model store has no model of that name")
+    return name
+
+
+def _manifest(services: Services, name: str, version: int) -> Manifest:
+    try:
+        return services.engine.repository.manifest(name, version)
+    except RepositoryError:
+        raise ModelNotFound("the model store has no such version") from None
+
+
+def _summary(engine: Engine, name: str) -> ModelSummary:
+    serving = engine.current(name)
+    manifest = serving.manifest if serving else None
+    return ModelSummary(
+        name=name,
+        current=manifest.version if manifest else None,
+        versions=engine.repository.versions(name),
+        is_default=name == engine.default_model,
+        normal_class=manifest.normal_class if manifest else None,
+        threshold=manifest.threshold if manifest else None,
+        alpha=manifest.alpha if manifest else None,
+        problem=engine.refusal(name),
+    )
+
+
+@router.get("/livez", summary="Is the process alive?")
+async def livez() -> Liveness:
+    """Answer as long as the event loop turns."""
+    return Liveness()
+
+
+@router.get("/readyz", responses={503: {"model": Readiness}}, summary="Can it score?")
+async def readyz(services: ServicesDep, response: Response) -> Readiness:
+    """Answer 200 when the default model reproduced its golden scores on this device and the inference thread answers.
+
+    A store that is down is said, but does not make the service unready: scores go on without ids.
+    """
+    readiness = services.readiness()
+    response.status_code = 200 if readiness.ready else 503
+    services.metrics.ready.set(readiness.ready)
+    return readiness
+
+
+@router.get("/metrics", response_class=Response, summary="For Prometheus")
+async def metrics(services: ServicesDep) -> Response:
+    """Return every series in Prometheus' text format."""
+    services.metrics.ready.set(services.readiness().ready)
+    return Response(services.metrics.exposition(), media_type=CONTENT_TYPE)

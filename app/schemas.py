@@ -1,0 +1,87 @@
+"""The shapes of requests and replies, as OpenAPI shows them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+ModelReference = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}(@[1-9][0-9]{0,8})?$")]
+
+
+class ScoreQuery(BaseModel):
+    """The query of `POST /score`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelReference | None = Field(None, description="`name` or `name@version`; default: the default model")
+    alpha: float | None = Field(None, gt=0, lt=1, description="Another false-alarm rate for this verdict")
+    fit: Literal["strict"] = Field("strict", description="`strict`: the image must be 28x28")
+    include: Literal["reconstruction"] | None = Field(None, description="Embed the reconstruction as base64 PNG")
+
+
+class ScoreResponse(BaseModel):
+    """The reply of `POST /score`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str | None = Field(description="Random id of the kept reconstruction; null when the store failed")
+    model: str
+    version: int
+    mse: float = Field(description="Mean squared reconstruction error in the model's standardised space")
+    threshold: float = Field(description="Anomalous means strictly above this")
+    alpha: float = Field(description="The wanted false-alarm rate behind the threshold")
+    p_value: float = Field(description="(1 + calibration scores at least as high) / (n + 1)")
+    is_anomaly: bool
+    reason: str | None = Field(description="Which guard decided, when one did: `empty`, for example")
+    reconstruction: str | None = Field(description="Where to fetch the reconstruction")
+    reconstruction_png: str | None = Field(
+        None, description="The reconstruction as base64 PNG, with `include=reconstruction`"
+    )
+
+
+class ModelSummary(BaseModel):
+    """One model of the model store, as served."""
+
+    name: str
+    current: int | None = Field(description="The version that answers; null when none could be loaded")
+    versions: list[int]
+    is_default: bool
+    normal_class: str | None
+    threshold: float | None
+    alpha: float | None
+    problem: str | None = Field(description="Why the current version of the disk is not the one that answers")
+
+
+class ModelList(BaseModel):
+    """The reply of `GET /models`."""
+
+    models: list[ModelSummary]
+
+
+class Liveness(BaseModel):
+    """The reply of `GET /livez`."""
+
+    status: Literal["live"] = "live"
+
+
+class Readiness(BaseModel):
+    """The reply of `GET /readyz`; the status code says the same."""
+
+    ready: bool
+    model: str
+    version: int | None
+    device: str
+    store: Literal["up", "down"]
+    problems: list[str] = Field(description="What is missing, in words")
+
+
+class ProblemDocument(BaseModel):
+    """An error, as RFC 9457 has it."""
+
+    type: str
+    title: str
+    status: int
+    detail: str | None = None
+    hint: str | None = None
+    instance: str | None = None

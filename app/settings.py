@@ -1,0 +1,90 @@
+"""What an operator may choose. Everything is read once, at start, from the environment with the prefix `ANOMALY_`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "ANOMALY_"
+
+
+class SettingsError(Exception):
+    """The environment asks for something that does not exist or makes no sense."""
+
+
+class Settings(BaseSettings):
+    """The service's settings; `docs/configuration.md` explains when to change which."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", protected_namespaces=())
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(8000, ge=0, le=65535)
+    """Port to listen on; 0 lets the system choose one."""
+    workers: int = Field(1, ge=1, le=64)
+    """Processes that share the port, the store and the model store."""
+    root_path: str = Field("", pattern=r"^(/[A-Za-z0-9._~-]+)*$")
+    """Path prefix that a gateway takes away before it passes a request on."""
+
+    model_store: Path = Path("model_store")
+    """Folder of the model versions; only ever read."""
+    default_model: str = "zero-article"
+    """The model that answers when a request names none."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:n`."""
+    watch_seconds: float = Field(2.0, gt=0)
+    """How often the model store is looked at for a new current version."""
+    max_extra_versions: int = Field(4, ge=1)
+    """Versions beside the current ones that are kept loaded after somebody asked for `name@version`."""
+
+    batch_max_size: int = Field(64, ge=1, le=4096)
+    """Most images scored in one forward pass."""
+    batch_max_delay_ms: float = Field(0.0, ge=0)
+    """How long a batch waits for company; 0 takes what is there."""
+    queue_max_images: int = Field(1024, ge=1)
+    """Most images that may wait for the model; one more is answered 503."""
+    deadline_ms: float = Field(2000.0, gt=0)
+    """Longest time from accepting an image to its score; beyond it the answer is 504."""
+
+    max_body_bytes: int = Field(64 * 1024, ge=1024)
+    """Largest body of `POST /score`."""
+    body_timeout_ms: float = Field(5000.0, gt=0)
+    """Longest time that a request body may take to arrive."""
+
+    store_url: str = "sqlite:///var/reconstructions.db"
+    """Where reconstructions are kept: `sqlite:///path`."""
+    store_ttl_seconds: float = Field(3600.0, gt=0)
+    """How long a reconstruction can be fetched."""
+    store_max_bytes: int = Field(256 * 1024 * 1024, ge=64 * 1024)
+    """Most bytes of reconstructions that are kept; the oldest go first."""
+    store_timeout_ms: float = Field(500.0, gt=0)
+    """Longest time that a score waits for its reconstruction to be kept; beyond it the id is null."""
+
+    drain_seconds: float = Field(0.0, ge=0)
+    """After SIGTERM: how long `/readyz` says 503 while requests are still served."""
+    log_requests: bool = True
+    """One JSON line on standard output for each request."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe event that is logged."""
+
+
+def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings.
+
+    Raises:
+        SettingsError: a variable with the prefix is unknown, or a value does not fit. The message names it.
+    """
+    known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields}
+    unknown = sorted(name for name in environ if name.upper().startswith(PREFIX) and name.upper() not in known)
+    if unknown:
+        raise SettingsError(f"unknown setting {', '.join(unknown)}; docs/configuration.md lists the known ones")
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SettingsError(f"{PREFIX}{str(first['loc'][0]).upper()}: {first['msg']}") from error

@@ -1,0 +1,122 @@
+"""The embedded store: one SQLite file, shared safely by several worker processes, that survives a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from app.stores import StoreError
+
+Answer = TypeVar("Answer")
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS entries (
+    number INTEGER PRIMARY KEY,
+    key TEXT NOT NULL UNIQUE,
+    expires REAL NOT NULL,
+    content BLOB NOT NULL
+)
+"""
+_SWEEP_EVERY = 256
+"""Entries between two sweeps. A sweep removes at most twice as many, so no write waits long for one."""
+
+
+class SqliteStore:
+    """Entries in the order of arrival, in a file in write-ahead-log mode.
+
+    A commit outlives the process as soon as `put` returns, `kill -9` included; only a crash of the whole machine can
+    lose the last moments (`synchronous=NORMAL`). Entries are numbered in order of arrival and all live equally long,
+    so both bounds, age and number, are ranges of that number.
+
+    Args:
+        path: the file; its folder is made.
+        ttl_seconds: how long an entry lives.
+        max_entries: the most entries kept; the oldest go first.
+        clock: seconds since the epoch, shared by all processes and kept over a restart.
+    """
+
+    def __init__(
+        self, path: Path, *, ttl_seconds: float, max_entries: int, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._path = path
+        self._ttl = ttl_seconds
+        self._max_entries = max_entries
+        self._clock = clock
+        self._since_sweep = 0
+        self._connection: sqlite3.Connection | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
+
+    async def put(self, entries: Sequence[tuple[str, bytes]]) -> None:
+        """Keep all entries in one transaction, or none of them."""
+        await self._call(lambda connection: self._put(connection, entries))
+
+    async def get(self, key: str) -> bytes | None:
+        """Return what is kept under `key`; None when it never was, or has expired."""
+        return await self._call(lambda connection: self._get(connection, key))
+
+    async def ping(self) -> None:
+        """Return when the file answers a query."""
+        await self._call(lambda connection: connection.execute("SELECT 1").fetchone())
+
+    async def close(self) -> None:
+        """Finish what was begun and close the file."""
+
+        def close() -> None:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+        await asyncio.get_running_loop().run_in_executor(self._thread, close)
+        self._thread.shutdown()
+
+    async def _call(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
+        def answer() -> Answer:
+            try:
+                return work(self._open())
+            except (sqlite3.Error, OSError) as error:
+                raise StoreError(f"SQLite: {error}") from error
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, answer)
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(self._path, timeout=5.0, isolation_level=None)
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute(_SCHEMA)
+            self._connection = connection
+        return self._connection
+
+    def _put(self, connection: sqlite3.Connection, entries: Sequence[tuple[str, bytes]]) -> None:
+        expires = self._clock() + self._ttl
+        rows = [(key, expires, content) for key, content in entries]
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            connection.executemany("INSERT INTO entries (key, expires, content) VALUES (?, ?, ?)", rows)
+            self._since_sweep += len(rows)
+            if self._since_sweep >= _SWEEP_EVERY:
+                self._sweep(connection)
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+
+    def _get(self, connection: sqlite3.Connection, key: str) -> bytes | None:
+        row = connection.execute("SELECT content, expires FROM entries WHERE key = ?", (key,)).fetchone()
+        return row[0] if row is not None and row[1] > self._clock() else None
+
+    def _sweep(self, connection: sqlite3.Connection) -> None:
+        limit = 2 * self._since_sweep
+        (newest,) = connection.execute("SELECT max(number) FROM entries").fetchone()
+        connection.execute(
+            "DELETE FROM entries WHERE number IN (SELECT number FROM entries ORDER BY number LIMIT ?)"
+            " AND (number <= ? OR expires <= ?)",
+            (limit, newest - self._max_entries, self._clock()),
+        )
+        self._since_sweep = 0
