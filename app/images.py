@@ -37,6 +37,8 @@ _CHUNK = struct.Struct(">I4s")
 _CRC = struct.Struct(">I")
 _IHDR = struct.Struct(">IIBBBBB")
 _KEPT = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
+_MOST_COMPRESSED = 2 * SIDE * (SIDE * 8 + 1) + 1024
+"""Compressed bytes of the deepest image, 16-bit RGBA, with room to spare: more is a bomb or padding."""
 _PLAIN = (8, 0, 0, 0, 0)
 """Bit depth, colour type, compression, filter, interlace of a plain 8-bit grey PNG."""
 
@@ -81,7 +83,7 @@ def _check(png: bytes) -> tuple[bool, bytes]:
         raise NotAPng("the first bytes are not the PNG signature")
     header = b""
     kept: list[bytes] | None = None
-    position, start = len(_SIGNATURE), 0
+    position, start, compressed = len(_SIGNATURE), 0, 0
     while True:
         if position + 12 > len(png):
             raise TruncatedPng("the file ends before the chunk IEND")
@@ -95,8 +97,12 @@ def _check(png: bytes) -> tuple[bool, bytes]:
             raise CorruptPng("a checksum does not match")
         if kind == b"acTL":
             raise AnimatedPng("the chunk acTL announces several frames")
+        if kind == b"IDAT":
+            compressed += length
+            if compressed > _MOST_COMPRESSED:
+                raise CorruptPng("there is more compressed data than the declared pixels can need")
         if kind not in _KEPT:
-            if kind[0] < 97:  # an upper-case first letter marks a chunk that no reader may skip
+            if not kind[0] & 0x20:  # bit 5 of the first letter unset: no reader may skip the chunk
                 raise CorruptPng("an unknown chunk claims to be critical")
             kept = kept or []
             kept.append(png[start:position])
