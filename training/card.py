@@ -35,17 +35,17 @@ def model_card(manifest: Manifest, label_names: Sequence[str], files: Sequence[s
 def _head(manifest: Manifest) -> str:
     metrics = manifest.metrics
     answer = next(point for point in metrics["operating_points"] if point["alpha"] == manifest.alpha)
-    headline = f"{_percent(answer['false_alarms'])} of unseen normal images are called anomalous"
+    verdicts = f"{_percent(answer['false_alarms'])} of unseen normal images are called anomalous"
     if metrics["auroc"] is not None:
-        headline = (
-            f"It tells them apart with an AUROC of **{metrics['auroc']:.4f}**; at its threshold "
-            f"{_percent(answer['detections'])} of the anomalous images are caught and {headline}"
-        )
+        verdicts = f"{_percent(answer['detections'])} of the anomalous images are caught and\n{verdicts}"
+    ranking = (
+        "" if metrics["auroc"] is None else f"\nIt ranks unseen images with an AUROC of **{metrics['auroc']:.4f}**."
+    )
     return f"""# Model card: {manifest.name}
 
 This model learned {manifest.normal_class} and nothing else. Shown an image, it redraws it; the mean squared error
 between the two (`mse`) is the anomaly score, and an image is called anomalous when its score lies strictly above
-**{manifest.threshold:.6g}**. {headline}.
+**{manifest.threshold:.6g}**.{ranking} At that threshold {verdicts}.
 """
 
 
@@ -102,7 +102,8 @@ def _figures(metrics: Mapping[str, Any], label_names: Sequence[str]) -> str:
     return f"""## Figures on images never seen before
 
 {metrics["test"][0].upper()}{metrics["test"][1:]}.
-Intervals are exact binomial ones ({100 * metrics["interval_level"]:g} %); "expected" is where the number of false alarms falls with probability {100 * metrics["band_level"]:g} %.
+Intervals are exact binomial ones ({100 * metrics["interval_level"]:g} %); "expected" is where the number of false
+alarms falls with probability {100 * metrics["band_level"]:g} %.
 
 {_ranking(metrics)}
 
@@ -172,13 +173,16 @@ def _limits(manifest: Manifest) -> str:
 def _again(manifest: Manifest) -> str:
     normal = ",".join(str(label) for label in manifest.data.normal)
     confidence = f" --confidence {manifest.calibration.confidence:g}" if manifest.calibration.confidence else ""
+    parameters = manifest.recipe.parameters
+    epochs = f" --epochs {parameters['epochs']}" if "epochs" in parameters else ""
     return f"""## To make it again
 
     python -m training train --recipe {manifest.recipe.name} --normal {normal} --name {manifest.name} \\
-        --seed {manifest.recipe.seed} --alpha {manifest.alpha:g}{confidence}
+        --data {manifest.data.name} --seed {manifest.recipe.seed} --alpha {manifest.alpha:g}{confidence}{epochs}
 
-on the data whose pixels and labels have the SHA-256 `{manifest.data.sha256}`. The same command on the same machine
-gives the same scores. Parameters: {", ".join(f"{key} {value}" for key, value in manifest.recipe.parameters.items())}.
+The SHA-256 of the data's pixels and labels is `{manifest.data.sha256}`.
+The same command on the same machine gives the same scores. Parameters:
+{", ".join(f"{key} {value}" for key, value in parameters.items())}.
 """
 
 

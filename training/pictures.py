@@ -88,7 +88,7 @@ def reconstructions(examples: Sequence[Example], threshold: float) -> bytes:
 
 def histogram(bins: Mapping[str, Sequence[float]], threshold: float, alpha: float, normal_class: str) -> bytes:
     """Draw how the scores of both kinds spread, as shares, with the threshold."""
-    figure, axes = _figure(6.6, 3.6)
+    figure, axes = _figure(6.8, 3.9)
     edges = np.asarray(bins["edges"])
     kinds = (("normal", f"normal: {normal_class}", _NORMAL), ("anomalous", "anomalous: everything else", _ANOMALOUS))
     for key, label, color in kinds:
@@ -101,11 +101,11 @@ def histogram(bins: Mapping[str, Sequence[float]], threshold: float, alpha: floa
         color=_THRESHOLD,
         linestyle="--",
         linewidth=1.4,
-        label=f"threshold, {100 * alpha:g} % wanted false alarms",
+        label=f"threshold, {100 * alpha:g} % false alarms wanted",
     )
     axes.set(xlabel="mse (the last bin takes everything above)", ylabel="% of images", title="Scores of unseen images")
     axes.set_xlim(edges[0], edges[-1])
-    axes.legend(frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return _png(figure)
 
 

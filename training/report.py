@@ -102,22 +102,24 @@ def examples(evidence: Evidence, is_normal: NDArray[np.bool_], threshold: float)
 
     Typical is the image whose score is the median of its kind.
     """
-    normals, anomalies = np.flatnonzero(is_normal), np.flatnonzero(~is_normal)
+    names, normals, anomalies = evidence.dataset.label_names, np.flatnonzero(is_normal), np.flatnonzero(~is_normal)
     chosen: list[tuple[str, int]] = []
     if len(normals):
         ranked = normals[np.argsort(evidence.scores[normals])]
-        chosen.append(("a typical normal", int(ranked[len(ranked) // 2])))
+        typical, worst = int(ranked[len(ranked) // 2]), int(ranked[-1])
+        chosen += [(f"a typical {names[evidence.labels[typical]]}", typical)]
     if len(anomalies):
         shown = 6 if (evidence.labels[anomalies] == 6).any() else evidence.labels[anomalies[0]]
-        of_label = anomalies[evidence.labels[anomalies] == shown]
-        ranked_label = of_label[np.argsort(evidence.scores[of_label])]
-        name = evidence.dataset.label_names[int(shown)]
-        chosen.append((f"a typical {name}", int(ranked_label[len(ranked_label) // 2])))
+        ranked_label = np.flatnonzero(evidence.labels == shown)
+        ranked_label = ranked_label[np.argsort(evidence.scores[ranked_label])]
+        chosen.append((f"a typical {names[shown]}", int(ranked_label[len(ranked_label) // 2])))
     if len(normals):
-        chosen.append(("the worst normal", int(ranked[-1])))
+        chosen.append((f"the worst {names[evidence.labels[worst]]}", worst))
     if len(anomalies):
         ranked_all = anomalies[np.argsort(evidence.scores[anomalies])]
-        chosen += [("the best hidden anomaly", int(ranked_all[0])), ("the plainest anomaly", int(ranked_all[-1]))]
+        first, last = int(ranked_all[0]), int(ranked_all[-1])
+        chosen.append((f"best hidden: {names[evidence.labels[first]]}", first))
+        chosen.append((f"most anomalous: {names[evidence.labels[last]]}", last))
     found = evidence.detector.detect(np.ascontiguousarray(evidence.images[[at for _, at in chosen]][:, None]))
     return [
         pictures.Example(
