@@ -39,7 +39,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
 )
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 problems = Console(stderr=True, highlight=False, soft_wrap=True)
 
 ModelStore = Annotated[Path, typer.Option(help="The folder of model versions.", envvar="MODEL_STORE")]

@@ -7,6 +7,7 @@ Knows: TorchScript, the contract of the artifact. Does not know: recipes, data s
 from __future__ import annotations
 
 import io
+import zipfile
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,7 +92,18 @@ def _script(module: nn.Module) -> bytes:
             torch.jit.save(torch.jit.script(module), buffer)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ExportError(f"the module does not script: {error}") from error
-    return buffer.getvalue()
+    return _without_debug_files(buffer.getvalue())
+
+
+def _without_debug_files(archive: bytes) -> bytes:
+    # They hold this machine's paths and source lines, and no score depends on them. Fixed times and a fixed order
+    # make the same weights the same bytes.
+    packed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as source, zipfile.ZipFile(packed, "w") as target:
+        for entry in sorted(source.infolist(), key=lambda entry: entry.filename):
+            if not entry.filename.endswith(".debug_pkl"):
+                target.writestr(zipfile.ZipInfo(entry.filename), source.read(entry))
+    return packed.getvalue()
 
 
 def _same(what: str, found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
