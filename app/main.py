@@ -20,6 +20,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from app import logs, settings
+from app.detector import keep_memory
 from app.edge import Edge
 from app.engine import Engine
 from app.metrics import Metrics
@@ -77,6 +78,7 @@ def create_app(settings: Settings, *, store: Store | None = None) -> Edge:
 def from_environment() -> Edge:
     """Make the application from the environment: the factory that uvicorn calls."""
     chosen = settings.from_environment()
+    keep_memory()
     logs.configure(chosen.log_level)
     return create_app(chosen)
 

@@ -22,7 +22,7 @@ from app.stores import StoreError
 
 router = APIRouter()
 
-_KEY = re.compile(r"[0-9a-f]{32}")
+_KEY = re.compile(r"[0-9a-f]{44}")
 _PRIVATE = {"cache-control": "private, no-store", "x-content-type-options": "nosniff"}
 View = Literal["reconstruction", "input", "error", "panel"]
 
