@@ -12,7 +12,7 @@ from app import images
 from app.engine import Engine
 from app.manifest import Manifest
 from app.metrics import CONTENT_TYPE, Metrics
-from app.problems import ModelNotFound, ModelUnavailable, NotFound, ReconstructionNotFound
+from app.problems import ModelNotFound, NotFound, ReconstructionNotFound, StoreUnavailable
 from app.reconstructions import Reconstructions
 from app.record import Record
 from app.repository import RepositoryError
@@ -117,7 +117,7 @@ async def reconstruction(
     try:
         record = await services.reconstructions.find(key) if _KEY.fullmatch(key) else None
     except StoreError:
-        raise ModelUnavailable("the store of reconstructions does not answer") from None
+        raise StoreUnavailable("nobody can say now what is kept under this id") from None
     if record is None:
         raise ReconstructionNotFound(f"nothing is kept under the id {key[:64]!r}")
     if request.headers.get("accept", "").startswith("application/json"):

@@ -30,6 +30,10 @@ class Store(Protocol):
         """Let go of connections. Nothing may be called afterwards."""
 
 
+Opener = Callable[[str, float, int], Store]
+"""Makes a store from what follows `://`, the time to live in seconds and the most entries."""
+
+
 def open_store(url: str, *, ttl_seconds: float, max_bytes: int, entry_bytes: int) -> Store:
     """Make the store that a URL names; the first use connects.
 
@@ -42,11 +46,19 @@ def open_store(url: str, *, ttl_seconds: float, max_bytes: int, entry_bytes: int
     Raises:
         StoreError: the URL names no kind of store that there is.
     """
-    kind, _, rest = url.partition("://")
-    opener = _OPENERS.get(kind)
-    if opener is None:
+    return opener(url)(url.partition("://")[2], ttl_seconds, max(1, max_bytes // entry_bytes))
+
+
+def opener(url: str) -> Opener:
+    """Return the function that makes the kind of store that a URL names.
+
+    Raises:
+        StoreError: the URL names no kind of store that there is.
+    """
+    kind = url.partition("://")[0]
+    if kind not in _OPENERS:
         raise StoreError(f"store URL {kind}://… is none of {', '.join(f'{name}://' for name in _OPENERS)}")
-    return opener(rest, ttl_seconds, max(1, max_bytes // entry_bytes))
+    return _OPENERS[kind]
 
 
 def _open_sqlite(rest: str, ttl_seconds: float, max_entries: int) -> Store:
@@ -55,4 +67,4 @@ def _open_sqlite(rest: str, ttl_seconds: float, max_entries: int) -> Store:
     return SqliteStore(Path(rest.removeprefix("/")), ttl_seconds=ttl_seconds, max_entries=max_entries)
 
 
-_OPENERS: dict[str, Callable[[str, float, int], Store]] = {"sqlite": _open_sqlite}
+_OPENERS: dict[str, Opener] = {"sqlite": _open_sqlite}

@@ -22,6 +22,7 @@ class Squares:
         self.gate.set()
 
     async def __call__(self, items: list[int]) -> Sequence[int]:
+        """Square each item, when the gate is open."""
         self.batches.append(items)
         await self.gate.wait()
         return [item * item for item in items]
