@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.credentials import CredentialProvider
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from app.stores import StoreError
@@ -44,22 +47,67 @@ class RedisStore:
         if not parts.hostname:
             raise StoreError("the store URL names no host")
         self._ttl = max(1, round(ttl_seconds * 1000))
-        self._redis = Redis(
-            connection_pool=BlockingConnectionPool(
-                max_connections=_CONNECTIONS,
-                timeout=timeout,
-                host=parts.hostname,
-                port=port,
-                db=database,
-                username=parts.username,
-                credential_provider=None,
-                socket_connect_timeout=timeout,
-                socket_timeout=timeout,
-                socket_keepalive=True,
-                # One fresh attempt mends a connection that a restart of the server closed. Waiting longer is not this
-                # object's to do: `Reconstructions` knows how long a score may wait.
-                retry=Retry(NoBackoff(), 1),
-                retry_on_error=[ConnectionError],
-                client_name="anomaly-service",
-            )
+        pool = BlockingConnectionPool(
+            max_connections=_CONNECTIONS,
+            timeout=timeout,
+            host=parts.hostname,
+            port=port,
+            db=database,
+            credential_provider=_Credentials(parts.username, password_file) if password_file else None,
+            username=None if password_file else parts.username,
+            socket_connect_timeout=timeout,
+            socket_timeout=timeout,
+            socket_keepalive=True,
+            # One more attempt, at once, mends a connection that a restart of the server closed. Waiting longer is not
+            # decided here: `Reconstructions` knows how long a score may wait.
+            retry=Retry(NoBackoff(), 1, (RedisConnectionError,)),
+            client_name="anomaly-service",
         )
+        self._redis = Redis.from_pool(pool)
+
+    async def put(self, entries: Sequence[tuple[str, bytes]]) -> None:
+        """Keep all entries in one round trip and one transaction, or none of them."""
+        async with _as_store_error(), self._redis.pipeline(transaction=True) as pipeline:
+            for key, content in entries:
+                pipeline.set(_PREFIX + key, content, px=self._ttl)
+            await pipeline.execute()
+
+    async def get(self, key: str) -> bytes | None:
+        """Return what is kept under `key`; None when it never was, or has expired."""
+        async with _as_store_error():
+            content = await self._redis.get(_PREFIX + key)
+        return content if isinstance(content, bytes) else None
+
+    async def ping(self) -> None:
+        """Return when the server answers."""
+        async with _as_store_error():
+            await self._redis.ping()
+
+    async def close(self) -> None:
+        """Close every connection."""
+        async with _as_store_error():
+            await self._redis.aclose()
+
+
+class _Credentials(CredentialProvider):
+    def __init__(self, username: str | None, password_file: Path) -> None:
+        self._username = username
+        self._password_file = password_file
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        try:
+            password = self._password_file.read_text().strip()
+        except OSError:
+            raise RedisConnectionError("the file with the store's password cannot be read") from None
+        return (self._username, password) if self._username else (password,)
+
+    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
+        return self.get_credentials()
+
+
+@asynccontextmanager
+async def _as_store_error() -> AsyncIterator[None]:
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        raise StoreError(f"Redis: {type(error).__name__}: {error}") from error
