@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from app import images
 from app.engine import Engine
+from app.keys import owned
 from app.manifest import Manifest
 from app.metrics import CONTENT_TYPE, Metrics
 from app.problems import ModelNotFound, NotFound, ReconstructionNotFound, StoreUnavailable
@@ -115,7 +116,7 @@ async def reconstruction(
     With `Accept: application/json` the answer is the reply that the score was given.
     """
     try:
-        record = await services.reconstructions.find(key) if _KEY.fullmatch(key) else None
+        record = await services.reconstructions.find(owned(request.scope, key)) if _KEY.fullmatch(key) else None
     except StoreError:
         raise StoreUnavailable("nobody can say now what is kept under this id") from None
     if record is None:
