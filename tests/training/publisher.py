@@ -73,7 +73,7 @@ def killed_everywhere(store: Path, draft: Manifest, files: dict[str, bytes]) -> 
         status = in_fork(work)
         killed = os.WIFSIGNALED(status)
         found = {"call": call, "killed": killed, "status": status, **state(copy, draft.name)}
-        found["again"] = in_fork(lambda copy=copy: publish(copy, draft, files, promote=True))
+        found["again"] = in_fork(lambda copy=copy: publish(copy, draft, files))
         found["after"] = state(copy, draft.name)
         yield found
         shutil.rmtree(copy)
@@ -89,8 +89,8 @@ def state(store: Path, name: str) -> dict[str, Any]:
         manifest = repository.open(name, version).manifest
         for file in manifest.files:
             repository.read(manifest, file)
-    hidden = [path.name for path in store.iterdir() if path.name.startswith(".")]
-    return {"versions": versions, "current": repository.current(name), "hidden": len(hidden)}
+    hidden = any(path.name.startswith(".") for path in store.rglob("*"))
+    return {"versions": versions, "current": repository.current(name), "hidden": hidden}
 
 
 if __name__ == "__main__":

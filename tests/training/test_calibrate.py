@@ -22,7 +22,7 @@ SURELY = 1 - 1e-9
     st.sampled_from([None, 0.9]),
 )
 def test_false_alarms_of_fresh_normals_lie_in_the_exact_band(seed, n, alpha, confidence):
-    """Whatever n, alpha and confidence, the false alarms among 1,000 fresh normal scores lie in the beta-binomial band."""
+    """Whatever n, alpha and confidence, false alarms among 1,000 fresh scores lie in the beta-binomial band."""
     random = np.random.default_rng(seed)
     if confidence is not None and (1 - alpha) ** n > 1 - confidence:
         return
