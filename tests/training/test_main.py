@@ -8,8 +8,10 @@ import subprocess
 import sys
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
+from app.calibration import Calibration, CalibrationError
 from app.repository import Repository
 from tests.training.conftest import ROOT
 from training.__main__ import app
@@ -121,3 +123,25 @@ def test_an_interruption_leaves_nothing(tmp_path):
     assert process.returncode == 130
     assert problems == "interrupted: nothing half-written is left behind\n"
     assert not (tmp_path / "store").exists()
+
+
+def test_every_option_and_command_is_documented():
+    """An option or a command that docs/training.md does not mention does not exist."""
+    documented = (ROOT / "docs" / "training.md").read_text()
+    commands = get_command(app).commands
+    options = {option for command in commands.values() for part in command.params for option in part.opts}
+    words = {*commands, *(option for option in options if option.startswith("--") and option != "--help")}
+    assert [word for word in words if word not in documented] == []
+
+
+@pytest.mark.parametrize(
+    ("alpha", "average", "confident"), [(0.1, 9, 44), (0.05, 19, 90), (0.01, 99, 459), (0.001, 999, 4603)]
+)
+def test_the_documented_numbers_of_images_are_the_ones_needed(alpha, average, confident):
+    """The table of calibration images needed in docs/training.md is what the calibration asks for."""
+    for needed, confidence in ((average, None), (confident, 0.99)):
+        scores = [0.0] * needed
+        Calibration(scores, confidence).rank(alpha)
+        with pytest.raises(CalibrationError):
+            Calibration(scores[1:], confidence).rank(alpha)
+    assert f"| {alpha:g} | {average:,} | {confident:,} |" in (ROOT / "docs" / "training.md").read_text()
