@@ -139,8 +139,8 @@ def _picture(record: Record, view: View, scale: int) -> bytes:
         "reconstruction": images.grey_picture(record.reconstruction),
         "squared error": images.error_picture(record.error_map),
     }
-    verdict, relation = ("anomalous", ">") if reply.is_anomaly else ("normal", "≤")
-    caption = f"{verdict}: mse {reply.mse:.4g} {relation} threshold {reply.threshold:.4g}"
+    verdict, relation = ("anomalous", "above") if reply.is_anomaly else ("normal", "not above")
+    caption = f"{verdict}: mse {reply.mse:.4g}, {relation} the threshold {reply.threshold:.4g}"
     if reply.reason:
         caption = f"anomalous: {reply.reason.replace('_', ' ')}"
     return images.panel(planes, caption, anomalous=reply.is_anomaly, scale=scale)
