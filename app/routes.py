@@ -152,7 +152,7 @@ async def models(services: ServicesDep) -> ModelList:
     return ModelList(models=[_summary(services.engine, name) for name in services.engine.names()])
 
 
-@router.get("/models/{name}", responses=_problems(404, 503), summary="The manifest of the version that answers")
+@router.get("/models/{name}", responses=_problems(404, 422, 503), summary="The manifest of the version that answers")
 async def model(name: str, services: ServicesDep) -> Manifest:
     """Return all that the version says of itself: data, recipe, calibration, metrics."""
     return (await services.engine.select(_known(services, name))).manifest
