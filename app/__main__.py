@@ -34,12 +34,14 @@ def main() -> int:
 
 def _serve(settings: Settings) -> int:
     from app.detector import DeviceError, choose_device
-    from app.stores import StoreError, opener
+    from app.keys import KeysError
+    from app.main import check
+    from app.stores import StoreError
 
     try:
         choose_device(settings.device)
-        opener(settings.store_url)
-    except (DeviceError, StoreError) as error:
+        check(settings)
+    except (DeviceError, KeysError, StoreError) as error:
         return _refuse(error)
     uvicorn.run(
         "app.main:from_environment",

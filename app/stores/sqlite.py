@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
-from app.stores import StoreError
+from app.stores.contract import StoreError
 
 Answer = TypeVar("Answer")
 

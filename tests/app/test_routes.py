@@ -13,7 +13,7 @@ from PIL import Image
 
 from app import images
 from app.settings import Settings
-from tests import model_stores
+from tests import model_stores, pngs
 from tests.app.test_score import assert_problem, raw
 from tests.conftest import running, services
 
@@ -190,3 +190,28 @@ async def test_openapi_documents_both_bodies_and_every_problem(client: httpx.Asy
     assert {parameter["name"] for parameter in score["parameters"]} == {"model", "alpha", "fit", "include"}
     assert {"200", "400", "404", "408", "413", "415", "422", "500", "503", "504"} <= set(score["responses"])
     assert "application/problem+json" in score["responses"]["422"]["content"]
+
+
+async def test_openapi_shows_no_error_but_problems(client: httpx.AsyncClient) -> None:
+    """Every 4xx and 5xx in the document is a problem, but for the readiness report."""
+    document = (await client.get("/openapi.json")).json()
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            for status, response in operation["responses"].items():
+                if status >= "400" and path != "/readyz":
+                    assert set(response["content"]) == {"application/problem+json"}, (path, status)
+
+
+async def test_a_failure_nobody_foresaw_is_a_problem(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error in a route or in the direct path is a 500 problem that gives nothing away."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("at /secret/path")
+
+    monkeypatch.setattr(services(client).engine, "names", fail)
+    monkeypatch.setattr(services(client).engine, "select", fail)
+    for response in (await client.get("/models"), await raw(client, pngs.plain())):
+        document = assert_problem(response, 500, "internal-error")
+        assert "secret" not in str(document)
