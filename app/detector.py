@@ -72,9 +72,7 @@ class _Drawing(torch.nn.Module):
         super().__init__()
         self.scoring = scoring
 
-    def forward(
-        self, images: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         mse, reconstruction, error_map, reason = self.scoring(images)
         peak = error_map.flatten(1).amax(1).clamp_min(1e-12)
         shares = error_map * (255 / peak)[:, None, None]
