@@ -19,7 +19,7 @@ import numpy as np
 
 from app.batcher import MicroBatcher
 from app.calibration import Calibration
-from app.detector import Detector, DetectorError, choose_device, use_one_thread
+from app.detector import Detector, DetectorError, choose_device, keep_memory, use_one_thread
 from app.manifest import Manifest
 from app.metrics import Metrics
 from app.problems import InternalError, ModelNotFound, ModelUnavailable, Overloaded
@@ -149,6 +149,7 @@ class Engine:
 
     async def start(self) -> None:
         """Load what is current, and watch the model store from now on. A refused version is logged, not raised."""
+        keep_memory()
         await self.refresh()
         self._watcher = asyncio.create_task(self._watch())
 

@@ -20,7 +20,6 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from app import logs, settings
-from app.detector import keep_memory
 from app.edge import Edge
 from app.engine import Engine
 from app.keys import ApiKeys
@@ -105,7 +104,6 @@ def _store(settings: Settings) -> Store:
 def from_environment() -> Edge:
     """Make the application from the environment: the factory that uvicorn calls."""
     chosen = settings.from_environment()
-    keep_memory()
     logs.configure(chosen.log_level)
     return create_app(chosen)
 
