@@ -8,7 +8,8 @@ from __future__ import annotations
 import io
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,13 +97,25 @@ class Detector:
         """
         label = "{}@{}".format(*artifact.key)
         try:
-            detector = cls(_open_module(artifact.model, device), device)
+            detector = cls.open(artifact.model, device)
             detector.warm_up(batch_sizes)
             found = detector.detect(np.ascontiguousarray(artifact.golden.images))
         except (RuntimeError, ValueError, TypeError) as error:
             raise DetectorError(f"{label}: model.pt is not a scoring module: {_first_line(error)}") from error
         _compare(label, artifact.golden, found)
         return detector
+
+    @classmethod
+    def open(cls, content: bytes, device: torch.device) -> Detector:
+        """Open TorchScript bytes without checking any score: for training, which records the golden scores with it.
+
+        Raises:
+            RuntimeError: the bytes are no TorchScript module.
+        """
+        with torchscript_allowed():
+            module = torch.jit.load(io.BytesIO(content), map_location="cpu")  # type: ignore[no-untyped-call]
+            # A frozen module has no parameters left to move: the device comes first.
+            return cls(torch.jit.freeze(module.eval().to(device)), device)
 
     def detect(self, images: NDArray[np.uint8]) -> Detections:
         """Score a micro-batch.
@@ -129,14 +142,12 @@ class Detector:
         return time.perf_counter() - started
 
 
-def _open_module(content: bytes, device: torch.device) -> torch.jit.ScriptModule:
+@contextmanager
+def torchscript_allowed() -> Iterator[None]:
+    """Silence exactly the deprecation of `torch.jit`, this project's format by choice: docs/decisions/0001."""
     with warnings.catch_warnings():
-        # TorchScript is this project's format by choice: docs/decisions/0001-torchscript.md.
         warnings.filterwarnings("ignore", message=r".*torch\.jit.*", category=DeprecationWarning)
-        module = torch.jit.load(io.BytesIO(content), map_location="cpu")  # type: ignore[no-untyped-call]
-        # A frozen module has no parameters left to move: the device comes first.
-        frozen: torch.jit.ScriptModule = torch.jit.freeze(module.eval().to(device))
-        return frozen
+        yield
 
 
 def _compare(label: str, golden: Golden, found: Detections) -> None:

@@ -96,7 +96,7 @@ class Serving:
     def _detect(self, items: list[Waiting]) -> list[Detection]:
         started = time.perf_counter()
         count = len(items)
-        images = np.frombuffer(b"".join([item.image for item in items]), np.uint8).reshape(count, 1, 28, 28)
+        images = np.frombuffer(bytearray().join([item.image for item in items]), np.uint8).reshape(count, 1, 28, 28)
         found = self._detector.detect(images)
         peaks = np.maximum(found.error_map.reshape(count, -1).max(1), 1e-12)
         planes = np.empty((count, 3, 28, 28), np.uint8)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,8 @@ _CHUNK = struct.Struct(">I4s")
 _CRC = struct.Struct(">I")
 _IHDR = struct.Struct(">IIBBBBB")
 _KEPT = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
+_MOST_COMPRESSED = 2 * SIDE * (SIDE * 8 + 1) + 1024
+"""Compressed bytes of the deepest image, 16-bit RGBA, with room to spare: more is a bomb or padding."""
 _PLAIN = (8, 0, 0, 0, 0)
 """Bit depth, colour type, compression, filter, interlace of a plain 8-bit grey PNG."""
 
@@ -74,44 +77,51 @@ def decode(png: bytes) -> bytes:
 
 
 def _check(png: bytes) -> tuple[bool, bytes]:
-    """Walk over the chunks. Returns whether it is plain 8-bit grey, and the PNG without the chunks not needed."""
+    """Return whether the PNG is plain 8-bit grey, and the PNG without the chunks that decoding does not need."""
     if not png:
         raise EmptyBody("the image has no bytes")
     if not png.startswith(_SIGNATURE):
         raise NotAPng("the first bytes are not the PNG signature")
-    header = b""
-    kept: list[bytes] | None = None
-    position, start = len(_SIGNATURE), 0
-    while True:
-        if position + 12 > len(png):
-            raise TruncatedPng("the file ends before the chunk IEND")
-        length, kind = _CHUNK.unpack_from(png, position)
-        end = position + 12 + length
-        if not header:
-            header = _header(png, kind, length)
-        if end > len(png):
-            raise TruncatedPng("the file ends inside a chunk")
-        if _CRC.unpack_from(png, end - 4)[0] != zlib.crc32(png[position + 4 : end - 4]):
-            raise CorruptPng("a checksum does not match")
+    header = _header(png)
+    parts, compressed, transparency = [_SIGNATURE], 0, False
+    for kind, start, end in _chunks(png):
         if kind == b"acTL":
             raise AnimatedPng("the chunk acTL announces several frames")
-        if kind not in _KEPT:
-            if kind[0] < 97:  # an upper-case first letter marks a chunk that no reader may skip
-                raise CorruptPng("an unknown chunk claims to be critical")
-            kept = kept or []
-            kept.append(png[start:position])
-            start = end
-        elif kind == b"IEND":
-            whole = png[:end] if kept is None else b"".join((*kept, png[start:end]))
-            return header[8:] == bytes(_PLAIN) and b"tRNS" not in whole, whole
-        position = end
+        if kind in _KEPT:
+            parts.append(png[start:end])
+            transparency |= kind == b"tRNS"
+            compressed += end - start if kind == b"IDAT" else 0
+        elif not kind[0] & 0x20:  # bit 5 of the first letter unset: no reader may skip the chunk
+            raise CorruptPng("an unknown chunk claims to be critical")
+    if compressed > _MOST_COMPRESSED:
+        raise CorruptPng("there is more compressed data than the declared pixels can need")
+    return header[8:] == bytes(_PLAIN) and not transparency, b"".join(parts)
 
 
-def _header(png: bytes, kind: bytes, length: int) -> bytes:
+def _chunks(png: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield each chunk up to IEND, as its kind, start and end, after comparing its checksum."""
+    start, kind = len(_SIGNATURE), b""
+    while kind != b"IEND":
+        if start + 12 > len(png):
+            raise TruncatedPng("the file ends before the chunk IEND")
+        length, kind = _CHUNK.unpack_from(png, start)
+        end = start + 12 + length
+        if end > len(png):
+            raise TruncatedPng("the file ends inside a chunk")
+        if _CRC.unpack_from(png, end - 4)[0] != zlib.crc32(png[start + 4 : end - 4]):
+            raise CorruptPng("a checksum does not match")
+        yield kind, start, end
+        start = end
+
+
+def _header(png: bytes) -> bytes:
     """Return the 13 bytes of IHDR after judging the declared size."""
+    start = len(_SIGNATURE) + _CHUNK.size
+    length, kind = _CHUNK.unpack(png[len(_SIGNATURE) : start].ljust(_CHUNK.size))
+    if len(png) < start:
+        raise TruncatedPng("the file ends inside its header")
     if kind != b"IHDR" or length != _IHDR.size:
         raise CorruptPng("the first chunk is not IHDR")
-    start = len(_SIGNATURE) + _CHUNK.size
     content = png[start : start + length]
     if len(content) < length:
         raise TruncatedPng("the file ends inside its header")

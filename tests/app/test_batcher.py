@@ -1,0 +1,185 @@
+"""The micro-batcher, with integers: no model, no clock but the loop's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.batcher import MicroBatcher
+from app.problems import DeadlineExceeded, InternalError, ModelUnavailable, Overloaded
+
+
+class Squares:
+    """Squares lists of integers, remembers them, and can be made to wait."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def __call__(self, items: list[int]) -> Sequence[int]:
+        """Square each item, when the gate is open."""
+        self.batches.append(items)
+        await self.gate.wait()
+        return [item * item for item in items]
+
+
+def batcher_of(run: Squares, **options: int) -> MicroBatcher[int, int]:
+    return MicroBatcher(run, **{"max_size": 4, "max_waiting": 100, **options})
+
+
+@given(
+    items=st.lists(st.integers(), max_size=60),
+    max_size=st.integers(1, 9),
+    yields=st.lists(st.integers(0, 3), min_size=60, max_size=60),
+    leaving=st.sets(st.integers(0, 59)),
+)
+@settings(max_examples=150, deadline=None)
+def test_no_caller_ever_gets_anothers_answer(
+    items: list[int], max_size: int, yields: list[int], leaving: set[int]
+) -> None:
+    """Whatever the batch size, the arrival times and who leaves early, each caller gets its own square."""
+
+    async def scenario() -> None:
+        run = Squares()
+        batcher = batcher_of(run, max_size=max_size)
+
+        async def call(place: int, item: int) -> int:
+            for _ in range(yields[place]):
+                await asyncio.sleep(0)
+            return await batcher.submit(item, deadline=5)
+
+        tasks = [asyncio.create_task(call(place, item)) for place, item in enumerate(items)]
+        await asyncio.sleep(0)
+        for place in leaving & set(range(len(tasks))):
+            tasks[place].cancel()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        for place, (item, answer) in enumerate(zip(items, answers, strict=True)):
+            if place in leaving:
+                assert isinstance(answer, asyncio.CancelledError) or answer == item * item
+            else:
+                assert answer == item * item
+        assert all(1 <= len(batch) <= max_size for batch in run.batches)
+        assert batcher.waiting == 0
+
+    asyncio.run(scenario())
+
+
+async def test_what_waits_goes_together() -> None:
+    """Items that arrive while a batch runs form the next batch, in order of arrival."""
+    run = Squares()
+    run.gate.clear()
+    batcher = batcher_of(run)
+    tasks = [asyncio.create_task(batcher.submit(item, deadline=5)) for item in range(6)]
+    await asyncio.sleep(0.01)
+    assert run.batches == [[0, 1, 2, 3]]
+    run.gate.set()
+    assert await asyncio.gather(*tasks) == [0, 1, 4, 9, 16, 25]
+    assert run.batches == [[0, 1, 2, 3], [4, 5]]
+
+
+async def test_full_queue_refuses_at_once() -> None:
+    """One item more than may wait is refused, and those accepted are answered."""
+    run = Squares()
+    run.gate.clear()
+    batcher = batcher_of(run, max_size=1, max_waiting=2)
+    tasks = [asyncio.create_task(batcher.submit(0, deadline=5))]
+    await asyncio.sleep(0.01)
+    tasks += [asyncio.create_task(batcher.submit(item, deadline=5)) for item in (1, 2)]
+    await asyncio.sleep(0.01)
+    with pytest.raises(Overloaded):
+        await batcher.submit(3, deadline=5)
+    run.gate.set()
+    assert await asyncio.gather(*tasks) == [0, 1, 4]
+
+
+async def test_deadline_is_kept_while_waiting_and_while_running() -> None:
+    """A caller hears of its deadline when it passes, and an item nobody waits for is never run."""
+    run = Squares()
+    run.gate.clear()
+    batcher = batcher_of(run, max_size=1)
+    first = asyncio.create_task(batcher.submit(1, deadline=0.02))
+    await asyncio.sleep(0)
+    second = asyncio.create_task(batcher.submit(2, deadline=0.02))
+    for task in (first, second):
+        with pytest.raises(DeadlineExceeded):
+            await task
+    run.gate.set()
+    assert await batcher.submit(3, deadline=5) == 9
+    assert run.batches == [[1], [3]]
+
+
+async def test_failure_reaches_every_waiter_and_only_them() -> None:
+    """When a batch fails, each of its callers gets an error, and the next batch is served."""
+
+    async def run(items: list[int]) -> Sequence[int]:
+        if 13 in items:
+            raise ZeroDivisionError
+        return items
+
+    batcher = MicroBatcher(run, max_size=3, max_waiting=10)
+    answers = await asyncio.gather(
+        *(batcher.submit(item, deadline=5) for item in (12, 13, 14, 15)), return_exceptions=True
+    )
+    assert [type(answer) for answer in answers[:3]] == [InternalError] * 3
+    assert answers[3] == 15
+    assert isinstance(answers[0].__cause__, ZeroDivisionError)
+
+
+async def test_wrong_number_of_results_is_an_error() -> None:
+    """Results that cannot be matched to their callers are given to nobody."""
+
+    async def run(items: list[int]) -> Sequence[int]:
+        return items[1:]
+
+    batcher = MicroBatcher(run, max_size=3, max_waiting=10)
+    with pytest.raises(InternalError):
+        await batcher.submit(1, deadline=5)
+
+
+async def test_closing_answers_what_was_accepted() -> None:
+    """`aclose` returns after the accepted items have their answers; later ones are refused."""
+    run = Squares()
+    run.gate.clear()
+    batcher = batcher_of(run, max_size=1)
+    tasks = [asyncio.create_task(batcher.submit(item, deadline=5)) for item in range(3)]
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(batcher.aclose())
+    await asyncio.sleep(0.01)
+    assert not closing.done()
+    with pytest.raises(ModelUnavailable):
+        await batcher.submit(9, deadline=5)
+    run.gate.set()
+    await closing
+    assert [task.result() for task in tasks] == [0, 1, 4]
+
+
+async def test_ten_thousand_callers_who_leave_hold_nothing() -> None:
+    """Callers that are cancelled while waiting leave nothing behind."""
+    run = Squares()
+    run.gate.clear()
+    batcher = batcher_of(run, max_size=64, max_waiting=20_000)
+    tasks = [asyncio.create_task(batcher.submit(item, deadline=60)) for item in range(10_000)]
+    await asyncio.sleep(0.01)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    run.gate.set()
+    assert await batcher.submit(7, deadline=5) == 49
+    assert batcher.waiting == 0
+    assert sum(map(len, run.batches)) == 64 + 1
+
+
+async def test_a_delay_gathers_company() -> None:
+    """With `max_delay` the first item of a batch waits for those that follow soon after."""
+    run = Squares()
+    batcher = MicroBatcher(run, max_size=8, max_waiting=10, max_delay=0.05)
+    first = asyncio.create_task(batcher.submit(1, deadline=5))
+    await asyncio.sleep(0.01)
+    second = asyncio.create_task(batcher.submit(2, deadline=5))
+    assert await asyncio.gather(first, second) == [1, 4]
+    assert run.batches == [[1, 2]]

@@ -1,0 +1,229 @@
+"""Decoding: every way in which a PNG can be good or bad, and the pictures made for people."""
+
+from __future__ import annotations
+
+import io
+import struct
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from app import images, problems
+from tests import pngs
+
+GREY = pngs.gradient()
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.frombuffer(images.decode(png), np.uint8).reshape(28, 28)
+
+
+def rgb(grey: np.ndarray, *more: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.stack([grey, grey, grey, *more], 2))
+
+
+def two_grey_levels() -> Image.Image:
+    return Image.fromarray(np.where(GREY > 120, 255, 0).astype(np.uint8))
+
+
+def palette() -> Image.Image:
+    return two_grey_levels().convert("P")
+
+
+def sixteen_bit() -> bytes:
+    wide = ((GREY.astype(np.uint16) << 8) | 0x7F).astype(">u2")
+    return pngs.SIGNATURE + pngs.header(depth=16) + pngs.chunk(b"IDAT", pngs.rows(wide)) + pngs.chunk(b"IEND")
+
+
+def interlaced() -> bytes:
+    """Adam7: seven passes over the pixels, each row with filter 0."""
+    passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+    lines = b"".join(b"\0" + row.tobytes() for top, left, down, right in passes for row in GREY[top::down, left::right])
+    content = pngs.chunk(b"IDAT", zlib.compress(lines))
+    return pngs.SIGNATURE + pngs.header(interlace=1) + content + pngs.chunk(b"IEND")
+
+
+ACCEPTED = {
+    "8-bit grey": (pngs.plain(), GREY),
+    "as Pillow writes it": (pngs.saved(Image.fromarray(GREY), optimize=True), GREY),
+    "with text and a time": (pngs.plain(GREY, pngs.chunk(b"tEXt", b"a\0b"), pngs.chunk(b"tIME", bytes(7))), GREY),
+    "bytes after the end": (pngs.plain() + b"more", GREY),
+    "1-bit": (pngs.saved(two_grey_levels().convert("1")), np.asarray(two_grey_levels())),
+    "palette": (pngs.saved(palette()), np.asarray(two_grey_levels())),
+    "RGB": (pngs.saved(rgb(GREY)), GREY),
+    "RGBA, opaque": (pngs.saved(rgb(GREY, np.full_like(GREY, 255))), GREY),
+    "grey and alpha, opaque": (pngs.saved(Image.fromarray(GREY).convert("LA")), GREY),
+    "16-bit": (sixteen_bit(), GREY),
+    "interlaced": (interlaced(), GREY),
+    "grey with a transparent level that no pixel has": (
+        pngs.plain(np.where(GREY == 7, 8, GREY).astype(np.uint8), pngs.chunk(b"tRNS", b"\0\7")),
+        np.where(GREY == 7, 8, GREY),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_grey_images_are_accepted(name: str) -> None:
+    """A PNG that means one grey image gives exactly its pixels, however it is stored."""
+    png, expected = ACCEPTED[name]
+    assert np.array_equal(pixels(png), expected)
+
+
+def with_alpha(value: int) -> Image.Image:
+    alpha = np.full_like(GREY, 255)
+    alpha[3, 3] = value
+    return rgb(GREY, alpha)
+
+
+def coloured() -> Image.Image:
+    other = GREY.copy()
+    other[5, 5] ^= 1
+    return Image.fromarray(np.stack([GREY, GREY, other], 2))
+
+
+def bad_checksum() -> bytes:
+    png = bytearray(pngs.plain())
+    png[-20] ^= 1
+    return bytes(png)
+
+
+def declared(width: int, height: int) -> bytes:
+    return pngs.SIGNATURE + pngs.header(width, height) + pngs.chunk(b"IDAT", zlib.compress(bytes(100)))
+
+
+GIF = pngs.saved(Image.fromarray(GREY), format="GIF")
+REFUSED = {
+    "no bytes": (b"", problems.EmptyBody),
+    "JPEG": (pngs.saved(Image.fromarray(GREY), format="JPEG"), problems.NotAPng),
+    "GIF": (GIF, problems.NotAPng),
+    "TIFF": (pngs.saved(Image.fromarray(GREY), format="TIFF"), problems.NotAPng),
+    "text": (b"I am a PNG, believe me", problems.NotAPng),
+    "only the signature": (pngs.SIGNATURE, problems.TruncatedPng),
+    "cut inside the header": (pngs.plain()[:20], problems.TruncatedPng),
+    "cut inside the pixels": (pngs.plain()[:200], problems.TruncatedPng),
+    "without its end": (pngs.plain()[:-12], problems.TruncatedPng),
+    "bad checksum": (bad_checksum(), problems.CorruptPng),
+    "no header": (pngs.SIGNATURE + pngs.chunk(b"IDAT", b"") + pngs.chunk(b"IEND"), problems.CorruptPng),
+    "no pixels": (pngs.SIGNATURE + pngs.header() + pngs.chunk(b"IEND"), problems.CorruptPng),
+    "fewer pixels than declared": (
+        pngs.SIGNATURE + pngs.header() + pngs.chunk(b"IDAT", zlib.compress(bytes(100))) + pngs.chunk(b"IEND"),
+        problems.CorruptPng,
+    ),
+    "pixels that are no zlib stream": (
+        pngs.SIGNATURE + pngs.header() + pngs.chunk(b"IDAT", b"\x55" * 90) + pngs.chunk(b"IEND"),
+        problems.CorruptPng,
+    ),
+    "impossible bit depth": (
+        pngs.SIGNATURE + pngs.header(depth=7) + pngs.chunk(b"IDAT", pngs.rows(GREY)) + pngs.chunk(b"IEND"),
+        problems.CorruptPng,
+    ),
+    "unknown critical chunk": (pngs.plain(GREY, pngs.chunk(b"ABCD", b"")), problems.CorruptPng),
+    "27x28": (pngs.plain(GREY[:, :27]), problems.WrongSize),
+    "no width": (declared(0, 28), problems.WrongSize),
+    "a large photograph": (declared(640, 480), problems.WrongSize),
+    "65535x65535": (declared(65535, 65535), problems.ImageTooLarge),
+    "animated": (pngs.plain(GREY, pngs.chunk(b"acTL", struct.pack(">II", 2, 0))), problems.AnimatedPng),
+    "coloured": (pngs.saved(coloured()), problems.NotGrey),
+    "half transparent": (pngs.saved(with_alpha(128)), problems.Transparent),
+    "one transparent pixel": (pngs.saved(with_alpha(0)), problems.Transparent),
+    "grey with a transparent level": (pngs.plain(GREY, pngs.chunk(b"tRNS", b"\0\7")), problems.Transparent),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_everything_else_is_refused(name: str) -> None:
+    """Each kind of bad image raises its own problem."""
+    png, expected = REFUSED[name]
+    with pytest.raises(expected) as caught:
+        images.decode(png)
+    assert type(caught.value) is expected
+
+
+def test_wrong_size_says_the_size_found() -> None:
+    """The refusal of a wrong size names the size that the image has."""
+    with pytest.raises(problems.WrongSize, match="27x28"):
+        images.decode(pngs.plain(GREY[:, :27]))
+
+
+BOMBS = {
+    "pixels": pngs.chunk(b"IDAT", zlib.compress(bytes(50_000_000), 9)),
+    "text": pngs.chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(50_000_000), 9)),
+    "profile": pngs.chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(50_000_000), 9)),
+}
+
+
+@pytest.mark.parametrize("place", BOMBS)
+def test_compression_bombs_stay_small(place: str) -> None:
+    """Fifty megabytes behind a small chunk are never inflated: memory stays below one."""
+    extra = b"" if place == "pixels" else pngs.chunk(b"IDAT", pngs.rows(GREY))
+    png = pngs.SIGNATURE + pngs.header() + BOMBS[place] + extra + pngs.chunk(b"IEND")
+    tracemalloc.start()
+    try:
+        images.decode(png)
+    except problems.InvalidImage:
+        pass
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_damaged_files_never_raise_anything_else(data: st.DataObject) -> None:
+    """Any change of any bytes gives pixels or a problem of the client's, never another error."""
+    png = bytearray(data.draw(st.sampled_from([value[0] for value in ACCEPTED.values()])))
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(png) - 1))
+        png[place : place + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4))
+    try:
+        assert len(images.decode(bytes(png))) == 784
+    except problems.Problem as problem:
+        assert problem.status in (400, 422)
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_damage_behind_right_checksums_never_raises_anything_else(data: st.DataObject) -> None:
+    """Nor does nonsense inside chunks whose checksums are right."""
+    kinds = st.sampled_from([b"IDAT", b"PLTE", b"tRNS", b"tEXt", b"iCCP", b"IHDR", b"gAMA", b"eXIf"])
+    chunks = data.draw(st.lists(st.tuples(kinds, st.binary(max_size=40)), max_size=5))
+    first = pngs.header(depth=data.draw(st.integers(0, 17)), colour=data.draw(st.integers(0, 7)))
+    png = pngs.SIGNATURE + first + b"".join(pngs.chunk(*each) for each in chunks) + pngs.chunk(b"IEND")
+    try:
+        assert len(images.decode(png)) == 784
+    except problems.Problem as problem:
+        assert problem.status == 422
+
+
+@pytest.mark.parametrize("scale", [1, 3, 16])
+def test_pictures_have_the_size_asked_for(scale: int) -> None:
+    """A picture of one plane has 28 times `scale` pixels a side and, enlarged, the same grey values."""
+    picture = Image.open(io.BytesIO(images.encode(GREY, scale)))
+    assert picture.size == (28 * scale, 28 * scale)
+    assert np.array_equal(np.asarray(picture)[::scale, ::scale], GREY)
+
+
+def test_error_colours_grow_lighter_with_the_error() -> None:
+    """In the picture of an error map a larger error is never darker than a smaller one."""
+    ramp = np.arange(784) * 255 // 783
+    colours = images.error_picture(ramp.astype(np.uint8).tobytes()).reshape(-1, 3).astype(int)
+    lightness = colours @ [299, 587, 114]
+    assert (np.diff(lightness) >= 0).all()
+
+
+@pytest.mark.parametrize("scale", [1, 8])
+def test_panel_holds_every_plane(scale: int) -> None:
+    """The panel shows each plane with its own pixels, whether or not there is room for words."""
+    planes = {"image": GREY, "reconstruction": 255 - GREY}
+    panel = np.asarray(Image.open(io.BytesIO(images.panel(planes, "normal", anomalous=False, scale=scale))))
+    gap, room = 2 * scale, 3 * scale if scale >= 4 else 0
+    for place, plane in enumerate(planes.values()):
+        left = gap + place * (28 * scale + gap)
+        found = panel[gap + room : gap + room + 28 * scale : scale, left : left + 28 * scale : scale, 0]
+        assert np.array_equal(found, plane)

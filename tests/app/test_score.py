@@ -1,0 +1,292 @@
+"""`POST /score` as a client meets it, over ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import random
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from app.settings import Settings
+from tests import pngs
+from tests.app.test_images import BOMBS, REFUSED
+from tests.conftest import running, services
+
+PNG = {"content-type": "image/png"}
+FIELDS = {
+    "id",
+    "model",
+    "version",
+    "mse",
+    "threshold",
+    "alpha",
+    "p_value",
+    "is_anomaly",
+    "reason",
+    "reconstruction",
+}
+
+
+async def raw(client: httpx.AsyncClient, png: bytes, query: str = "") -> httpx.Response:
+    return await client.post(f"/score{query}", content=png, headers=PNG)
+
+
+async def form(client: httpx.AsyncClient, *parts: tuple[str, str | None, bytes]) -> httpx.Response:
+    content_type, body = pngs.multipart(*parts)
+    return await client.post("/score", content=body, headers={"content-type": content_type})
+
+
+def assert_problem(response: httpx.Response, status: int, type: str) -> dict[str, Any]:  # noqa: A002
+    """A problem has its media type, status and type, says what to do, and names the request."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    document: dict[str, Any] = response.json()
+    assert document["type"] == f"/problems/{type}"
+    assert document["status"] == status
+    assert document["title"]
+    assert document["instance"].endswith(response.headers["x-request-id"])
+    return document
+
+
+async def test_reply_has_every_field(client: httpx.AsyncClient, zero: bytes) -> None:
+    """A score names its model, threshold, verdict, p-value and where the reconstruction is."""
+    reply = (await raw(client, zero)).json()
+    assert set(reply) == FIELDS
+    assert reply["is_anomaly"] == (reply["mse"] > reply["threshold"])
+    assert reply["reconstruction"] == f"/reconstruction/{reply['id']}"
+    assert 0 < reply["p_value"] <= 1
+    assert reply["reason"] is None
+
+
+async def test_both_body_forms_score_alike(client: httpx.AsyncClient, zero: bytes) -> None:
+    """The same PNG has the same mse as raw body, as the only part, and beside other fields."""
+    replies = [
+        await raw(client, zero),
+        await client.post("/score", files={"file": ("zero.png", zero, "image/png")}),
+        await form(client, ("note", None, b"hello"), ("file", "zero.png", zero)),
+        await form(client, ("file", "zero.png", zero)),
+        await form(client, ("file", 'we"ird.png', zero)),
+    ]
+    assert [reply.status_code for reply in replies] == [200] * 5
+    assert len({reply.json()["mse"] for reply in replies}) == 1
+    assert len({reply.json()["id"] for reply in replies}) == 5
+
+
+async def test_a_boundary_inside_the_image_is_not_the_end(client: httpx.AsyncClient) -> None:
+    """Bytes that look like half a boundary inside the file do not cut it."""
+    png = pngs.plain(None, pngs.chunk(b"tEXt", b"a\0\r\n--b0unda\r\n\r\n--"))
+    assert (await form(client, ("file", "a.png", png))).json()["mse"] == (await raw(client, png)).json()["mse"]
+
+
+@pytest.mark.parametrize("name", [name for name in REFUSED if name != "no bytes"])
+async def test_bad_images_are_problems(client: httpx.AsyncClient, name: str) -> None:
+    """Each bad image is a 422 with its own type in both body forms, and nothing is stored."""
+    png, kind = REFUSED[name]
+    for response in (await raw(client, png), await form(client, ("file", "a.png", png))):
+        document = assert_problem(response, 422, kind.type.removeprefix("/problems/"))
+        assert document["hint"]
+    assert await stored(client) == 0
+
+
+async def stored(client: httpx.AsyncClient) -> int:
+    """Return how many reconstructions the store holds."""
+    store = services(client).reconstructions._store
+    count: int = await store._call(lambda connection: connection.execute("SELECT count(*) FROM entries").fetchone()[0])
+    return count
+
+
+FORMS = {
+    "no part": ((), 400, "missing-file"),
+    "no part named file": ((("image", "a.png", b"x"),), 400, "missing-file"),
+    "file without a name": ((("file", None, b"x"),), 400, "missing-file"),
+    "two files": ((("file", "a.png", b"x"), ("file", "b.png", b"x")), 400, "too-many-files"),
+    "a second file under another name": ((("file", "a.png", b"x"), ("more", "b.png", b"x")), 400, "too-many-files"),
+    "an empty file": ((("file", "a.png", b""),), 400, "empty-body"),
+    "a hundred parts": (tuple((f"n{place}", None, b"x") for place in range(100)), 400, "too-many-files"),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+async def test_bad_forms_are_problems(client: httpx.AsyncClient, name: str) -> None:
+    """A form that does not carry exactly one image says what is wrong with it."""
+    parts, status, kind = FORMS[name]
+    assert_problem(await form(client, *parts), status, kind)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("multipart/form-data", b"--x\r\n"),
+        ("multipart/form-data; boundary=x", b"no boundary at all"),
+        ("multipart/form-data; boundary=x", b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n'),
+        ("multipart/form-data; boundary=x", b"--x\r\nnonsense\r\n\r\nabc\r\n--x--\r\n"),
+        (f"multipart/form-data; boundary={'x' * 300}", b"abc"),
+        ("multipart/form-data; boundary=x", b"\r\n" * 20_000),
+    ],
+)
+async def test_malformed_forms_are_400(client: httpx.AsyncClient, content_type: str, body: bytes) -> None:
+    """A body that is not the form it claims to be is a 400, never a 500."""
+    response = await client.post("/score", content=body, headers={"content-type": content_type})
+    document = response.json()
+    assert response.status_code == 400, document
+    assert document["type"] in ("/problems/malformed-multipart", "/problems/missing-file")
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["", "text/plain", "application/json", "image/jpeg", "application/x-www-form-urlencoded", "application/x-pickle"],
+)
+async def test_other_content_types_are_415(client: httpx.AsyncClient, zero: bytes, content_type: str) -> None:
+    """Only the two documented content types are read."""
+    headers = {"content-type": content_type} if content_type else {}
+    assert_problem(await client.post("/score", content=zero, headers=headers), 415, "unsupported-media-type")
+
+
+async def test_empty_bodies_are_400(client: httpx.AsyncClient) -> None:
+    """No bytes at all are an empty body in both forms."""
+    assert_problem(await raw(client, b""), 400, "empty-body")
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    assert_problem(await client.post("/score", content=b"", headers=headers), 400, "empty-body")
+
+
+async def test_too_large_bodies_are_413(client: httpx.AsyncClient, zero: bytes) -> None:
+    """A body above the limit is refused by its declaration and, chunked, by what came."""
+    too_much = zero + bytes(70_000)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for start in range(0, len(too_much), 1000):
+            yield too_much[start : start + 1000]
+
+    assert_problem(await raw(client, too_much), 413, "body-too-large")
+    assert_problem(await client.post("/score", content=chunks(), headers=PNG), 413, "body-too-large")
+
+
+QUERIES = {
+    "model=nothing": (404, "model-not-found"),
+    "model=zero-article@99": (404, "model-not-found"),
+    "model=../../etc": (422, "invalid-parameter"),
+    "model=zero-article@0": (422, "invalid-parameter"),
+    "alpha=0": (422, "invalid-parameter"),
+    "alpha=1": (422, "invalid-parameter"),
+    "alpha=much": (422, "invalid-parameter"),
+    "alpha=nan": (422, "invalid-parameter"),
+    "alpha=0.00001": (422, "unsupported-alpha"),
+    "fit=stretch": (422, "invalid-parameter"),
+    "include=everything": (422, "invalid-parameter"),
+    "modle=zero-article": (422, "invalid-parameter"),
+    "alpha=0.1&alpha=0.2": (422, "invalid-parameter"),
+}
+
+
+@pytest.mark.parametrize("query", QUERIES)
+async def test_bad_queries_are_problems(client: httpx.AsyncClient, zero: bytes, query: str) -> None:
+    """Every parameter that means nothing is refused, unknown names included."""
+    status, kind = QUERIES[query]
+    assert_problem(await raw(client, zero, f"?{query}"), status, kind)
+
+
+async def test_another_alpha_moves_the_threshold_only(client: httpx.AsyncClient, zero: bytes) -> None:
+    """`alpha` changes threshold and verdict of this reply; the score stays. Anomalous means p-value <= alpha."""
+    seen = []
+    for alpha in (0.01, 0.05, 0.2, 0.5, 0.9):
+        reply = (await raw(client, zero, f"?alpha={alpha}")).json()
+        assert reply["alpha"] == alpha
+        assert reply["is_anomaly"] == (reply["p_value"] <= alpha)
+        seen.append(reply)
+    assert len({reply["mse"] for reply in seen}) == 1
+    assert [reply["threshold"] for reply in seen] == sorted((reply["threshold"] for reply in seen), reverse=True)
+
+
+async def test_a_version_can_be_named(client: httpx.AsyncClient, zero: bytes) -> None:
+    """`name` and `name@version` give the same score as the version they mean."""
+    replies = [(await raw(client, zero, query)).json() for query in ("?model=zero-article", "?model=zero-article@1")]
+    assert len({(reply["model"], reply["version"], reply["mse"]) for reply in replies}) == 1
+
+
+async def test_reconstruction_can_be_included(client: httpx.AsyncClient, zero: bytes) -> None:
+    """`include=reconstruction` embeds the very picture that the route gives."""
+    reply = (await raw(client, zero, "?include=reconstruction")).json()
+    embedded = base64.b64decode(reply["reconstruction_png"])
+    assert embedded == (await client.get(reply["reconstruction"])).content
+
+
+async def test_framework_route_is_the_same(client: httpx.AsyncClient, zero: bytes) -> None:
+    """The documented route, reached through the framework, answers as the direct path does."""
+    inside = httpx.AsyncClient(transport=httpx.ASGITransport(client.app._app), base_url="http://test")  # type: ignore[attr-defined]
+    async with inside:
+        assert (await raw(inside, zero)).json()["mse"] == (await raw(client, zero)).json()["mse"]
+        response = await raw(inside, b"nonsense")
+        assert response.status_code == 422
+        assert response.json()["type"] == "/problems/not-a-png"
+        assert (await raw(inside, zero, "?modle=x")).status_code == 422
+
+
+async def test_request_ids_are_made_or_passed_on(client: httpx.AsyncClient, zero: bytes) -> None:
+    """A sound request id of the caller comes back; anything else is replaced."""
+    given = await client.post("/score", content=zero, headers={**PNG, "x-request-id": "abc-123"})
+    assert given.headers["x-request-id"] == "abc-123"
+    for bad in ("a b", "x" * 65, '"},{"'):
+        response = await client.get("/livez", headers={"x-request-id": bad})
+        assert response.headers["x-request-id"] != bad
+
+
+async def test_server_timing_names_every_stage(client: httpx.AsyncClient, zero: bytes) -> None:
+    """The reply says where its time went."""
+    timing = (await raw(client, zero)).headers["server-timing"]
+    assert [part.split(";")[0] for part in timing.split(", ")] == ["decode", "queue", "forward", "store"]
+
+
+async def test_concurrent_images_keep_their_own_scores(client: httpx.AsyncClient) -> None:
+    """Two hundred different images at once: each caller gets the score and the picture of its own image."""
+    generator = np.random.default_rng(0)
+    digits = generator.integers(0, 256, (200, 28, 28)).astype(np.uint8)
+    alone = [(await raw(client, pngs.plain(digit))).json()["mse"] for digit in digits]
+    together = [reply.json() for reply in await asyncio.gather(*(raw(client, pngs.plain(digit)) for digit in digits))]
+    assert np.allclose([reply["mse"] for reply in together], alone, rtol=1e-6)
+    assert len(set(alone)) == 200
+    for digit, reply in zip(digits[:20], together, strict=False):
+        kept = (await client.get(reply["reconstruction"] + "?view=input")).content
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(kept))), digit)
+
+
+async def test_overload_is_503_and_passes(make_settings: Callable[..., Settings], zero: bytes) -> None:
+    """With a full queue some requests get 503 with Retry-After, all others a score, and afterwards all is well."""
+    async with running(make_settings(queue_max_images=4, batch_max_size=1)) as client:
+        responses = await asyncio.gather(*(raw(client, zero) for _ in range(64)))
+        statuses = {response.status_code for response in responses}
+        assert statuses == {200, 503}
+        for response in responses:
+            if response.status_code == 503:
+                assert_problem(response, 503, "overloaded")
+                assert response.headers["retry-after"] == "1"
+        assert (await raw(client, zero)).status_code == 200
+
+
+async def test_ten_thousand_mixed_requests_leave_memory_flat(client: httpx.AsyncClient, zero: bytes) -> None:
+    """Good and bad requests mixed: every good one is answered 200, no bad one is, and memory does not grow."""
+    bad = [png for png, _ in REFUSED.values()]
+    bad += [pngs.SIGNATURE + pngs.header() + bomb + pngs.chunk(b"IEND") for bomb in BOMBS.values()]
+    generator = random.Random(0)
+
+    async def one() -> None:
+        if generator.random() < 0.5:
+            assert (await raw(client, zero)).status_code == 200
+        else:
+            assert 400 <= (await raw(client, generator.choice(bad))).status_code < 500
+
+    async def many(count: int) -> int:
+        for _ in range(count // 50):
+            await asyncio.gather(*(one() for _ in range(50)))
+        return psutil.Process().memory_info().rss
+
+    before = await many(2_000)
+    after = await many(8_000)
+    assert after - before < 24 * 2**20

@@ -1,0 +1,167 @@
+"""What many tests need: the shipped model store, real digits, a running application, a server process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from app.edge import Edge
+from app.main import create_app
+from app.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+MODEL_STORE = ROOT / "model_store"
+EXAMPLES = ROOT / "examples"
+
+
+@asynccontextmanager
+async def lifespan(app: Edge) -> AsyncIterator[None]:
+    """Run an application's start-up and shut-down around a block, as a server does."""
+    inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    outbox: asyncio.Queue[Any] = asyncio.Queue()
+    task = asyncio.create_task(app({"type": "lifespan", "asgi": {"version": "3.0"}}, inbox.get, outbox.put))
+    await inbox.put({"type": "lifespan.startup"})
+    message = await outbox.get()
+    assert message["type"] == "lifespan.startup.complete", message
+    try:
+        yield
+    finally:
+        await inbox.put({"type": "lifespan.shutdown"})
+        message = await outbox.get()
+        assert message["type"] == "lifespan.shutdown.complete", message
+        await task
+
+
+@pytest.fixture
+def make_settings(tmp_path: Path) -> Callable[..., Settings]:
+    """Return a maker of settings with a store of the test's own and no log lines."""
+
+    def make(**chosen: Any) -> Settings:
+        defaults = {
+            "model_store": MODEL_STORE,
+            "device": "cpu",
+            "store_url": f"sqlite:///{tmp_path}/reconstructions.db",
+            "log_requests": False,
+            "watch_seconds": 0.05,
+            "batch_max_size": 8,
+        }
+        return Settings(**{**defaults, **chosen})
+
+    return make
+
+
+@asynccontextmanager
+async def running(settings: Settings, **parts: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """Run an application in this process and yield a client of it."""
+    app = create_app(settings, **parts)
+    async with lifespan(app), httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        client.app = app  # type: ignore[attr-defined]
+        yield client
+
+
+@pytest.fixture
+async def client(make_settings: Callable[..., Settings]) -> AsyncIterator[httpx.AsyncClient]:
+    """Yield a client of an application with the shipped model store."""
+    async with running(make_settings()) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def zero() -> bytes:
+    """Return the shipped PNG of a zero."""
+    return (EXAMPLES / "zero.png").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def six() -> bytes:
+    """Return the shipped PNG of a six."""
+    return (EXAMPLES / "six.png").read_bytes()
+
+
+def services(client: httpx.AsyncClient) -> Any:
+    """Return the services behind a client made by `running`."""
+    return client.app._app.state.services  # type: ignore[attr-defined]
+
+
+def free_port() -> int:
+    """Return a port on loopback that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Server:
+    """The service as a process of its own, with whatever environment a test wants."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log_path = folder / f"server-{self.port}.log"
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("ANOMALY_")},
+            "ANOMALY_PORT": str(self.port),
+            "ANOMALY_MODEL_STORE": str(MODEL_STORE),
+            "ANOMALY_DEVICE": "cpu",
+            "ANOMALY_STORE_URL": f"sqlite:///{folder}/reconstructions.db",
+            **environment,
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *, wait: bool = True) -> Server:
+        """Start the process; with `wait`, return when it is ready."""
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "app"], cwd=ROOT, env=self._environment, stdout=log, stderr=log
+            )
+        if wait:
+            self.wait_ready()
+        return self
+
+    def wait_ready(self, seconds: float = 60) -> None:
+        """Return when /readyz says yes; fail with the log when it does not."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and self.process is not None and self.process.poll() is None:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                    return
+            time.sleep(0.05)
+        raise AssertionError(f"the server did not become ready:\n{self.log()}")
+
+    def stop(self, signal_name: str = "terminate") -> int:
+        """End the process and return its exit code."""
+        assert self.process is not None
+        getattr(self.process, signal_name)()
+        return self.process.wait(30)
+
+    def log(self) -> str:
+        """Return what the process has written so far."""
+        return self.log_path.read_text()
+
+
+@pytest.fixture
+def make_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Return a maker of server processes; those still running at the end are killed."""
+    servers: list[Server] = []
+
+    def make(**environment: str) -> Server:
+        servers.append(Server(tmp_path, **environment))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        if server.process is not None and server.process.poll() is None:
+            server.process.kill()
+            server.process.wait(10)

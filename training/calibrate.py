@@ -1,0 +1,66 @@
+"""Choose the threshold on held-out normal images, with the very module that will be served.
+
+Knows: scores, the exact band of a split-conformal threshold. Does not know: data sets, files. The order statistics
+themselves are in `app.calibration`, which the service uses too.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from app.calibration import Calibration
+from app.detector import Detector
+from app.manifest import CalibrationSummary
+
+BAND_LEVEL = 0.99
+
+
+def score(detector: Detector, images: NDArray[np.uint8], batch: int = 256) -> NDArray[np.float32]:
+    """Return the MSE of every image: uint8 [n, 28, 28] to float32 [n]."""
+    starts = range(0, len(images), batch)
+    parts = [detector.detect(np.ascontiguousarray(images[start : start + batch, None])).mse for start in starts]
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def calibrate(
+    scores: NDArray[np.float32], alpha: float, confidence: float | None = None
+) -> tuple[Calibration, CalibrationSummary]:
+    """Turn the scores of held-out normal images into thresholds for any false-alarm rate.
+
+    Args:
+        scores: MSE of normal images that training never saw, float32 [n], in any order.
+        alpha: the wanted false-alarm rate.
+        confidence: None for the guarantee on average over calibration draws; else the probability over calibration
+            draws with which the false-alarm rate must stay at or below `alpha`.
+
+    Raises:
+        CalibrationError: there are too few images; the message says how many are needed.
+    """
+    calibration = Calibration(np.sort(scores).astype(float).tolist(), confidence)
+    rank = calibration.rank(alpha)
+    n = len(scores)
+    return calibration, CalibrationSummary(
+        n=n, rank=rank, confidence=confidence, band_level=BAND_LEVEL, band=band(n, rank)
+    )
+
+
+def band(n: int, rank: int, level: float = BAND_LEVEL) -> tuple[float, float]:
+    """Return where the false-alarm rate of the threshold at `rank` of `n` lies with probability `level`.
+
+    It follows Beta(n + 1 - rank, rank): Vovk, "Conditional validity of inductive conformal predictors", 2012.
+    """
+    law = stats.beta(n + 1 - rank, rank)
+    low, high = law.ppf([(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def count_band(n: int, rank: int, fresh: int, level: float = BAND_LEVEL) -> tuple[int, int]:
+    """Return how many false alarms among `fresh` new normal images are to be expected with probability `level`.
+
+    Their number is beta-binomial: the rate is drawn with the calibration images, the count with the new ones.
+    """
+    law = stats.betabinom(fresh, n + 1 - rank, rank)
+    low, high = law.ppf([(1 - level) / 2, (1 + level) / 2])
+    return int(low), int(high)

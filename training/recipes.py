@@ -1,0 +1,71 @@
+"""The recipes: how a scoring module is made from normal images.
+
+Knows: which fit function with which parameters. Does not know: data, export, the model store. To add a recipe, add an
+entry to `RECIPES`; a test holds every entry to the contract of the artifact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from training.train import Fit, fit_article
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to make a scoring module.
+
+    Attributes:
+        name: key in `RECIPES`.
+        summary: what it is, in one line.
+        fit: makes the scoring module.
+        parameters: everything that `fit` must know; written to the manifest. JSON values only.
+        score_space: in words, what the squared errors are taken of.
+        reasons: names of the guards of the graph; code k in its fourth output is `reasons[k - 1]`.
+        split: key in `training.splits.SPLITS`.
+    """
+
+    name: str
+    summary: str
+    fit: Fit
+    parameters: Mapping[str, Any]
+    score_space: str
+    reasons: tuple[str, ...] = ()
+    split: str = "standard"
+
+    def with_epochs(self, epochs: int | None) -> Recipe:
+        """Return the recipe with another number of epochs; None leaves it. A recipe without epochs stays as it is."""
+        if epochs is None or "epochs" not in self.parameters:
+            return self
+        return replace(self, parameters={**self.parameters, "epochs": epochs})
+
+
+_ARTICLE = Recipe(
+    name="article",
+    summary="the founding article to the letter: two convolutions, 196 numbers in the middle, plain copying",
+    fit=fit_article,
+    parameters={
+        "autoencoder": "article",
+        "input_range": [-1.0, 1.0],
+        "learning_rate": 1e-3,
+        "batch_size": 50,
+        "epochs": 30,
+    },
+    score_space="pixels scaled to -1..1, against a reconstruction in 0..1",
+    split="article",
+)
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        _ARTICLE,
+        replace(
+            _ARTICLE,
+            name="deeper",
+            summary="the article's loop with the deeper network that it wished to try: 128 numbers in the middle",
+            parameters={**_ARTICLE.parameters, "autoencoder": "deeper"},
+        ),
+    )
+}

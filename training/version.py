@@ -1,0 +1,209 @@
+"""Make one model version: data, fit, export, calibrate, evaluate, report, publish.
+
+Knows: the order of the steps. Does not know: how any of them is done, nor the command line.
+"""
+
+from __future__ import annotations
+
+import io
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from app.detector import Detector
+from app.manifest import CalibrationSummary, Data, Manifest
+from app.manifest import Recipe as RecipeRecord
+from training.calibrate import calibrate, score
+from training.datasets import Dataset
+from training.evaluate import evaluate
+from training.export import Exported, export, golden_images
+from training.publish import publish
+from training.recipes import Recipe
+from training.report import Evidence, report
+from training.splits import SPLITS, Split
+from training.train import Progress
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is wanted.
+
+    Attributes:
+        name: of the model in the model store.
+        recipe: how to make it.
+        normal: labels of the normal class.
+        seed: of everything random.
+        alpha: the wanted false-alarm rate.
+        confidence: None, or the probability with which the false-alarm rate must stay at or below `alpha`.
+        device: where to train.
+    """
+
+    name: str
+    recipe: Recipe
+    normal: tuple[int, ...]
+    seed: int
+    alpha: float
+    confidence: float | None
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished version that is not published yet: its manifest without number, and its files by path."""
+
+    draft: Manifest
+    files: dict[str, bytes]
+
+    def publish(self, model_store: Path, *, promote: bool) -> Manifest:
+        """Publish it under the next free number; see `training.publish.publish`."""
+        return publish(model_store, self.draft, self.files, promote=promote)
+
+
+def make(order: Order, dataset: Dataset, *, progress: Progress, say: Callable[[str], None] = lambda _: None) -> Made:
+    """Make a model version in memory. Nothing is written to the disk.
+
+    Args:
+        order: what is wanted.
+        dataset: what to learn from and to measure on.
+        progress: is told every epoch's loss.
+        say: is told each step, in words.
+
+    Raises:
+        DataError: the normal class is unknown or too small.
+        TrainingError: training diverged.
+        ExportError: the module breaks the contract.
+        CalibrationError: too few calibration images for the wanted false-alarm rate.
+    """
+    normal_class = dataset.describe(order.normal)
+    split = SPLITS[order.recipe.split](dataset, order.normal, order.seed)
+    calibrate(np.zeros(len(split.calibration), np.float32), order.alpha, order.confidence)  # too few: say so now
+    losses: list[float] = []
+
+    def record(epoch: int, loss: float) -> None:
+        losses.append(loss)
+        progress(epoch, loss)
+
+    say(f"learning {normal_class} from {len(split.train):,} images, on {order.device}")
+    scoring = order.recipe.fit(
+        dataset.images[split.train], order.recipe.parameters, seed=order.seed, device=order.device, progress=record
+    )
+    test_images, test_labels = dataset.images[split.test], dataset.labels[split.test]
+    exported = export(scoring, golden_images(test_images, test_labels, order.normal))
+    detector = Detector.open(exported.model, torch.device("cpu"))
+
+    say(f"calibrating on {len(split.calibration):,} held-out normal images, testing on {split.test_words}")
+    calibration_scores = score(detector, dataset.images[split.calibration])
+    calibration, summary = calibrate(calibration_scores, order.alpha, order.confidence)
+    test_scores = score(detector, test_images)
+    metrics: dict[str, Any] = {
+        "test": split.test_words,
+        **evaluate(test_scores, test_labels, order.normal, calibration, order.alpha),
+        "also": {
+            words: evaluate(
+                score(detector, dataset.images[places]), dataset.labels[places], order.normal, calibration, order.alpha
+            )
+            for words, places in split.also.items()
+        },
+        "final_loss": losses[-1] if losses else None,
+    }
+    draft = _draft(
+        order,
+        dataset,
+        split=split,
+        summary=summary,
+        threshold=calibration.threshold(order.alpha),
+        normal_class=normal_class,
+        metrics=metrics,
+    )
+    evidence = Evidence(dataset, test_images, test_labels, test_scores, tuple(losses), detector)
+    return Made(draft, {**_artifact(exported, calibration_scores), **report(draft, evidence)})
+
+
+def _artifact(exported: Exported, calibration_scores: np.ndarray[Any, np.dtype[np.float32]]) -> dict[str, bytes]:
+    golden, scores = io.BytesIO(), io.BytesIO()
+    np.savez_compressed(
+        golden,
+        images=exported.golden.images,
+        mse=exported.golden.mse,
+        reconstructions=exported.golden.reconstructions,
+    )
+    np.save(scores, np.sort(calibration_scores))
+    return {"model.pt": exported.model, "calibration.npy": scores.getvalue(), "golden.npz": golden.getvalue()}
+
+
+def _draft(
+    order: Order,
+    dataset: Dataset,
+    *,
+    split: Split,
+    summary: CalibrationSummary,
+    threshold: float,
+    normal_class: str,
+    metrics: dict[str, Any],
+) -> Manifest:
+    recipe = order.recipe
+    parameters = {**recipe.parameters, "split": split.name}
+    return Manifest(
+        name=order.name,
+        version=1,
+        created_at=datetime.now(UTC).replace(microsecond=0),
+        normal_class=normal_class,
+        recipe=RecipeRecord(name=recipe.name, parameters=parameters, seed=order.seed),
+        input_shape=(1, 28, 28),
+        score_space=recipe.score_space,
+        alpha=order.alpha,
+        threshold=threshold,
+        reasons=recipe.reasons,
+        calibration=summary,
+        metrics=metrics,
+        data=Data(
+            name=dataset.name,
+            source=dataset.source,
+            sha256=dataset.sha256,
+            normal=order.normal,
+            train=len(split.train),
+            calibration=len(split.calibration),
+            test_normal=metrics["test_normal"],
+            test_anomalous=metrics["test_anomalous"],
+        ),
+        code_version=code_version(),
+        torch_version=str(torch.__version__),
+        device=_device_words(order.device),
+        files={},
+    )
+
+
+def code_version() -> str:
+    """Return the package's version and, in a git checkout, the commit: `0.1.0+g1a2b3c4`, with `.changed` if edited."""
+    try:
+        version = metadata.version("reconstruction-anomaly")
+    except metadata.PackageNotFoundError:
+        version = "unknown"
+    commit = _git("describe", "--always", "--abbrev=10", "--dirty=.changed", "--exclude=*")
+    return f"{version}+g{commit}" if commit else version
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        found = subprocess.run(  # noqa: S603
+            ["git", *arguments],  # noqa: S607
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
+
+
+def _device_words(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
