@@ -10,9 +10,10 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from app import images
 from app.engine import Engine
+from app.keys import owned
 from app.manifest import Manifest
 from app.metrics import CONTENT_TYPE, Metrics
-from app.problems import ModelNotFound, ModelUnavailable, NotFound, ReconstructionNotFound
+from app.problems import ModelNotFound, NotFound, ReconstructionNotFound, StoreUnavailable
 from app.reconstructions import Reconstructions
 from app.record import Record
 from app.repository import RepositoryError
@@ -115,9 +116,9 @@ async def reconstruction(
     With `Accept: application/json` the answer is the reply that the score was given.
     """
     try:
-        record = await services.reconstructions.find(key) if _KEY.fullmatch(key) else None
+        record = await services.reconstructions.find(owned(request.scope, key)) if _KEY.fullmatch(key) else None
     except StoreError:
-        raise ModelUnavailable("the store of reconstructions does not answer") from None
+        raise StoreUnavailable("nobody can say now what is kept under this id") from None
     if record is None:
         raise ReconstructionNotFound(f"nothing is kept under the id {key[:64]!r}")
     if request.headers.get("accept", "").startswith("application/json"):
@@ -138,8 +139,8 @@ def _picture(record: Record, view: View, scale: int) -> bytes:
         "reconstruction": images.grey_picture(record.reconstruction),
         "squared error": images.error_picture(record.error_map),
     }
-    verdict, relation = ("anomalous", ">") if reply.is_anomaly else ("normal", "≤")
-    caption = f"{verdict}: mse {reply.mse:.4g} {relation} threshold {reply.threshold:.4g}"
+    verdict, relation = ("anomalous", "above") if reply.is_anomaly else ("normal", "not above")
+    caption = f"{verdict}: mse {reply.mse:.4g}, {relation} the threshold {reply.threshold:.4g}"
     if reply.reason:
         caption = f"anomalous: {reply.reason.replace('_', ' ')}"
     return images.panel(planes, caption, anomalous=reply.is_anomaly, scale=scale)
@@ -151,7 +152,7 @@ async def models(services: ServicesDep) -> ModelList:
     return ModelList(models=[_summary(services.engine, name) for name in services.engine.names()])
 
 
-@router.get("/models/{name}", responses=_problems(404, 503), summary="The manifest of the version that answers")
+@router.get("/models/{name}", responses=_problems(404, 422, 503), summary="The manifest of the version that answers")
 async def model(name: str, services: ServicesDep) -> Manifest:
     """Return all that the version says of itself: data, recipe, calibration, metrics."""
     return (await services.engine.select(_known(services, name))).manifest

@@ -22,6 +22,7 @@ from app import images
 from app.bodies import Receive, image_of, read_body
 from app.calibration import CalibrationError
 from app.engine import Engine, Serving
+from app.keys import owned
 from app.metrics import STAGES, Metrics
 from app.problems import InvalidParameter, UnsupportedAlpha
 from app.reconstructions import Reconstructions
@@ -99,7 +100,9 @@ class Scorer:
             reconstruction=f"{self._prefix}/reconstruction/{key}",
         )
         reply = _json(response)
-        if not await self._reconstructions.keep(key, Record(reply, detection.pixels, detection.error_peak)):
+        if not await self._reconstructions.keep(
+            owned(scope, key), Record(reply, detection.pixels, detection.error_peak)
+        ):
             response = response.model_copy(update={"id": None, "reconstruction": None})
             reply = _json(response)
         if query.include == "reconstruction":
