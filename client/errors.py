@@ -14,11 +14,12 @@
         ├── BodyTooLarge        413
         ├── UnsupportedMediaType 415
         ├── InvalidImage        422  NotAPng, TruncatedPng, CorruptPng, AnimatedPng, WrongSize, ImageTooLarge,
-        │                            NotGrey, Transparent
+        │                            NotGrey, Transparent, BlankImage, AmbiguousImage
         ├── InvalidParameter    422  UnsupportedAlpha
         ├── RateLimited         429  by a gateway
         ├── InternalError       500
         ├── ModelUnavailable    503
+        ├── StoreUnavailable    503
         ├── Overloaded          503
         └── DeadlineExceeded    504
 
@@ -165,6 +166,14 @@ class Transparent(InvalidImage):
     """The image has transparent pixels."""
 
 
+class BlankImage(InvalidImage):
+    """There is nothing on the image that `fit=mnist` could crop to."""
+
+
+class AmbiguousImage(InvalidImage):
+    """What is stroke and what is background cannot be told."""
+
+
 class InvalidParameter(Problem):
     """A query parameter has a value that means nothing."""
 
@@ -183,6 +192,10 @@ class InternalError(Problem):
 
 class ModelUnavailable(Problem):
     """No model version is loaded, so nothing can be scored."""
+
+
+class StoreUnavailable(Problem):
+    """The store of reconstructions does not answer; scores go on without ids."""
 
 
 class Overloaded(Problem):
