@@ -11,6 +11,8 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "ANOMALY_"
+_OF_THE_COMMAND = frozenset(("ANOMALY_URL", "ANOMALY_KEY", "ANOMALY_KEY_FILE"))
+"""Read by the command `anomaly`, which is often used from the shell that starts the service."""
 
 
 class SettingsError(Exception):
@@ -84,7 +86,7 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
     Raises:
         SettingsError: a variable with the prefix is unknown, or a value does not fit. The message names it.
     """
-    known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields}
+    known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields} | _OF_THE_COMMAND
     unknown = sorted(name for name in environ if name.upper().startswith(PREFIX) and name.upper() not in known)
     if unknown:
         raise SettingsError(f"unknown setting {', '.join(unknown)}; docs/configuration.md lists the known ones")
