@@ -9,7 +9,7 @@ import tempfile
 
 import uvicorn
 
-from app.settings import SettingsError, from_environment
+from app.settings import Settings, SettingsError, from_environment
 
 
 def main() -> int:
@@ -26,27 +26,29 @@ def main() -> int:
         shared = tempfile.mkdtemp(prefix="metrics-")
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = shared
     try:
-        return _serve(settings.host, settings.port, settings.workers)
+        return _serve(settings)
     finally:
         if shared is not None:
             shutil.rmtree(shared, ignore_errors=True)
 
 
-def _serve(host: str, port: int, workers: int) -> int:
+def _serve(settings: Settings) -> int:
     from app.detector import DeviceError, choose_device
+    from app.keys import KeysError
+    from app.main import check
     from app.stores import StoreError
 
     try:
-        settings = from_environment()
         choose_device(settings.device)
-    except (DeviceError, StoreError) as error:
+        check(settings)
+    except (DeviceError, KeysError, StoreError) as error:
         return _refuse(error)
     uvicorn.run(
         "app.main:from_environment",
         factory=True,
-        host=host,
-        port=port,
-        workers=workers,
+        host=settings.host,
+        port=settings.port,
+        workers=settings.workers,
         access_log=False,
         log_config=None,
         server_header=False,

@@ -151,13 +151,16 @@ def torchscript_allowed() -> Iterator[None]:
 
 
 def _compare(label: str, golden: Golden, found: Detections) -> None:
-    if not np.isfinite(found.mse).all() or found.mse.shape != golden.mse.shape:
+    if found.mse.size == 0 or not np.isfinite(found.mse).all():
         raise DetectorError(f"{label}: the golden images do not get finite scores here")
+    if found.mse.shape != golden.mse.shape or found.reconstruction.shape != golden.reconstructions.shape:
+        raise DetectorError(f"{label}: the golden images, scores and reconstructions do not belong together")
+    # Written so that a difference that is not a number is refused as well.
     difference = np.abs(found.mse - golden.mse) / np.maximum(np.abs(golden.mse), 1e-6)
-    if difference.max() > GOLDEN_TOLERANCE:
+    if not difference.max() <= GOLDEN_TOLERANCE:
         raise DetectorError(f"{label}: golden scores differ by up to {difference.max():.2g} relative on this device")
     picture = np.abs(found.reconstruction - golden.reconstructions).max()
-    if picture > 10 * GOLDEN_TOLERANCE:
+    if not picture <= 10 * GOLDEN_TOLERANCE:
         raise DetectorError(f"{label}: golden reconstructions differ by up to {picture:.2g} on this device")
 
 

@@ -16,9 +16,10 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Protocol
 
 from app.bodies import ClientLeft, Receive
+from app.keys import ApiKeys, is_public
 from app.logs import AccessLog
 from app.metrics import Metrics
-from app.problems import InternalError, Problem, render
+from app.problems import InternalError, Problem, Unauthorized, render
 from app.scoring import Reply
 
 _log = logging.getLogger(__name__)
@@ -49,13 +50,17 @@ class Edge:
         score: answers `POST /score`.
         metrics: counts requests.
         log: gets one line a request.
+        keys: who may ask; None lets everybody.
     """
 
-    def __init__(self, app: App, *, score: Answer, metrics: Metrics, log: AccessLog) -> None:
+    def __init__(
+        self, app: App, *, score: Answer, metrics: Metrics, log: AccessLog, keys: ApiKeys | None = None
+    ) -> None:
         self._app = app
         self._score = score
         self._metrics = metrics
         self._log = log
+        self._keys = keys
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one ASGI connection."""
@@ -68,7 +73,9 @@ class Edge:
         request_id = given if _REQUEST_ID.fullmatch(given) else binascii.hexlify(os.urandom(8))
         scope["request_id"] = request_id.decode()
         facts: dict[str, Any] = {}
-        if scope["path"] == "/score" and scope["method"] == "POST":
+        if self._keys is not None and not self._known(scope, headers, facts):
+            route, status = "unauthorized", await _refuse(Unauthorized(), scope["request_id"], send, facts)
+        elif scope["path"] == "/score" and scope["method"] == "POST":
             route, status = "/score", await self._fast(scope, headers, receive, send, facts)
         else:
             status = await self._framework(scope, receive, send)
@@ -86,6 +93,15 @@ class Edge:
                 **facts,
             }
         )
+
+    def _known(self, scope: MutableMapping[str, Any], headers: Mapping[bytes, bytes], facts: dict[str, Any]) -> bool:
+        assert self._keys is not None
+        if is_public(scope["path"]):
+            return True
+        owner = self._keys.owner(headers.get(b"x-api-key", b""))
+        if owner is not None:
+            scope["owner"] = facts["key_name"] = owner
+        return owner is not None
 
     async def _fast(
         self,
@@ -151,7 +167,7 @@ async def _refuse(problem: Problem, request_id: str, send: Send, facts: dict[str
     body = render(problem, request_id)
     headers = [(name.encode(), value.encode()) for name, value in problem.headers().items()]
     headers += [(b"content-length", b"%d" % len(body)), (b"x-request-id", request_id.encode())]
-    if problem.status in (408, 413):
+    if problem.status in (401, 408, 413):
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -62,13 +62,21 @@ class Detection:
 class Serving:
     """One loaded version with its queue."""
 
-    def __init__(self, artifact: Artifact, detector: Detector, thread: ThreadPoolExecutor, settings: Settings) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        detector: Detector,
+        thread: ThreadPoolExecutor,
+        settings: Settings,
+        metrics: Metrics,
+    ) -> None:
         self.manifest: Manifest = artifact.manifest
         self.calibration: Calibration = artifact.calibration
         self.failures = 0
         self._golden = np.ascontiguousarray(artifact.golden.images[:1])
         self._detector = detector
         self._thread = thread
+        self._metrics = metrics
         self.batcher: MicroBatcher[Waiting, Detection] = MicroBatcher(
             self._run,
             max_size=settings.batch_max_size,
@@ -88,9 +96,11 @@ class Serving:
             found = await loop.run_in_executor(self._thread, self._detect, items)
         except Exception:
             self.failures += 1
+            self._metrics.model_failures.inc()
             _log.exception("forward pass failed", extra={"model": self.manifest.name, "images": len(items)})
             raise
         self.failures = 0
+        self._metrics.batch_images.observe(len(items))
         return found
 
     def _detect(self, items: list[Waiting]) -> list[Detection]:
@@ -155,6 +165,11 @@ class Engine:
                 await self._watcher
         await asyncio.gather(*(serving.batcher.aclose() for serving in self._all()), *self._retiring)
         self._thread.shutdown()
+
+    @property
+    def waiting(self) -> int:
+        """Images that wait for the model now."""
+        return sum(serving.batcher.waiting for serving in self._all())
 
     def current(self, name: str) -> Serving | None:
         """Return the version of a model that answers now, or None."""
@@ -261,7 +276,7 @@ class Engine:
         load = functools.partial(Detector.load, artifact, self.device, sizes)
         with ThreadPoolExecutor(1, initializer=use_one_thread) as loader:
             detector = await loop.run_in_executor(loader, load)
-        return Serving(artifact, detector, self._thread, self._settings)
+        return Serving(artifact, detector, self._thread, self._settings, self._metrics)
 
     async def _load_extra(self, name: str, version: int) -> Serving:
         async with self._loading:

@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 from app import logs, settings
 from app.edge import Edge
 from app.engine import Engine
+from app.keys import ApiKeys
 from app.metrics import Metrics
 from app.problems import InvalidParameter, Problem, from_status, render
 from app.reconstructions import Reconstructions
@@ -31,6 +32,7 @@ from app.routes import Services, router
 from app.scoring import Scorer
 from app.settings import Settings
 from app.stores import Store, open_store
+from app.vitals import watch
 
 _log = logging.getLogger(__name__)
 
@@ -44,18 +46,17 @@ def create_app(settings: Settings, *, store: Store | None = None) -> Edge:
 
     Raises:
         DeviceError: the device that was asked for is not there.
+        KeysError: the file of the API keys cannot be used.
         StoreError: the store URL names no kind of store.
     """
     metrics = Metrics()
     engine = Engine(Repository(settings.model_store), settings, metrics)
-    store = store or open_store(
-        settings.store_url,
-        ttl_seconds=settings.store_ttl_seconds,
-        max_bytes=settings.store_max_bytes,
-        entry_bytes=SIZE_BOUND,
-    )
+    keys = _keys(settings)
     reconstructions = Reconstructions(
-        store, metrics, timeout=settings.store_timeout_ms / 1000, max_waiting=settings.queue_max_images
+        store or _store(settings),
+        metrics,
+        timeout=settings.store_timeout_ms / 1000,
+        max_waiting=settings.queue_max_images,
     )
     scorer = Scorer(engine, reconstructions, metrics, settings)
     services = Services(engine, reconstructions, scorer, metrics)
@@ -71,7 +72,32 @@ def create_app(settings: Settings, *, store: Store | None = None) -> Edge:
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
-    return Edge(app, score=scorer, metrics=metrics, log=logs.AccessLog(enabled=settings.log_requests))
+    return Edge(app, score=scorer, metrics=metrics, log=logs.AccessLog(enabled=settings.log_requests), keys=keys)
+
+
+def check(settings: Settings) -> None:
+    """Find out before any process is started whether the store and the API keys are as they should be.
+
+    Raises:
+        KeysError: the file of the API keys cannot be used.
+        StoreError: the store's URL cannot be used.
+    """
+    _keys(settings)
+    _store(settings)
+
+
+def _keys(settings: Settings) -> ApiKeys | None:
+    return None if settings.api_keys_file is None else ApiKeys(settings.api_keys_file)
+
+
+def _store(settings: Settings) -> Store:
+    return open_store(
+        settings.store_url,
+        ttl_seconds=settings.store_ttl_seconds,
+        max_bytes=settings.store_max_bytes,
+        entry_bytes=SIZE_BOUND,
+        password_file=settings.store_password_file,
+    )
 
 
 def from_environment() -> Edge:
@@ -89,6 +115,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await services.reconstructions.check()
         stack.push_async_callback(services.engine.aclose)
         await services.engine.start()
+        await stack.enter_async_context(watch(services.engine, services.reconstructions, services.metrics))
         stack.enter_context(_draining(services, app.state.settings.drain_seconds))
         seconds = _process_age()
         services.metrics.start_seconds.set(seconds)

@@ -60,6 +60,12 @@ class Metrics:
         self.start_seconds = Gauge(
             "start_seconds", "From process start to ready.", multiprocess_mode="livemax", registry=self.registry
         )
+        self.loop_lag = Histogram(
+            "event_loop_lag_seconds",
+            "How much later than asked for the event loop woke a sleeper.",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
         self._request_series: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self._verdict_series: dict[tuple[str, bool], tuple[Counter, Histogram]] = {}
 

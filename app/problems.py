@@ -13,6 +13,7 @@
     ├── InvalidParameter        422  UnsupportedAlpha
     ├── InternalError           500
     ├── ModelUnavailable        503
+    ├── StoreUnavailable        503
     ├── Overloaded              503  with Retry-After
     └── DeadlineExceeded        504
 
@@ -267,6 +268,14 @@ class ModelUnavailable(Problem):
 
     status, type, title = 503, "/problems/model-unavailable", "No model is ready"
     hint = "Try again soon; GET /readyz says what is missing."
+    retry_after = 5
+
+
+class StoreUnavailable(Problem):
+    """The store of reconstructions does not answer; scores go on without ids."""
+
+    status, type, title = 503, "/problems/store-unavailable", "The store of reconstructions does not answer"
+    hint = "Try again soon. Scoring goes on meanwhile."
     retry_after = 5
 
 

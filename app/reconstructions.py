@@ -23,6 +23,7 @@ _log = logging.getLogger(__name__)
 
 _MAX_ENTRIES = 256
 _RETRY_SECONDS = 1.0
+_QUIET_SECONDS = 5.0
 
 
 class Reconstructions:
@@ -53,6 +54,7 @@ class Reconstructions:
         self._timeout = timeout
         self._clock = clock
         self._retry_at = 0.0
+        self._asked_at = 0.0
         self._down = False
         self._writer: MicroBatcher[tuple[str, Record], None] = MicroBatcher(
             self._write, max_size=_MAX_ENTRIES, max_waiting=max_waiting, clock=clock
@@ -95,6 +97,12 @@ class Reconstructions:
         except StoreError:
             return
 
+    async def check_when_quiet(self) -> None:
+        """Ask the store whether it answers, unless requests have found that out a moment ago."""
+        now = self._clock()
+        if now >= (self._retry_at if self._down else self._asked_at + _QUIET_SECONDS):
+            await self.check()
+
     async def aclose(self) -> None:
         """Write what was accepted, then close the store."""
         await self._writer.aclose()
@@ -105,6 +113,7 @@ class Reconstructions:
         return [None] * len(items)
 
     async def _within(self, answer: Awaitable[Answer]) -> Answer:
+        self._asked_at = self._clock()
         try:
             async with asyncio.timeout(self._timeout):
                 found = await answer

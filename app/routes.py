@@ -10,9 +10,10 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from app import images
 from app.engine import Engine
+from app.keys import owned
 from app.manifest import Manifest
 from app.metrics import CONTENT_TYPE, Metrics
-from app.problems import ModelNotFound, ModelUnavailable, NotFound, ReconstructionNotFound
+from app.problems import ModelNotFound, NotFound, ReconstructionNotFound, StoreUnavailable
 from app.reconstructions import Reconstructions
 from app.record import Record
 from app.repository import RepositoryError
@@ -115,9 +116,9 @@ async def reconstruction(
     With `Accept: application/json` the answer is the reply that the score was given.
     """
     try:
-        record = await services.reconstructions.find(key) if _KEY.fullmatch(key) else None
+        record = await services.reconstructions.find(owned(request.scope, key)) if _KEY.fullmatch(key) else None
     except StoreError:
-        raise ModelUnavailable("the store of reconstructions does not answer") from None
+        raise StoreUnavailable("nobody can say now what is kept under this id") from None
     if record is None:
         raise ReconstructionNotFound(f"nothing is kept under the id {key[:64]!r}")
     if request.headers.get("accept", "").startswith("application/json"):

@@ -24,6 +24,7 @@ from app import fit, images
 from app.bodies import Receive, image_of, read_body
 from app.calibration import Calibration, CalibrationError
 from app.engine import Engine
+from app.keys import owned
 from app.manifest import Manifest
 from app.metrics import STAGES, Metrics
 from app.problems import InvalidParameter, Overloaded, UnsupportedAlpha
@@ -117,7 +118,9 @@ class Scorer:
             fitted=fitted,
         )
         reply = _json(response)
-        if not await self._reconstructions.keep(key, Record(reply, detection.pixels, detection.error_peak)):
+        if not await self._reconstructions.keep(
+            owned(scope, key), Record(reply, detection.pixels, detection.error_peak)
+        ):
             response = response.model_copy(update={"id": None, "reconstruction": None})
             reply = _json(response)
         if query.include == "reconstruction":
@@ -185,4 +188,5 @@ def threshold_of(manifest: Manifest, calibration: Calibration, alpha: float | No
 
 
 def _json(response: ScoreResponse) -> bytes:
-    return response.model_dump_json(exclude=_ABSENT[response.fitted is None, response.reconstruction_png is None]).encode()
+    absent = _ABSENT[response.fitted is None, response.reconstruction_png is None]
+    return response.model_dump_json(exclude=absent).encode()

@@ -63,13 +63,18 @@ class Settings(BaseSettings):
     """Longest time that a request body may take to arrive."""
 
     store_url: str = "sqlite:///var/reconstructions.db"
-    """Where reconstructions are kept: `sqlite:///path`."""
+    """Where reconstructions are kept: `sqlite:///path` or `redis://host:port/database`."""
+    store_password_file: Path | None = None
+    """File with the password of the Redis server; a URL must not hold one."""
     store_ttl_seconds: float = Field(3600.0, gt=0)
     """How long a reconstruction can be fetched."""
     store_max_bytes: int = Field(256 * 1024 * 1024, ge=64 * 1024)
     """Most bytes of reconstructions that are kept; the oldest go first."""
     store_timeout_ms: float = Field(500.0, gt=0)
     """Longest time that a score waits for its reconstruction to be kept; beyond it the id is null."""
+
+    api_keys_file: Path | None = None
+    """File with the hashes of the API keys; none: whoever reaches the port may ask. `deploy/key` writes it."""
 
     drain_seconds: float = Field(0.0, ge=0)
     """After SIGTERM: how long `/readyz` says 503 while requests are still served."""

@@ -1,58 +1,49 @@
-"""Where reconstructions are kept for a while. Knows: ids, bytes, time to live. Does not know: what the bytes mean."""
+"""Where reconstructions are kept for a while: the kinds of store, by the scheme of their URL."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
+from app.stores.contract import Store, StoreError
 
-class StoreError(Exception):
-    """The store did not answer, or refused."""
+__all__ = ["Store", "StoreError", "open_store", "opener"]
 
-
-class Store(Protocol):
-    """A store of blocks of bytes, each under a random id, each for a limited time.
-
-    Every method raises `StoreError` when the store does not answer; nothing else.
-    """
-
-    async def put(self, entries: Sequence[tuple[str, bytes]]) -> None:
-        """Keep all entries, each as (id, content), or none of them."""
-
-    async def get(self, key: str) -> bytes | None:
-        """Return what is kept under an id; None when it never was, or has expired."""
-
-    async def ping(self) -> None:
-        """Return when the store answers."""
-
-    async def close(self) -> None:
-        """Let go of connections. Nothing may be called afterwards."""
-
-
-def open_store(url: str, *, ttl_seconds: float, max_bytes: int, entry_bytes: int) -> Store:
+def open_store(
+    url: str, *, ttl_seconds: float, max_bytes: int, entry_bytes: int, password_file: Path | None = None
+) -> Store:
     """Make the store that a URL names; the first use connects.
 
     Args:
-        url: `sqlite:///relative/path`, `sqlite:////absolute/path`.
+        url: `sqlite:///relative/path`, `sqlite:////absolute/path`, `redis://host:port/database`.
         ttl_seconds: how long an entry lives.
-        max_bytes: about the most bytes that are kept; the oldest entries go first.
+        max_bytes: about the most bytes that are kept; the oldest entries go first. A Redis server has a bound of its
+            own (`maxmemory`), shared by all that use it; this one does not apply there.
         entry_bytes: an upper bound of one entry's size.
+        password_file: holds the password of the Redis server.
 
     Raises:
-        StoreError: the URL names no kind of store that there is.
+        StoreError: the URL names no kind of store that there is, or is not as that kind has it.
     """
-    kind, _, rest = url.partition("://")
-    opener = _OPENERS.get(kind)
-    if opener is None:
+    kind = url.partition("://")[0]
+    if kind not in _OPENERS:
         raise StoreError(f"store URL {kind}://… is none of {', '.join(f'{name}://' for name in _OPENERS)}")
-    return opener(rest, ttl_seconds, max(1, max_bytes // entry_bytes))
+    return _OPENERS[kind](url, ttl_seconds, max(1, max_bytes // entry_bytes), password_file)
 
 
-def _open_sqlite(rest: str, ttl_seconds: float, max_entries: int) -> Store:
+def _open_sqlite(url: str, ttl_seconds: float, max_entries: int, password_file: Path | None) -> Store:
     from app.stores.sqlite import SqliteStore
 
-    return SqliteStore(Path(rest.removeprefix("/")), ttl_seconds=ttl_seconds, max_entries=max_entries)
+    if password_file is not None:
+        raise StoreError("a SQLite file has no password")
+    path = Path(url.partition("://")[2].removeprefix("/"))
+    return SqliteStore(path, ttl_seconds=ttl_seconds, max_entries=max_entries)
 
 
-_OPENERS: dict[str, Callable[[str, float, int], Store]] = {"sqlite": _open_sqlite}
+def _open_redis(url: str, ttl_seconds: float, _max_entries: int, password_file: Path | None) -> Store:
+    from app.stores.redis import RedisStore
+
+    return RedisStore(url, ttl_seconds=ttl_seconds, password_file=password_file)
+
+
+_OPENERS: dict[str, Callable[[str, float, int, Path | None], Store]] = {"sqlite": _open_sqlite, "redis": _open_redis}

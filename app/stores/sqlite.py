@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from app.stores import StoreError
+from app.stores.contract import StoreError
 
 Answer = TypeVar("Answer")
 

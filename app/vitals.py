@@ -1,0 +1,44 @@
+"""Looks once a second at what no request shows: the lag of the event loop, the queue, a store that nobody asks.
+
+Knows: what to look at. Does not know: who reads it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from app.engine import Engine
+from app.metrics import Metrics
+from app.reconstructions import Reconstructions
+
+_log = logging.getLogger(__name__)
+_EVERY = 1.0
+
+
+@asynccontextmanager
+async def watch(engine: Engine, reconstructions: Reconstructions, metrics: Metrics) -> AsyncIterator[None]:
+    """Look once a second while entered."""
+    task = asyncio.create_task(_look(engine, reconstructions, metrics))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def _look(engine: Engine, reconstructions: Reconstructions, metrics: Metrics) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + _EVERY
+        await asyncio.sleep(_EVERY)
+        metrics.loop_lag.observe(max(0.0, loop.time() - due))
+        metrics.queue_images.set(engine.waiting)
+        try:
+            await reconstructions.check_when_quiet()
+        except Exception:  # looking must go on
+            _log.exception("the store could not be looked at")

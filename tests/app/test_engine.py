@@ -1,0 +1,226 @@
+"""Versions in memory: switching, refusing, failing, hanging, stopping."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from app.detector import Detections, Detector
+from app.settings import Settings
+from tests import model_stores
+from tests.app.test_score import assert_problem, raw
+from tests.conftest import running, services
+
+
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 10) -> None:
+    """Return when `condition` holds; fail when it does not within `seconds`."""
+    async with asyncio.timeout(seconds):
+        while not await condition():
+            await asyncio.sleep(0.02)
+
+
+async def version_of(client: httpx.AsyncClient) -> int | None:
+    version: int | None = (await client.get("/readyz")).json()["version"]
+    return version
+
+
+async def test_promotion_switches_without_losing_a_request(
+    make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
+) -> None:
+    """While versions are promoted to and fro under load, every request is answered by one of them."""
+    store = model_stores.copy(tmp_path / "store", 1, 2, current=1)
+    async with running(make_settings(model_store=store)) as client:
+        seen: set[int] = set()
+        done = asyncio.Event()
+
+        async def load() -> None:
+            while not done.is_set():
+                response = await raw(client, zero)
+                assert response.status_code == 200, response.text
+                seen.add(response.json()["version"])
+
+        tasks = [asyncio.create_task(load()) for _ in range(8)]
+        for version in (2, 1, 2):
+            model_stores.promote(store, version)
+
+            async def switched(version: int = version) -> bool:
+                return await version_of(client) == version
+
+            await until(switched)
+        done.set()
+        await asyncio.gather(*tasks)
+        assert seen == {1, 2}
+
+
+@pytest.mark.parametrize(
+    "fault", ["altered module", "no module", "other scores", "no version", "garbage", "not TorchScript"]
+)
+async def test_a_bad_version_never_evicts_a_good_one(
+    make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes, fault: str
+) -> None:
+    """A current version that is refused is named in /models, and the one before it goes on answering."""
+    store = model_stores.copy(tmp_path / "store", 1, 2, current=1)
+    bad = store / "zero-article" / "2"
+    async with running(make_settings(model_store=store)) as client:
+        if fault == "altered module":
+            content = bytearray((bad / "model.pt").read_bytes())
+            content[len(content) // 2] ^= 1
+            (bad / "model.pt").write_bytes(content)
+        elif fault == "no module":
+            (bad / "model.pt").unlink()
+        elif fault == "other scores":
+            model_stores.put_module(bad, model_stores.Blind())
+        elif fault == "not TorchScript":
+            model_stores.put_bytes(bad, b"not a module")
+        model_stores.promote(store, 3 if fault == "no version" else 2)
+        if fault == "garbage":
+            (store / "zero-article" / "CURRENT").write_text("../../etc\n")
+
+        async def refused() -> bool:
+            return (await client.get("/models")).json()["models"][0]["problem"] is not None
+
+        await until(refused)
+        assert (await raw(client, zero)).json()["version"] == 1
+        assert (await client.get("/readyz")).status_code == 200
+        model_stores.promote(store, 1)
+
+        async def healed() -> bool:
+            return (await client.get("/models")).json()["models"][0]["problem"] is None
+
+        await until(healed)
+
+
+async def test_an_empty_store_is_live_not_ready_and_heals(
+    make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
+) -> None:
+    """With no model the process lives, says that it is not ready and answers 503, until a version is published."""
+    store = tmp_path / "store"
+    async with running(make_settings(model_store=store)) as client:
+        assert (await client.get("/livez")).status_code == 200
+        response = await client.get("/readyz")
+        assert response.status_code == 503
+        assert response.json()["problems"] == ["the model zero-article is not in the model store"]
+        assert_problem(await raw(client, zero), 503, "model-unavailable")
+        model_stores.copy(store, 1)
+
+        async def ready() -> bool:
+            return (await client.get("/readyz")).status_code == 200
+
+        await until(ready)
+        assert (await raw(client, zero)).status_code == 200
+
+
+async def test_versions_beside_the_current_one_are_loaded_when_asked_for(
+    make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
+) -> None:
+    """`name@version` answers with any version of the store, and only a bounded number stays loaded."""
+    store = model_stores.copy(tmp_path / "store", 1, 2, 3, 4, current=1)
+    async with running(make_settings(model_store=store, max_extra_versions=2)) as client:
+        for version in (2, 3, 4, 2):
+            assert (await raw(client, zero, f"?model=zero-article@{version}")).json()["version"] == version
+        assert len(services(client).engine._extra) == 2
+
+
+class Faulty:
+    """A detector that does what a test says instead of scoring, and scores once `heal` was called."""
+
+    def __init__(self, detector: Detector, fault: Callable[[Detections], Detections]) -> None:
+        self._detector = detector
+        self._fault: Callable[[Detections], Detections] | None = fault
+
+    def detect(self, images: np.ndarray) -> Detections:
+        """Score a micro-batch, wrongly."""
+        found = self._detector.detect(images)
+        return found if self._fault is None else self._fault(found)
+
+    def heal(self) -> None:
+        """Score rightly from now on."""
+        self._fault = None
+
+
+def break_model(client: httpx.AsyncClient, fault: Callable[[Detections], Detections]) -> Faulty:
+    serving = services(client).engine.current("zero-article")
+    serving._detector = faulty = Faulty(serving._detector, fault)
+    return faulty
+
+
+def out_of_memory(_: Detections) -> Detections:
+    raise RuntimeError("CUDA out of memory at /secret/path")
+
+
+def not_a_number(found: Detections) -> Detections:
+    return Detections(np.full_like(found.mse, np.nan), found.reconstruction, found.error_map, found.reason)
+
+
+async def test_a_failing_model_gives_500_becomes_unready_and_heals(
+    make_settings: Callable[..., Settings], zero: bytes
+) -> None:
+    """A failing forward pass is a 500 that gives nothing away; a few make it unready, until it works again."""
+    async with running(make_settings(watch_seconds=0.2)) as client:
+        faulty = break_model(client, out_of_memory)
+        for _ in range(3):
+            document = assert_problem(await raw(client, zero), 500, "internal-error")
+            assert "secret" not in str(document)
+            assert "memory" not in str(document)
+        assert (await client.get("/readyz")).status_code == 503
+        faulty.heal()
+
+        async def ready() -> bool:
+            return (await client.get("/readyz")).status_code == 200
+
+        await until(ready)
+        assert (await raw(client, zero)).status_code == 200
+
+
+async def test_a_score_that_is_not_a_number_is_never_normal(client: httpx.AsyncClient, zero: bytes) -> None:
+    """NaN is above no threshold; it is an error, not the verdict normal."""
+    break_model(client, not_a_number)
+    assert_problem(await raw(client, zero), 500, "internal-error")
+
+
+async def test_a_hanging_model_is_504_and_unready(make_settings: Callable[..., Settings], zero: bytes) -> None:
+    """While the inference thread hangs, requests get 504 at their deadline, /livez answers and /readyz says no."""
+    gate = threading.Event()
+
+    def hang(found: Detections) -> Detections:
+        gate.wait(30)
+        return found
+
+    async with running(make_settings(deadline_ms=100)) as client:
+        faulty = break_model(client, hang)
+        first, second = await asyncio.gather(raw(client, zero), raw(client, zero))
+        assert_problem(first, 504, "deadline-exceeded")
+        assert_problem(second, 504, "deadline-exceeded")
+        assert (await client.get("/livez")).status_code == 200
+        assert (await client.get("/readyz")).status_code == 503
+        faulty.heal()
+        gate.set()
+
+        async def ready() -> bool:
+            return (await client.get("/readyz")).status_code == 200
+
+        await until(ready)
+        assert (await raw(client, zero)).status_code == 200
+
+
+async def test_stopping_answers_what_was_accepted(make_settings: Callable[..., Settings], zero: bytes) -> None:
+    """Requests accepted before the stop get their scores while the application shuts down."""
+    gate = threading.Event()
+
+    def wait(found: Detections) -> Detections:
+        gate.wait(30)
+        return found
+
+    async with running(make_settings()) as client:
+        break_model(client, wait)
+        tasks: list[asyncio.Task[Any]] = [asyncio.create_task(raw(client, zero)) for _ in range(20)]
+        await asyncio.sleep(0.1)
+        asyncio.get_running_loop().call_later(0.2, gate.set)
+    assert [task.result().status_code for task in tasks] == [200] * 20

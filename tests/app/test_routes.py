@@ -1,0 +1,192 @@
+"""Every route but `POST /score`: reconstructions, models, probes, metrics, and what is not there."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from app import images
+from app.settings import Settings
+from tests import model_stores
+from tests.app.test_score import assert_problem, raw
+from tests.conftest import running, services
+
+
+def picture(response: httpx.Response) -> Image.Image:
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "image/png"
+    return Image.open(io.BytesIO(response.content))
+
+
+async def test_views_show_what_was_scored(client: httpx.AsyncClient, zero: bytes) -> None:
+    """`input` is the image itself, `reconstruction` what the module redrew, `error` their squared difference."""
+    reply = (await raw(client, zero)).json()
+    path = reply["reconstruction"]
+    given = np.frombuffer(images.decode(zero), np.uint8).reshape(28, 28)
+    assert np.array_equal(np.asarray(picture(await client.get(f"{path}?view=input"))), given)
+    detector = services(client).engine.current("zero-article")._detector
+    found = detector.detect(given.reshape(1, 1, 28, 28).copy())
+    redrawn = np.asarray(picture(await client.get(path))).astype(float) / 255
+    assert np.abs(redrawn - found.reconstruction[0, 0]).max() <= 0.5 / 255 + 1e-6
+    error = np.rint(found.error_map[0] / found.error_map[0].max() * 255).astype(np.uint8)
+    shown = np.asarray(picture(await client.get(f"{path}?view=error")))
+    assert np.array_equal(shown, images.error_picture(error.tobytes()))
+    assert found.error_map[0].mean() == pytest.approx(reply["mse"], rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1, 8, 16])
+async def test_views_scale(client: httpx.AsyncClient, six: bytes, scale: int) -> None:
+    """`scale` enlarges every view."""
+    path = (await raw(client, six)).json()["reconstruction"]
+    assert picture(await client.get(f"{path}?scale={scale}")).size == (28 * scale, 28 * scale)
+    assert picture(await client.get(f"{path}?view=panel&scale={scale}")).size[0] == 92 * scale
+
+
+async def test_the_id_gives_the_reply_again(client: httpx.AsyncClient, zero: bytes) -> None:
+    """With Accept: application/json an id answers with the very reply of its score."""
+    reply = (await raw(client, zero)).json()
+    again = await client.get(reply["reconstruction"], headers={"accept": "application/json"})
+    assert again.json() == reply
+
+
+async def test_reconstructions_are_private(client: httpx.AsyncClient, zero: bytes) -> None:
+    """No cache may keep a reconstruction, no browser may guess its type, and ids are random."""
+    replies = [(await raw(client, zero)).json() for _ in range(50)]
+    headers = (await client.get(replies[0]["reconstruction"])).headers
+    assert headers["cache-control"] == "private, no-store"
+    assert headers["x-content-type-options"] == "nosniff"
+    bits = np.array([[int(digit, 16) for digit in reply["id"]] for reply in replies])
+    assert bits.shape == (50, 32)
+    assert len({reply["id"] for reply in replies}) == 50
+    assert all(len(set(column)) > 4 for column in bits.T)
+
+
+@pytest.mark.parametrize("key", ["0" * 32, "nope", "A" * 32, "0" * 33])
+async def test_unknown_ids_are_404(client: httpx.AsyncClient, key: str) -> None:
+    """An id that was never given out and a string that can be none are the same 404."""
+    response = await client.get(f"/reconstruction/{key}")
+    assert_problem(response, 404, "reconstruction-not-found")
+
+
+async def test_expired_ids_are_404(make_settings: Callable[..., Settings], zero: bytes) -> None:
+    """After its time to live an id is as good as never given out."""
+    async with running(make_settings(store_ttl_seconds=0.001)) as client:
+        reply = (await raw(client, zero)).json()
+        assert_problem(await client.get(reply["reconstruction"]), 404, "reconstruction-not-found")
+
+
+@pytest.mark.parametrize("query", ["view=nothing", "scale=0", "scale=17", "scale=big"])
+async def test_bad_views_are_422(client: httpx.AsyncClient, zero: bytes, query: str) -> None:
+    """A view or scale that does not exist is refused by name."""
+    path = (await raw(client, zero)).json()["reconstruction"]
+    document = assert_problem(await client.get(f"{path}?{query}"), 422, "invalid-parameter")
+    assert query.partition("=")[0] in document["detail"]
+
+
+async def test_a_store_that_is_down_stops_no_score(
+    make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
+) -> None:
+    """Without a store scores go on with a null id, are counted, readiness says so, and ids come back with it."""
+    folder = tmp_path / "gone"
+    folder.write_text("a file where the folder should be")
+    async with running(make_settings(store_url=f"sqlite:///{folder}/reconstructions.db")) as client:
+        for _ in range(3):
+            reply = (await raw(client, zero)).json()
+            assert reply["id"] is None
+            assert reply["reconstruction"] is None
+            assert reply["mse"] > 0
+        readiness = (await client.get("/readyz")).json()
+        assert readiness["ready"]
+        assert readiness["store"] == "down"
+        assert_problem(await client.get(f"/reconstruction/{'0' * 32}"), 503, "store-unavailable")
+        assert "reconstructions_not_kept_total 3.0" in (await client.get("/metrics")).text
+        folder.unlink()
+        services(client).reconstructions._retry_at = 0.0
+        assert (await raw(client, zero)).json()["id"] is not None
+        assert (await client.get("/readyz")).json()["store"] == "up"
+
+
+async def test_models_tell_what_is_served(client: httpx.AsyncClient) -> None:
+    """The list, the manifest of the current version and of a named version agree."""
+    listed = {model["name"]: model for model in (await client.get("/models")).json()["models"]}
+    model = listed["zero-article"]
+    assert model["current"] in model["versions"]
+    manifest = (await client.get("/models/zero-article")).json()
+    assert manifest == (await client.get(f"/models/zero-article/versions/{model['current']}")).json()
+    assert manifest["threshold"] == model["threshold"]
+    assert manifest["metrics"]["auroc"] > 0.5
+
+
+async def test_report_files_are_served_as_published(client: httpx.AsyncClient) -> None:
+    """Every file of the report is fetched with its media type; nothing else of a version is."""
+    manifest = (await client.get("/models/zero-article")).json()
+    base = f"/models/zero-article/versions/{manifest['version']}/report"
+    reports = [path.removeprefix("report/") for path in manifest["files"] if path.startswith("report/")]
+    assert {"loss.png", "reconstructions.png", "model-card.md"} <= set(reports)
+    for file in reports:
+        response = await client.get(f"{base}/{file}")
+        assert response.status_code == 200
+        assert response.content == (model_stores.SHIPPED / "report" / file).read_bytes()
+    for file in ("../model.pt", "..%2fmodel.pt", "model.pt", "nothing.png"):
+        assert (await client.get(f"{base}/{file}")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "path", ["/models/nothing", "/models/zero-article/versions/99", "/models/..%2f..", "/nothing", "/v1"]
+)
+async def test_what_is_not_there_is_404(client: httpx.AsyncClient, path: str) -> None:
+    """Unknown models, versions and paths are problems."""
+    response = await client.get(path)
+    assert response.status_code == 404
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/score"), ("PUT", "/score"), ("POST", "/models"), ("DELETE", f"/reconstruction/{'0' * 32}")],
+)
+async def test_wrong_methods_are_405(client: httpx.AsyncClient, method: str, path: str) -> None:
+    """A path that exists answers other methods with 405 and names those that it has."""
+    response = await client.request(method, path)
+    assert_problem(response, 405, "method-not-allowed")
+    assert response.headers["allow"]
+
+
+async def test_metrics_count_what_happened(client: httpx.AsyncClient, zero: bytes) -> None:
+    """After a score and a refusal the series say so, and labels name routes, never paths."""
+    await raw(client, zero)
+    await raw(client, b"nonsense")
+    await client.get("/reconstruction/0123")
+    await client.get("/secret/path")
+    text = (await client.get("/metrics")).text
+    assert 'http_requests_total{route="/score",status="200"} 1.0' in text
+    assert 'http_requests_total{route="/score",status="422"} 1.0' in text
+    assert 'http_requests_total{route="/reconstruction/{key}",status="404"} 1.0' in text
+    assert 'http_requests_total{route="unknown",status="404"} 1.0' in text
+    assert 'score_stage_seconds_count{stage="forward"} 1.0' in text
+    assert 'model_version{model="zero-article"} 1.0' in text
+    assert "ready 1.0" in text
+    assert "secret" not in text
+    assert "0123" not in text
+
+
+async def test_no_route_takes_a_model_a_path_or_an_address(client: httpx.AsyncClient) -> None:
+    """The whole surface is this list: nothing loads, registers or names a file."""
+    document = (await client.get("/openapi.json")).json()
+    surface = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
+    assert {each for each in surface if each[0] != "GET"} == {("POST", "/score")}
+
+
+async def test_openapi_documents_both_bodies_and_every_problem(client: httpx.AsyncClient) -> None:
+    """The document names both body forms of `POST /score`, its parameters and its problems."""
+    score = (await client.get("/openapi.json")).json()["paths"]["/score"]["post"]
+    assert set(score["requestBody"]["content"]) == {"image/png", "multipart/form-data"}
+    assert {parameter["name"] for parameter in score["parameters"]} == {"model", "alpha", "fit", "include"}
+    assert {"200", "400", "404", "408", "413", "415", "422", "500", "503", "504"} <= set(score["responses"])
+    assert "application/problem+json" in score["responses"]["422"]["content"]

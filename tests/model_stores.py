@@ -1,0 +1,64 @@
+"""Model stores for tests: copies of the shipped version under other numbers, and scoring modules that misbehave."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from app.detector import torchscript_allowed
+from tests.conftest import MODEL_STORE
+
+SHIPPED = MODEL_STORE / "zero-article" / "1"
+
+
+def copy(root: Path, *versions: int, current: int | None = None, name: str = "zero-article") -> Path:
+    """Make a model store at `root` with copies of the shipped `zero-article`; returns `root`."""
+    for version in versions:
+        folder = root / name / str(version)
+        shutil.copytree(SHIPPED, folder)
+        change(folder, version=version, name=name)
+    promote(root, current or versions[-1], name)
+    return root
+
+
+def promote(root: Path, version: int, name: str = "zero-article") -> None:
+    """Replace CURRENT by rename, as the command line does."""
+    fresh = root / name / "CURRENT.new"
+    fresh.write_text(f"{version}\n")
+    fresh.rename(root / name / "CURRENT")
+
+
+def change(folder: Path, **members: object) -> None:
+    """Change members of a version's manifest."""
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **members}))
+
+
+def put_module(folder: Path, module: torch.nn.Module) -> None:
+    """Replace a version's module, with its checksum; its golden scores stay those of the shipped one."""
+    content = io.BytesIO()
+    with torchscript_allowed():
+        torch.jit.save(torch.jit.script(module), content)
+    put_bytes(folder, content.getvalue())
+
+
+def put_bytes(folder: Path, content: bytes) -> None:
+    """Replace a version's module by any bytes, with their checksum."""
+    (folder / "model.pt").write_bytes(content)
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    change(folder, files={**files, "model.pt": hashlib.sha256(content).hexdigest()})
+
+
+class Blind(torch.nn.Module):
+    """A scoring module of the right shape that sees nothing."""
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return zeros of the contract's shapes."""
+        count = images.shape[0]
+        picture = torch.zeros(count, 1, 28, 28)
+        return picture.mean(dim=[1, 2, 3]), picture, picture.squeeze(1), torch.zeros(count, dtype=torch.int8)

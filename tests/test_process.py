@@ -1,0 +1,224 @@
+"""The service as a process: starting, refusing to start, dying, stopping."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+import httpx
+import pytest
+import torch
+
+from tests.conftest import Server
+
+PNG = {"content-type": "image/png"}
+
+
+def load(server: Server, png: bytes, done: threading.Event) -> tuple[list[str], int]:
+    """Score until told to stop or the server is gone. Returns the ids answered and how many requests failed."""
+    ids: list[str] = []
+    failed = 0
+    with httpx.Client(base_url=server.url, timeout=10) as client:
+        while not done.is_set():
+            try:
+                response = client.post("/score", content=png, headers=PNG)
+            except httpx.TransportError:
+                failed += 1
+                if server.process is not None and server.process.poll() is not None:
+                    break
+                continue
+            if response.status_code == 200:
+                ids.append(response.json()["id"])
+            else:
+                failed += 1
+    return ids, failed
+
+
+@contextlib.contextmanager
+def under_load(server: Server, png: bytes, seconds: float, clients: int = 6):
+    """Yield after `seconds` of load; afterwards the yielded list holds (ids, failed) of every client."""
+    done = threading.Event()
+    results: list[tuple[list[str], int]] = []
+    with concurrent.futures.ThreadPoolExecutor(clients) as pool:
+        futures = [pool.submit(load, server, png, done) for _ in range(clients)]
+        time.sleep(seconds)
+        yield results
+        done.set()
+        results.extend(future.result(30) for future in futures)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ids_answered_before_a_kill_are_there_after_it(
+    make_server: Callable[..., Server], zero: bytes, workers: str
+) -> None:
+    """`kill -9` in the middle of load loses no reconstruction whose id was answered, with one worker or two."""
+    server = make_server(ANOMALY_WORKERS=workers).start()
+    with under_load(server, zero, 1.5) as results:
+        victims = psutil_children(server)
+        server.process.kill()
+        for victim in victims:
+            victim.kill()
+        server.process.wait(10)
+    ids = [key for answered, _ in results for key in answered]
+    assert len(ids) > 20
+    server.start()
+    with httpx.Client(base_url=server.url) as client:
+        missing = [key for key in ids if client.get(f"/reconstruction/{key}").status_code != 200]
+    assert missing == []
+
+
+def psutil_children(server: Server):
+    """Return the worker processes of a server."""
+    import psutil
+
+    return psutil.Process(server.process.pid).children(recursive=True)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_graceful_stop_answers_what_was_accepted(
+    make_server: Callable[..., Server], zero: bytes, workers: str
+) -> None:
+    """On SIGTERM under load no accepted request is dropped, and the exit code is that of a clean stop."""
+    server = make_server(ANOMALY_WORKERS=workers).start()
+    barrier = threading.Barrier(9)
+
+    def one() -> int | None:
+        with httpx.Client(base_url=server.url, timeout=20) as client:
+            client.get("/livez")
+            barrier.wait()
+            try:
+                return client.post("/score", content=zero, headers=PNG).status_code
+            except httpx.TransportError as error:
+                return None if "disconnected" in str(error) or "refused" in str(error) or "reset" in str(error) else -1
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        futures = [pool.submit(one) for _ in range(8)]
+        barrier.wait()
+        code = server.stop()
+        statuses = [future.result(30) for future in futures]
+    assert code in (0, -15), server.log()
+    assert all(status in (200, None) for status in statuses), statuses
+    assert "Traceback" not in server.log()
+
+
+def test_draining_serves_while_unready(make_server: Callable[..., Server], zero: bytes) -> None:
+    """After SIGTERM a draining service says 503 on /readyz and goes on scoring; then it ends by itself."""
+    server = make_server(ANOMALY_DRAIN_SECONDS="2").start()
+    server.process.terminate()
+    with httpx.Client(base_url=server.url) as client:
+        until = time.monotonic() + 1.5
+        while client.get("/readyz").status_code == 200:
+            assert time.monotonic() < until, "still ready"
+        assert client.post("/score", content=zero, headers=PNG).status_code == 200
+    assert server.process.wait(20) in (0, -15)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_cuda_where_there_is_none_fails_the_start(make_server: Callable[..., Server]) -> None:
+    """Asking for CUDA without a CUDA device is one clear line and a non-zero exit code."""
+    for device in ("cuda", "cuda:1"):
+        server = make_server(ANOMALY_DEVICE=device).start(wait=False)
+        assert server.process.wait(60) == 2
+        (line,) = server.log().splitlines()
+        assert line.startswith(f"cannot start: device '{device}' was asked for")
+
+
+def test_a_misspelt_setting_fails_the_start(make_server: Callable[..., Server]) -> None:
+    """An unknown variable with the prefix is one clear line and a non-zero exit code."""
+    server = make_server(ANOMALY_DEVISE="cpu").start(wait=False)
+    assert server.process.wait(60) == 2
+    assert server.log() == "cannot start: unknown setting ANOMALY_DEVISE; docs/configuration.md lists the known ones\n"
+
+
+def test_a_store_url_of_no_kind_fails_the_start(make_server: Callable[..., Server]) -> None:
+    """A store that does not exist is one clear line and a non-zero exit code."""
+    server = make_server(ANOMALY_STORE_URL="mysql://x").start(wait=False)
+    assert server.process.wait(60) == 2
+    (line,) = server.log().splitlines()
+    assert line.startswith("cannot start: store URL mysql://…")
+
+
+def test_every_log_line_is_json_and_gives_nothing_away(make_server: Callable[..., Server], zero: bytes) -> None:
+    """Each line of the log is one JSON object; requests carry their id, and no path of the machine is in any."""
+    server = make_server().start()
+    httpx.post(f"{server.url}/score", content=zero, headers={**PNG, "x-request-id": "find-me"})
+    httpx.get(f"{server.url}/secret/path")
+    server.stop()
+    lines = [json.loads(line) for line in server.log().splitlines()]
+    (scored,) = [line for line in lines if line.get("request_id") == "find-me"]
+    assert scored["status"] == 200
+    assert scored["model"] == "zero-article"
+    assert "secret" not in server.log()
+    assert str(server.log_path.parent) not in server.log()
+
+
+def test_slow_bodies_are_408(make_server: Callable[..., Server]) -> None:
+    """A client that does not finish its body is answered 408 and let go."""
+    server = make_server(ANOMALY_BODY_TIMEOUT_MS="300").start()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        head = "POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 500\r\n\r\n"
+        connection.sendall(head.encode() + b"\x89PNG")
+        answer = b""
+        while chunk := connection.recv(65536):
+            answer += chunk
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"/problems/body-timeout" in answer
+
+
+def test_a_million_tiny_chunks_are_refused(make_server: Callable[..., Server]) -> None:
+    """A chunked body is counted as it comes: one byte above the limit ends it, whatever the size of the chunks."""
+    server = make_server().start()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        head = "POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head.encode())
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                connection.sendall(b"1\r\nx\r\n" * 10_000)
+        answer = b""
+        with contextlib.suppress(OSError):
+            while chunk := connection.recv(65536):
+                answer += chunk
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 413 ")
+    assert httpx.get(f"{server.url}/livez").status_code == 200
+
+
+HOSTILE = {
+    "another host": b"GET /models HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n",
+    "an absolute target": b"GET http://evil.example/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    "a target with an at sign": b"GET @evil.example HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    "ten thousand ranges": b"GET /models HTTP/1.1\r\nHost: x\r\nConnection: close\r\nRange: bytes="
+    + b",".join(b"%d-%d" % (n, n) for n in range(10_000))
+    + b"\r\n\r\n",
+    "a header of a megabyte": b"GET /models HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 2**20 + b"\r\n\r\n",
+    "ten thousand headers": b"GET /models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    + b"".join(b"A%d: a\r\n" % n for n in range(10_000))
+    + b"\r\n",
+    "two lengths": b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
+    "a length and chunks": b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "a bad chunk": b"POST /score HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    "no HTTP": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+}
+
+
+def test_hostile_requests_change_nothing(make_server: Callable[..., Server], zero: bytes) -> None:
+    """None of these harms the service, shows another host's name in a reply, or leaves a traceback in the log."""
+    server = make_server().start()
+    for name, request in HOSTILE.items():
+        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+            connection.settimeout(1)
+            answer = b""
+            with contextlib.suppress(OSError):
+                connection.sendall(request)
+                while chunk := connection.recv(65536):
+                    answer += chunk
+            assert b"evil" not in answer, name
+            assert b" 500 " not in answer, name
+        response = httpx.post(f"{server.url}/score", content=zero, headers=PNG)
+        assert response.status_code == 200, name
+    assert "Traceback" not in server.log()
