@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from training.subspace import PrincipalComponents
+
 
 class ArticleAutoencoder(nn.Module):
     """The founding article's network: 1x28x28 to 4x7x7 and back, [N, 1, 28, 28] to [N, 1, 28, 28] in 0..1."""
@@ -52,6 +54,31 @@ class DeeperAutoencoder(nn.Module):
         """Redraw standardised inputs."""
         redrawn: Tensor = self.decoder(self.encoder(inputs))
         return redrawn
+
+
+class DenseAutoencoder(nn.Module):
+    """Dense layers between principal components, and a second head that draws pixels.
+
+    K components, hidden, code, hidden, K components. What the components do not carry is lost in the redrawing, and so
+    counts as error.
+    """
+
+    def __init__(self, subspace: PrincipalComponents, hidden: int, code: int, brush: int) -> None:
+        """Widths of the hidden layers, of the code, and of the hidden layer of the pixel head."""
+        super().__init__()
+        width = subspace.components.shape[1]
+        self.subspace = subspace
+        self.encoder = nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, code), nn.SiLU())
+        self.decoder = nn.Sequential(nn.Linear(code, hidden), nn.SiLU(), nn.Linear(hidden, width))
+        self.painter = nn.Sequential(nn.Linear(code, brush), nn.SiLU(), nn.Linear(brush, 784), nn.Sigmoid())
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Redraw features, float32 [N, F]; return them redrawn, and as pixels [N, 784] in 0..1.
+
+        No gradient flows from the pixels back to the code: the picture must not cost the score anything.
+        """
+        code = self.encoder(self.subspace(features))
+        return self.subspace.back(self.decoder(code)), self.painter(code.detach())
 
 
 AUTOENCODERS: dict[str, Callable[[], nn.Module]] = {"article": ArticleAutoencoder, "deeper": DeeperAutoencoder}

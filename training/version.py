@@ -181,7 +181,10 @@ def _draft(
 
 
 def code_version() -> str:
-    """Return the package's version and, in a git checkout, the commit: `0.1.0+g1a2b3c4`, with `.changed` if app or training are."""
+    """Return the package's version and, in a git checkout, the commit: `0.1.0+g1a2b3c4`.
+
+    `.changed` is added if `app` or `training` are not as committed.
+    """
     try:
         version = metadata.version("reconstruction-anomaly")
     except metadata.PackageNotFoundError:
