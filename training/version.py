@@ -183,7 +183,7 @@ def _draft(
 def code_version() -> str:
     """Return the package's version and, in a git checkout, the commit: `0.1.0+g1a2b3c4`.
 
-    `.changed` is added if `app` or `training` are not as committed.
+    It ends in `.changed` where `app` or `training` differ from that commit.
     """
     try:
         version = metadata.version("reconstruction-anomaly")
