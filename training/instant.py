@@ -53,6 +53,6 @@ def _painter(coefficients: Tensor, pixels: Tensor) -> nn.Linear:
     known = torch.cat([coefficients, torch.ones_like(coefficients[:, :1])], dim=1).double()
     ridge = 1e-3 * len(known) * torch.eye(known.shape[1], dtype=known.dtype, device=known.device)
     weights = torch.linalg.solve(known.T @ known + ridge, known.T @ pixels.double()).float()
-    painter = nn.Linear(coefficients.shape[1], pixels.shape[1], device=pixels.device)
-    painter.weight.data, painter.bias.data = weights[:-1].T.contiguous(), weights[-1]
+    painter = nn.Linear(coefficients.shape[1], pixels.shape[1], device="meta")
+    painter.load_state_dict({"weight": weights[:-1].T.contiguous(), "bias": weights[-1]}, assign=True)
     return painter
