@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from training.autoencoders import DenseAutoencoder
 from training.damage import another_hand, damaged
-from training.scoring import StandardisedScoring
+from training.scoring import StandardisedScoring, rounded
 from training.standardisation import OrientedGradients, in_chunks
 from training.subspace import principal_components
 from training.train import Progress, TrainingError
@@ -38,7 +38,7 @@ def fit_deep(
 
     Args:
         images: normal images, uint8 [n, 28, 28].
-        parameters: `standardisation`, `guards`, `components`, `hidden`, `code`, `brush`, `damage`, `precision`,
+        parameters: `standardisation`, `guards`, `components`, `widths`, `brush`, `damage`, `precision`,
             `learning_rate`, `weight_decay`, `batch_size`, `epochs`.
         seed: of the weights, the damage and the order.
         device: where to train.
@@ -53,8 +53,7 @@ def fit_deep(
     # The generators of the caller are left as they were; weights are drawn on the CPU, the same for every device.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        widths = (parameters[width] for width in ("hidden", "code", "brush"))
-        autoencoder = DenseAutoencoder(subspace, *widths).to(device)
+        autoencoder = DenseAutoencoder(subspace, parameters["widths"], parameters["brush"]).to(device)
     chance = torch.Generator(device).manual_seed(seed)
     optimiser = torch.optim.AdamW(
         autoencoder.parameters(), lr=parameters["learning_rate"], weight_decay=parameters["weight_decay"]
@@ -73,7 +72,8 @@ def fit_deep(
         if not math.isfinite(loss):
             raise TrainingError(f"the loss is {loss} after epoch {epoch}: try a lower learning rate")
         progress(epoch, loss)
-    return StandardisedScoring(standardise, autoencoder, **parameters["guards"]).eval().requires_grad_(False)
+    autoencoder.requires_grad_(requires_grad=False)
+    return StandardisedScoring(standardise, rounded(autoencoder), **parameters["guards"]).eval()
 
 
 Lesson = tuple[Tensor, Tensor, Tensor]

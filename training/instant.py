@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.memory import Memory, MemoryAutoencoder
-from training.scoring import StandardisedScoring
+from training.scoring import StandardisedScoring, rounded
 from training.standardisation import OrientedGradients, in_chunks
 from training.subspace import principal_components
 from training.train import Progress
@@ -44,7 +44,7 @@ def fit_instant(
     coefficients = subspace(features)
     memory = Memory(coefficients, parameters["neighbours"], parameters["penalty"])
     autoencoder = MemoryAutoencoder(subspace, memory, _painter(coefficients, pixels.flatten(1)))
-    return StandardisedScoring(standardise, autoencoder, **parameters["guards"]).eval()
+    return StandardisedScoring(standardise, rounded(autoencoder), **parameters["guards"]).eval()
 
 
 def _painter(coefficients: Tensor, pixels: Tensor) -> nn.Linear:
