@@ -55,6 +55,12 @@ class Settings(BaseSettings):
 
     max_body_bytes: int = Field(64 * 1024, ge=1024)
     """Largest body of `POST /score`."""
+    fit_max_body_bytes: int = Field(2 * 1024 * 1024, ge=1024)
+    """Largest body of `POST /score?fit=mnist`."""
+    fit_max_pixels: int = Field(4 * 1024 * 1024, ge=28 * 28, le=4096 * 4096)
+    """Most pixels of an image that `fit=mnist` takes; they are decoded one image at a time."""
+    fit_max_waiting: int = Field(16, ge=1)
+    """Most requests with `fit=mnist` at once; one more is answered 503."""
     body_timeout_ms: float = Field(5000.0, gt=0)
     """Longest time that a request body may take to arrive."""
 
