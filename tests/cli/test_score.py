@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageOps
 
 from tests.cli.conftest import Anomaly, environment
 from tests.conftest import EXAMPLES, MODEL_STORE, ROOT, Server, free_port
@@ -183,6 +184,24 @@ def test_several_at_a_time_differ_at_most_in_the_last_bit(
     pairs = list(zip(*(map(json.loads, done.stdout.splitlines()) for done in (alone, together)), strict=True))
     assert [a["file"] for a, _ in pairs] == [b["file"] for _, b in pairs]
     assert [a["mse"] for a, _ in pairs] == pytest.approx([b["mse"] for _, b in pairs], rel=1e-6)
+
+
+def test_an_image_of_any_size_fits_offline_as_by_url(anomaly: Anomaly, server: Server, tmp_path: Path) -> None:
+    """With `--fit mnist` a large dark-on-bright digit gets the service's score and the service's account of the fit."""
+    photo = Image.new("L", (400, 300), 240)
+    with Image.open(SIX) as six:
+        photo.paste(ImageOps.invert(six).resize((140, 140)).point(lambda grey: grey * 240 // 255), (130, 60))
+    photo.save(tmp_path / "photo.png")
+    Image.new("L", (90, 90), 200).save(tmp_path / "wall.png")
+    documents = []
+    for where in (STORE, ("--url", server.url)):
+        done = anomaly("score", tmp_path, *where, *ARTICLE, "--fit", "mnist", "-f", "json")
+        score, blank = json.loads(done.stdout)
+        assert blank["problem"]["type"] == "/problems/blank-image"
+        assert score["fitted"]["inverted"] is True
+        documents.append({name: value for name, value in score.items() if name not in {"id", "reconstruction"}})
+        assert anomaly("score", tmp_path, *where).returncode == 2
+    assert documents[0] == documents[1]
 
 
 def test_asking_a_service_never_imports_torch(server: Server) -> None:
