@@ -7,6 +7,7 @@ import math
 import re
 from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -38,7 +39,7 @@ from app.stores import StoreError
 
 router = APIRouter()
 
-_KEY = re.compile(r"[0-9a-f]{32}")
+_KEY = re.compile(r"[0-9a-f]{44}")
 _PRIVATE = {"cache-control": "private, no-store", "x-content-type-options": "nosniff"}
 View = Literal["reconstruction", "input", "error", "panel"]
 
@@ -154,8 +155,8 @@ def _picture(record: Record, view: View, scale: int) -> bytes:
         "reconstruction": images.grey_picture(record.reconstruction),
         "squared error": images.error_picture(record.error_map),
     }
-    verdict, relation = ("anomalous", ">") if reply.is_anomaly else ("normal", "≤")
-    caption = f"{verdict}: mse {reply.mse:.4g} {relation} threshold {reply.threshold:.4g}"
+    verdict, relation = ("anomalous", "above") if reply.is_anomaly else ("normal", "not above")
+    caption = f"{verdict}: mse {reply.mse:.4g}, {relation} the threshold {reply.threshold:.4g}"
     if reply.reason:
         caption = f"anomalous: {reply.reason.replace('_', ' ')}"
     return images.panel(planes, caption, anomalous=reply.is_anomaly, scale=scale)
@@ -170,7 +171,7 @@ async def models(services: ServicesDep) -> ModelList:
 @router.get(
     "/models/{name}",
     response_model=Manifest,
-    responses={200: {"content": {"text/html": {}}}, **_problems(404, 503)},
+    responses={200: {"content": {"text/html": {}}}, **_problems(404, 422, 503)},
     summary="The manifest of the version that answers, or its model card",
 )
 async def model(name: str, request: Request, services: ServicesDep) -> Response:
@@ -208,7 +209,9 @@ async def calibration(name: str, version: int, services: ServicesDep) -> Calibra
     return _calibration(artifact.manifest, artifact.calibration)
 
 
-_RATES = sorted({0.001 * n for n in range(1, 10)} | {0.005 * n for n in range(2, 20)} | {0.02 * n for n in range(5, 26)})
+_RATES = sorted(
+    {0.001 * n for n in range(1, 10)} | {0.005 * n for n in range(2, 20)} | {0.02 * n for n in range(5, 26)}
+)
 
 
 def _calibration(manifest: Manifest, calibration: Calibration) -> CalibrationView:
@@ -236,7 +239,7 @@ def _histogram(calibration: Calibration, bins: int = 40) -> ScoreHistogram:
     edges = [low + n * width for n in range(bins)] + [high]
     below = [bisect_right(calibration.scores, edge) for edge in edges]
     below[0] = 0  # the lowest score lies in the first bin, not before it
-    return ScoreHistogram(edges=edges, counts=[b - a for a, b in zip(below, below[1:], strict=False)])
+    return ScoreHistogram(edges=edges, counts=[b - a for a, b in pairwise(below)])
 
 
 @router.get("/models/{name}/versions/{version}", responses=_problems(404, 422), summary="The manifest of a version")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from app.stores.contract import Store, StoreError
 
-__all__ = ["Store", "StoreError", "open_store", "opener"]
+__all__ = ["Store", "StoreError", "open_store"]
+
 
 def open_store(
     url: str, *, ttl_seconds: float, max_bytes: int, entry_bytes: int, password_file: Path | None = None

@@ -8,8 +8,10 @@ import subprocess
 import sys
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
+from app.calibration import Calibration, CalibrationError
 from app.repository import Repository
 from tests.training.conftest import ROOT
 from training.__main__ import app
@@ -52,13 +54,13 @@ def test_the_life_of_a_model(tmp_path):
 
 
 def test_the_same_command_gives_the_same_scores(tmp_path):
-    """Training twice with one seed publishes two versions with the same module, threshold and golden scores."""
+    """Training twice with one seed publishes two versions with exactly the same scores and threshold."""
     for _ in range(2):
         assert run(*TRAIN, "--model-store", tmp_path, "--normal", "3,5", "--seed", "7")[0] == 0
     repository = Repository(tmp_path)
     assert repository.versions("mnist-5000-3-5-article") == [1, 2]
     first, second = (repository.open("mnist-5000-3-5-article", version) for version in (1, 2))
-    assert first.manifest.files["model.pt"] == second.manifest.files["model.pt"]
+    assert list(first.calibration.scores) == list(second.calibration.scores)
     assert first.manifest.threshold == second.manifest.threshold
     assert (first.golden.mse == second.golden.mse).all()
     assert first.manifest.normal_class == "the digits 3 and 5"
@@ -121,3 +123,25 @@ def test_an_interruption_leaves_nothing(tmp_path):
     assert process.returncode == 130
     assert problems == "interrupted: nothing half-written is left behind\n"
     assert not (tmp_path / "store").exists()
+
+
+def test_every_option_and_command_is_documented():
+    """An option or a command that docs/training.md does not mention does not exist."""
+    documented = (ROOT / "docs" / "training.md").read_text()
+    commands = get_command(app).commands
+    options = {option for command in commands.values() for part in command.params for option in part.opts}
+    words = {*commands, *(option for option in options if option.startswith("--") and option != "--help")}
+    assert [word for word in words if word not in documented] == []
+
+
+@pytest.mark.parametrize(
+    ("alpha", "average", "confident"), [(0.1, 9, 44), (0.05, 19, 90), (0.01, 99, 459), (0.001, 999, 4603)]
+)
+def test_the_documented_numbers_of_images_are_the_ones_needed(alpha, average, confident):
+    """The table of calibration images needed in docs/training.md is what the calibration asks for."""
+    for needed, confidence in ((average, None), (confident, 0.99)):
+        scores = [0.0] * needed
+        Calibration(scores, confidence).rank(alpha)
+        with pytest.raises(CalibrationError):
+            Calibration(scores[1:], confidence).rank(alpha)
+    assert f"| {alpha:g} | {average:,} | {confident:,} |" in (ROOT / "docs" / "training.md").read_text()

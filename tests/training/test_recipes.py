@@ -26,7 +26,7 @@ def test_an_entry_is_complete(name):
 
 
 def test_a_recipe_makes_an_artifact_and_repeats_itself(name, digits):
-    """The same images and seed give the same bytes and scores; another seed gives others."""
+    """The same images and seed give the same scores; another seed gives others."""
     recipe = RECIPES[name].with_epochs(1)
 
     def scores(seed: int) -> np.ndarray:
