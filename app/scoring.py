@@ -33,7 +33,6 @@ from app.schemas import Fitted, ScoreQuery, ScoreResponse
 from app.settings import Settings
 
 _NO_QUERY = ScoreQuery()
-_TIMING = ", ".join(f"{stage};dur=%.3f" for stage in STAGES)
 _ABSENT: dict[tuple[bool, bool], set[str]] = {
     (True, True): {"fitted", "reconstruction_png"},
     (True, False): {"fitted"},
@@ -41,6 +40,7 @@ _ABSENT: dict[tuple[bool, bool], set[str]] = {
     (False, False): set(),
 }
 """What a reply leaves out: members that nobody asked for."""
+_TIMING = ", ".join(f"{stage};dur=%.3f" for stage in STAGES)
 
 
 @dataclass(slots=True)
