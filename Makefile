@@ -32,8 +32,8 @@ format: $(STAMP) ## format and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-train: $(STAMP) ## teach the article's autoencoder the digit 0 and publish it into the model store
-	$(BIN)/python -m training train --recipe article --normal 0
+train: $(STAMP) ## teach the article's autoencoder the digit 0, publish and promote it (DATA_DIR=)
+	$(BIN)/python -m training train --recipe article --normal 0 $(if $(DATA_DIR),--data-dir $(DATA_DIR)) --promote
 
 constraints: ## write constraints.txt anew from what is installed now
 	$(BIN)/pip freeze --exclude-editable | grep -v '^torch==' > constraints.new

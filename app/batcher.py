@@ -46,6 +46,9 @@ class MicroBatcher(Generic[Item, Result]):
         self._max_delay = max_delay
         self._clock = clock
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        # One timer for all deadlines: a timer of its own costs a caller more than all the rest of `submit`.
+        self._deadlines: dict[asyncio.Future[Result], float] = {}
+        self._timer: asyncio.TimerHandle | None = None
         self._runner: asyncio.Task[None] | None = None
         self._running_since: float | None = None
         self._closed = False
@@ -81,17 +84,34 @@ class MicroBatcher(Generic[Item, Result]):
         self._waiting.append((item, future))
         if self._runner is None:
             self._runner = loop.create_task(self._drain())
-        timer = loop.call_later(deadline, _expire, future)
+        self._deadlines[future] = expiry = loop.time() + deadline
+        if self._timer is None or expiry < self._timer.when():
+            self._arm(loop, expiry)
         try:
             return await future
         finally:
-            timer.cancel()
+            del self._deadlines[future]
 
     async def aclose(self) -> None:
         """Refuse new items and wait until the accepted ones have their results."""
         self._closed = True
         if self._runner is not None:
             await asyncio.shield(self._runner)
+
+    def _arm(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = loop.call_at(when, self._expire, loop)
+
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        now = loop.time()
+        for future, expiry in self._deadlines.items():
+            if expiry <= now and not future.done():
+                future.set_exception(DeadlineExceeded("the deadline passed before the model had answered"))
+        later = [expiry for future, expiry in self._deadlines.items() if not future.done()]
+        if later:
+            self._arm(loop, min(later))
 
     async def _drain(self) -> None:
         try:
@@ -131,11 +151,6 @@ class MicroBatcher(Generic[Item, Result]):
                     future.set_result(result)
         finally:
             self._running_since = None
-
-
-def _expire(future: asyncio.Future[Result]) -> None:
-    if not future.done():
-        future.set_exception(DeadlineExceeded("the deadline passed before the model had answered"))
 
 
 def _for_waiters(error: BaseException) -> Exception:

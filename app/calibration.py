@@ -59,7 +59,7 @@ def conformal_rank(n: int, alpha: float) -> int:
 
 
 def confident_rank(n: int, alpha: float, confidence: float) -> int:
-    """Return the smallest rank whose false-alarm rate stays at or below `alpha` with probability `confidence`.
+    """Return the smallest rank, not below `conformal_rank`, that keeps to `alpha` with probability `confidence`.
 
     The false-alarm rate at rank r is Beta(n + 1 - r, r), so this is the smallest r with
     P(Beta(n + 1 - r, r) <= alpha) >= confidence, where that probability equals P(Binomial(n, alpha) >= n + 1 - r).

@@ -107,19 +107,14 @@ class Serving:
         started = time.perf_counter()
         count = len(items)
         images = np.frombuffer(bytearray().join([item.image for item in items]), np.uint8).reshape(count, 1, 28, 28)
-        found = self._detector.detect(images)
-        peaks = np.maximum(found.error_map.reshape(count, -1).max(1), 1e-12)
-        planes = np.empty((count, 3, 28, 28), np.uint8)
-        planes[:, :1] = images
-        np.rint(found.reconstruction * 255, out=planes[:, 1:2], casting="unsafe")
-        np.rint(found.error_map * (255 / peaks)[:, None, None], out=planes[:, 2], casting="unsafe")
-        content, size = planes.tobytes(), planes[0].nbytes
+        found = self._detector.draw(images)
+        content, size = found.planes.tobytes(), found.planes[0].nbytes
         forward = time.perf_counter() - started
         reasons = (None, *self.manifest.reasons)
         return [
             Detection(mse, reasons[code], content[n * size : (n + 1) * size], peak, started - items[n].since, forward)
             for n, (mse, code, peak) in enumerate(
-                zip(found.mse.tolist(), found.reason.tolist(), peaks.tolist(), strict=True)
+                zip(found.mse.tolist(), found.reason.tolist(), found.peak.tolist(), strict=True)
             )
         ]
 

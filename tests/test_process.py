@@ -185,3 +185,40 @@ def test_a_million_tiny_chunks_are_refused(make_server: Callable[..., Server]) -
                 answer += chunk
     assert answer == b"" or answer.startswith(b"HTTP/1.1 413 ")
     assert httpx.get(f"{server.url}/livez").status_code == 200
+
+
+HOSTILE = {
+    "another host": b"GET /models HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n",
+    "an absolute target": b"GET http://evil.example/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    "a target with an at sign": b"GET @evil.example HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    "ten thousand ranges": b"GET /models HTTP/1.1\r\nHost: x\r\nConnection: close\r\nRange: bytes="
+    + b",".join(b"%d-%d" % (n, n) for n in range(10_000))
+    + b"\r\n\r\n",
+    "a header of a megabyte": b"GET /models HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 2**20 + b"\r\n\r\n",
+    "ten thousand headers": b"GET /models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    + b"".join(b"A%d: a\r\n" % n for n in range(10_000))
+    + b"\r\n",
+    "two lengths": b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
+    "a length and chunks": b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "a bad chunk": b"POST /score HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    "no HTTP": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+}
+
+
+def test_hostile_requests_change_nothing(make_server: Callable[..., Server], zero: bytes) -> None:
+    """None of these harms the service, shows another host's name in a reply, or leaves a traceback in the log."""
+    server = make_server().start()
+    for name, request in HOSTILE.items():
+        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+            connection.settimeout(1)
+            answer = b""
+            with contextlib.suppress(OSError):
+                connection.sendall(request)
+                while chunk := connection.recv(65536):
+                    answer += chunk
+            assert b"evil" not in answer, name
+            assert b" 500 " not in answer, name
+        response = httpx.post(f"{server.url}/score", content=zero, headers=PNG)
+        assert response.status_code == 200, name
+    assert "Traceback" not in server.log()

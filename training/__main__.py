@@ -175,9 +175,11 @@ def _labels(text: str, dataset: Dataset) -> tuple[int, ...]:
     if text == "all":
         return tuple(range(len(dataset.label_names)))
     try:
-        return tuple(sorted({int(part) for part in text.split(",")}))
+        labels = tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError as error:
         raise DataError(f"--normal takes a label, several with commas between, or all; not {text!r}") from error
+    dataset.describe(labels)
+    return labels
 
 
 def _model_name(dataset: Dataset, labels: tuple[int, ...], recipe: str) -> str:

@@ -38,14 +38,14 @@ class DeeperAutoencoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.encoder = nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(32, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(16, 8, 3, stride=2, padding=1), nn.ReLU(),
+            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(16, 8, 3, stride=2, padding=1),
         )  # fmt: skip
         self.decoder = nn.Sequential(
             nn.ConvTranspose2d(8, 16, 3, stride=2, padding=1), nn.ReLU(),
-            nn.ConvTranspose2d(16, 32, 2, stride=2), nn.ReLU(),
-            nn.ConvTranspose2d(32, 1, 2, stride=2), nn.Sigmoid(),
+            nn.ConvTranspose2d(16, 16, 2, stride=2), nn.ReLU(),
+            nn.ConvTranspose2d(16, 1, 2, stride=2), nn.Sigmoid(),
         )  # fmt: skip
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ def model_card(manifest: Manifest, label_names: Sequence[str], files: Sequence[s
         _figures(manifest.metrics, label_names),
         *(_also(words, metrics) for words, metrics in manifest.metrics["also"].items()),
         _pictures(files),
-        _limits(manifest),
+        _limits(manifest, label_names),
         _again(manifest),
     )
     return "\n".join(parts)
@@ -152,9 +152,9 @@ def _pictures(files: Sequence[str]) -> str:
     )
 
 
-def _limits(manifest: Manifest) -> str:
+def _limits(manifest: Manifest, label_names: Sequence[str]) -> str:
     weak = [
-        label
+        label_names[int(label)]
         for label, found in manifest.metrics["labels"].items()
         if found["auroc"] is not None and found["auroc"] < 0.9
     ]
@@ -164,9 +164,7 @@ def _limits(manifest: Manifest) -> str:
         "The threshold was never shown an anomaly: how many anomalies are caught depends on what they look like.",
     ]
     if weak:
-        lines.append(
-            f"It is a weak detector of the labels {', '.join(weak)} (AUROC below 0.9): do not rely on it there."
-        )
+        lines.append(f"It is weak against {', '.join(weak)} (AUROC below 0.9): do not rely on it there.")
     return "## Limits\n\n" + "\n".join(f"* {line}" for line in lines) + "\n"
 
 

@@ -87,7 +87,7 @@ def openml_mnist(data_home: Path | None = None) -> Dataset:
     try:
         with _silence_bounded(_OPENML_SILENCE_S):
             images, labels = fetch_openml(
-                "mnist_784", version=1, return_X_y=True, as_frame=False, n_retries=1, delay=0.5, data_home=data_home
+                "mnist_784", version=1, return_X_y=True, as_frame=False, n_retries=0, data_home=data_home
             )
         pixels = images.astype(np.uint8).reshape(-1, 28, 28)
         return _verified(

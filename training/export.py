@@ -96,8 +96,7 @@ def _script(module: nn.Module) -> bytes:
 
 
 def _without_debug_files(archive: bytes) -> bytes:
-    # They hold this machine's paths and source lines, and no score depends on them. Fixed times and a fixed order
-    # make the same weights the same bytes.
+    # They hold this machine's paths and source lines, and no score depends on them.
     packed = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(archive)) as source, zipfile.ZipFile(packed, "w") as target:
         for entry in sorted(source.infolist(), key=lambda entry: entry.filename):

@@ -101,7 +101,7 @@ def histogram(bins: Mapping[str, Sequence[float]], threshold: float, alpha: floa
         color=_THRESHOLD,
         linestyle="--",
         linewidth=1.4,
-        label=f"threshold, {100 * alpha:g} % false alarms wanted",
+        label=f"threshold at alpha {alpha:g}",
     )
     axes.set(xlabel="mse (the last bin takes everything above)", ylabel="% of images", title="Scores of unseen images")
     axes.set_xlim(edges[0], edges[-1])

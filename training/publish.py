@@ -148,6 +148,8 @@ def _locked(root: Path) -> Iterator[None]:
 def _remove_litter(root: Path) -> None:
     for folder in root.glob(f"{_STAGING}*"):
         shutil.rmtree(folder)
+    for draft in root.glob(f"*/{_CURRENT_DRAFT}"):
+        draft.unlink()
 
 
 @contextmanager

@@ -65,7 +65,9 @@ RECIPES: dict[str, Recipe] = {
             _ARTICLE,
             name="deeper",
             summary="the article's loop with the deeper network that it wished to try: 128 numbers in the middle",
-            parameters={**_ARTICLE.parameters, "autoencoder": "deeper"},
+            # With a background of -1 the sigmoid saturates within an epoch, and this network draws only black.
+            parameters={**_ARTICLE.parameters, "autoencoder": "deeper", "input_range": [0.0, 1.0]},
+            score_space="pixels scaled to 0..1",
         ),
     )
 }

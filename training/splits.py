@@ -78,7 +78,8 @@ SPLITS: dict[str, Callable[[Dataset, Sequence[int], int], Split]] = {"article": 
 
 def _standard_without_test_file(dataset: Dataset, is_normal: NDArray[np.bool_], seed: int) -> Split:
     random = np.random.default_rng(seed)
-    kept, test = [], []
+    nothing = np.zeros(0, np.intp)
+    kept, test = [nothing], [nothing]
     for label in np.unique(dataset.labels):
         first, last = _cut(random.permutation(np.flatnonzero(dataset.labels == label)), 0.8)
         kept.append(first)

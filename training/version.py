@@ -181,13 +181,17 @@ def _draft(
 
 
 def code_version() -> str:
-    """Return the package's version and, in a git checkout, the commit: `0.1.0+g1a2b3c4`, with `.changed` if edited."""
+    """Return the package's version and, in a git checkout, the commit: `0.1.0+g1a2b3c4`.
+
+    It ends in `.changed` where `app` or `training` differ from that commit.
+    """
     try:
         version = metadata.version("reconstruction-anomaly")
     except metadata.PackageNotFoundError:
         version = "unknown"
-    commit = _git("describe", "--always", "--abbrev=10", "--dirty=.changed", "--exclude=*")
-    return f"{version}+g{commit}" if commit else version
+    commit = _git("rev-parse", "--short=10", "HEAD")
+    changed = ".changed" if _git("status", "--porcelain", "--", "../app", ".") else ""
+    return f"{version}+g{commit}{changed}" if commit else version
 
 
 def _git(*arguments: str) -> str | None:

@@ -1,33 +1,13 @@
-"""Where reconstructions are kept for a while. Knows: ids, bytes, time to live. Does not know: what the bytes mean."""
+"""Where reconstructions are kept for a while: the kinds of store, by the scheme of their URL."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
+from app.stores.contract import Store, StoreError
 
-class StoreError(Exception):
-    """The store did not answer, or refused."""
-
-
-class Store(Protocol):
-    """A store of blocks of bytes, each under a random id, each for a limited time.
-
-    Every method raises `StoreError` when the store does not answer; nothing else.
-    """
-
-    async def put(self, entries: Sequence[tuple[str, bytes]]) -> None:
-        """Keep all entries, each as (id, content), or none of them."""
-
-    async def get(self, key: str) -> bytes | None:
-        """Return what is kept under an id; None when it never was, or has expired."""
-
-    async def ping(self) -> None:
-        """Return when the store answers."""
-
-    async def close(self) -> None:
-        """Let go of connections. Nothing may be called afterwards."""
+__all__ = ["Store", "StoreError", "open_store"]
 
 
 def open_store(

@@ -14,7 +14,7 @@ from redis.credentials import CredentialProvider
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
-from app.stores import StoreError
+from app.stores.contract import StoreError
 
 _PREFIX = "reconstruction:"
 _CONNECTIONS = 8

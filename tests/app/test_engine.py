@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app.detector import Detections, Detector
+from app.detector import Detector, Pictures
 from app.settings import Settings
 from tests import model_stores
 from tests.app.test_score import assert_problem, raw
@@ -131,13 +131,13 @@ async def test_versions_beside_the_current_one_are_loaded_when_asked_for(
 class Faulty:
     """A detector that does what a test says instead of scoring, and scores once `heal` was called."""
 
-    def __init__(self, detector: Detector, fault: Callable[[Detections], Detections]) -> None:
+    def __init__(self, detector: Detector, fault: Callable[[Pictures], Pictures]) -> None:
         self._detector = detector
-        self._fault: Callable[[Detections], Detections] | None = fault
+        self._fault: Callable[[Pictures], Pictures] | None = fault
 
-    def detect(self, images: np.ndarray) -> Detections:
+    def draw(self, images: np.ndarray) -> Pictures:
         """Score a micro-batch, wrongly."""
-        found = self._detector.detect(images)
+        found = self._detector.draw(images)
         return found if self._fault is None else self._fault(found)
 
     def heal(self) -> None:
@@ -145,18 +145,18 @@ class Faulty:
         self._fault = None
 
 
-def break_model(client: httpx.AsyncClient, fault: Callable[[Detections], Detections]) -> Faulty:
+def break_model(client: httpx.AsyncClient, fault: Callable[[Pictures], Pictures]) -> Faulty:
     serving = services(client).engine.current("zero-article")
     serving._detector = faulty = Faulty(serving._detector, fault)
     return faulty
 
 
-def out_of_memory(_: Detections) -> Detections:
+def out_of_memory(_: Pictures) -> Pictures:
     raise RuntimeError("CUDA out of memory at /secret/path")
 
 
-def not_a_number(found: Detections) -> Detections:
-    return Detections(np.full_like(found.mse, np.nan), found.reconstruction, found.error_map, found.reason)
+def not_a_number(found: Pictures) -> Pictures:
+    return Pictures(np.full_like(found.mse, np.nan), found.planes, found.peak, found.reason)
 
 
 async def test_a_failing_model_gives_500_becomes_unready_and_heals(
@@ -189,7 +189,7 @@ async def test_a_hanging_model_is_504_and_unready(make_settings: Callable[..., S
     """While the inference thread hangs, requests get 504 at their deadline, /livez answers and /readyz says no."""
     gate = threading.Event()
 
-    def hang(found: Detections) -> Detections:
+    def hang(found: Pictures) -> Pictures:
         gate.wait(30)
         return found
 
@@ -214,7 +214,7 @@ async def test_stopping_answers_what_was_accepted(make_settings: Callable[..., S
     """Requests accepted before the stop get their scores while the application shuts down."""
     gate = threading.Event()
 
-    def wait(found: Detections) -> Detections:
+    def wait(found: Pictures) -> Pictures:
         gate.wait(30)
         return found
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from app import images
 from app.settings import Settings
-from tests import model_stores
+from tests import model_stores, pngs
 from tests.app.test_score import assert_problem, raw
 from tests.conftest import running, services
 
@@ -61,13 +61,13 @@ async def test_reconstructions_are_private(client: httpx.AsyncClient, zero: byte
     headers = (await client.get(replies[0]["reconstruction"])).headers
     assert headers["cache-control"] == "private, no-store"
     assert headers["x-content-type-options"] == "nosniff"
-    bits = np.array([[int(digit, 16) for digit in reply["id"]] for reply in replies])
+    bits = np.array([[int(digit, 16) for digit in reply["id"][12:]] for reply in replies])
     assert bits.shape == (50, 32)
     assert len({reply["id"] for reply in replies}) == 50
     assert all(len(set(column)) > 4 for column in bits.T)
 
 
-@pytest.mark.parametrize("key", ["0" * 32, "nope", "A" * 32, "0" * 33])
+@pytest.mark.parametrize("key", ["0" * 44, "nope", "A" * 44, "0" * 45])
 async def test_unknown_ids_are_404(client: httpx.AsyncClient, key: str) -> None:
     """An id that was never given out and a string that can be none are the same 404."""
     response = await client.get(f"/reconstruction/{key}")
@@ -104,7 +104,7 @@ async def test_a_store_that_is_down_stops_no_score(
         readiness = (await client.get("/readyz")).json()
         assert readiness["ready"]
         assert readiness["store"] == "down"
-        assert_problem(await client.get(f"/reconstruction/{'0' * 32}"), 503, "store-unavailable")
+        assert_problem(await client.get(f"/reconstruction/{'0' * 44}"), 503, "store-unavailable")
         assert "reconstructions_not_kept_total 3.0" in (await client.get("/metrics")).text
         folder.unlink()
         services(client).reconstructions._retry_at = 0.0
@@ -149,7 +149,7 @@ async def test_what_is_not_there_is_404(client: httpx.AsyncClient, path: str) ->
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", "/score"), ("PUT", "/score"), ("POST", "/models"), ("DELETE", f"/reconstruction/{'0' * 32}")],
+    [("GET", "/score"), ("PUT", "/score"), ("POST", "/models"), ("DELETE", f"/reconstruction/{'0' * 44}")],
 )
 async def test_wrong_methods_are_405(client: httpx.AsyncClient, method: str, path: str) -> None:
     """A path that exists answers other methods with 405 and names those that it has."""
@@ -173,7 +173,7 @@ async def test_metrics_count_what_happened(client: httpx.AsyncClient, zero: byte
     assert 'model_version{model="zero-article"} 1.0' in text
     assert "ready 1.0" in text
     assert "secret" not in text
-    assert "0123" not in text
+    assert "reconstruction/0123" not in text
 
 
 async def test_no_route_takes_a_model_a_path_or_an_address(client: httpx.AsyncClient) -> None:
@@ -190,3 +190,28 @@ async def test_openapi_documents_both_bodies_and_every_problem(client: httpx.Asy
     assert {parameter["name"] for parameter in score["parameters"]} == {"model", "alpha", "fit", "include"}
     assert {"200", "400", "404", "408", "413", "415", "422", "500", "503", "504"} <= set(score["responses"])
     assert "application/problem+json" in score["responses"]["422"]["content"]
+
+
+async def test_openapi_shows_no_error_but_problems(client: httpx.AsyncClient) -> None:
+    """Every 4xx and 5xx in the document is a problem, but for the readiness report."""
+    document = (await client.get("/openapi.json")).json()
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            for status, response in operation["responses"].items():
+                if status >= "400" and path != "/readyz":
+                    assert set(response["content"]) == {"application/problem+json"}, (path, status)
+
+
+async def test_a_failure_nobody_foresaw_is_a_problem(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error in a route or in the direct path is a 500 problem that gives nothing away."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("at /secret/path")
+
+    monkeypatch.setattr(services(client).engine, "names", fail)
+    monkeypatch.setattr(services(client).engine, "select", fail)
+    for response in (await client.get("/models"), await raw(client, pngs.plain())):
+        document = assert_problem(response, 500, "internal-error")
+        assert "secret" not in str(document)

@@ -1,0 +1,1 @@
+"""Measurements, and the scripts that write their figures into the docs."""

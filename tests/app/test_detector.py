@@ -1,0 +1,100 @@
+"""Loading a module: what reproduces its golden scores is taken, everything else refused with its name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from app.detector import Detector, DetectorError, DeviceError, choose_device
+from app.repository import Artifact, Repository
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def artifact() -> Artifact:
+    """Return the shipped version."""
+    return Repository(Path(__file__).parent.parent.parent / "model_store").open("zero-article", 1)
+
+
+def refused(artifact: Artifact, message: str) -> None:
+    """Fail unless the artifact is refused with `message` and its own name."""
+    with pytest.raises(DetectorError, match=message) as caught:
+        Detector.load(artifact, CPU)
+    assert str(caught.value).startswith("zero-article@1: ")
+
+
+def test_the_shipped_version_reproduces_its_golden_scores(artifact):
+    """The shipped module loads, and gives its golden images their golden scores and reconstructions."""
+    found = Detector.load(artifact, CPU).detect(artifact.golden.images)
+    assert found.mse == pytest.approx(artifact.golden.mse, rel=1e-5)
+    assert np.abs(found.reconstruction - artifact.golden.reconstructions).max() < 1e-4
+
+
+def test_the_score_is_the_mean_of_the_error_map(artifact):
+    """Whatever the image, mse == error_map.mean((1, 2)), and shapes and types are the contract's."""
+    images = np.random.default_rng(0).integers(0, 256, (9, 1, 28, 28), np.uint8)
+    found = Detector.load(artifact, CPU).detect(images)
+    assert found.mse == pytest.approx(found.error_map.mean((1, 2)), rel=1e-6)
+    assert (found.mse.dtype, found.reason.dtype) == (np.float32, np.int8)
+    assert found.reconstruction.shape == (9, 1, 28, 28)
+    assert 0.0 <= found.reconstruction.min() <= found.reconstruction.max() <= 1.0
+
+
+def test_a_score_does_not_depend_on_its_batch(artifact):
+    """An image gets the same score, within 1e-6 relative, alone and in any batch up to 64."""
+    detector = Detector.load(artifact, CPU)
+    images = np.concatenate([artifact.golden.images] * 3)[:64]
+    alone = np.concatenate([detector.detect(image[None]).mse for image in images])
+    for size in (2, 3, 7, 8, 16, 31, 32, 64):
+        together = np.concatenate([detector.detect(images[i : i + size]).mse for i in range(0, len(images), size)])
+        assert np.abs(together / alone - 1).max() <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("field", "change", "message"),
+    [
+        ("mse", lambda x: x * 1.01, "golden scores differ"),
+        ("mse", lambda x: np.full_like(x, np.nan), "golden scores differ"),
+        ("mse", lambda x: x[:-1], "do not belong together"),
+        ("reconstructions", lambda x: 1 - x, "golden reconstructions differ"),
+        ("reconstructions", lambda x: x[:, :, :14], "do not belong together"),
+        ("images", lambda x: x[:0], "do not get finite scores"),
+        ("images", lambda x: x[:, :, :9], "not a scoring module|do not belong together"),
+    ],
+    ids=["scores", "no numbers", "too few scores", "reconstructions", "half pictures", "no images", "small images"],
+)
+def test_what_does_not_reproduce_its_golden_samples_is_refused(artifact, field, change, message):
+    """Golden images, scores and reconstructions that the module does not reproduce here refuse the version."""
+    golden = replace(artifact.golden, **{field: change(getattr(artifact.golden, field))})
+    refused(replace(artifact, golden=golden), message)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04"], ids=["empty", "text", "half an archive"])
+def test_bytes_that_are_no_module_are_refused(artifact, content):
+    """Bytes that are no TorchScript module refuse the version."""
+    refused(replace(artifact, model=content), r"model\.pt is not a scoring module")
+
+
+def test_a_cut_module_is_refused(artifact):
+    """A module that was cut short refuses the version."""
+    refused(replace(artifact, model=artifact.model[:-200]), r"model\.pt is not a scoring module")
+
+
+@pytest.mark.parametrize("wanted", ["tpu", "", "cpu:1", "cuda:", "cuda:x", "CUDA", "auto:0"])
+def test_a_device_that_means_nothing_is_refused(wanted):
+    """Only auto, cpu, cuda and cuda:n name a device."""
+    with pytest.raises(DeviceError, match="none of auto, cpu, cuda, cuda:n"):
+        choose_device(wanted)
+
+
+def test_a_cuda_device_that_is_not_there_is_refused():
+    """Asking for CUDA where there is none, or for a number too high, is one clear line; auto falls back to the CPU."""
+    with pytest.raises(DeviceError, match="was asked for, but"):
+        choose_device("cuda:99")
+    assert choose_device("cpu") == CPU
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,29 @@
+"""Records: what goes into the store comes out of it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.record import SIZE_BOUND, Record, unpack
+
+
+@given(
+    reply=st.binary(max_size=900),
+    planes=st.binary(min_size=784 * 3, max_size=784 * 3),
+    peak=st.floats(0, 1e6, width=32),
+)
+def test_a_record_survives_packing(reply: bytes, planes: bytes, peak: float) -> None:
+    """Packing and unpacking a record changes nothing, and no record is above the bound that stores count with."""
+    record = Record(reply, planes, peak)
+    assert unpack(record.pack()) == record
+    assert len(record.pack()) <= SIZE_BOUND
+    assert record.input + record.reconstruction + record.error_map == planes
+
+
+@given(st.binary(max_size=4000))
+def test_other_bytes_are_no_record(content: bytes) -> None:
+    """Bytes that are no record raise ValueError, nothing else."""
+    with pytest.raises(ValueError, match="not a record"):
+        unpack(content)

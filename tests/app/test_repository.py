@@ -1,0 +1,202 @@
+"""Reading a model store without trusting it: every way in which a version can be wrong is refused with its name."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.repository import Repository, RepositoryError, sha256
+
+SHIPPED = Path(__file__).parent.parent.parent / "model_store"
+NAME = "zero-article"
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """Return a copy of the shipped model store, to be damaged."""
+    shutil.copytree(SHIPPED / NAME, tmp_path / "store" / NAME)
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def folder(root) -> Path:
+    """Return the folder of version 1 in that copy."""
+    return root / NAME / "1"
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a version's manifest."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def replace(folder: Path, file: str, content: bytes) -> None:
+    """Replace a file of a version, and its checksum with it: the damage of a bad publisher."""
+    (folder / file).write_bytes(content)
+    edit(folder, lambda manifest: manifest["files"].update({file: sha256(content)}))
+
+
+def array(values: Any) -> bytes:
+    """Return the bytes of a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.asarray(values))
+    return buffer.getvalue()
+
+
+def refused(root: Path, message: str) -> None:
+    """Fail unless version 1 is refused with `message` and its own name."""
+    with pytest.raises(RepositoryError, match=message) as caught:
+        Repository(root).open(NAME, 1)
+    assert str(caught.value).startswith(f"{NAME}@1: ")
+
+
+def test_the_shipped_version_opens(root):
+    """The shipped model is listed, current and whole, with as many scores as its manifest says."""
+    repository = Repository(root)
+    assert repository.names() == [NAME]
+    assert repository.versions(NAME) == [1]
+    assert repository.current(NAME) == 1
+    artifact = repository.open(NAME, 1)
+    assert artifact.key == (NAME, 1)
+    assert len(artifact.calibration.scores) == artifact.manifest.calibration.n
+    assert len(artifact.golden.images) == len(artifact.golden.mse)
+    for file in artifact.manifest.files:
+        assert repository.read(artifact.manifest, file)
+
+
+@pytest.mark.parametrize("file", ["model.pt", "calibration.npy", "golden.npz"])
+def test_a_flipped_bit_is_refused(root, folder, file):
+    """One flipped bit in the middle of any file that decides a verdict is found."""
+    content = bytearray((folder / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / file).write_bytes(content)
+    refused(root, "SHA-256 differs")
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "model.pt", "calibration.npy", "golden.npz"])
+def test_a_missing_file_is_refused(root, folder, file):
+    """A version that lacks a file is refused by the file's name."""
+    (folder / file).unlink()
+    refused(root, f"{file} is missing")
+
+
+@pytest.mark.parametrize("file", ["model.pt", "calibration.npy", "golden.npz"])
+def test_an_unlisted_file_is_refused(root, folder, file):
+    """A manifest that lists no checksum for a file that decides a verdict is refused."""
+    edit(folder, lambda manifest: manifest["files"].pop(file))
+    refused(root, f"lists no checksum of {file}")
+
+
+def test_a_link_out_of_the_store_is_refused(root, folder, tmp_path):
+    """A file that is a link to somewhere else is refused, even when the bytes are right."""
+    shutil.move(folder / "model.pt", tmp_path / "model.pt")
+    (folder / "model.pt").symlink_to(tmp_path / "model.pt")
+    refused(root, "does not lie inside the version")
+
+
+def test_a_version_that_is_a_link_is_refused(root, folder, tmp_path):
+    """A version's folder that is a link to somewhere else is refused."""
+    shutil.move(folder, tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    refused(root, "does not lie inside the version")
+
+
+@pytest.mark.parametrize("path", ["../../../secret", "/etc/hostname", "report/../../../../secret"])
+def test_a_path_that_leaves_the_version_is_refused(root, folder, tmp_path, path):
+    """A path in the manifest that climbs out of the version is not read, whatever its checksum."""
+    (tmp_path / "secret").write_bytes(b"secret")
+    edit(folder, lambda manifest: manifest["files"].update({path: sha256(b"secret")}))
+    repository = Repository(root)
+    with pytest.raises(RepositoryError, match="does not lie inside the version"):
+        repository.read(repository.manifest(NAME, 1), path)
+
+
+def test_a_file_that_the_manifest_does_not_list_is_not_read(root, folder):
+    """What lies in the folder but not in the manifest does not exist."""
+    (folder / "extra.txt").write_text("extra")
+    repository = Repository(root)
+    with pytest.raises(RepositoryError, match=r"does not list extra\.txt"):
+        repository.read(repository.manifest(NAME, 1), "extra.txt")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"two", b"-1", b"0", b"01", b"1.0", b"1 2", b"../1", "１".encode(), b"\xff\xfe"]
+)
+def test_a_current_that_is_no_number_is_refused(root, content):
+    """CURRENT holds one positive number in ASCII and nothing else."""
+    (root / NAME / "CURRENT").write_bytes(content)
+    with pytest.raises(RepositoryError, match="CURRENT"):
+        Repository(root).current(NAME)
+
+
+def test_a_current_that_is_a_folder_is_refused(root):
+    """A CURRENT that cannot be read is an error, not an absent one."""
+    (root / NAME / "CURRENT").unlink()
+    (root / NAME / "CURRENT").mkdir()
+    with pytest.raises(RepositoryError, match="cannot be read"):
+        Repository(root).current(NAME)
+
+
+@pytest.mark.parametrize("name", ["", "..", "../store", "Zero", "zero/1", "nothing", ".hidden", "a" * 64])
+def test_a_name_that_is_no_model_has_nothing(root, name):
+    """Names that no model can have, and unknown ones, have no versions and no current one."""
+    assert Repository(root).versions(name) == []
+    assert Repository(root).current(name) is None
+
+
+def test_a_missing_store_is_empty(tmp_path):
+    """A store that is not there has no models."""
+    assert Repository(tmp_path / "nowhere").names() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 2}, "schema_version"),
+        ({"surprise": 1}, "surprise"),
+        ({"alpha": 1.5}, "alpha"),
+        ({"threshold": 0.5}, "the threshold is not the one"),
+        ({"alpha": 0.0001}, "needs at least 9999 calibration images"),
+        ({"name": "other"}, "says it is other@1"),
+        ({"version": 2}, f"says it is {NAME}@2"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_a_manifest_that_contradicts_itself_is_refused(root, folder, change, message):
+    """A manifest of another schema, name or number, or with a threshold that its scores do not give, is refused."""
+    edit(folder, lambda manifest: manifest.update(change))
+    refused(root, message)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
+def test_a_manifest_that_is_no_json_is_refused(root, folder, content):
+    """A manifest that cannot be parsed is refused."""
+    (folder / "manifest.json").write_bytes(content)
+    refused(root, r"manifest\.json is not valid")
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [[3.0, 1.0, 2.0], [1.0, 2.0], [[1.0, 2.0]], [np.nan] * 1200, [*range(1199), np.inf]],
+    ids=["unsorted", "too few", "a table", "no numbers", "infinite"],
+)
+def test_calibration_scores_that_are_none_are_refused(root, folder, scores):
+    """Scores that are not the sorted list of finite numbers that the manifest speaks of are refused."""
+    replace(folder, "calibration.npy", array(np.asarray(scores, np.float32)))
+    refused(root, r"calibration\.npy")
+
+
+@pytest.mark.parametrize("file", ["calibration.npy", "golden.npz"])
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 half an archive", array([{"a": "pickle"}])])
+def test_files_that_are_no_arrays_are_refused(root, folder, file, content):
+    """Files with the right checksum that are no arrays, pickles among them, are refused."""
+    replace(folder, file, content)
+    refused(root, "cannot be read")

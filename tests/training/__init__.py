@@ -1,0 +1,1 @@
+"""Tests mirror the source. Each test's docstring is its claim."""

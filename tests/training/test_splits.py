@@ -1,0 +1,92 @@
+"""The splits: disjoint, nothing anomalous before the test, pure functions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.datasets import DataError, Dataset
+from training.splits import SPLITS, Split, article, standard
+
+
+def labelled(labels: list[int], test_start: int | None = None) -> Dataset:
+    """Return a data set with these labels, whose pixels do not matter."""
+    pixels = np.zeros((len(labels), 28, 28), np.uint8)
+    return Dataset("any", "test", pixels, np.array(labels, np.uint8), tuple("0123"), "digit", test_start)
+
+
+def check(split: Split, dataset: Dataset, normal: tuple[int, ...]) -> None:
+    """Fail unless the split keeps every promise of its class."""
+    for test in (split.test, *split.also.values()):
+        seen = np.concatenate([split.train, split.calibration, test])
+        assert len(np.unique(seen)) == len(seen)
+    learned = np.concatenate([split.train, split.calibration])
+    assert np.isin(dataset.labels[learned], normal).all()
+    assert len(split.train) > 0
+    assert len(split.calibration) > 0
+
+
+@pytest.mark.parametrize("name", SPLITS)
+@pytest.mark.parametrize("normal", [(0,), (3, 5), tuple(range(10))], ids=str)
+def test_every_split_keeps_its_promises_on_real_digits(digits, name, normal):
+    """Train, calibration and test share no image, and the first two hold only the normal class."""
+    check(SPLITS[name](digits, normal, 0), digits, normal)
+
+
+@pytest.mark.parametrize("name", SPLITS)
+@pytest.mark.parametrize("normal", [(0,), (5,), (3, 5), tuple(range(10))], ids=str)
+def test_every_split_keeps_its_promises_on_all_of_mnist(full_mnist, name, normal):
+    """Train, calibration and test share no image, and the first two hold only the normal class."""
+    check(SPLITS[name](full_mnist, normal, 0), full_mnist, normal)
+
+
+@given(
+    st.lists(st.integers(0, 3), max_size=80),
+    st.sets(st.integers(0, 3), min_size=1),
+    st.integers(0, 3),
+    st.one_of(st.none(), st.integers(0, 80)),
+)
+def test_any_labels_split_cleanly_or_are_refused(labels, normal, seed, test_start):
+    """Whatever the labels, the standard split keeps its promises, or says that there are too few images."""
+    dataset = labelled(labels, None if test_start is None else min(test_start, len(labels)))
+    try:
+        split = standard(dataset, tuple(normal), seed)
+    except DataError as error:
+        assert "too few" in str(error)
+    else:
+        check(split, dataset, tuple(normal))
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_a_split_is_a_function_of_its_arguments(digits, name):
+    """The same seed gives the same split; another seed gives another one."""
+    first, again, other = (SPLITS[name](digits, (0,), seed) for seed in (0, 0, 1))
+    assert (first.train == again.train).all()
+    assert (first.test == again.test).all()
+    assert not (first.train == other.train).all()
+
+
+def test_the_standard_split_tests_on_the_whole_test_file(full_mnist):
+    """With two files, the class's images of the training file are divided 80 to 20, and the test file is the test."""
+    split = standard(full_mnist, (0,), 0)
+    assert (len(split.train), len(split.calibration)) == (4738, 1185)
+    assert split.test.tolist() == list(range(60_000, 70_000))
+
+
+def test_the_articles_split_is_the_articles(full_mnist):
+    """The first 6,000 zeros are learned from; 903 zeros and 63,097 others are left, of which 9,020 in the test file."""
+    split = article(full_mnist, (0,), 0)
+    zeros = np.flatnonzero(full_mnist.labels == 0)
+    assert np.concatenate([split.train, split.calibration]).tolist() == zeros[:6000].tolist()
+    assert len(split.calibration) == 1200
+    own = next(iter(split.also.values()))
+    assert np.bincount(full_mnist.labels[own] != 0).tolist() == [903, 63_097]
+    assert np.bincount(full_mnist.labels[split.test] != 0).tolist() == [903, 9_020]
+    assert split.test.min() >= 60_000
+
+
+def test_the_articles_split_needs_six_thousand(digits):
+    """A set with fewer images of the class is divided by the standard split, which the manifest then names."""
+    assert article(digits, (0,), 0).name == "standard"

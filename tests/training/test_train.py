@@ -1,0 +1,50 @@
+"""The article's loop: it learns, it repeats, and it says when it cannot go on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.training.conftest import CPU
+from training.recipes import RECIPES
+from training.train import TrainingError, fit_article
+
+PARAMETERS = {**RECIPES["article"].parameters, "epochs": 3}
+
+
+def silent(_epoch: int, _loss: float) -> None:
+    """Take progress and say nothing."""
+
+
+def test_the_loss_falls_and_every_epoch_is_reported(digits):
+    """Every epoch is reported once, in order, and the loss falls."""
+    told: list[tuple[int, float]] = []
+    fit_article(digits.images[:300], PARAMETERS, seed=0, device=CPU, progress=lambda *epoch: told.append(epoch))
+    epochs, losses = zip(*told, strict=True)
+    assert epochs == (1, 2, 3)
+    assert losses[0] > losses[1] > losses[2]
+
+
+def test_the_callers_random_numbers_are_left_alone(digits):
+    """Training with a seed neither uses nor moves the random state of whoever calls it."""
+    before = torch.random.get_rng_state()
+    fit_article(digits.images[:50], PARAMETERS, seed=0, device=CPU, progress=silent)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_diverging_loss_is_an_error(digits):
+    """A loss that is no number stops the training with what to try."""
+    with pytest.raises(TrainingError, match="lower learning rate"):
+        fit_article(
+            digits.images[:100], {**PARAMETERS, "learning_rate": float("inf")}, seed=0, device=CPU, progress=silent
+        )
+
+
+@pytest.mark.gpu
+def test_training_on_cuda_gives_a_module_of_the_contract(digits):
+    """The loop runs on a CUDA device and what it makes scores on the CPU."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    cuda = torch.device("cuda")
+    module = fit_article(digits.images[:300], PARAMETERS, seed=0, device=cuda, progress=silent).cpu()
+    assert torch.isfinite(module(torch.from_numpy(digits.images[:4, None].copy()))[0]).all()

@@ -1,0 +1,104 @@
+"""Whole versions: what a small one says of itself, and the shipped one on images that nothing saw before."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from app.calibration import CalibrationError
+from app.detector import Detector
+from app.repository import Artifact, Repository
+from tests.training.conftest import CPU, MODEL_STORE, small_order
+from training.calibrate import count_band, score
+from training.datasets import DataError, Dataset
+from training.evaluate import ranking
+from training.splits import article
+from training.version import make
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Artifact:
+    """Return the shipped reference model."""
+    return Repository(MODEL_STORE).open("zero-article", 1)
+
+
+@pytest.fixture(scope="module")
+def unseen(shipped, full_mnist: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Return the labels and scores of the test images that the shipped model's training and calibration never saw."""
+    test = article(full_mnist, (0,), shipped.manifest.recipe.seed).test
+    return full_mnist.labels[test], score(Detector.load(shipped, CPU), full_mnist.images[test])
+
+
+def test_a_version_says_how_it_was_made(made, digits):
+    """The manifest names the data by checksum, the split, the seed, the counts and where the images came from."""
+    data, recipe = made.draft.data, made.draft.recipe
+    assert (data.name, data.source, data.sha256) == (digits.name, digits.source, digits.sha256)
+    assert (data.train, data.calibration, data.test_normal, data.test_anomalous) == (300, 100, 100, 900)
+    assert recipe.parameters == {
+        "autoencoder": "article",
+        "input_range": [-1.0, 1.0],
+        "learning_rate": 1e-3,
+        "batch_size": 50,
+        "epochs": 2,
+        "split": "standard",
+    }
+
+
+def test_the_threshold_is_of_scores_by_the_exported_bytes(made, digits, detector):
+    """The calibration scores and the threshold are those that the exported module gives the calibration images."""
+    from training.splits import standard
+
+    scores = np.sort(score(detector, digits.images[standard(digits, (0,), 0).calibration]))
+    assert made.draft.threshold == float(scores[made.draft.calibration.rank - 1])
+
+
+def test_too_few_images_are_said_before_training(digits):
+    """A wanted rate that the calibration images cannot support is refused before any epoch."""
+    order = small_order(epochs=1)
+    told: list[int] = []
+    with pytest.raises(CalibrationError, match="999 calibration images"):
+        make(type(order)(**{**vars(order), "alpha": 0.001}), digits, progress=lambda epoch, _: told.append(epoch))
+    assert told == []
+
+
+def test_a_class_without_images_is_refused(digits):
+    """A normal class with no image to learn from is refused."""
+    others = digits.labels != 0
+    without = Dataset("x", "test", digits.images[others], digits.labels[others], digits.label_names, "digit", None)
+    with pytest.raises(DataError, match="too few"):
+        make(small_order(), without, progress=lambda *_: None)
+
+
+def test_the_shipped_model_was_made_from_all_of_mnist(shipped, full_mnist):
+    """The shipped model's manifest names all of MNIST by checksum and counts, and no path of any machine."""
+    data = shipped.manifest.data
+    assert data.sha256 == full_mnist.sha256
+    assert (data.train, data.calibration, data.test_normal, data.test_anomalous) == (4800, 1200, 903, 9020)
+    assert "/" not in data.source
+
+
+def test_the_shipped_model_reaches_what_the_articles_recipe_reaches(shipped, unseen):
+    """Zeros against the rest of the MNIST test file: an AUROC of 0.81 within 0.03, as the manifest says."""
+    labels, scores = unseen
+    auroc = ranking(scores[labels == 0], scores[labels != 0])["auroc"]
+    assert auroc == pytest.approx(0.81, abs=0.03)
+    assert auroc == pytest.approx(shipped.manifest.metrics["auroc"], abs=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.05])
+def test_false_alarms_on_unseen_zeros_lie_in_the_exact_band(shipped, unseen, alpha):
+    """On more than 900 zeros that nothing saw before, false alarms lie in the exact 99 % band of the calibration."""
+    labels, scores = unseen
+    zeros = scores[labels == 0]
+    assert len(zeros) > 900
+    low, high = count_band(shipped.manifest.calibration.n, shipped.calibration.rank(alpha), len(zeros), 0.99)
+    assert low <= (zeros > shipped.calibration.threshold(alpha)).sum() <= high
+
+
+def test_unseen_zeros_have_uniform_p_values(shipped, unseen):
+    """The p-values of unseen zeros are spread evenly: at any rate, at most that share of them lies below it."""
+    labels, scores = unseen
+    found = np.sort([shipped.calibration.p_value(float(mse)) for mse in scores[labels == 0]])
+    distance = np.abs(found - (np.arange(len(found)) + 0.5) / len(found)).max()
+    # The two-sample Kolmogorov-Smirnov bound at 0.1 % for 903 and 1,200 images.
+    assert distance < 1.95 * np.sqrt(1 / 903 + 1 / 1200)
