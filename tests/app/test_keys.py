@@ -14,7 +14,7 @@ from app.settings import Settings
 from tests.conftest import Server, running
 
 PNG = {"content-type": "image/png"}
-ALICE, BOB = "key-of-alice-0123456789", "key-of-bob-0123456789"
+ALICE, BOB, ALICE_2 = "key-of-alice-0123456789", "key-of-bob-0123456789", "key-of-alice-after-rotation"
 
 
 def line(key: str, name: str) -> str:
@@ -34,9 +34,9 @@ class Clock:
 
 @pytest.fixture
 def keys_file(tmp_path: Path) -> Path:
-    """Return a file with the keys of alice and bob."""
+    """Return a file with the keys of alice, who has two, and bob."""
     path = tmp_path / "api_keys"
-    path.write_text("# who may ask\n\n" + line(ALICE, "alice") + line(BOB, "bob"))
+    path.write_text("# who may ask\n\n" + line(ALICE, "alice") + line(BOB, "bob") + line(ALICE_2, "alice"))
     return path
 
 
@@ -120,7 +120,6 @@ async def test_a_reconstruction_is_found_only_by_its_owner(
     make_settings: Callable[..., Settings], keys_file: Path, zero: bytes
 ) -> None:
     """Another key's owner gets the same 404 as for an id that never was; a second key of the same name gets it."""
-    keys_file.write_text(keys_file.read_text() + line("alice-after-rotation", "alice"))
     async with running(make_settings(api_keys_file=keys_file)) as client:
         scored = (await client.post("/score", content=zero, headers={**PNG, "x-api-key": ALICE})).json()
 
@@ -128,7 +127,7 @@ async def test_a_reconstruction_is_found_only_by_its_owner(
             return await client.get(path, headers={"x-api-key": key})
 
         assert (await fetch(ALICE)).status_code == 200
-        assert (await fetch("alice-after-rotation")).content == (await fetch(ALICE)).content
+        assert (await fetch(ALICE_2)).content == (await fetch(ALICE)).content
         foreign, unknown = await fetch(BOB), await fetch(BOB, "/reconstruction/" + "0" * 32)
         assert foreign.status_code == unknown.status_code == 404
         assert foreign.json()["type"] == unknown.json()["type"]
