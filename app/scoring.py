@@ -12,10 +12,10 @@ import time
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from app import images
 from app.bodies import Receive, image_of, read_body
@@ -28,6 +28,8 @@ from app.reconstructions import Reconstructions
 from app.record import Record
 from app.schemas import ScoreQuery, ScoreResponse
 from app.settings import Settings
+
+Query = TypeVar("Query", bound=BaseModel)
 
 _NO_QUERY = ScoreQuery()
 _TIMING = ", ".join(f"{stage};dur=%.3f" for stage in STAGES)
@@ -73,7 +75,7 @@ class Scorer:
             Problem: one of its kinds says why there is no score.
             ClientLeft: nobody waits for the reply any more.
         """
-        query = _query(scope["query_string"]) if scope["query_string"] else _NO_QUERY
+        query = parse_query(ScoreQuery, scope["query_string"]) if scope["query_string"] else _NO_QUERY
         content_type = headers.get(b"content-type", b"").decode("latin-1")
         declared = headers.get(b"content-length")
         body = await read_body(receive, declared=declared, limit=self._limit, timeout=self._body_timeout)
@@ -81,7 +83,7 @@ class Scorer:
         image = images.decode(await image_of(content_type, body))
         decoded = time.perf_counter()
         serving = await self._engine.select(query.model)
-        threshold, alpha = _threshold(serving, query.alpha)
+        threshold, alpha = rule(serving, query.alpha)
         detection = await self._engine.score(serving, image)
         scored = time.perf_counter()
         manifest = serving.manifest
@@ -117,20 +119,30 @@ class Scorer:
 
 
 @lru_cache(maxsize=1024)
-def _query(text: bytes) -> ScoreQuery:
+def parse_query(kind: type[Query], text: bytes) -> Query:
+    """Read a query string.
+
+    Raises:
+        InvalidParameter: a parameter is unknown, given twice, or has a value that means nothing.
+    """
     pairs = parse_qsl(text.decode("latin-1"), keep_blank_values=True)
     members = dict(pairs)
     if len(members) < len(pairs):
         raise InvalidParameter("a parameter is given twice")
     try:
-        return ScoreQuery.model_validate(members)
+        return kind.model_validate(members)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         raise InvalidParameter(f"{name[:40]}: {first['msg']}") from None
 
 
-def _threshold(serving: Serving, alpha: float | None) -> tuple[float, float]:
+def rule(serving: Serving, alpha: float | None) -> tuple[float, float]:
+    """Return the threshold and the false-alarm rate that decide.
+
+    Raises:
+        UnsupportedAlpha: the calibration is too small for this rate.
+    """
     manifest = serving.manifest
     if alpha is None or alpha == manifest.alpha:
         return manifest.threshold, manifest.alpha
