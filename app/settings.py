@@ -64,6 +64,13 @@ class Settings(BaseSettings):
     body_timeout_ms: float = Field(5000.0, gt=0)
     """Longest time that a request body may take to arrive."""
 
+    bulk_max_body_bytes: int = Field(128 * 1024 * 1024, ge=1024)
+    """Largest body of `POST /score/batch`; an array of 100,000 images has 78,400,128 bytes."""
+    bulk_max_requests: int = Field(2, ge=1)
+    """Most requests of `POST /score/batch` that are answered at a time; one more is answered 503."""
+    bulk_chunk_images: int = Field(64, ge=1, le=4096)
+    """Images of a batch request in one forward pass: what a single score waits for at most."""
+
     store_url: str = "sqlite:///var/reconstructions.db"
     """Where reconstructions are kept: `sqlite:///path` or `redis://host:port/database`."""
     store_password_file: Path | None = None
