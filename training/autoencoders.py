@@ -60,8 +60,8 @@ class DeeperAutoencoder(nn.Module):
 class DenseAutoencoder(nn.Module):
     """Dense layers between principal components, and a second head that draws pixels.
 
-    K components, the widths down to the code, the widths back, K components. What the components do not carry is lost in
-    the redrawing, and so counts as error.
+    K components, the widths down to the code, the widths back, K components. What the components do not carry is lost
+    in the redrawing, and so counts as error.
     """
 
     def __init__(self, subspace: PrincipalComponents, widths: Sequence[int], brush: int) -> None:

@@ -83,7 +83,7 @@ class StandardisedScoring(nn.Module):
 
 
 def rounded(module: nn.Module) -> nn.Module:
-    """Round weights to the nearest float16, in place; they stay float32, and pack into little more than half the bytes."""
+    """Round weights to the nearest float16, in place. They stay float32, and pack into little more than half."""
     with torch.no_grad():
         for weights in (*module.parameters(), *module.buffers()):
             weights.copy_(weights.half())

@@ -9,12 +9,12 @@ import pytest
 
 TRAINING = Path(__file__).parent.parent.parent / "training"
 ORDER = (
-    ("datasets", "standardisation", "subspace"),
+    ("datasets", "probes", "standardisation", "subspace"),
     ("autoencoders", "damage", "memory", "scoring"),
     ("data", "splits", "train"),
     ("deep", "instant"),
-    ("recipes", "calibrate", "export", "publish", "pictures", "card"),
-    ("evaluate",),
+    ("recipes", "calibrate", "export", "publish", "pictures", "limits"),
+    ("evaluate", "card", "examples"),
     ("report",),
     ("version",),
     ("__main__",),
