@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from app.edge import Edge
@@ -59,6 +60,8 @@ def make_settings(tmp_path: Path) -> Callable[..., Settings]:
     def make(**chosen: Any) -> Settings:
         defaults = {
             "model_store": MODEL_STORE,
+            # The stores that tests make hold copies of the smallest shipped model.
+            "default_model": "zero-article",
             "device": "cpu",
             "store_url": f"sqlite:///{tmp_path}/reconstructions.db",
             "log_requests": False,
@@ -154,6 +157,16 @@ class Server:
         getattr(self.process, signal_name)()
         return self.process.wait(30)
 
+    def kill(self) -> None:
+        """Kill the process and its workers, as a crash does."""
+        assert self.process is not None
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
+        self.process.kill()
+        self.process.wait(10)
+
     def log(self) -> str:
         """Return what the process has written so far."""
         return self.log_path.read_text()
@@ -171,5 +184,4 @@ def make_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     yield make
     for server in servers:
         if server.process is not None and server.process.poll() is None:
-            server.process.kill()
-            server.process.wait(10)
+            server.kill()

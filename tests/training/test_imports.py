@@ -9,8 +9,10 @@ import pytest
 
 TRAINING = Path(__file__).parent.parent.parent / "training"
 ORDER = (
-    ("datasets", "autoencoders"),
+    ("datasets", "standardisation", "subspace"),
+    ("autoencoders", "damage", "memory", "scoring"),
     ("data", "splits", "train"),
+    ("deep", "instant"),
     ("recipes", "calibrate", "export", "publish", "pictures", "card"),
     ("evaluate",),
     ("report",),
