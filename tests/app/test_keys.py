@@ -29,7 +29,7 @@ class Clock:
         self.now = 0.0
 
     def __call__(self) -> float:
-        """Return the seconds that the test says."""
+        """Return the seconds that have passed."""
         return self.now
 
 
