@@ -28,7 +28,7 @@ from app.problems import InternalError, Overloaded, Problem
 from app.reconstructions import Reconstructions
 from app.record import Record
 from app.schemas import BatchQuery, ScoreResponse
-from app.scoring import parse_query, rule
+from app.scoring import parse_query, threshold_of
 from app.settings import Settings
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -106,7 +106,7 @@ class BulkScorer:
             largest_file=self._settings.max_body_bytes,
         )
         serving = await self._engine.select(query.model)
-        threshold, alpha = rule(serving, query.alpha)
+        threshold, alpha = threshold_of(serving.manifest, serving.calibration, query.alpha)
         job = _Job(scope, serving, threshold, alpha, query.store)
         reply = _form_of(headers.get(b"accept", b""))(job, send)
         try:

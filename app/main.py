@@ -116,6 +116,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         stack.push_async_callback(services.reconstructions.aclose)
         await services.reconstructions.check()
+        stack.push_async_callback(services.scorer.aclose)
         stack.push_async_callback(services.engine.aclose)
         await services.engine.start()
         await stack.enter_async_context(watch(services.engine, services.reconstructions, services.metrics))

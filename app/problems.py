@@ -10,7 +10,7 @@
     ├── BodyTooLarge            413
     ├── UnsupportedMediaType    415
     ├── InvalidImage            422  NotAPng, TruncatedPng, CorruptPng, AnimatedPng, WrongSize, ImageTooLarge,
-    │                                NotGrey, Transparent, WrongArray
+    │                                NotGrey, Transparent, BlankImage, AmbiguousImage, WrongArray
     ├── InvalidParameter        422  UnsupportedAlpha
     ├── InternalError           500
     ├── ModelUnavailable        503
@@ -219,13 +219,14 @@ class WrongSize(InvalidImage):
     """The image does not have the model's input size."""
 
     type, title = "/problems/wrong-size", "The image does not have the model's input size"
-    hint = "Scale the image to 28x28 pixels before sending it."
+    hint = "Scale the image to 28x28 pixels before sending it, or ask for fit=mnist."
 
 
 class ImageTooLarge(InvalidImage):
     """The header declares more pixels than the service will decode."""
 
     type, title = "/problems/image-too-large", "The image declares too many pixels"
+    hint = "Scale the image down before sending it."
 
 
 class NotGrey(InvalidImage):
@@ -247,6 +248,20 @@ class WrongArray(InvalidImage):
 
     type, title = "/problems/wrong-array", "The array is not uint8 of shape [N, 28, 28]"
     hint = "Convert it: numpy.ascontiguousarray(images, numpy.uint8), with shape [N, 28, 28]."
+
+
+class BlankImage(InvalidImage):
+    """There is nothing on the image that `fit=mnist` could crop to."""
+
+    type, title = "/problems/blank-image", "The image is blank"
+    hint = "Send an image with a clear stroke on a plain background."
+
+
+class AmbiguousImage(InvalidImage):
+    """What is stroke and what is background cannot be told."""
+
+    type, title = "/problems/ambiguous-image", "Stroke and background cannot be told apart"
+    hint = "Crop the image to one digit on a plain background, darker or brighter than all of the digit."
 
 
 class InvalidParameter(Problem):
