@@ -7,6 +7,7 @@ figures are medians of the rounds. Writes one JSON file, from which `benchmarks.
 from __future__ import annotations
 
 import argparse
+import functools
 import gzip
 import io
 import json
@@ -113,8 +114,8 @@ def single(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -
         for connections in chosen.connections:
             print(f"{model}, {connections} connections", flush=True)
             cells = {
-                name: lambda server=server, form=form, target=target: wrk(
-                    server, bodies, form=form, path=target, connections=connections, seconds=chosen.seconds
+                name: functools.partial(
+                    wrk, server, bodies, form=form, path=target, connections=connections, seconds=chosen.seconds
                 )
                 for name, (server, form, target) in systems.items()
             }

@@ -1,5 +1,7 @@
-"""Requests at a fixed rate, whatever the server does: latency counts from when a request was due, not from when it
-could be sent, so a server that stalls is charged for every request that should have been sent meanwhile.
+"""Requests at a fixed rate, whatever the server does.
+
+Latency counts from when a request was due, not from when it could be sent, so a server that stalls is charged for every
+request that should have been sent meanwhile.
 
 Knows: sockets, HTTP replies with Content-Length. Run as a process of its own.
 """
@@ -92,7 +94,7 @@ class Run:
                 sent += 1
             await asyncio.sleep(0.001)
         until = time.perf_counter() + 10
-        while len(self.replies) < self._total and time.perf_counter() < until:
+        while len(self.replies) < self._total and time.perf_counter() < until:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
