@@ -1,6 +1,6 @@
 """How often `fit=mnist` gives a changed digit the verdict of the original: writes the table of docs/fit.md.
 
-    python -m benchmarks.fit_agreement --data-dir FOLDER_OF_MNIST
+python -m benchmarks.fit_agreement --data-dir FOLDER_OF_MNIST
 """
 
 from __future__ import annotations
@@ -146,7 +146,9 @@ def main() -> None:
     )
     store = ROOT / "model_store"
     judges = {name: Judge(store, name) for name in Repository(store).names() if name.startswith("zero")}
-    said = f"{len(digits):,} digits of MNIST's test file, half of them zeros; share whose verdict is the original's.\n\n"
+    said = (
+        f"{len(digits):,} digits of MNIST's test file, half of them zeros; share whose verdict is the original's.\n\n"
+    )
     table = said + "\n".join(_rows(judges, digits)) + "\n"
     head, _, rest = PAGE.read_text().partition(BEGIN)
     PAGE.write_text(f"{head}{BEGIN}\n\n{table}\n{END}{rest.partition(END)[2]}")

@@ -82,7 +82,7 @@ def test_the_models(service: Client) -> None:
         (lambda s, png: s.score(png, model="../etc"), errors.InvalidParameter, 422),
         (lambda s, png: s.score(png, alpha=2.0), errors.InvalidParameter, 422),
         (lambda s, png: s.score(png, alpha=1e-9), errors.UnsupportedAlpha, 422),
-        (lambda s, _: s.reconstruction("0" * 32), errors.ReconstructionNotFound, 404),
+        (lambda s, _: s.reconstruction("0" * 44), errors.ReconstructionNotFound, 404),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -175,7 +175,7 @@ def elsewhere() -> Iterator[str]:
 def test_another_server_is_not_taken_for_this_one(elsewhere: str, zero: bytes, prefix: str) -> None:
     """A page, a redirect and a foreign 404 are unexpected replies: not scores, and not `ModelNotFound`."""
     with Client(elsewhere + prefix) as service:
-        for ask in (service.models, lambda: service.score(zero), lambda: service.reconstruction("0" * 32)):
+        for ask in (service.models, lambda: service.score(zero), lambda: service.reconstruction("0" * 44)):
             with pytest.raises(UnexpectedReply, match=elsewhere):
                 ask()
 
@@ -183,11 +183,11 @@ def test_another_server_is_not_taken_for_this_one(elsewhere: str, zero: bytes, p
 def test_prefix_and_key_go_with_every_request(elsewhere: str, zero: bytes) -> None:
     """The gateway's path prefix stands before every route, and the key is in the header X-API-Key."""
     with Client(f"{elsewhere}/a/b/", api_key=" s3cret ") as service:
-        for ask in (service.models, lambda: service.score(zero), lambda: service.reconstruction("0" * 32)):
+        for ask in (service.models, lambda: service.score(zero), lambda: service.reconstruction("0" * 44)):
             with pytest.raises(UnexpectedReply):
                 ask()
     paths = [path.partition("?")[0] for path, _ in Elsewhere.asked]
-    assert paths == ["/a/b/models", "/a/b/score", f"/a/b/reconstruction/{'0' * 32}"]
+    assert paths == ["/a/b/models", "/a/b/score", f"/a/b/reconstruction/{'0' * 44}"]
     assert {key for _, key in Elsewhere.asked} == {"s3cret"}
 
 
