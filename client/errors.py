@@ -6,7 +6,7 @@
     ├── TimedOut                     no reply in time
     ├── UnexpectedReply              something answers there, but not this service
     └── Problem                      the service said no (RFC 9457): status, type, title, detail, hint, request_id
-        ├── MalformedRequest    400  EmptyBody, MalformedMultipart, MissingFile, TooManyFiles
+        ├── MalformedRequest    400  EmptyBody, MalformedMultipart, MissingFile, TooManyFiles, MalformedArray
         ├── Unauthorized        401
         ├── NotFound            404  ModelNotFound, ReconstructionNotFound
         ├── MethodNotAllowed    405
@@ -14,7 +14,7 @@
         ├── BodyTooLarge        413
         ├── UnsupportedMediaType 415
         ├── InvalidImage        422  NotAPng, TruncatedPng, CorruptPng, AnimatedPng, WrongSize, ImageTooLarge,
-        │                            NotGrey, Transparent, BlankImage, AmbiguousImage
+        │                            NotGrey, Transparent, BlankImage, AmbiguousImage, WrongArray
         ├── InvalidParameter    422  UnsupportedAlpha
         ├── RateLimited         429  by a gateway
         ├── InternalError       500
@@ -98,6 +98,10 @@ class TooManyFiles(MalformedRequest):
     """The form has more images than the route takes."""
 
 
+class MalformedArray(MalformedRequest):
+    """The body is not the npy file that its header announces."""
+
+
 class Unauthorized(Problem):
     """No API key, or one that is not known."""
 
@@ -172,6 +176,10 @@ class BlankImage(InvalidImage):
 
 class AmbiguousImage(InvalidImage):
     """What is stroke and what is background cannot be told."""
+
+
+class WrongArray(InvalidImage):
+    """The array has another type or shape than the model's input."""
 
 
 class InvalidParameter(Problem):
