@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -123,6 +123,11 @@ class Calibration:
         """Return (1 + number of calibration scores >= `mse`) / (n + 1), in (0, 1]."""
         n = len(self.scores)
         return (1 + n - bisect_left(self.scores, mse)) / (n + 1)
+
+    def p_values(self, mses: Iterable[float]) -> list[float]:
+        """Return the p-value of each score."""
+        n, scores = len(self.scores), self.scores
+        return [(1 + n - bisect_left(scores, mse)) / (n + 1) for mse in mses]
 
 
 @lru_cache(maxsize=1024)

@@ -20,6 +20,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from app import logs, settings
+from app.bulk import BulkScorer
 from app.edge import Edge
 from app.engine import Engine
 from app.keys import ApiKeys
@@ -59,7 +60,8 @@ def create_app(settings: Settings, *, store: Store | None = None) -> Edge:
         max_waiting=settings.queue_max_images,
     )
     scorer = Scorer(engine, reconstructions, metrics, settings)
-    services = Services(engine, reconstructions, scorer, metrics)
+    bulk = BulkScorer(engine, reconstructions, metrics, settings)
+    services = Services(engine, reconstructions, scorer, bulk, metrics)
     app = FastAPI(
         title="Reconstruction anomaly service",
         description="Says how badly an autoencoder redraws an image, and whether that is an anomaly.",

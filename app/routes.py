@@ -11,8 +11,10 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import images, pages
+from app.bulk import BulkScorer
 from app.calibration import Calibration
 from app.engine import Engine
 from app.keys import owned
@@ -23,6 +25,8 @@ from app.reconstructions import Reconstructions
 from app.record import Record
 from app.repository import RepositoryError
 from app.schemas import (
+    BatchQuery,
+    BatchResponse,
     CalibrationView,
     Liveness,
     ModelList,
@@ -51,6 +55,7 @@ class Services:
     engine: Engine
     reconstructions: Reconstructions
     scorer: Scorer
+    bulk: BulkScorer
     metrics: Metrics
     draining: bool = False
 
@@ -112,6 +117,49 @@ async def score(request: Request, services: ServicesDep, query: Annotated[ScoreQ
     return Response(
         reply.body, media_type="application/json", headers={"cache-control": "no-store", "server-timing": reply.timing}
     )
+
+
+class _Direct(Response):
+    """A response that reads the request and sends the reply itself, piece by piece."""
+
+    def __init__(self, answer: ASGIApp) -> None:
+        super().__init__()
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._answer(scope, receive, send)
+
+
+_BATCH_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/x-npy": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["files"],
+                    "properties": {"files": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                }
+            },
+        },
+    }
+}
+
+
+@router.post(
+    "/score/batch",
+    response_model=BatchResponse,
+    responses={
+        200: {"content": {"application/x-ndjson": {}, "application/x-npy": {}}},
+        **_problems(400, 401, 404, 408, 413, 415, 422, 500, 503, 504),
+    },
+    openapi_extra=_BATCH_BODY,
+    summary="Score many images",
+)
+async def score_batch(services: ServicesDep, query: Annotated[BatchQuery, Query()]) -> Response:  # noqa: ARG001
+    """Score an array of images, or the files of a form, in order; `Accept` chooses JSON, NDJSON or npy."""
+    return _Direct(services.bulk)
 
 
 @router.get(

@@ -35,6 +35,16 @@ class Fitted(BaseModel):
     )
 
 
+class BatchQuery(BaseModel):
+    """The query of `POST /score/batch`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelReference | None = Field(None, description="`name` or `name@version`; default: the default model")
+    alpha: float | None = Field(None, gt=0, lt=1, description="Another false-alarm rate for these verdicts")
+    store: bool = Field(False, description="Keep the reconstructions; each item then has an id")
+
+
 class ScoreResponse(BaseModel):
     """The reply of `POST /score`."""
 
@@ -83,6 +93,32 @@ class CalibrationView(BaseModel):
     operating_points: list[OperatingPoint] = Field(
         description="Rates that the calibration supports, ascending, each with the threshold that `?alpha=` gives"
     )
+
+
+class BatchItem(BaseModel):
+    """One image of a batch: a result, or a problem and nothing else."""
+
+    index: int = Field(description="Its place in the request, from 0")
+    mse: float | None = None
+    p_value: float | None = None
+    is_anomaly: bool | None = None
+    reason: str | None = None
+    id: str | None = Field(None, description="With `store=true`; null when the store failed")
+    reconstruction: str | None = Field(None, description="With `store=true`: where to fetch the reconstruction")
+    problem: ProblemDocument | None = Field(None, description="Why this image has no score")
+
+
+class BatchResponse(BaseModel):
+    """The reply of `POST /score/batch` in JSON; in NDJSON each line is one of its items."""
+
+    model: str
+    version: int
+    threshold: float
+    alpha: float
+    count: int
+    anomalous: int
+    failed: int
+    items: list[BatchItem]
 
 
 class ModelSummary(BaseModel):

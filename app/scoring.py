@@ -14,10 +14,10 @@ from collections.abc import Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from app import fit, images
 from app.bodies import Receive, image_of, read_body
@@ -32,8 +32,9 @@ from app.record import Record
 from app.schemas import Fitted, ScoreQuery, ScoreResponse
 from app.settings import Settings
 
+Query = TypeVar("Query", bound=BaseModel)
+
 _NO_QUERY = ScoreQuery()
-_TIMING = ", ".join(f"{stage};dur=%.3f" for stage in STAGES)
 _ABSENT: dict[tuple[bool, bool], set[str]] = {
     (True, True): {"fitted", "reconstruction_png"},
     (True, False): {"fitted"},
@@ -41,6 +42,7 @@ _ABSENT: dict[tuple[bool, bool], set[str]] = {
     (False, False): set(),
 }
 """What a reply leaves out: members that nobody asked for."""
+_TIMING = ", ".join(f"{stage};dur=%.3f" for stage in STAGES)
 
 
 @dataclass(slots=True)
@@ -89,7 +91,7 @@ class Scorer:
             Problem: one of its kinds says why there is no score.
             ClientLeft: nobody waits for the reply any more.
         """
-        query = _query(scope["query_string"]) if scope["query_string"] else _NO_QUERY
+        query = parse_query(ScoreQuery, scope["query_string"]) if scope["query_string"] else _NO_QUERY
         if query.fit == "mnist":
             image, fitted, started = await self._fit(headers, receive)
         else:
@@ -161,13 +163,18 @@ def _content_type(headers: Mapping[bytes, bytes]) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _query(text: bytes) -> ScoreQuery:
+def parse_query(kind: type[Query], text: bytes) -> Query:
+    """Read a query string.
+
+    Raises:
+        InvalidParameter: a parameter is unknown, given twice, or has a value that means nothing.
+    """
     pairs = parse_qsl(text.decode("latin-1"), keep_blank_values=True)
     members = dict(pairs)
     if len(members) < len(pairs):
         raise InvalidParameter("a parameter is given twice")
     try:
-        return ScoreQuery.model_validate(members)
+        return kind.model_validate(members)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])

@@ -35,7 +35,7 @@ class Settings(BaseSettings):
 
     model_store: Path = Path("model_store")
     """Folder of the model versions; only ever read."""
-    default_model: str = "zero-article"
+    default_model: str = "zero"
     """The model that answers when a request names none."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:n`."""
@@ -63,6 +63,13 @@ class Settings(BaseSettings):
     """Most requests with `fit=mnist` at once; one more is answered 503."""
     body_timeout_ms: float = Field(5000.0, gt=0)
     """Longest time that a request body may take to arrive."""
+
+    bulk_max_body_bytes: int = Field(128 * 1024 * 1024, ge=1024)
+    """Largest body of `POST /score/batch`; an array of 100,000 images has 78,400,128 bytes."""
+    bulk_max_requests: int = Field(2, ge=1)
+    """Most requests of `POST /score/batch` that are answered at a time; one more is answered 503."""
+    bulk_chunk_images: int = Field(64, ge=1, le=4096)
+    """Images of a batch request in one forward pass: what a single score waits for at most."""
 
     store_url: str = "sqlite:///var/reconstructions.db"
     """Where reconstructions are kept: `sqlite:///path` or `redis://host:port/database`."""
