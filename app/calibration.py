@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -41,7 +41,8 @@ def _binomial_tail(n: int, successes: int, p: float) -> float:
 def conformal_rank(n: int, alpha: float) -> int:
     """Return the rank ceil((n + 1)(1 - alpha)), counted from 1, of the threshold among `n` sorted scores.
 
-    `alpha` is taken as the decimal number that it prints as, so that no rounding error moves the rank.
+    `alpha` is taken as the decimal number that it prints as, so that no rounding error moves the rank, and an image is
+    above the threshold exactly when its p-value is at most `alpha`, in floating point too.
 
     Raises:
         CalibrationError: `alpha` is not in (0, 1), or `n` is below 1/alpha - 1.
@@ -49,7 +50,10 @@ def conformal_rank(n: int, alpha: float) -> int:
     if not 0.0 < alpha < 1.0:
         raise CalibrationError(f"alpha must lie between 0 and 1, not {alpha:g}")
     exact = Fraction(repr(alpha))
-    rank = n + 1 - math.floor((n + 1) * exact)
+    above = math.floor((n + 1) * exact)
+    # A third, say, has no exact decimal: 3 of 9 is `alpha` all the same when it rounds to the same number.
+    above += (above + 1) / (n + 1) <= alpha
+    rank = n + 1 - above
     if rank > n:
         needed = math.ceil(1 / exact) - 1
         raise CalibrationError(
@@ -119,6 +123,11 @@ class Calibration:
         """Return (1 + number of calibration scores >= `mse`) / (n + 1), in (0, 1]."""
         n = len(self.scores)
         return (1 + n - bisect_left(self.scores, mse)) / (n + 1)
+
+    def p_values(self, mses: Iterable[float]) -> list[float]:
+        """Return the p-value of each score."""
+        n, scores = len(self.scores), self.scores
+        return [(1 + n - bisect_left(scores, mse)) / (n + 1) for mse in mses]
 
 
 @lru_cache(maxsize=1024)

@@ -11,15 +11,17 @@ import functools
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from app.batcher import MicroBatcher
 from app.calibration import Calibration
-from app.detector import Detector, DetectorError, choose_device, use_one_thread
+from app.detector import Detector, DetectorError, choose_device, keep_memory, use_one_thread
 from app.manifest import Manifest
 from app.metrics import Metrics
 from app.problems import InternalError, ModelNotFound, ModelUnavailable, Overloaded
@@ -29,6 +31,9 @@ from app.settings import Settings
 _log = logging.getLogger(__name__)
 
 _FAILURES_UNREADY = 3
+_NO_PLANES, _NO_PEAKS = np.zeros((0, 3, 28, 28), np.uint8), np.zeros(0, np.float32)
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,23 @@ class Detection:
     error_peak: float
     queue_seconds: float
     forward_seconds: float
+
+
+@dataclass(frozen=True)
+class BulkScores:
+    """What a model version made of N images of a batch request; the pictures are empty unless they were asked for.
+
+    Attributes:
+        mse: float32 [N].
+        reasons: the guard that decided, for each image.
+        planes: uint8 [N, 3, 28, 28], input, reconstruction and error map.
+        peak: float32 [N], the squared error that 255 stands for in the error map.
+    """
+
+    mse: NDArray[np.float32]
+    reasons: list[str | None]
+    planes: NDArray[np.uint8]
+    peak: NDArray[np.float32]
 
 
 class Serving:
@@ -90,18 +112,34 @@ class Serving:
         with contextlib.suppress(Exception):
             await self._run([Waiting(images, time.perf_counter())])
 
-    async def _run(self, items: list[Waiting]) -> Sequence[Detection]:
-        loop = asyncio.get_running_loop()
+    async def run_many(self, pixels: bytearray, *, draw: bool) -> BulkScores:
+        """Score one chunk of a batch request, in the thread's turn; `Engine.score_many` says the rest."""
+        work = functools.partial(self._detect_many, pixels, draw=draw)
+        return await self._in_thread(work, len(pixels) // 784)
+
+    async def _in_thread(self, work: Callable[[], Answer], count: int) -> Answer:
         try:
-            found = await loop.run_in_executor(self._thread, self._detect, items)
+            found = await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except Exception:
             self.failures += 1
             self._metrics.model_failures.inc()
-            _log.exception("forward pass failed", extra={"model": self.manifest.name, "images": len(items)})
+            _log.exception("forward pass failed", extra={"model": self.manifest.name, "images": count})
             raise
         self.failures = 0
-        self._metrics.batch_images.observe(len(items))
+        self._metrics.batch_images.observe(count)
         return found
+
+    def _detect_many(self, pixels: bytearray, *, draw: bool) -> BulkScores:
+        images = np.frombuffer(pixels, np.uint8).reshape(-1, 1, 28, 28)
+        reasons = (None, *self.manifest.reasons)
+        if draw:
+            found = self._detector.draw(images)
+            return BulkScores(found.mse, [reasons[code] for code in found.reason.tolist()], found.planes, found.peak)
+        mse, codes = self._detector.score(images)
+        return BulkScores(mse, [reasons[code] for code in codes.tolist()], _NO_PLANES, _NO_PEAKS)
+
+    async def _run(self, items: list[Waiting]) -> Sequence[Detection]:
+        return await self._in_thread(functools.partial(self._detect, items), len(items))
 
     def _detect(self, items: list[Waiting]) -> list[Detection]:
         started = time.perf_counter()
@@ -146,9 +184,11 @@ class Engine:
         self._refused: dict[str, tuple[int | None, str]] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self._watcher: asyncio.Task[None] | None = None
+        self._bulk_turn = asyncio.Lock()
 
     async def start(self) -> None:
         """Load what is current, and watch the model store from now on. A refused version is logged, not raised."""
+        keep_memory()
         await self.refresh()
         self._watcher = asyncio.create_task(self._watch())
 
@@ -219,6 +259,26 @@ class Engine:
             raise InternalError("the model gave a score that is not a number")
         return detection
 
+    async def score_many(self, serving: Serving, pixels: bytearray, *, draw: bool) -> BulkScores:
+        """Score one chunk of a batch request.
+
+        Of all batch requests together one chunk is at the inference thread, so a micro-batch of single scores waits
+        for one chunk at most, and the batch requests take turns.
+
+        Args:
+            serving: from `select`.
+            pixels: uint8 [N, 28, 28], N at least 1.
+            draw: whether the pictures are wanted.
+
+        Raises:
+            InternalError: the model failed.
+        """
+        async with self._bulk_turn:
+            try:
+                return await serving.run_many(pixels, draw=draw)
+            except Exception:  # it was logged where it happened
+                raise InternalError from None
+
     def problems(self) -> list[str]:
         """Return why the default model cannot answer now; empty means that it can."""
         serving = self._current.get(self.default_model)
@@ -267,7 +327,7 @@ class Engine:
     async def _load(self, name: str, version: int) -> Serving:
         loop = asyncio.get_running_loop()
         artifact = await asyncio.to_thread(self.repository.open, name, version)
-        sizes = _warm_up_sizes(self._settings.batch_max_size)
+        sizes = _warm_up_sizes(max(self._settings.batch_max_size, self._settings.bulk_chunk_images))
         load = functools.partial(Detector.load, artifact, self.device, sizes)
         with ThreadPoolExecutor(1, initializer=use_one_thread) as loader:
             detector = await loop.run_in_executor(loader, load)

@@ -3,7 +3,8 @@
 Knows: PNG, grey, pictures. Does not know: models, stores, HTTP.
 
 A PNG is checked chunk by chunk before anything is decompressed: signature, declared size, checksums, order, end. What
-the service does not need (text, profiles, timestamps) is dropped unread, so only 28x28 pixels are ever inflated.
+the service does not need (text, profiles, timestamps) is dropped unread, so only pixels are ever inflated: 28x28 of
+them, or as many as the caller of `decode_any` allows.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, ImageStat, PngImagePlugin
 
 from app.problems import (
     AnimatedPng,
+    BlankImage,
     CorruptPng,
     EmptyBody,
     ImageTooLarge,
@@ -38,8 +40,16 @@ _CHUNK = struct.Struct(">I4s")
 _CRC = struct.Struct(">I")
 _IHDR = struct.Struct(">IIBBBBB")
 _KEPT = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
-_MOST_COMPRESSED = 2 * SIDE * (SIDE * 8 + 1) + 1024
-"""Compressed bytes of the deepest image, 16-bit RGBA, with room to spare: more is a bomb or padding."""
+_DEEP = ("I;16", "I;16B", "I")
+_UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    zlib.error,
+    struct.error,
+    Image.DecompressionBombError,
+)
 _PLAIN = (8, 0, 0, 0, 0)
 """Bit depth, colour type, compression, filter, interlace of a plain 8-bit grey PNG."""
 
@@ -60,33 +70,59 @@ def decode(png: bytes) -> bytes:
         InvalidImage: one of its kinds says what is wrong.
         EmptyBody: there are no bytes.
     """
-    compressed, png = _check(png)
+    compressed, png = _check(png, _only_the_models_size)
     try:
         if compressed:
             # Pillow's own decoder without its PNG reader, which costs twice as much and has nothing left to check.
             return Image.frombytes("L", (SIDE, SIDE), compressed, "zip", "L", 0).tobytes()
         with PngImagePlugin.PngImageFile(io.BytesIO(png)) as image:
             return _grey(image).tobytes()
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        zlib.error,
-        struct.error,
-        Image.DecompressionBombError,
-    ) as error:
+    except _UNREADABLE as error:
         raise CorruptPng("the compressed pixels cannot be read") from error
 
 
-def _check(png: bytes) -> tuple[bytes, bytes]:
+def decode_any(png: bytes, max_pixels: int) -> Image.Image:
+    """Read a PNG of any size as one grey image.
+
+    Colours become their luma (ITU-R 601). What is transparent is laid on white when the opaque pixels are dark on
+    average, else on black, so that they stand out.
+
+    Args:
+        png: the whole file.
+        max_pixels: a header that declares more is refused before anything is inflated.
+
+    Returns:
+        An image of mode L.
+
+    Raises:
+        InvalidImage: one of its kinds says what is wrong.
+        EmptyBody: there are no bytes.
+    """
+
+    def judge(width: int, height: int) -> None:
+        if width * height > max_pixels:
+            raise ImageTooLarge(f"the header declares {width}x{height} pixels, the limit is {max_pixels} in all")
+
+    _, png = _check(png, judge)
+    try:
+        with PngImagePlugin.PngImageFile(io.BytesIO(png)) as image:
+            return _luma(image)
+    except _UNREADABLE as error:
+        raise CorruptPng("the compressed pixels cannot be read") from error
+
+
+def _check(png: bytes, judge: Callable[[int, int], None]) -> tuple[bytes, bytes]:
     """Return the compressed pixels when they are plain 8-bit grey, and the PNG without the chunks not needed."""
     if not png:
         raise EmptyBody("the image has no bytes")
     if not png.startswith(_SIGNATURE):
         raise NotAPng("the first bytes are not the PNG signature")
     header = _header(png)
-    parts, kinds, compressed = [_SIGNATURE], [], b""
+    width, height = _IHDR.unpack(header)[:2]
+    judge(width, height)
+    parts: list[bytes] = [_SIGNATURE]
+    kinds: list[bytes] = []
+    pixels: list[bytes] = []
     for kind, start, end in _chunks(png):
         if kind == b"acTL":
             raise AnimatedPng("the chunk acTL announces several frames")
@@ -94,10 +130,12 @@ def _check(png: bytes) -> tuple[bytes, bytes]:
             parts.append(png[start:end])
             kinds.append(kind)
             if kind == b"IDAT":
-                compressed += png[start + 8 : end - 4]
+                pixels.append(png[start + 8 : end - 4])
         elif not kind[0] & 0x20:  # bit 5 of the first letter unset: no reader may skip the chunk
             raise CorruptPng("an unknown chunk claims to be critical")
-    if len(compressed) > _MOST_COMPRESSED:
+    compressed = b"".join(pixels)
+    # The deepest image, 16-bit RGBA, with room to spare: more is a bomb or padding.
+    if len(compressed) > 2 * height * (width * 8 + 1) + 1024:
         raise CorruptPng("there is more compressed data than the declared pixels can need")
     plain = header[8:] == bytes(_PLAIN) and kinds == [b"IHDR", *[b"IDAT"] * (len(kinds) - 2), b"IEND"]
     return compressed if plain else b"", b"".join(parts)
@@ -120,7 +158,7 @@ def _chunks(png: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _header(png: bytes) -> bytes:
-    """Return the 13 bytes of IHDR after judging the declared size."""
+    """Return the 13 bytes of IHDR, whose declared size is one that the service may look at."""
     start = len(_SIGNATURE) + _CHUNK.size
     length, kind = _CHUNK.unpack(png[len(_SIGNATURE) : start].ljust(_CHUNK.size))
     if len(png) < start:
@@ -133,14 +171,17 @@ def _header(png: bytes) -> bytes:
     width, height = _IHDR.unpack(content)[:2]
     if width * height > MAX_PIXELS:
         raise ImageTooLarge(f"the header declares {width}x{height} pixels")
-    if (width, height) != (SIDE, SIDE):
-        raise WrongSize(f"the image is {width}x{height}, the model takes {SIDE}x{SIDE}")
     return content
 
 
+def _only_the_models_size(width: int, height: int) -> None:
+    if (width, height) != (SIDE, SIDE):
+        raise WrongSize(f"the image is {width}x{height}, the model takes {SIDE}x{SIDE}")
+
+
 def _grey(image: Image.Image) -> Image.Image:
-    if image.mode in ("I;16", "I;16B", "I"):
-        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    if image.mode in _DEEP:
+        return _high_bytes(image)
     if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA"):
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema() != (255, 255):
@@ -151,6 +192,23 @@ def _grey(image: Image.Image) -> Image.Image:
     if not (np.array_equal(red, green) and np.array_equal(green, blue)):
         raise NotGrey("red, green and blue differ in at least one pixel")
     return Image.fromarray(red)
+
+
+def _luma(image: Image.Image) -> Image.Image:
+    if image.mode in _DEEP:
+        return _high_bytes(image)
+    if "transparency" not in image.info and image.mode not in ("LA", "PA", "RGBA"):
+        return image.convert("L")
+    image = image.convert("RGBA")
+    grey, opacity = image.convert("L"), image.getchannel("A")
+    if opacity.getextrema()[1] == 0:
+        raise BlankImage("every pixel is transparent")
+    dark = ImageStat.Stat(grey, opacity).mean[0] < 128
+    return Image.composite(grey, Image.new("L", grey.size, 255 if dark else 0), opacity)
+
+
+def _high_bytes(image: Image.Image) -> Image.Image:
+    return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
 
 
 def encode(pixels: NDArray[np.uint8], scale: int = 1) -> bytes:

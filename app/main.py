@@ -20,7 +20,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from app import logs, settings
-from app.detector import keep_memory
+from app.bulk import BulkScorer
 from app.edge import Edge
 from app.engine import Engine
 from app.keys import ApiKeys
@@ -60,7 +60,8 @@ def create_app(settings: Settings, *, store: Store | None = None) -> Edge:
         max_waiting=settings.queue_max_images,
     )
     scorer = Scorer(engine, reconstructions, metrics, settings)
-    services = Services(engine, reconstructions, scorer, metrics)
+    bulk = BulkScorer(engine, reconstructions, metrics, settings)
+    services = Services(engine, reconstructions, scorer, bulk, metrics)
     app = FastAPI(
         title="Reconstruction anomaly service",
         description="Says how badly an autoencoder redraws an image, and whether that is an anomaly.",
@@ -105,7 +106,6 @@ def _store(settings: Settings) -> Store:
 def from_environment() -> Edge:
     """Make the application from the environment: the factory that uvicorn calls."""
     chosen = settings.from_environment()
-    keep_memory()
     logs.configure(chosen.log_level)
     return create_app(chosen)
 
@@ -116,6 +116,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         stack.push_async_callback(services.reconstructions.aclose)
         await services.reconstructions.check()
+        stack.push_async_callback(services.scorer.aclose)
         stack.push_async_callback(services.engine.aclose)
         await services.engine.start()
         await stack.enter_async_context(watch(services.engine, services.reconstructions, services.metrics))

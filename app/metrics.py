@@ -7,6 +7,7 @@ the folder that PROMETHEUS_MULTIPROC_DIR names.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -80,15 +81,28 @@ class Metrics:
 
     def score(self, model: str, *, is_anomaly: bool, mse: float, stages: tuple[float, float, float, float]) -> None:
         """Count one scored image and the seconds of each of `STAGES`."""
+        verdicts, scores = self._of_verdict(model, is_anomaly)
+        verdicts.inc()
+        scores.observe(mse)
+        for histogram, seconds in zip(self._stages, stages, strict=True):
+            histogram.observe(seconds)
+
+    def scores(self, model: str, normal: int, anomalous: int, mses: Iterable[float]) -> None:
+        """Count the scored images of one chunk of a batch request."""
+        for is_anomaly, count in ((False, normal), (True, anomalous)):
+            if count:
+                self._of_verdict(model, is_anomaly)[0].inc(count)
+        observe = self._mse.labels(model).observe
+        for mse in mses:
+            observe(mse)
+
+    def _of_verdict(self, model: str, is_anomaly: bool) -> tuple[Counter, Histogram]:
         series = self._verdict_series.get((model, is_anomaly))
         if series is None:
             verdict = "anomalous" if is_anomaly else "normal"
             series = self._verdicts.labels(model, verdict), self._mse.labels(model)
             self._verdict_series[model, is_anomaly] = series
-        series[0].inc()
-        series[1].observe(mse)
-        for histogram, seconds in zip(self._stages, stages, strict=True):
-            histogram.observe(seconds)
+        return series
 
     def exposition(self) -> bytes:
         """Return every series in Prometheus' text format, summed over all worker processes."""

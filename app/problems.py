@@ -1,7 +1,8 @@
 """Every way a request can fail, and how that is said (RFC 9457). Knows no framework.
 
     Problem
-    ├── MalformedRequest        400  EmptyBody, MalformedMultipart, MissingFile, TooManyFiles
+    ├── MalformedRequest        400  EmptyBody, MalformedMultipart, MissingFile, TooManyFiles,
+    │                                MalformedArray
     ├── Unauthorized            401
     ├── NotFound                404  ModelNotFound, ReconstructionNotFound
     ├── MethodNotAllowed        405
@@ -9,7 +10,7 @@
     ├── BodyTooLarge            413
     ├── UnsupportedMediaType    415
     ├── InvalidImage            422  NotAPng, TruncatedPng, CorruptPng, AnimatedPng, WrongSize, ImageTooLarge,
-    │                                NotGrey, Transparent
+    │                                NotGrey, Transparent, BlankImage, AmbiguousImage, WrongArray
     ├── InvalidParameter        422  UnsupportedAlpha
     ├── InternalError           500
     ├── ModelUnavailable        503
@@ -103,6 +104,13 @@ class TooManyFiles(MalformedRequest):
 
     type, title = "/problems/too-many-files", "The form has more than one file"
     hint = "Send one image a request."
+
+
+class MalformedArray(MalformedRequest):
+    """The body is not the npy file that its header announces."""
+
+    type, title = "/problems/malformed-array", "The npy array cannot be read"
+    hint = "Send what numpy.save writes for a uint8 array of shape [N, 28, 28]."
 
 
 class Unauthorized(Problem):
@@ -211,13 +219,14 @@ class WrongSize(InvalidImage):
     """The image does not have the model's input size."""
 
     type, title = "/problems/wrong-size", "The image does not have the model's input size"
-    hint = "Scale the image to 28x28 pixels before sending it."
+    hint = "Scale the image to 28x28 pixels before sending it, or ask for fit=mnist."
 
 
 class ImageTooLarge(InvalidImage):
     """The header declares more pixels than the service will decode."""
 
     type, title = "/problems/image-too-large", "The image declares too many pixels"
+    hint = "Scale the image down before sending it."
 
 
 class NotGrey(InvalidImage):
@@ -232,6 +241,27 @@ class Transparent(InvalidImage):
 
     type, title = "/problems/transparent", "The image has transparent pixels"
     hint = "Flatten the image onto its background before sending it."
+
+
+class BlankImage(InvalidImage):
+    """There is nothing on the image that `fit=mnist` could crop to."""
+
+    type, title = "/problems/blank-image", "The image is blank"
+    hint = "Send an image with a clear stroke on a plain background."
+
+
+class AmbiguousImage(InvalidImage):
+    """What is stroke and what is background cannot be told."""
+
+    type, title = "/problems/ambiguous-image", "Stroke and background cannot be told apart"
+    hint = "Crop the image to one digit on a plain background, darker or brighter than all of the digit."
+
+
+class WrongArray(InvalidImage):
+    """The array has another type or shape than the model's input."""
+
+    type, title = "/problems/wrong-array", "The array is not uint8 of shape [N, 28, 28]"
+    hint = "Convert it: numpy.ascontiguousarray(images, numpy.uint8), with shape [N, 28, 28]."
 
 
 class InvalidParameter(Problem):

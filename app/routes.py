@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import re
+from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app import images
+from app import images, pages
+from app.bulk import BulkScorer
+from app.calibration import Calibration
 from app.engine import Engine
 from app.keys import owned
 from app.manifest import Manifest
 from app.metrics import CONTENT_TYPE, Metrics
-from app.problems import ModelNotFound, NotFound, ReconstructionNotFound, StoreUnavailable
+from app.problems import ModelNotFound, NotFound, ReconstructionNotFound, StoreUnavailable, UnsupportedAlpha
 from app.reconstructions import Reconstructions
 from app.record import Record
 from app.repository import RepositoryError
-from app.schemas import Liveness, ModelList, ModelSummary, ProblemDocument, Readiness, ScoreQuery, ScoreResponse
-from app.scoring import Scorer
+from app.schemas import (
+    BatchQuery,
+    BatchResponse,
+    CalibrationView,
+    Liveness,
+    ModelList,
+    ModelSummary,
+    OperatingPoint,
+    ProblemDocument,
+    Readiness,
+    ScoreHistogram,
+    ScoreQuery,
+    ScoreResponse,
+)
+from app.scoring import Scorer, threshold_of
 from app.stores import StoreError
 
 router = APIRouter()
@@ -35,6 +55,7 @@ class Services:
     engine: Engine
     reconstructions: Reconstructions
     scorer: Scorer
+    bulk: BulkScorer
     metrics: Metrics
     draining: bool = False
 
@@ -98,6 +119,49 @@ async def score(request: Request, services: ServicesDep, query: Annotated[ScoreQ
     )
 
 
+class _Direct(Response):
+    """A response that reads the request and sends the reply itself, piece by piece."""
+
+    def __init__(self, answer: ASGIApp) -> None:
+        super().__init__()
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._answer(scope, receive, send)
+
+
+_BATCH_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/x-npy": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["files"],
+                    "properties": {"files": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                }
+            },
+        },
+    }
+}
+
+
+@router.post(
+    "/score/batch",
+    response_model=BatchResponse,
+    responses={
+        200: {"content": {"application/x-ndjson": {}, "application/x-npy": {}}},
+        **_problems(400, 401, 404, 408, 413, 415, 422, 500, 503, 504),
+    },
+    openapi_extra=_BATCH_BODY,
+    summary="Score many images",
+)
+async def score_batch(services: ServicesDep, query: Annotated[BatchQuery, Query()]) -> Response:  # noqa: ARG001
+    """Score an array of images, or the files of a form, in order; `Accept` chooses JSON, NDJSON or npy."""
+    return _Direct(services.bulk)
+
+
 @router.get(
     "/reconstruction/{key}",
     response_class=Response,
@@ -152,10 +216,78 @@ async def models(services: ServicesDep) -> ModelList:
     return ModelList(models=[_summary(services.engine, name) for name in services.engine.names()])
 
 
-@router.get("/models/{name}", responses=_problems(404, 422, 503), summary="The manifest of the version that answers")
-async def model(name: str, services: ServicesDep) -> Manifest:
-    """Return all that the version says of itself: data, recipe, calibration, metrics."""
-    return (await services.engine.select(_known(services, name))).manifest
+@router.get(
+    "/models/{name}",
+    response_model=Manifest,
+    responses={200: {"content": {"text/html": {}}}, **_problems(404, 422, 503)},
+    summary="The manifest of the version that answers, or its model card",
+)
+async def model(name: str, request: Request, services: ServicesDep) -> Response:
+    """Return all that the version says of itself: data, recipe, calibration, metrics.
+
+    With `Accept: text/html`, as a browser asks, the answer is the model card as a page.
+    """
+    manifest = (await services.engine.select(_known(services, name))).manifest
+    vary = {"vary": "accept"}
+    if not request.headers.get("accept", "").startswith("text/html"):
+        return Response(manifest.model_dump_json(), media_type="application/json", headers=vary)
+    try:
+        card = services.engine.repository.read(manifest, "report/model-card.md").decode()
+    except (RepositoryError, UnicodeDecodeError):
+        raise NotFound("the version has no model card") from None
+    page = pages.model_card(manifest.name, manifest.version, card)
+    return Response(page, media_type="text/html", headers={**pages.HEADERS, **vary})
+
+
+@router.get(
+    "/models/{name}/versions/{version}/calibration",
+    responses=_problems(404, 422),
+    summary="The scores that a version's threshold was chosen on",
+)
+async def calibration(name: str, version: int, services: ServicesDep) -> CalibrationView:
+    """Return the histogram of the calibration scores, and the threshold for each of many false-alarm rates."""
+    serving = services.engine.current(name)
+    if serving is not None and serving.manifest.version == version:
+        return _calibration(serving.manifest, serving.calibration)
+    _manifest(services, name, version)
+    try:
+        artifact = await asyncio.to_thread(services.engine.repository.open, name, version)
+    except RepositoryError:
+        raise ModelNotFound("the version is not as it was published") from None
+    return _calibration(artifact.manifest, artifact.calibration)
+
+
+_RATES = sorted(
+    {0.001 * n for n in range(1, 10)} | {0.005 * n for n in range(2, 20)} | {0.02 * n for n in range(5, 26)}
+)
+
+
+def _calibration(manifest: Manifest, calibration: Calibration) -> CalibrationView:
+    points = []
+    for alpha in sorted({manifest.alpha, *(round(rate, 3) for rate in _RATES)}):
+        try:
+            points.append(OperatingPoint(alpha=alpha, threshold=threshold_of(manifest, calibration, alpha)[0]))
+        except UnsupportedAlpha:
+            continue
+    return CalibrationView(
+        model=manifest.name,
+        version=manifest.version,
+        normal_class=manifest.normal_class,
+        n=len(calibration.scores),
+        alpha=manifest.alpha,
+        threshold=manifest.threshold,
+        histogram=_histogram(calibration),
+        operating_points=points,
+    )
+
+
+def _histogram(calibration: Calibration, bins: int = 40) -> ScoreHistogram:
+    low, high = calibration.scores[0], calibration.scores[-1]
+    width = (high - low or math.ulp(high)) / bins
+    edges = [low + n * width for n in range(bins)] + [high]
+    below = [bisect_right(calibration.scores, edge) for edge in edges]
+    below[0] = 0  # the lowest score lies in the first bin, not before it
+    return ScoreHistogram(edges=edges, counts=[b - a for a, b in pairwise(below)])
 
 
 @router.get("/models/{name}/versions/{version}", responses=_problems(404, 422), summary="The manifest of a version")
@@ -212,6 +344,28 @@ def _summary(engine: Engine, name: str) -> ModelSummary:
         alpha=manifest.alpha if manifest else None,
         problem=engine.refusal(name),
     )
+
+
+@router.get("/", include_in_schema=False)
+async def index(request: Request) -> Response:
+    """Return the page."""
+    return _file(request, "index.html")
+
+
+@router.get("/page/{path:path}", include_in_schema=False)
+async def page(path: str, request: Request) -> Response:
+    """Return a file of the page."""
+    return _file(request, path)
+
+
+def _file(request: Request, path: str) -> Response:
+    found = pages.files().get(path)
+    if found is None:
+        raise NotFound("the page has no such file")
+    headers = {**pages.HEADERS, "etag": found.tag}
+    if request.headers.get("if-none-match") == found.tag:
+        return Response(status_code=304, headers=headers)
+    return Response(found.content, media_type=found.media_type, headers=headers)
 
 
 @router.get("/livez", summary="Is the process alive?")

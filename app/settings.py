@@ -11,6 +11,8 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "ANOMALY_"
+_OF_THE_COMMAND = frozenset(("ANOMALY_URL", "ANOMALY_KEY", "ANOMALY_KEY_FILE"))
+"""Read by the command `anomaly`, which is often used from the shell that starts the service."""
 
 
 class SettingsError(Exception):
@@ -53,8 +55,21 @@ class Settings(BaseSettings):
 
     max_body_bytes: int = Field(64 * 1024, ge=1024)
     """Largest body of `POST /score`."""
+    fit_max_body_bytes: int = Field(2 * 1024 * 1024, ge=1024)
+    """Largest body of `POST /score?fit=mnist`."""
+    fit_max_pixels: int = Field(4 * 1024 * 1024, ge=28 * 28, le=4096 * 4096)
+    """Most pixels of an image that `fit=mnist` takes; they are decoded one image at a time."""
+    fit_max_waiting: int = Field(16, ge=1)
+    """Most requests with `fit=mnist` at once; one more is answered 503."""
     body_timeout_ms: float = Field(5000.0, gt=0)
     """Longest time that a request body may take to arrive."""
+
+    bulk_max_body_bytes: int = Field(128 * 1024 * 1024, ge=1024)
+    """Largest body of `POST /score/batch`; an array of 100,000 images has 78,400,128 bytes."""
+    bulk_max_requests: int = Field(2, ge=1)
+    """Most requests of `POST /score/batch` that are answered at a time; one more is answered 503."""
+    bulk_chunk_images: int = Field(64, ge=1, le=4096)
+    """Images of a batch request in one forward pass: what a single score waits for at most."""
 
     store_url: str = "sqlite:///var/reconstructions.db"
     """Where reconstructions are kept: `sqlite:///path` or `redis://host:port/database`."""
@@ -84,7 +99,7 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
     Raises:
         SettingsError: a variable with the prefix is unknown, or a value does not fit. The message names it.
     """
-    known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields}
+    known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields} | _OF_THE_COMMAND
     unknown = sorted(name for name in environ if name.upper().startswith(PREFIX) and name.upper() not in known)
     if unknown:
         raise SettingsError(f"unknown setting {', '.join(unknown)}; docs/configuration.md lists the known ones")

@@ -1,4 +1,4 @@
-"""Looks once a second at what no request shows: the lag of the event loop, the queue, a store that nobody asks.
+"""Looks once a second at what no request shows: event loop, queue, a store that nobody asks, a supervisor that died.
 
 Knows: what to look at. Does not know: who reads it.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import multiprocessing
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -38,6 +40,10 @@ async def _look(engine: Engine, reconstructions: Reconstructions, metrics: Metri
         await asyncio.sleep(_EVERY)
         metrics.loop_lag.observe(max(0.0, loop.time() - due))
         metrics.queue_images.set(engine.waiting)
+        supervisor = multiprocessing.parent_process()
+        if supervisor is not None and not supervisor.is_alive():
+            _log.error("the process that started this worker is gone: stopping")
+            signal.raise_signal(signal.SIGTERM)
         try:
             await reconstructions.check_when_quiet()
         except Exception:  # looking must go on

@@ -1,1 +1,1 @@
-"""Measurements, and the scripts that write their figures into the docs."""
+"""How fast the service is, next to what HTTP itself costs. Never imported by the service; see docs/performance.md."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from app.edge import Edge
@@ -156,6 +157,16 @@ class Server:
         getattr(self.process, signal_name)()
         return self.process.wait(30)
 
+    def kill(self) -> None:
+        """Kill the process and its workers, as a crash does."""
+        assert self.process is not None
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
+        self.process.kill()
+        self.process.wait(10)
+
     def log(self) -> str:
         """Return what the process has written so far."""
         return self.log_path.read_text()
@@ -173,5 +184,4 @@ def make_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     yield make
     for server in servers:
         if server.process is not None and server.process.poll() is None:
-            server.process.kill()
-            server.process.wait(10)
+            server.kill()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 import httpx
+import psutil
 import pytest
 import torch
 
@@ -59,11 +60,7 @@ def test_ids_answered_before_a_kill_are_there_after_it(
     """`kill -9` in the middle of load loses no reconstruction whose id was answered, with one worker or two."""
     server = make_server(ANOMALY_WORKERS=workers).start()
     with under_load(server, zero, 1.5) as results:
-        victims = psutil_children(server)
-        server.process.kill()
-        for victim in victims:
-            victim.kill()
-        server.process.wait(10)
+        server.kill()
     ids = [key for answered, _ in results for key in answered]
     assert len(ids) > 20
     server.start()
@@ -72,11 +69,14 @@ def test_ids_answered_before_a_kill_are_there_after_it(
     assert missing == []
 
 
-def psutil_children(server: Server):
-    """Return the worker processes of a server."""
-    import psutil
-
-    return psutil.Process(server.process.pid).children(recursive=True)
+def test_workers_end_when_their_supervisor_is_killed(make_server: Callable[..., Server]) -> None:
+    """After `kill -9` of the process that started them no worker stays behind and holds the port."""
+    server = make_server(ANOMALY_WORKERS="2").start()
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    assert len(children) >= 2
+    server.process.kill()
+    _, alive = psutil.wait_procs(children, 20)
+    assert alive == []
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

@@ -180,7 +180,7 @@ async def test_no_route_takes_a_model_a_path_or_an_address(client: httpx.AsyncCl
     """The whole surface is this list: nothing loads, registers or names a file."""
     document = (await client.get("/openapi.json")).json()
     surface = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
-    assert {each for each in surface if each[0] != "GET"} == {("POST", "/score")}
+    assert {each for each in surface if each[0] != "GET"} == {("POST", "/score"), ("POST", "/score/batch")}
 
 
 async def test_openapi_documents_both_bodies_and_every_problem(client: httpx.AsyncClient) -> None:

@@ -1,0 +1,85 @@
+// The service as the page uses it. Every failure is a Problem with a title and, where it helps, a hint.
+
+const LARGEST_BODY = 2 * 1024 * 1024; // of the service's default settings; what is larger is made smaller here
+const LARGEST_PIXELS = 4 * 1024 * 1024;
+const SMALLER_SIDE = 1024;
+
+export class Problem extends Error {
+  constructor({ type = "about:blank", title, detail = "", hint = "", instance = "", status = 0 }, retryAfter = 0) {
+    super(title);
+    Object.assign(this, { type: type.replace(/^\/problems\//, ""), title, detail, hint, instance, status, retryAfter });
+  }
+
+  get words() {
+    const detail = this.detail && `${this.detail[0].toUpperCase()}${this.detail.slice(1)}.`;
+    return [detail, this.hint].filter(Boolean).join(" ");
+  }
+}
+
+export const key = {
+  get: () => sessionStorage.getItem("api-key") ?? "",
+  set: (value) => (value ? sessionStorage.setItem("api-key", value) : sessionStorage.removeItem("api-key")),
+};
+
+export async function ask(path, { headers = {}, ...options } = {}) {
+  const own = key.get() ? { "X-API-Key": key.get() } : {};
+  let response;
+  try {
+    response = await fetch(path, { ...options, headers: { ...headers, ...own } });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem({
+      type: "/problems/unreachable", title: "The service cannot be reached",
+      hint: "Check that you are connected and that the service runs, then try again.",
+    });
+  }
+  if (response.ok) return response;
+  const retryAfter = Number(response.headers.get("retry-after")) || 0;
+  let document = { title: `The answer was an error (${response.status})`, hint: "Try again in a moment.", status: response.status };
+  if (response.headers.get("content-type")?.startsWith("application/problem+json")) {
+    document = await response.json().catch(() => document);
+  }
+  throw new Problem(document, retryAfter);
+}
+
+const json = async (path, options) => (await ask(path, { ...options, headers: { accept: "application/json" } })).json();
+
+export const models = async () => (await json("models")).models;
+export const calibration = (model, version) => json(`models/${model}/versions/${version}/calibration`);
+export const kept = (id) => json(`reconstruction/${id}`);
+export const card = async (model) => (await ask(`models/${model}`, { headers: { accept: "text/html" } })).text();
+export const blob = async (path, signal) => (await ask(path, { signal })).blob();
+export const picture = (id, view, signal) => blob(`reconstruction/${id}?view=${view}`, signal);
+
+export async function score(png, { model, alpha, fit, signal }) {
+  const query = new URLSearchParams({ model, fit });
+  if (alpha) query.set("alpha", alpha);
+  const response = await ask(`score?${query}`, { method: "POST", body: png, headers: { "content-type": "image/png" }, signal });
+  return response.json();
+}
+
+// Any file to a PNG that the service takes: PNGs of a reasonable size go as they are, the rest is drawn anew.
+export async function prepare(file, mode) {
+  const head = new DataView(await file.slice(0, 24).arrayBuffer());
+  const isPng = head.byteLength >= 8 && head.getUint32(0) === 0x89504e47;
+  const [width, height] = isPng && head.byteLength >= 24 ? [head.getUint32(16), head.getUint32(20)] : [0, 0];
+  const fit = mode !== "auto" ? mode : width === 28 && height === 28 ? "strict" : "mnist";
+  if (isPng && file.size <= LARGEST_BODY && width * height <= LARGEST_PIXELS) return { png: file, fit };
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(file);
+  } catch {
+    if (isPng && file.size <= LARGEST_BODY) return { png: file, fit }; // the service says what is wrong with it
+    throw new Problem({
+      type: "/problems/not-an-image", title: "The file is not an image",
+      detail: `your browser cannot read ${file.name ? `“${file.name}”` : "it"} as an image`, hint: "PNG, JPEG, WebP and GIF work.",
+    });
+  }
+  const scale = Math.min(1, SMALLER_SIDE / Math.max(bitmap.width, bitmap.height));
+  const canvas = new OffscreenCanvas(Math.max(1, Math.round(bitmap.width * scale)), Math.max(1, Math.round(bitmap.height * scale)));
+  const context = canvas.getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  bitmap.close();
+  return { png: await canvas.convertToBlob({ type: "image/png" }), fit };
+}

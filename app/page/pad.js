@@ -1,0 +1,80 @@
+// A pad to draw on: white strokes on black, with mouse, finger or pen.
+
+const BRUSH = 1 / 12.5; // of the side: about a tenth of a digit's height, as in MNIST
+
+export class Pad {
+  constructor(canvas, changed) {
+    this.canvas = canvas;
+    this.changed = changed;
+    this.strokes = [];
+    this.pen = null;
+    canvas.addEventListener("pointerdown", (event) => this.#down(event));
+    canvas.addEventListener("pointermove", (event) => this.#move(event));
+    for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) canvas.addEventListener(end, () => this.#up());
+    this.#redraw();
+  }
+
+  get empty() {
+    return this.strokes.length === 0;
+  }
+
+  undo() {
+    this.strokes.pop();
+    this.#redraw();
+    this.changed();
+  }
+
+  clear() {
+    this.strokes = [];
+    this.#redraw();
+    this.changed();
+  }
+
+  png() {
+    return new Promise((resolve) => this.canvas.toBlob(resolve, "image/png"));
+  }
+
+  #at(event) {
+    const box = this.canvas.getBoundingClientRect();
+    const factor = this.canvas.width / box.width;
+    return [(event.clientX - box.left) * factor, (event.clientY - box.top) * factor];
+  }
+
+  #down(event) {
+    if (event.button !== 0 || this.pen !== null) return;
+    event.preventDefault();
+    this.canvas.setPointerCapture(event.pointerId);
+    this.pen = event.pointerId;
+    this.strokes.push([this.#at(event)]);
+    this.#redraw();
+    this.changed();
+  }
+
+  #move(event) {
+    if (event.pointerId !== this.pen) return;
+    const steps = event.getCoalescedEvents?.() ?? [];
+    this.strokes.at(-1).push(...(steps.length ? steps : [event]).map((step) => this.#at(step)));
+    this.#redraw();
+    this.changed();
+  }
+
+  #up() {
+    if (this.pen === null) return;
+    this.pen = null;
+    this.changed();
+  }
+
+  #redraw() {
+    const context = this.canvas.getContext("2d");
+    const { width, height } = this.canvas;
+    context.fillStyle = "#000";
+    context.fillRect(0, 0, width, height);
+    Object.assign(context, { strokeStyle: "#fff", lineWidth: width * BRUSH, lineCap: "round", lineJoin: "round" });
+    for (const points of this.strokes) {
+      context.beginPath();
+      context.moveTo(...points[0]);
+      for (const point of points.length > 1 ? points.slice(1) : points) context.lineTo(...point);
+      context.stroke();
+    }
+  }
+}

@@ -1,0 +1,100 @@
+"""What people look at in a browser: the page's files, and a model card as HTML.
+
+Knows: files of the page, Markdown, the headers that keep a page to itself. Does not know: models, HTTP routes.
+"""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+from markdown_it import MarkdownIt
+
+_FOLDER = Path(__file__).parent / "page"
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+}
+HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+"""Nothing inline, nothing from elsewhere; a browser asks again whether what it has is still right."""
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of the page.
+
+    Attributes:
+        content: its bytes.
+        media_type: what they are.
+        tag: the entity tag; it changes when the bytes do.
+    """
+
+    content: bytes
+    media_type: str
+    tag: str
+
+
+@cache
+def files() -> dict[str, File]:
+    """Return every file of the page by its path: `index.html`, `examples/6.png`. Read once."""
+    return {
+        str(path.relative_to(_FOLDER)): File(content, _TYPES[path.suffix], f'"{sha256(content).hexdigest()[:16]}"')
+        for path in sorted(_FOLDER.rglob("*.*"))
+        if path.suffix in _TYPES
+        for content in (path.read_bytes(),)
+    }
+
+
+def model_card(name: str, version: int, card: str) -> bytes:
+    """Return a model card as a page of its own, to be served at `/models/{name}`.
+
+    Args:
+        name: of the model.
+        version: the version whose card it is.
+        card: Markdown; HTML in it is shown, not obeyed, and its pictures are those of the version's report.
+    """
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+    tokens = markdown.parse(card)
+    for token in (child for block in tokens for child in block.children or []):
+        source = token.attrs.get("src")
+        if token.type == "image" and isinstance(source, str) and "/" not in source:
+            token.attrs["src"] = f"{name}/versions/{version}/report/{source}"
+    body = markdown.renderer.render(tokens, markdown.options, {})
+    body = body.replace("<table>", '<div class="wide" tabindex="0" role="group" aria-label="Table"><table>')
+    body = body.replace("</table>", "</table></div>")
+    title = html.escape(f"{name}, version {version}")
+    return _CARD.format(title=title, body=body).encode()
+
+
+_CARD = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<link rel="icon" href="../page/icon.svg" type="image/svg+xml">
+<link rel="stylesheet" href="../page/page.css">
+</head>
+<body>
+<header class="top">
+<a class="brand" href="../"><img src="../page/icon.svg" alt="" width="28" height="28">
+<span>Reconstruction anomaly</span></a>
+</header>
+<main class="card">
+{body}</main>
+</body>
+</html>
+"""

@@ -1,0 +1,377 @@
+"""Measure the service next to what it is compared with: `python -m benchmarks`, or `make bench`.
+
+Within a section every system is measured in turn, round after round, so that a neighbour on the machine hits all alike;
+figures are medians of the rounds. Writes one JSON file, from which `benchmarks.write_performance` writes the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import gzip
+import io
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+
+from app.repository import Repository
+from benchmarks.processes import ROOT, Server, peer, service
+from tests.pngs import plain
+
+RESULTS = ROOT / "benchmarks" / "results" / "latest.json"
+IMAGES = 64
+Cell = dict[str, Any]
+
+
+def digits(count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Return real digits where DATA_DIR names a folder of MNIST, blurred blobs elsewhere; uint8 [count, 28, 28]."""
+    folder = os.environ.get("DATA_DIR")
+    for path in sorted(Path(folder).glob("t10k-images*")) if folder else []:
+        if path.suffix in (".gz", "") or path.name.endswith("ubyte"):
+            content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+            images = np.frombuffer(content, np.uint8, offset=16).reshape(-1, 28, 28)
+            return images[np.arange(count) % len(images)]
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:28, :28]
+    centres, widths = rng.uniform(8, 20, (1000, 2, 1, 1)), rng.uniform(2, 6, (1000, 1, 1))
+    blobs = 255 * np.exp(-((rows - centres[:, 0]) ** 2 + (columns - centres[:, 1]) ** 2) / widths**2)
+    return blobs.astype(np.uint8)[np.arange(count) % 1000]
+
+
+def wrk(server: Server, bodies: Path, *, form: str, path: str, connections: int, seconds: float) -> Cell:
+    """Run one closed loop and return rates, percentiles and CPU microseconds a request."""
+    environment = {**os.environ, "BODIES": str(bodies), "COUNT": str(IMAGES), "TARGET": path, "FORM": form}
+    before = server.cpu_seconds()
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}", "--timeout", "30"]
+    command += ["-s", str(ROOT / "benchmarks" / "post.lua"), server.url]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    found = json.loads(run.stdout.rpartition("RESULT ")[2])
+    cpu = server.cpu_seconds() - before
+    return {
+        "rate": found["requests"] / found["seconds"],
+        "p50_ms": found["p50_ms"],
+        "p99_ms": found["p99_ms"],
+        "failed": found["failed"],
+        "cpu_us": 1e6 * cpu / max(1, found["requests"]),
+    }
+
+
+def medians(cells: list[Cell]) -> Cell:
+    """Return the median of every member over the rounds; of failures the sum."""
+    middle = {name: statistics.median(cell[name] for cell in cells) for name in cells[0]}
+    return {**middle, **({"failed": sum(cell["failed"] for cell in cells)} if "failed" in middle else {})}
+
+
+def interleaved(cells: dict[str, Callable[[], Cell]], rounds: int) -> dict[str, Cell]:
+    """Measure every cell once a round, and return medians."""
+    found: dict[str, list[Cell]] = {name: [] for name in cells}
+    for number in range(rounds):
+        for name, measure in cells.items():
+            found[name].append(measure())
+            shown = {key: round(value, 2) for key, value in found[name][-1].items() if isinstance(value, float)}
+            print(f"  round {number + 1} {name}: {shown}", flush=True)
+    return {name: medians(measured) for name, measured in found.items()}
+
+
+def single(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -> Cell:
+    """Single scores at every concurrency, against floors and the tutorial's server."""
+    repository = Repository(ROOT / "model_store")
+    artifact = ROOT / "model_store" / model / str(repository.current(model)) / "model.pt"
+    path = f"/score?model={model}"
+    servers = [
+        service(folder, f"service-{model}", ANOMALY_DEFAULT_MODEL=model),
+        peer("bare", folder),
+        peer("fastapi_raw", folder),
+        peer("fastapi_upload", folder),
+        peer("naive", folder, BENCH_ARTIFACT=str(artifact)),
+    ]
+    ours, bare, fastapi_raw, fastapi_upload, naive = servers
+    systems = {
+        "service, raw": (ours, "raw", path),
+        "service, multipart": (ours, "multipart", path),
+        "bare ASGI, raw": (bare, "raw", "/score"),
+        "FastAPI constant, raw": (fastapi_raw, "raw", "/score"),
+        "FastAPI empty UploadFile": (fastapi_upload, "multipart", "/score"),
+        "tutorial server, async": (naive, "multipart", "/score"),
+    }
+    try:
+        for server, form, target in systems.values():
+            wrk(server, bodies, form=form, path=target, connections=64, seconds=1)
+        found: Cell = {"start_seconds": {server.name: server.start_seconds for server in servers}, "connections": {}}
+        for connections in chosen.connections:
+            print(f"{model}, {connections} connections", flush=True)
+            cells = {
+                name: functools.partial(
+                    wrk, server, bodies, form=form, path=target, connections=connections, seconds=chosen.seconds
+                )
+                for name, (server, form, target) in systems.items()
+            }
+            found["connections"][str(connections)] = interleaved(cells, chosen.rounds)
+        found["memory_mb"] = {server.name: server.memory_mb() for server in servers}
+        return found
+    finally:
+        for server in servers:
+            server.stop()
+
+
+def post_array(server: Server, body: bytes, count: int, accept: str, model: str) -> Cell:
+    """Send one array and return images a second and CPU microseconds an image."""
+    headers = {"content-type": "application/x-npy", "accept": accept}
+    before, began = server.cpu_seconds(), time.perf_counter()
+    with httpx.Client(timeout=300) as client:
+        reply = client.post(f"{server.url}/score/batch?model={model}", content=body, headers=headers)
+    seconds = time.perf_counter() - began
+    reply.raise_for_status()
+    return {"images_per_second": count / seconds, "cpu_us": 1e6 * (server.cpu_seconds() - before) / count}
+
+
+def npy(count: int) -> bytes:
+    """Return `count` digits as an npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, digits(count))
+    return buffer.getvalue()
+
+
+def batch(model: str, chosen: argparse.Namespace, folder: Path, _: Path) -> Cell:
+    """10,000 images a request, against the raw module in a loop."""
+    artifact = ROOT / "model_store" / model / str(Repository(ROOT / "model_store").current(model)) / "model.pt"
+    server = service(folder, f"batch-{model}")
+    body = npy(chosen.images)
+    sizes: list[dict[str, Cell]] = []
+
+    def ceiling() -> Cell:
+        command = [sys.executable, "-m", "benchmarks.ceiling", str(artifact), str(chosen.seconds / 8)]
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        sizes.append(json.loads(run.stdout))
+        return max(sizes[-1].values(), key=lambda cell: float(cell["images_per_second"]))
+
+    def ours(accept: str) -> Cell:
+        cells = [post_array(server, body, chosen.images, accept, model) for _ in range(3)]
+        return max(cells, key=lambda cell: float(cell["images_per_second"]))
+
+    try:
+        post_array(server, body, chosen.images, "application/x-npy", model)
+        print(f"{model}, batches", flush=True)
+        cells: dict[str, Callable[[], Cell]] = {
+            "raw TorchScript, best batch size": ceiling,
+            "npy": lambda: ours("application/x-npy"),
+            "NDJSON": lambda: ours("application/x-ndjson"),
+            "JSON": lambda: ours("application/json"),
+        }
+        found = interleaved(cells, chosen.rounds)
+        by_size = {size: medians([each[size] for each in sizes]) for size in sizes[0]}
+        return {"images": chosen.images, "replies": found, "ceiling_by_batch_size": by_size}
+    finally:
+        server.stop()
+
+
+def fairness(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -> Cell:
+    """Latency of single scores on four connections, alone and while two clients send batches without pause."""
+    server = service(folder, f"fair-{model}")
+    body = folder / "batch.npy"
+    body.write_bytes(npy(10_000))
+    script = (
+        "import sys,httpx\nb=open(sys.argv[2],'rb').read()\n"
+        "while True: httpx.post(sys.argv[1],content=b,headers={'content-type':'application/x-npy',"
+        "'accept':'application/x-npy'},timeout=300)"
+    )
+    url = f"{server.url}/score/batch?model={model}"
+
+    def measure() -> Cell:
+        return wrk(server, bodies, form="raw", path=f"/score?model={model}", connections=4, seconds=chosen.seconds)
+
+    def loaded() -> Cell:
+        clients = [subprocess.Popen([sys.executable, "-c", script, url, str(body)]) for _ in range(2)]
+        try:
+            time.sleep(1)
+            return measure()
+        finally:
+            for client in clients:
+                client.kill()
+                client.wait()
+
+    try:
+        measure()
+        print(f"{model}, fairness", flush=True)
+        return interleaved({"alone": measure, "beside two batch clients": loaded}, chosen.rounds)
+    finally:
+        server.stop()
+
+
+def open_loop(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -> Cell:
+    """Fixed rates: half and twice the most that the closed loop reached, then a tenth, to see it recover."""
+    server = service(folder, f"open-{model}")
+    path = f"/score?model={model}"
+
+    def drive(rate: float, connections: int, seconds: float) -> Cell:
+        command = [sys.executable, "-m", "benchmarks.open_loop", str(server.port), str(bodies), str(rate)]
+        command += [str(seconds), "--connections", str(connections), "--path", path]
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        cell: Cell = json.loads(run.stdout)
+        print(f"  open loop {cell}", flush=True)
+        return cell
+
+    try:
+        most = wrk(server, bodies, form="raw", path=path, connections=64, seconds=chosen.seconds)["rate"]
+        print(f"{model}, open loop; most {most:.0f}/s", flush=True)
+        found = {"most": most, "half": drive(most / 2, 256, chosen.seconds)}
+        found["twice"] = drive(2 * most, 4000, chosen.seconds)
+        time.sleep(1)
+        found["after"] = drive(most / 10, 256, 2)
+        return found
+    finally:
+        server.stop()
+
+
+def workers(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -> Cell:
+    """One worker and two."""
+    servers = {n: service(folder, f"workers-{n}", ANOMALY_WORKERS=str(n)) for n in (1, 2)}
+    path = f"/score?model={model}"
+    try:
+        print(f"{model}, workers", flush=True)
+        cells = {
+            f"{n} worker{'s' * (n > 1)}": lambda server=server: wrk(
+                server, bodies, form="raw", path=path, connections=64, seconds=chosen.seconds
+            )
+            for n, server in servers.items()
+        }
+        found = interleaved(cells, chosen.rounds)
+        for (name, cell), server in zip(found.items(), servers.values(), strict=True):
+            found[name] = {**cell, "rss_mb": server.memory_mb()[0], "pss_mb": server.memory_mb()[1]}
+        return found
+    finally:
+        for server in servers.values():
+            server.stop()
+
+
+def growth(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -> Cell:
+    """How cost grows: images a request, entries in the store."""
+    found: Cell = {"images": {}, "store": {}}
+    server = service(folder, f"growth-{model}")
+    try:
+        print(f"{model}, growth", flush=True)
+        for count in (1, 10, 100, 1000, 10_000, 100_000):
+            body = npy(count)
+            cells = [post_array(server, body, count, "application/x-npy", model) for _ in range(3)]
+            found["images"][str(count)] = {**medians(cells), "rss_mb": server.memory_mb()[0]}
+            print(f"  {count} images: {found['images'][str(count)]}", flush=True)
+    finally:
+        server.stop()
+    for entries in (1_000, 10_000, 100_000, 1_000_000) if chosen.large else (1_000, 10_000, 100_000):
+        name = f"store-{entries}"
+        bound = {"ANOMALY_STORE_MAX_BYTES": str(4_000_000_000), "ANOMALY_STORE_TTL_SECONDS": "86400"}
+        server = service(folder, name, **bound)
+        try:
+            _fill(server, entries, model)
+            cell = wrk(server, bodies, form="raw", path=f"/score?model={model}", connections=64, seconds=chosen.seconds)
+            found["store"][str(entries)] = {**cell, "file_mb": (folder / f"{name}.db").stat().st_size / 1e6}
+            print(f"  {entries} entries: {found['store'][str(entries)]}", flush=True)
+        finally:
+            server.stop()
+            for file in folder.glob(f"{name}.db*"):
+                file.unlink()
+    return found
+
+
+def _fill(server: Server, entries: int, model: str) -> None:
+    body, headers = npy(1000), {"content-type": "application/x-npy"}
+    with httpx.Client(timeout=300) as client:
+        for _ in range(entries // 1000):
+            url = f"{server.url}/score/batch?model={model}&store=true"
+            client.post(url, content=body, headers=headers).raise_for_status()
+
+
+def soak(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -> Cell:
+    """Memory over many requests."""
+    server = service(folder, f"soak-{model}")
+    found: Cell = {"requests": 0, "rss_mb": {}}
+    try:
+        print(f"{model}, soak", flush=True)
+        while found["requests"] < chosen.soak:
+            found["rss_mb"][str(found["requests"])] = server.memory_mb()[0]
+            cell = wrk(server, bodies, form="raw", path=f"/score?model={model}", connections=64, seconds=10)
+            found["requests"] += round(10 * cell["rate"])
+            print(f"  {found['requests']} requests, {server.memory_mb()[0]:.0f} MB", flush=True)
+        found["rss_mb"][str(found["requests"])] = server.memory_mb()[0]
+        return found
+    finally:
+        server.stop()
+
+
+SECTIONS = {
+    "single": single,
+    "batch": batch,
+    "fairness": fairness,
+    "open_loop": open_loop,
+    "workers": workers,
+    "growth": growth,
+    "soak": soak,
+}
+
+
+def machine() -> Cell:
+    """Say what it ran on, in general words."""
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    import torch
+
+    return {
+        "cores": os.cpu_count(),
+        "processor": names[0].partition(":")[2].strip() if names else platform.machine(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def main() -> None:
+    """Measure the chosen sections and write the file."""
+    parser = argparse.ArgumentParser(prog="benchmarks")
+    parser.add_argument("--models", nargs="+", default=["zero-article", "zero"])
+    parser.add_argument(
+        "--sections", nargs="+", choices=SECTIONS, default=[name for name in SECTIONS if name != "soak"]
+    )
+    parser.add_argument("--connections", nargs="+", type=int, default=[1, 16, 64, 256])
+    parser.add_argument("--seconds", type=float, default=4, help="of each cell")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=10_000, help="in one batch request")
+    parser.add_argument("--soak", type=int, default=1_000_000, help="requests of the soak")
+    parser.add_argument("--large", action="store_true", help="with a store of a million entries")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    chosen = parser.parse_args()
+    there = Repository(ROOT / "model_store").names()
+    result: Cell = json.loads(chosen.out.read_text()) if chosen.out.exists() else {}
+    with TemporaryDirectory() as place:
+        folder, bodies = Path(place), Path(place) / "bodies"
+        bodies.mkdir()
+        for number, image in enumerate(digits(IMAGES)):
+            (bodies / f"{number}.png").write_bytes(plain(image))
+        for model in chosen.models:
+            if model not in there:
+                print(f"skipped {model}: the model store does not have it", flush=True)
+                continue
+            for section in chosen.sections:
+                idle = psutil.cpu_percent(2)
+                found = SECTIONS[section](model, chosen, folder, bodies)
+                found |= {"busy_before_percent": idle, "when": datetime.now(UTC).isoformat(timespec="seconds")}
+                found |= {"rounds": chosen.rounds, "seconds": chosen.seconds}
+                result.setdefault(model, {})[section] = found
+                result["machine"] = machine()
+                chosen.out.parent.mkdir(parents=True, exist_ok=True)
+                chosen.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

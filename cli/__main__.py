@@ -1,0 +1,267 @@
+"""The command `anomaly`: score images, watch a folder, train.
+
+Knows: options, words for a person, exit codes. Does not know: how anything is done.
+
+Exit codes: 0 all normal, 1 at least one anomaly, 2 at least one image or the whole run could not be scored.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from cli.files import Arrivals, Source, sources
+from cli.formats import STREAMING, WRITERS, Format, Result, console_of
+from cli.scorers import Ask, Scorer, Verdict
+from client import Fit, ServiceError
+
+NORMAL, ANOMALY, ERROR = 0, 1, 2
+
+app = typer.Typer(
+    help="Say how badly an autoencoder redraws an image, and whether that is an anomaly.",
+    epilog="Exit codes: 0 all normal, 1 at least one anomaly, 2 at least one error.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Url = Annotated[str, typer.Option(envvar="ANOMALY_URL", help="The service, with its path prefix if it has one.")]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(envvar="ANOMALY_KEY_FILE", help="File with the API key. The key itself goes into ANOMALY_KEY."),
+]
+ModelStore = Annotated[
+    Path | None, typer.Option(help="Score offline with a version of this model store; no service is asked.")
+]
+Model = Annotated[str | None, typer.Option(help="`name` or `name@version`; else the default model.")]
+Alpha = Annotated[float | None, typer.Option(help="Another false-alarm rate for the verdicts, as in 0.001.")]
+Fitting = Annotated[Fit, typer.Option(help="`mnist` makes an image of any size into a digit as MNIST has them.")]
+Output = Annotated[Format, typer.Option("--format", "-f", help="How results are written.")]
+Concurrency = Annotated[int, typer.Option(min=1, max=64, help="Most requests under way at once.")]
+Patience = Annotated[float, typer.Option(min=0, help="Seconds to go on trying while the service is busy or away.")]
+URL = "http://127.0.0.1:8000"
+
+
+_WATCH_PATIENCE = 2.0
+"""Seconds; a watch asks again at its next look anyway, and must end soon after Ctrl-C."""
+
+
+@app.command()
+def score(
+    files: Annotated[list[str], typer.Argument(help="PNG files, folders of them, or `-` for the standard input.")],
+    *,
+    url: Url = URL,
+    key_file: KeyFile = None,
+    model_store: ModelStore = None,
+    model: Model = None,
+    alpha: Alpha = None,
+    fit: Fitting = "strict",
+    output: Output = "table",
+    concurrency: Concurrency = 8,
+    patience: Patience = 30.0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+) -> None:
+    """Score images.
+
+    Example: `anomaly score photos/ --format csv > scores.csv`
+    """
+    with _plain_errors():
+        wanted = list(sources(files))
+        if not wanted:
+            raise typer.BadParameter(f"there is no PNG file in {', '.join(files)}")
+        scorer = _scorer(model_store, Ask(url, key_file, concurrency, patience), Verdict(model, alpha, fit))
+        writer = WRITERS[output](sys.stdout)
+        code = NORMAL
+        try:
+            for result in _with_bar(scorer.results(wanted), len(wanted), show=not quiet):
+                writer.add(result)
+                code = max(code, _code(result))
+        finally:
+            writer.close()
+        raise typer.Exit(code)
+
+
+@app.command()
+def watch(
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="The folder that images arrive in.")],
+    *,
+    url: Url = URL,
+    key_file: KeyFile = None,
+    model_store: ModelStore = None,
+    model: Model = None,
+    alpha: Alpha = None,
+    fit: Fitting = "strict",
+    output: Output = "table",
+    concurrency: Concurrency = 8,
+    existing: Annotated[bool, typer.Option("--existing", help="Score what is there already, too.")] = False,
+    interval: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks at the folder.")] = 1.0,
+) -> None:
+    """Score what arrives in a folder, until Ctrl-C.
+
+    A file is taken when it has not changed between two looks, so none is read half-written. While the service is away
+    nothing is lost: what arrived meanwhile is scored when it is back.
+    """
+    with _plain_errors(), _stopping() as stop:
+        ask = Ask(url, key_file, concurrency, _WATCH_PATIENCE)
+        scorer = _scorer(model_store, ask, Verdict(model, alpha, fit))
+        writer = STREAMING[output](sys.stdout)
+        arrivals = Arrivals(folder)
+        if not existing:
+            arrivals.pass_over()
+        _say(f"watching {folder}; Ctrl-C ends it")
+        code, trouble = NORMAL, ""
+        while not stop.is_set():
+            ready = arrivals.look()
+            try:
+                for result in scorer.results(Source(str(path), path) for path in ready):
+                    writer.add(result)
+                    arrivals.done(Path(result.file))
+                    code, trouble = max(code, _code(result)), ""
+            except ServiceError as error:
+                if str(error) != trouble:
+                    _say(f"waiting: {error}")
+                trouble = str(error)
+            stop.wait(interval)
+        raise typer.Exit(code)
+
+
+@app.command()
+def models(url: Url = URL, key_file: KeyFile = None) -> None:
+    """List what a service serves."""
+    with _plain_errors():
+        from rich.table import Table
+
+        from cli.remote import api_key
+        from client import Client
+
+        try:
+            with Client(url, api_key=api_key(key_file)) as service:
+                found = service.models()
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for column in ("model", "answers", "default", "normal class", "alpha", "threshold", "versions"):
+            table.add_column(column)
+        for each in found:
+            table.add_row(
+                each.name,
+                "-" if each.current is None else str(each.current),
+                "yes" if each.is_default else "",
+                each.normal_class or each.problem or "",
+                "" if each.alpha is None else f"{each.alpha:g}",
+                "" if each.threshold is None else f"{each.threshold:.4g}",
+                ", ".join(str(version) for version in each.versions),
+            )
+        console_of(sys.stdout).print(table)
+
+
+def _train(context: typer.Context) -> None:
+    try:
+        from training.__main__ import app as training
+    except ImportError as error:
+        _say(f"error: {context.info_name} needs the extra `train` ({error.name} is not installed)")
+        raise typer.Exit(ERROR) from error
+    training(args=[str(context.info_name), *context.args], prog_name="anomaly")
+
+
+_TRAINING = {
+    "train": "Learn a normal class from images, and publish the next version of a model.",
+    "list": "List every version of every model in a model store.",
+    "promote": "Let a version answer.",
+    "rollback": "Let an older version answer again.",
+    "verify": "Open versions as the service does.",
+}
+for _name, _help in _TRAINING.items():
+    # Their options are training's own: nothing of torch is imported before one of them is asked for.
+    app.command(
+        _name,
+        help=_help,
+        add_help_option=False,
+        rich_help_panel="Models",
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )(_train)
+
+
+def _scorer(model_store: Path | None, ask: Ask, verdict: Verdict) -> Scorer:
+    try:
+        if model_store is None:
+            from cli.remote import Remote
+
+            return Remote(ask, verdict)
+        from cli.offline import Offline
+
+        return Offline(model_store, verdict)
+    except ImportError as error:
+        raise typer.BadParameter(f"--model-store needs the extra `serve`: {error.name} is not installed") from error
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _code(result: Result) -> int:
+    return {"normal": NORMAL, "anomalous": ANOMALY, "not scored": ERROR}[result.verdict]
+
+
+def _with_bar(results: Iterator[Result], total: int, *, show: bool) -> Iterator[Result]:
+    if not show or total == 1 or not sys.stderr.isatty():
+        yield from results
+        return
+    from rich.progress import track
+
+    yield from track(results, "scoring", total, console=console_of(sys.stderr), transient=True)
+
+
+@contextmanager
+def _stopping() -> Iterator[threading.Event]:
+    """Yield an event that Ctrl-C and SIGTERM set: the file under way is finished, then the loop ends."""
+    stop = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        stop.set()
+
+    previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
+    for each in (signal.SIGINT, signal.SIGTERM):
+        previous[each] = signal.signal(each, end)
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    try:
+        yield
+    except ServiceError as error:
+        _say(f"error: {error}")
+        hint = getattr(error, "hint", "")
+        if hint:
+            _say(f"hint: {hint}")
+        raise typer.Exit(ERROR) from error
+    except KeyboardInterrupt as error:
+        raise typer.Exit(130) from error
+    except BrokenPipeError as error:
+        # Whoever read the results has seen enough; Python must not complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(ERROR) from error
+
+
+def _say(words: str) -> None:
+    sys.stderr.write(words + "\n")
+
+
+def main() -> None:
+    """Run the command `anomaly`."""
+    app(prog_name="anomaly")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""A typed client of the service: one dependency (httpx), nothing of torch or numpy, and nothing of the service's code.
+
+    from client import Client
+
+    with Client("http://127.0.0.1:8000") as service:
+        score = service.score(Path("zero.png"))
+        print(score.mse, score.is_anomaly)
+
+`AsyncClient` has the same methods as coroutines. `client.errors` draws the tree of what can go wrong.
+"""
+
+from client.asynchronous import AsyncClient
+from client.errors import Problem, ServiceError, TimedOut, UnexpectedReply, Unreachable, UnreadableImage
+from client.replies import Model, Score
+from client.retry import NO_RETRY, Retry
+from client.synchronous import Client
+from client.wire import Fit, Image, View
+
+__all__ = [
+    "NO_RETRY",
+    "AsyncClient",
+    "Client",
+    "Fit",
+    "Image",
+    "Model",
+    "Problem",
+    "Retry",
+    "Score",
+    "ServiceError",
+    "TimedOut",
+    "UnexpectedReply",
+    "Unreachable",
+    "UnreadableImage",
+    "View",
+]

@@ -1,0 +1,133 @@
+"""The client for `async` code: the methods of `Client` as coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Sized
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from client import wire
+from client.errors import OF_ONE_IMAGE, ServiceError
+from client.replies import Model, Score
+from client.retry import Retry
+
+
+class AsyncClient:
+    """Asks one service. Use it in an `async with` statement, or await `aclose`.
+
+    Args:
+        url: of the service, with the gateway's path prefix if there is one: `https://host/anomaly`.
+        api_key: sent as X-API-Key.
+        timeout: seconds that the service may be silent.
+        retry: when to ask again; `NO_RETRY` for never.
+
+    Raises:
+        ValueError: the URL or the key cannot be one.
+    """
+
+    def __init__(
+        self, url: str, *, api_key: str | None = None, timeout: float = 10.0, retry: Retry | None = None
+    ) -> None:
+        self._http = httpx.AsyncClient(**wire.options(url, api_key, timeout))
+        self._retry = retry or Retry()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def score(
+        self,
+        image: wire.Image,
+        *,
+        model: str | None = None,
+        alpha: float | None = None,
+        fit: wire.Fit = "strict",
+    ) -> Score:
+        """Score one image; see `Client.score`."""
+        png = image if isinstance(image, bytes) else await asyncio.to_thread(wire.read, image)
+        return wire.score_reply(await self._ask(wire.score_request(png, model, alpha, fit)))
+
+    async def score_many(
+        self,
+        images: Iterable[wire.Image],
+        *,
+        model: str | None = None,
+        alpha: float | None = None,
+        fit: wire.Fit = "strict",
+        concurrency: int = 8,
+        on_progress: Callable[[int, int | None], None] | None = None,
+    ) -> AsyncIterator[Score | ServiceError]:
+        """Score images, several at a time, in order; see `Client.score_many`."""
+        if concurrency < 1:
+            raise ValueError("concurrency must be at least 1")
+        total = len(images) if isinstance(images, Sized) else None
+        slots = asyncio.Semaphore(concurrency)
+        waiting: deque[asyncio.Task[Score | ServiceError]] = deque()
+        done = itertools.count(1)
+
+        async def one(image: wire.Image) -> Score | ServiceError:
+            async with slots:
+                try:
+                    return await self.score(image, model=model, alpha=alpha, fit=fit)
+                except OF_ONE_IMAGE as error:
+                    return error
+
+        async def first() -> Score | ServiceError:
+            result = await waiting[0]
+            waiting.popleft()
+            if on_progress is not None:
+                on_progress(next(done), total)
+            return result
+
+        try:
+            for image in images:
+                waiting.append(asyncio.create_task(one(image)))
+                if len(waiting) >= 2 * concurrency:
+                    yield await first()
+            while waiting:
+                yield await first()
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    async def reconstruction(self, score: Score | str, *, view: wire.View = "reconstruction", scale: int = 1) -> bytes:
+        """Fetch what the model made of an image, as a PNG; see `Client.reconstruction`."""
+        return wire.picture_reply(await self._ask(wire.reconstruction_request(score, view, scale)))
+
+    async def models(self) -> tuple[Model, ...]:
+        """List what the service serves; see `Client.models`."""
+        return wire.models_reply(await self._ask(wire.MODELS_REQUEST))
+
+    async def _ask(self, request: dict[str, Any]) -> httpx.Response:
+        started = time.monotonic()
+        for attempt in itertools.count():
+            try:
+                return await self._once(request)
+            except ServiceError as error:
+                wait = self._retry.wait(error, attempt, time.monotonic() - started)
+                if wait is None:
+                    raise
+            await asyncio.sleep(wait)
+        raise AssertionError("unreachable")
+
+    async def _once(self, request: dict[str, Any]) -> httpx.Response:
+        try:
+            response = await self._http.request(**request)
+        except httpx.HTTPError as error:
+            raise wire.transport_error(error, self._http.base_url) from error
+        return wire.check(response)

@@ -1,0 +1,95 @@
+"""What the service answers, as frozen objects. Unknown members are kept in `document`, so a newer service works."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The verdict on one image.
+
+    Attributes:
+        id: names the kept reconstruction; None when the service could not keep it.
+        model, version: what scored.
+        mse: mean squared reconstruction error, in the model's standardised space.
+        threshold: anomalous means strictly above this.
+        alpha: the wanted false-alarm rate behind the threshold.
+        p_value: (1 + calibration scores at least as high) / (n + 1).
+        is_anomaly: the verdict.
+        reason: the guard that decided, when one did: `empty`, for example.
+        document: the reply as it came, members that this client does not know included.
+    """
+
+    id: str | None
+    model: str
+    version: int
+    mse: float
+    threshold: float
+    alpha: float
+    p_value: float
+    is_anomaly: bool
+    reason: str | None
+    document: Mapping[str, Any] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model of the service.
+
+    Attributes:
+        name: as requests name it.
+        current: the version that answers; None when none could be loaded.
+        versions: all that are in the model store.
+        is_default: whether it answers when a request names no model.
+        normal_class: what it learned, in words.
+        threshold, alpha: of the current version.
+        problem: why the version that should answer does not, or None.
+        document: the entry as it came.
+    """
+
+    name: str
+    current: int | None
+    versions: tuple[int, ...]
+    is_default: bool
+    normal_class: str | None
+    threshold: float | None
+    alpha: float | None
+    problem: str | None
+    document: Mapping[str, Any] = field(repr=False, compare=False)
+
+
+def score_of(document: Mapping[str, Any]) -> Score:
+    """Read a score. KeyError, TypeError, ValueError: it is not one."""
+    return Score(
+        id=document["id"],
+        model=str(document["model"]),
+        version=int(document["version"]),
+        mse=float(document["mse"]),
+        threshold=float(document["threshold"]),
+        alpha=float(document["alpha"]),
+        p_value=float(document["p_value"]),
+        is_anomaly=bool(document["is_anomaly"]),
+        reason=document["reason"],
+        document=document,
+    )
+
+
+def models_of(document: Mapping[str, Any]) -> tuple[Model, ...]:
+    """Read the list of models. KeyError, TypeError, ValueError: it is not one."""
+    return tuple(
+        Model(
+            name=str(entry["name"]),
+            current=entry["current"],
+            versions=tuple(entry["versions"]),
+            is_default=bool(entry["is_default"]),
+            normal_class=entry["normal_class"],
+            threshold=entry["threshold"],
+            alpha=entry["alpha"],
+            problem=entry["problem"],
+            document=entry,
+        )
+        for entry in document["models"]
+    )

@@ -1,0 +1,419 @@
+"""`POST /score/batch`: forms of body and reply, problems per item, order, limits, fairness, clients that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import tracemalloc
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from app.bodies import ClientLeft
+from app.bulk_bodies import Chunk, array_header, chunks, pieces
+from app.detector import Detector
+from app.problems import Problem
+from app.settings import Settings
+from tests import pngs
+from tests.app.test_score import assert_problem, raw
+from tests.conftest import running, services
+
+NPY = {"content-type": "application/x-npy"}
+
+
+def digits(count: int, seed: int = 0) -> np.ndarray:
+    """Return blurred blobs, each different from all others, uint8 [count, 28, 28]."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:28, :28]
+    centres = rng.uniform(8, 20, (count, 2, 1, 1))
+    widths = rng.uniform(2, 6, (count, 1, 1))
+    distance = (rows - centres[:, 0]) ** 2 + (columns - centres[:, 1]) ** 2
+    return (255 * np.exp(-distance / widths**2)).astype(np.uint8)
+
+
+def npy(array: np.ndarray) -> bytes:
+    """Return an array as numpy.save writes it."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def form(*files: bytes) -> dict[str, Any]:
+    """Return the arguments for a request with a form of files."""
+    return {"files": [("files", (f"{n}.png", content, "image/png")) for n, content in enumerate(files)]}
+
+
+async def bulk(client: httpx.AsyncClient, images: np.ndarray, accept: str = "", query: str = "") -> httpx.Response:
+    headers = {**NPY, **({"accept": accept} if accept else {})}
+    return await client.post(f"/score/batch{query}", content=npy(images), headers=headers)
+
+
+async def test_a_batch_says_what_single_scores_say(client: httpx.AsyncClient) -> None:
+    """Each item of an array has the score, p-value and verdict that the image gets on its own, in order."""
+    images = digits(20)
+    reply = (await bulk(client, images)).json()
+    assert [item["index"] for item in reply["items"]] == list(range(20))
+    assert (reply["count"], reply["failed"]) == (20, 0)
+    assert reply["anomalous"] == sum(item["is_anomaly"] for item in reply["items"])
+    for image, item in zip(images, reply["items"], strict=True):
+        single = (await raw(client, pngs.plain(image))).json()
+        assert item["mse"] == pytest.approx(single["mse"], rel=1e-5)
+        assert item["p_value"] == pytest.approx(single["p_value"])
+        assert item["is_anomaly"] == single["is_anomaly"]
+        assert (reply["threshold"], reply["alpha"]) == (single["threshold"], single["alpha"])
+
+
+async def test_every_form_of_the_reply_says_the_same(client: httpx.AsyncClient) -> None:
+    """JSON, NDJSON and npy carry the same scores, and the headers say what answered."""
+    images = digits(150)
+    document, lines, array = [
+        await bulk(client, images, f"application/{form}") for form in ("json", "x-ndjson", "x-npy")
+    ]
+    assert [reply.headers["content-type"] for reply in (document, lines, array)] == [
+        "application/json",
+        "application/x-ndjson",
+        "application/x-npy",
+    ]
+    items = document.json()["items"]
+    assert [json.loads(line) for line in lines.text.splitlines()] == items
+    scores = np.load(io.BytesIO(array.content))
+    assert scores.dtype == np.float32
+    assert scores.tolist() == [item["mse"] for item in items]
+    for reply in (lines, array):
+        assert float(reply.headers["x-threshold"]) == document.json()["threshold"]
+        assert reply.headers["x-model"] == "zero-article@1"
+
+
+async def test_an_empty_array_is_an_empty_answer(client: httpx.AsyncClient) -> None:
+    """No images give no items, in every form."""
+    nothing = np.zeros((0, 28, 28), np.uint8)
+    assert (await bulk(client, nothing)).json()["items"] == []
+    assert (await bulk(client, nothing, "application/x-ndjson")).text == ""
+    assert np.load(io.BytesIO((await bulk(client, nothing, "application/x-npy")).content)).shape == (0,)
+
+
+BAD = {
+    "empty-body": b"",
+    "not-a-png": b"nonsense",
+    "wrong-size": pngs.plain(pngs.gradient(27)),
+    "truncated-png": pngs.plain()[:-5],
+    "body-too-large": b"\x89PNG" + bytes(100_000),
+}
+
+
+@given(kinds=st.lists(st.sampled_from(["good", *BAD]), min_size=1, max_size=12), data=st.data())
+@examples(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_one_bad_file_stops_no_other(kinds: list[str], data: st.DataObject) -> None:
+    """Whatever mixture of good and bad files a form has, cut wherever the network cut it: each gets its own."""
+    size, cut = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 3000))
+    files = [pngs.plain() if kind == "good" else BAD[kind] for kind in kinds]
+    request = httpx.Request("POST", "http://test/", **form(*files))
+    content = request.read()
+
+    async def arrives() -> AsyncIterator[bytes]:
+        for start in range(0, len(content), cut):
+            yield content[start : start + cut]
+
+    async def collect() -> list[Chunk]:
+        kind = request.headers["content-type"]
+        return [chunk async for chunk in chunks(kind, arrives(), size=size, largest_file=65536)]
+
+    found = asyncio.run(collect())
+    said = []
+    for chunk in found:
+        assert len(chunk.pixels) == 784 * (chunk.count - len(chunk.problems))
+        assert bytes(chunk.pixels) == pngs.gradient().tobytes() * (chunk.count - len(chunk.problems))
+        said += [chunk.problems[n].type if n in chunk.problems else "/problems/good" for n in range(chunk.count)]
+    assert said == [f"/problems/{kind}" for kind in kinds]
+    assert all(chunk.count == size for chunk in found[:-1])
+
+
+async def test_problems_stand_in_the_place_of_their_item(client: httpx.AsyncClient) -> None:
+    """A form with bad files among good ones gets results and problems in order, and NaN in npy."""
+    files = form(pngs.plain(), b"nonsense", pngs.plain(digits(1)[0]), b"")
+    reply = (await client.post("/score/batch", **files)).json()
+    kinds = [item.get("problem", {}).get("type", "/").rpartition("/")[2] for item in reply["items"]]
+    assert kinds == ["", "not-a-png", "", "empty-body"]
+    assert (reply["count"], reply["failed"]) == (4, 2)
+    scores = await client.post("/score/batch", headers={"accept": "application/x-npy"}, **files)
+    assert np.isnan(np.load(io.BytesIO(scores.content))).tolist() == [False, True, False, True]
+
+
+async def test_only_stored_batches_have_ids(client: httpx.AsyncClient) -> None:
+    """With store=true each good item can be fetched, with its own reply and picture; by default nothing is kept."""
+    images = digits(10)
+    assert all("id" not in item for item in (await bulk(client, images)).json()["items"])
+    items = (await bulk(client, images, query="?store=true")).json()["items"]
+    for image, item in zip(images, items, strict=True):
+        kept = await client.get(item["reconstruction"], headers={"accept": "application/json"})
+        assert kept.json()["mse"] == item["mse"]
+        assert kept.json()["id"] == item["id"]
+        picture = await client.get(item["reconstruction"] + "?view=input")
+        assert picture.content == (await _picture_of(client, image))
+
+
+async def _picture_of(client: httpx.AsyncClient, image: np.ndarray) -> bytes:
+    single = (await raw(client, pngs.plain(image))).json()
+    return (await client.get(single["reconstruction"] + "?view=input")).content
+
+
+async def test_model_and_alpha(client: httpx.AsyncClient) -> None:
+    """`alpha` moves the threshold, `model` chooses the version, and what does not exist is a problem."""
+    images = digits(3)
+    strict, loose = [(await bulk(client, images, query=f"?alpha={alpha}")).json() for alpha in (0.01, 0.2)]
+    assert strict["threshold"] > loose["threshold"]
+    assert (await bulk(client, images, query="?model=zero-article@1")).json()["version"] == 1
+    assert_problem(await bulk(client, images, query="?model=nobody"), 404, "model-not-found")
+    assert_problem(await bulk(client, images, query="?alpha=0.0000001"), 422, "unsupported-alpha")
+    assert_problem(await bulk(client, images, query="?stor=true"), 422, "invalid-parameter")
+
+
+GOOD = npy(np.zeros((3, 28, 28), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "kind"),
+    [
+        (b"", 400, "empty-body"),
+        (b"\x93NUM", 400, "malformed-array"),
+        (b"nonsense that is longer", 400, "malformed-array"),
+        (GOOD[:40], 400, "malformed-array"),
+        (GOOD[:-1], 400, "malformed-array"),
+        (GOOD + b"x", 400, "malformed-array"),
+        (GOOD.replace(b"'descr'", b"'other'"), 400, "malformed-array"),
+        (GOOD[:8] + b"\xff\xff" + GOOD[10:], 400, "malformed-array"),
+        (b"\x93NUMPY\x09\x00" + GOOD[8:], 400, "malformed-array"),
+        (npy(np.zeros((3, 28, 28), np.float32)), 422, "wrong-array"),
+        (npy(np.zeros((3, 27, 28), np.uint8)), 422, "wrong-array"),
+        (npy(np.zeros((28, 28), np.uint8)), 422, "wrong-array"),
+        (npy(np.asfortranarray(np.zeros((3, 28, 28), np.uint8))), 422, "wrong-array"),
+        (npy(np.array([{}], dtype=object)), 422, "wrong-array"),
+    ],
+)
+async def test_what_is_no_array_of_images(client: httpx.AsyncClient, content: bytes, status: int, kind: str) -> None:
+    """Every other body than a whole npy file of uint8 [N, 28, 28] is refused with its reason."""
+    assert_problem(await client.post("/score/batch", content=content, headers=NPY), status, kind)
+
+
+async def test_other_bodies_are_refused(client: httpx.AsyncClient) -> None:
+    """A PNG alone, a form with another field, and a form that ends too soon are refused."""
+    assert_problem(
+        await client.post("/score/batch", content=b"x", headers={"content-type": "image/png"}),
+        415,
+        "unsupported-media-type",
+    )
+    assert_problem(
+        await client.post("/score/batch", files={"file": ("a.png", pngs.plain())}), 400, "malformed-multipart"
+    )
+    request = httpx.Request("POST", "http://test/score/batch", **form(pngs.plain()))
+    cut = request.read()[:-6]
+    assert_problem(
+        await client.post("/score/batch", content=cut, headers={"content-type": request.headers["content-type"]}),
+        400,
+        "malformed-multipart",
+    )
+
+
+@given(st.binary(max_size=200), st.integers(0, 120))
+@examples(max_examples=200, deadline=None)
+def test_no_header_breaks_the_reader(noise: bytes, at: int) -> None:
+    """Whatever stands in an npy header, reading it gives a count, a problem, or asks for more."""
+    for content in (noise, GOOD[:at] + noise + GOOD[at + len(noise) :]):
+        try:
+            header = array_header(content)
+        except Problem:
+            continue
+        assert header is None or header[0] >= 0
+
+
+async def test_the_limit_holds_with_and_without_a_declaration(make_settings: Callable[..., Settings]) -> None:
+    """A body above the limit is 413, whether its length is declared or it comes in pieces."""
+    async with running(make_settings(bulk_max_body_bytes=5000)) as client:
+        content = npy(digits(7))
+
+        async def in_pieces() -> AsyncIterator[bytes]:
+            for start in range(0, len(content), 1000):
+                yield content[start : start + 1000]
+
+        for body in (content, in_pieces()):
+            assert_problem(await client.post("/score/batch", content=body, headers=NPY), 413, "body-too-large")
+        assert (await bulk(client, digits(6))).status_code == 200
+
+
+async def test_a_body_that_breaks_off_after_the_first_lines(make_settings: Callable[..., Settings]) -> None:
+    """NDJSON that was begun ends with the problem, under the index of the first image without a result."""
+    async with running(make_settings(bulk_chunk_images=4)) as client:
+        content = npy(digits(20))
+
+        async def cut() -> AsyncIterator[bytes]:
+            yield content[: 128 + 784 * 10]
+
+        reply = await client.post("/score/batch", content=cut(), headers={**NPY, "accept": "application/x-ndjson"})
+        items = [json.loads(line) for line in reply.text.splitlines()]
+        assert [item["index"] for item in items] == list(range(9))
+        assert "problem" not in items[7]
+        assert items[8]["problem"]["type"] == "/problems/malformed-array"
+
+
+async def test_too_many_batches_are_refused(make_settings: Callable[..., Settings], zero: bytes) -> None:
+    """Above the bound on batch requests the answer is 503 with Retry-After, and single scores go on."""
+    async with running(make_settings(bulk_max_requests=1)) as client:
+        gate = asyncio.Event()
+
+        async def slowly() -> AsyncIterator[bytes]:
+            yield GOOD[:500]
+            await gate.wait()
+            yield GOOD[500:]
+
+        first = asyncio.create_task(client.post("/score/batch", content=slowly(), headers=NPY))
+        while services(client).bulk._running == 0:
+            await asyncio.sleep(0)
+        refused = await bulk(client, digits(1))
+        assert_problem(refused, 503, "overloaded")
+        assert refused.headers["retry-after"]
+        assert (await raw(client, zero)).status_code == 200
+        gate.set()
+        assert (await first).status_code == 200
+        assert (await bulk(client, digits(1))).status_code == 200
+
+
+class Counting:
+    """A detector that remembers how many images each call had."""
+
+    def __init__(self, detector: Detector) -> None:
+        self._detector = detector
+        self.calls: list[tuple[str, int]] = []
+
+    def score(self, images: np.ndarray) -> Any:
+        """Score a chunk of a batch."""
+        self.calls.append(("chunk", len(images)))
+        return self._detector.score(images)
+
+    def draw(self, images: np.ndarray) -> Any:
+        """Score a micro-batch."""
+        self.calls.append(("single", len(images)))
+        return self._detector.draw(images)
+
+
+def count_calls(client: httpx.AsyncClient) -> Counting:
+    serving = services(client).engine.current("zero-article")
+    serving._detector = counting = Counting(serving._detector)
+    return counting
+
+
+async def test_a_single_score_waits_for_one_chunk_at_most(make_settings: Callable[..., Settings], zero: bytes) -> None:
+    """While batch requests run, a micro-batch of single scores is the next call or the one after it."""
+    async with running(make_settings(bulk_chunk_images=16, bulk_max_requests=2)) as client:
+        counting = count_calls(client)
+        batches = [asyncio.create_task(bulk(client, digits(3000, seed))) for seed in range(2)]
+        waits = []
+        while not all(task.done() for task in batches):
+            before = len(counting.calls)
+            await raw(client, zero)
+            place = next(n for n in range(before, len(counting.calls)) if counting.calls[n][0] == "single")
+            waits.append(place - before)
+        await asyncio.gather(*batches)
+        assert len(waits) > 5
+        assert max(waits) <= 2
+        assert max(size for kind, size in counting.calls if kind == "chunk") == 16
+
+
+async def test_a_client_that_leaves_stops_the_work(make_settings: Callable[..., Settings]) -> None:
+    """After the client has left, at most the chunks that were under way are scored, and its place is free again."""
+    async with running(make_settings(bulk_chunk_images=8, bulk_max_requests=1)) as client:
+        counting = count_calls(client)
+        content, sent = npy(digits(800)), []
+
+        async def receive() -> dict[str, Any]:
+            if len(sent) == 3:
+                return {"type": "http.disconnect"}
+            sent.append(1)
+            start = (len(sent) - 1) * 784 * 16
+            return {"type": "http.request", "body": content[start : start + 784 * 16], "more_body": True}
+
+        async def send(message: Any) -> None: ...
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/score/batch",
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/x-npy")],
+        }
+        await client.app(scope, receive, send)  # type: ignore[attr-defined]
+        assert sum(size for _, size in counting.calls) <= 48
+        assert services(client).bulk._running == 0
+        assert (await bulk(client, digits(1))).status_code == 200
+
+
+class Broken:
+    """A detector whose second chunk fails."""
+
+    def __init__(self, detector: Detector) -> None:
+        self._detector = detector
+        self._calls = 0
+
+    def score(self, images: np.ndarray) -> Any:
+        """Score a chunk, or fail."""
+        self._calls += 1
+        if self._calls == 2:
+            raise RuntimeError("out of memory at /secret/path")
+        mse, reason = self._detector.score(images)
+        if self._calls == 3:
+            mse[1] = np.nan
+        return mse, reason
+
+
+async def test_a_chunk_that_fails_is_its_own_problem(make_settings: Callable[..., Settings]) -> None:
+    """When the model fails for one chunk, or gives NaN for one image, exactly those items say so."""
+    async with running(make_settings(bulk_chunk_images=4)) as client:
+        serving = services(client).engine.current("zero-article")
+        serving._detector = Broken(serving._detector)
+        reply = await bulk(client, digits(16))
+        assert "secret" not in reply.text
+        failed = [item["index"] for item in reply.json()["items"] if "problem" in item]
+        assert failed == [4, 5, 6, 7, 9]
+        assert {item["problem"]["status"] for item in reply.json()["items"] if "problem" in item} == {500}
+
+
+async def test_memory_does_not_grow_with_the_body() -> None:
+    """Reading 50,000 images that arrive in pieces never holds more than a few chunks."""
+    header = npy(np.zeros((0, 28, 28), np.uint8)).replace(b"(0, 28, 28), }    ", b"(50000, 28, 28), }")[:128]
+    piece = bytes(784 * 100)
+
+    async def receive() -> dict[str, Any]:
+        nonlocal left
+        left -= 1
+        return {"type": "http.request", "body": header if left == 500 else piece, "more_body": left > 0}
+
+    left = 501
+    assert array_header(header) == (50000, 128)
+    tracemalloc.start()
+    try:
+        body = pieces(receive, declared=None, limit=1 << 30, timeout=5)
+        count = 0
+        async for chunk in chunks("application/x-npy", body, size=64, largest_file=1):
+            count += chunk.count
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert count == 50000
+    assert peak < 2_000_000
+
+
+async def test_a_client_that_left_is_not_a_short_body() -> None:
+    """A disconnect while the body arrives is told apart from an end of the body."""
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    with pytest.raises(ClientLeft):
+        async for _ in pieces(receive, declared=None, limit=10, timeout=1):
+            pass

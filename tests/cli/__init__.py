@@ -1,0 +1,1 @@
+"""The command `anomaly`, as a process of its own."""

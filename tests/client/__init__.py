@@ -1,0 +1,1 @@
+"""The Python client, against the service as a process of its own."""

@@ -1,0 +1,352 @@
+"""The client against the service as a process: what it returns, what it raises, what overload and restarts do to it."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from client import NO_RETRY, AsyncClient, Client, Retry, Score, TimedOut, UnexpectedReply, Unreachable, errors
+from tests.conftest import EXAMPLES, Server, free_port
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Yield a running service."""
+    server = Server(tmp_path_factory.mktemp("server")).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def service(server: Server) -> Iterator[Client]:
+    """Yield a client of the running service that asks once."""
+    with Client(server.url, retry=NO_RETRY) as client:
+        yield client
+
+
+def test_a_score_is_what_the_service_said(server: Server, service: Client, zero: bytes) -> None:
+    """Every member of the reply is an attribute with the same value, and the whole reply is in `document`."""
+    score = service.score(zero)
+    reply = httpx.get(f"{server.url}/reconstruction/{score.id}", headers={"accept": "application/json"}).json()
+    assert score.document == reply
+    for name in ("id", "model", "version", "mse", "threshold", "alpha", "p_value", "is_anomaly", "reason"):
+        assert getattr(score, name) == reply[name]
+
+
+def test_a_path_is_as_good_as_bytes(service: Client, zero: bytes) -> None:
+    """A file gives the score of its bytes."""
+    assert service.score(EXAMPLES / "zero.png").mse == service.score(zero).mse
+
+
+def test_options_reach_the_service(service: Client, zero: bytes) -> None:
+    """`model` and `alpha` choose version and threshold."""
+    plain = service.score(zero)
+    chosen = service.score(zero, model=f"{plain.model}@{plain.version}", alpha=0.5)
+    assert (chosen.model, chosen.version, chosen.mse) == (plain.model, plain.version, plain.mse)
+    assert chosen.alpha == 0.5
+    assert chosen.threshold < plain.threshold
+
+
+@pytest.mark.parametrize("view", ["reconstruction", "input", "error", "panel"])
+def test_pictures_of_a_score(service: Client, zero: bytes, view: str) -> None:
+    """Each view of a kept reconstruction arrives as a PNG, by score and by id."""
+    score = service.score(zero)
+    assert score.id is not None
+    picture = service.reconstruction(score, view=view, scale=2)  # type: ignore[arg-type]
+    assert picture.startswith(b"\x89PNG\r\n\x1a\n")
+    assert service.reconstruction(score.id, view=view, scale=2) == picture  # type: ignore[arg-type]
+
+
+def test_the_models(service: Client) -> None:
+    """The list names the default model with the version that answers."""
+    default = next(model for model in service.models() if model.is_default)
+    assert default.current in default.versions
+    assert default.normal_class == default.document["normal_class"] == "the digit 0"
+
+
+@pytest.mark.parametrize(
+    ("ask", "kind", "status"),
+    [
+        (lambda s, _: s.score(b"no image"), errors.NotAPng, 422),
+        (lambda s, png: s.score(png[:60]), errors.TruncatedPng, 422),
+        (lambda s, _: s.score(b""), errors.EmptyBody, 400),
+        (lambda s, png: s.score(png + bytes(70_000)), errors.BodyTooLarge, 413),
+        (lambda s, png: s.score(png, model="nobody"), errors.ModelNotFound, 404),
+        (lambda s, png: s.score(png, model="zero-article@999"), errors.ModelNotFound, 404),
+        (lambda s, png: s.score(png, model="../etc"), errors.InvalidParameter, 422),
+        (lambda s, png: s.score(png, alpha=2.0), errors.InvalidParameter, 422),
+        (lambda s, png: s.score(png, alpha=1e-9), errors.UnsupportedAlpha, 422),
+        (lambda s, _: s.reconstruction("0" * 44), errors.ReconstructionNotFound, 404),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_refusals_are_exceptions_of_their_kind(
+    service: Client, zero: bytes, ask: Callable[[Client, bytes], object], kind: type[errors.Problem], status: int
+) -> None:
+    """What the service refuses is raised as the class of its problem, with status, words, hint and request id."""
+    with pytest.raises(errors.Problem) as caught:
+        ask(service, zero)
+    assert type(caught.value) is kind
+    assert caught.value.status == status
+    assert caught.value.title in str(caught.value)
+    assert caught.value.hint
+    assert caught.value.request_id
+
+
+def test_a_port_that_nobody_listens_on(zero: bytes) -> None:
+    """Asking where nothing listens is `Unreachable`, after as long as the patience says and no longer."""
+    url = f"http://127.0.0.1:{free_port()}"
+    started = time.monotonic()
+    with Client(url, retry=NO_RETRY) as service, pytest.raises(Unreachable, match=url):
+        service.score(zero)
+    assert time.monotonic() - started < 1
+    started = time.monotonic()
+    with Client(url, retry=Retry(patience=1.0)) as service, pytest.raises(Unreachable):
+        service.score(zero)
+    assert time.monotonic() - started < 2
+
+
+def test_a_file_that_is_not_there(service: Client, tmp_path: Path) -> None:
+    """An image that cannot be read here is said to be just that; nothing is sent."""
+    with pytest.raises(errors.UnreadableImage, match=r"missing\.png"):
+        service.score(tmp_path / "missing.png")
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://", "service"])
+def test_what_is_no_url(url: str) -> None:
+    """A URL that cannot be one is refused before anything is asked."""
+    with pytest.raises(ValueError, match="URL"):
+        Client(url)
+
+
+@pytest.mark.parametrize("key", ["", "  ", "two\nlines", "schlüssel"])
+def test_what_is_no_key(key: str) -> None:
+    """A key that could not stand in a header is refused before it is sent, and is not quoted."""
+    with pytest.raises(ValueError, match="API key") as caught:
+        Client("http://127.0.0.1:1", api_key=key)
+    assert not key.strip() or key not in str(caught.value)
+
+
+class Elsewhere(http.server.BaseHTTPRequestHandler):
+    """Some other server: a page for every question. What it was asked is kept."""
+
+    asked: list[tuple[str, str | None]]
+
+    def do_GET(self) -> None:
+        """Answer with a page, or not for a while."""
+        length = int(self.headers.get("content-length") or 0)
+        self.rfile.read(length)
+        type(self).asked.append((self.path, self.headers.get("x-api-key")))
+        if "silent" in self.path:
+            time.sleep(1.5)
+        status = 404 if "missing" in self.path else 302 if "moved" in self.path else 200
+        self.send_response(status)
+        self.send_header("content-type", "text/html")
+        self.send_header("location", "/elsewhere")
+        self.end_headers()
+        self.wfile.write(b"<p>Welcome</p>")
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        """Keep quiet."""
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[str]:
+    """Yield the URL of a real server that is not this service."""
+    Elsewhere.asked = []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("prefix", ["", "/missing", "/moved"])
+def test_another_server_is_not_taken_for_this_one(elsewhere: str, zero: bytes, prefix: str) -> None:
+    """A page, a redirect and a foreign 404 are unexpected replies: not scores, and not `ModelNotFound`."""
+    with Client(elsewhere + prefix) as service:
+        for ask in (service.models, lambda: service.score(zero), lambda: service.reconstruction("0" * 44)):
+            with pytest.raises(UnexpectedReply, match=elsewhere):
+                ask()
+
+
+def test_prefix_and_key_go_with_every_request(elsewhere: str, zero: bytes) -> None:
+    """The gateway's path prefix stands before every route, and the key is in the header X-API-Key."""
+    with Client(f"{elsewhere}/a/b/", api_key=" s3cret ") as service:
+        for ask in (service.models, lambda: service.score(zero), lambda: service.reconstruction("0" * 44)):
+            with pytest.raises(UnexpectedReply):
+                ask()
+    paths = [path.partition("?")[0] for path, _ in Elsewhere.asked]
+    assert paths == ["/a/b/models", "/a/b/score", f"/a/b/reconstruction/{'0' * 44}"]
+    assert {key for _, key in Elsewhere.asked} == {"s3cret"}
+
+
+def test_silence_is_a_time_out(elsewhere: str, zero: bytes) -> None:
+    """A server that does not answer in time is `TimedOut`, once: it is not asked again."""
+    with Client(f"{elsewhere}/silent", timeout=0.3) as service, pytest.raises(TimedOut):
+        service.score(zero)
+    assert len(Elsewhere.asked) == 1
+
+
+def test_a_service_behind_a_prefix(make_server: Callable[..., Server], zero: bytes) -> None:
+    """With a path prefix that a gateway takes away, scores come and their pictures can be fetched by id."""
+    server = make_server(ANOMALY_ROOT_PATH="/anomaly").start()
+    with Client(server.url, retry=NO_RETRY) as service:
+        score = service.score(zero)
+        assert score.document["reconstruction"] == f"/anomaly/reconstruction/{score.id}"
+        assert service.reconstruction(score).startswith(b"\x89PNG")
+
+
+def test_many_scores_in_order(service: Client, zero: bytes, six: bytes) -> None:
+    """Many images, several at a time, come back in their order; what is wrong with one is its own result."""
+    images = [zero, six, b"no image", zero[:60]] * 100
+    told: list[tuple[int, int | None]] = []
+    results = list(service.score_many(images, concurrency=8, on_progress=lambda *now: told.append(now)))
+    expected = [service.score(zero).mse, service.score(six).mse]
+    assert len(results) == 400
+    for start in range(0, 400, 4):
+        first, second, third, fourth = results[start : start + 4]
+        assert isinstance(first, Score)
+        assert isinstance(second, Score)
+        assert [first.mse, second.mse] == pytest.approx(expected, rel=1e-6)
+        assert (type(third), type(fourth)) == (errors.NotAPng, errors.TruncatedPng)
+    assert told == [(n, 400) for n in range(1, 401)]
+
+
+def test_what_befalls_every_image_is_raised(service: Client, zero: bytes) -> None:
+    """An unknown model ends the run at the first image instead of failing a million times."""
+    taken = 0
+
+    def images() -> Iterator[bytes]:
+        nonlocal taken
+        for _ in range(1_000_000):
+            taken += 1
+            yield zero
+
+    with pytest.raises(errors.ModelNotFound):
+        list(service.score_many(images(), model="nobody", concurrency=4))
+    assert taken <= 8
+
+
+def test_leaving_early_takes_no_more_images(service: Client, zero: bytes) -> None:
+    """Who stops iterating stops the work: only a bounded number of images was ever taken."""
+    taken = 0
+
+    def images() -> Iterator[bytes]:
+        nonlocal taken
+        for _ in range(1_000_000):
+            taken += 1
+            yield zero
+
+    results = service.score_many(images(), concurrency=4)
+    assert isinstance(next(results), Score)
+    results.close()  # type: ignore[attr-defined]
+    assert taken <= 8
+
+
+def test_no_concurrency_is_refused(service: Client) -> None:
+    """A concurrency of nothing is a mistake, not an endless wait."""
+    with pytest.raises(ValueError, match="concurrency"):
+        list(service.score_many([], concurrency=0))
+
+
+async def test_the_async_client_does_the_same(server: Server, zero: bytes, six: bytes) -> None:
+    """Scores, pictures, models, order, progress and refusals of `AsyncClient` are those of `Client`."""
+    told: list[tuple[int, int | None]] = []
+    async with AsyncClient(server.url, retry=NO_RETRY) as service:
+        score = await service.score(EXAMPLES / "zero.png")
+        assert (await service.reconstruction(score, view="panel", scale=4)).startswith(b"\x89PNG")
+        assert any(model.is_default for model in await service.models())
+        with pytest.raises(errors.UnsupportedAlpha):
+            await service.score(zero, alpha=1e-9)
+        images = [zero, b"no image", six] * 50
+        many = service.score_many(images, concurrency=8, on_progress=lambda *now: told.append(now))
+        results = [result async for result in many]
+        with pytest.raises(errors.ModelNotFound):
+            async for _ in service.score_many(images, model="nobody"):
+                pass
+    assert [type(result) for result in results] == [Score, errors.NotAPng, Score] * 50
+    assert [result.mse for result in results[::3] if isinstance(result, Score)] == pytest.approx([score.mse] * 50)
+    assert told == [(n, 150) for n in range(1, 151)]
+
+
+async def test_the_async_client_when_nobody_listens(zero: bytes) -> None:
+    """`AsyncClient` too says that nothing listens, and gives up in time."""
+    async with AsyncClient(f"http://127.0.0.1:{free_port()}", retry=Retry(patience=0.5)) as service:
+        started = time.monotonic()
+        with pytest.raises(Unreachable):
+            await service.score(zero)
+        assert time.monotonic() - started < 2
+
+
+@pytest.fixture
+def tiny(make_server: Callable[..., Server]) -> Server:
+    """Return a running service with room for one waiting image, so that a burst overloads it."""
+    return make_server(
+        ANOMALY_QUEUE_MAX_IMAGES="1", ANOMALY_BATCH_MAX_SIZE="2", ANOMALY_BATCH_MAX_DELAY_MS="20"
+    ).start()
+
+
+def shed(server: Server) -> float:
+    """Return how many images the service has turned away."""
+    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if "shed" in line and "_total" in line and line[0] != "#")
+
+
+def test_overload_without_retries_is_an_exception(tiny: Server, zero: bytes) -> None:
+    """A burst on a full queue raises `Overloaded` with the seconds that the service named."""
+    with Client(tiny.url, retry=NO_RETRY) as service, pytest.raises(errors.Overloaded) as caught:
+        list(service.score_many([zero] * 200, concurrency=16))
+    assert caught.value.retry_after == 1
+
+
+def test_overload_is_waited_out(tiny: Server, zero: bytes) -> None:
+    """Under real overload every image gets its score in the end, although the service turned many away."""
+    before = shed(tiny)
+    with Client(tiny.url, retry=Retry(patience=60)) as service:
+        results = list(service.score_many([zero] * 40, concurrency=4))
+    assert [type(result) for result in results] == [Score] * 40
+    assert shed(tiny) - before >= 3
+
+
+async def test_overload_is_waited_out_in_async_code(tiny: Server, zero: bytes) -> None:
+    """The same holds for `AsyncClient`."""
+    before = shed(tiny)
+    async with AsyncClient(tiny.url, retry=Retry(patience=60)) as service:
+        results = [result async for result in service.score_many([zero] * 40, concurrency=4)]
+    assert [type(result) for result in results] == [Score] * 40
+    assert shed(tiny) - before >= 3
+
+
+def test_a_restart_in_the_middle_loses_nothing(make_server: Callable[..., Server], zero: bytes) -> None:
+    """The service is killed while it scores and started again: every image still gets its score, in order."""
+    server = make_server().start()
+    killed = threading.Event()
+
+    def interrupt(done: int, _: int | None) -> None:
+        if done == 20:
+            server.stop("kill")
+            server.start(wait=False)
+            killed.set()
+
+    with Client(server.url, retry=Retry(patience=90)) as service:
+        results = list(service.score_many([zero] * 300, concurrency=4, on_progress=interrupt))
+    assert killed.is_set()
+    assert [type(result) for result in results] == [Score] * 300
+
+
+def test_a_deadline_that_passes_is_its_own_problem(make_server: Callable[..., Server], zero: bytes) -> None:
+    """A service that cannot answer in its own time says 504, which is `DeadlineExceeded`."""
+    server = make_server(ANOMALY_DEADLINE_MS="5", ANOMALY_BATCH_MAX_DELAY_MS="200").start()
+    with Client(server.url, retry=NO_RETRY) as service, pytest.raises(errors.DeadlineExceeded):
+        service.score(zero)

@@ -1,0 +1,87 @@
+"""Problem documents become exceptions of a tree that mirrors the service's."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app import problems
+from client import errors
+from tests.conftest import ROOT
+
+
+def kinds(parent: type) -> list[type]:
+    """Return all subclasses, theirs included."""
+    return [kind for each in parent.__subclasses__() for kind in (each, *kinds(each))]
+
+
+def of_the_service() -> list[type[problems.Problem]]:
+    """Return the service's kinds of problem, without those that tests make."""
+    return [kind for kind in kinds(problems.Problem) if kind.__module__ == "app.problems"]
+
+
+@pytest.mark.parametrize("kind", of_the_service(), ids=lambda kind: kind.__name__)
+def test_every_problem_of_the_service_has_its_exception(kind: type[problems.Problem]) -> None:
+    """Each problem type becomes the exception of its name, whose parent has the name of the problem's parent."""
+    found = errors.problem(kind.status, kind("what is wrong").document("abc123"))
+    assert type(found).__name__ == kind.__name__, "client/errors.py lacks this class"
+    assert type(found).__mro__[1].__name__ == kind.__mro__[1].__name__
+    assert (found.status, found.type, found.title) == (kind.status, kind.type, kind.title)
+    assert (found.detail, found.hint, found.request_id) == ("what is wrong", kind.hint, "abc123")
+    assert str(found) == f"{kind.title}: what is wrong"
+
+
+@pytest.mark.parametrize(
+    ("status", "parent"),
+    [(400, errors.MalformedRequest), (404, errors.NotFound), (422, errors.InvalidImage), (429, errors.RateLimited),
+     (503, errors.Overloaded), (418, errors.Problem)],
+)  # fmt: skip
+def test_a_type_of_the_future_becomes_the_class_of_its_status(status: int, parent: type[errors.Problem]) -> None:
+    """A problem type that this client does not know is still caught by what its status means."""
+    assert type(errors.problem(status, {"type": "/problems/from-the-future", "title": "New"})) is parent
+
+
+def test_a_document_that_is_none_is_still_an_error() -> None:
+    """A gateway's reply without any document keeps its status and gets words."""
+    found = errors.problem(503, {}, retry_after=7.0)
+    assert (str(found), found.type, found.retry_after, found.request_id) == ("HTTP 503", "about:blank", 7.0, None)
+
+
+def test_the_tree_in_the_docstring_is_the_tree() -> None:
+    """The drawing at the top of client/errors.py names every class, and none that is not there."""
+    source = (ROOT / "client" / "errors.py").read_text()
+    drawing = ast.get_docstring(ast.parse(source)) or ""
+    names = {kind.__name__ for kind in kinds(errors.ServiceError) if kind.__module__ == "client.errors"}
+    drawn = {word.strip(",") for line in drawing.splitlines() if line.lstrip().startswith(("├", "└", "│"))
+             for word in line.split() if word.strip(",").isidentifier() and word[0].isupper()}  # fmt: skip
+    assert drawn - {"RFC", "Problem"} == names - {"Problem"}
+
+
+def test_importing_the_client_imports_nothing_heavy() -> None:
+    """`import client` brings neither torch nor numpy nor pydantic nor the service; that keeps its start short."""
+    code = "import client, sys; print(' '.join(sorted({name.partition('.')[0] for name in sys.modules})))"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(found.stdout.split())
+    assert "httpx" in loaded
+    assert loaded.isdisjoint({"torch", "numpy", "pydantic", "PIL", "fastapi", "starlette", "app", "training", "cli"})
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "client").glob("*.py")), ids=lambda path: path.name)
+def test_the_client_knows_only_itself_and_httpx(path: Path) -> None:
+    """No module of the client imports anything but the standard library, httpx and the client, not even late."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        for name in names:
+            root = name.partition(".")[0]
+            assert root in {"httpx", "client"} or root in sys.stdlib_module_names, name
+
+
+def test_the_client_is_typed() -> None:
+    """The package carries the marker that lets type checkers read it, and setuptools ships it."""
+    assert (ROOT / "client" / "py.typed").exists()
+    assert 'client = ["py.typed"]' in (ROOT / "pyproject.toml").read_text()
