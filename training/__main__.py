@@ -21,12 +21,13 @@ from app.calibration import CalibrationError
 from app.detector import Detector, DeviceError, choose_device
 from app.manifest import Manifest
 from app.repository import MODEL_NAME, Repository, RepositoryError
-from training import publish
+from training import publish, series
 from training.data import LOADERS, load
 from training.datasets import DataError, Dataset
 from training.export import ExportError
 from training.publish import PublishError
 from training.recipes import RECIPES, Recipe
+from training.summary import summary_table
 from training.train import TrainingError
 from training.version import Made, Order, make
 
@@ -89,6 +90,61 @@ def train(
         made = _make_with_bar(order, dataset, _reference(model_store, _model_name(dataset, labels, "article"), model))
         manifest = made.publish(model_store, promote=promote)
         _tell(manifest, promote)
+
+
+@app.command("all")
+def all_labels(
+    *,
+    recipe: Annotated[str, typer.Option(help=f"How to make them: {', '.join(RECIPES)}.")] = "deep",
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas between.")] = "0",
+    data: Annotated[str, typer.Option(help=f"Data set: {', '.join(LOADERS)}.")] = "mnist",
+    data_dir: Annotated[Path | None, typer.Option(help="Folder that holds it, as for `train`.")] = None,
+    alpha: Annotated[float, typer.Option(help="Wanted false-alarm rate of the thresholds.")] = 0.01,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Another number of epochs than the recipe's.")] = None,
+    device: Annotated[str, typer.Option(help="Where to train: auto, cpu, cuda, cuda:n.")] = "auto",
+    jobs: Annotated[int, typer.Option(min=1, help="Processes, with one thread each.")] = 2,
+    results: Annotated[Path, typer.Option(help="Folder of the result files; what is there is not made again.")] = Path(
+        "results"
+    ),
+    publish_too: Annotated[
+        bool, typer.Option("--publish", help="Publish and promote what is newly made, as `zero-deep` and so on.")
+    ] = False,
+    model_store: ModelStore = MODEL_STORE,
+) -> None:
+    """Make one model of each label and seed, and print the figures of all.
+
+    Ctrl-C is safe: finished results are kept, and the same command goes on with the missing ones.
+
+    Example: `python -m training all --recipe deep --seeds 0,1,2 --jobs 2 --data-dir ../mnist`
+    """
+    with _plain_errors():
+        chosen, on, dataset = _recipe(recipe).with_epochs(epochs), choose_device(device), load(data, data_dir)
+        console.print(f"data: {dataset.name}, {len(dataset.labels):,} images from: {dataset.source}")
+        orders = [
+            Order(_model_name(dataset, (label,), recipe), chosen, (label,), seed, alpha, None, on)
+            for seed in _seeds(seeds)
+            for label in range(len(dataset.label_names))
+        ]
+        rows = []
+        with _bars() as bars:
+            total = bars.add_task("all", total=len(orders))
+            shown = {_task_name(order): bars.add_task(_task_name(order), visible=False) for order in orders}
+
+            def watch(order: Order, epoch: int) -> None:
+                bars.update(
+                    shown[_task_name(order)], completed=epoch, total=chosen.parameters.get("epochs"), visible=True
+                )
+
+            finished = series.run(orders, dataset, series.Source(data, data_dir), results, jobs=jobs, watch=watch)
+            for order, row, made in finished:
+                rows.append(row)
+                bars.update(shown[_task_name(order)], visible=False)
+                bars.advance(total)
+                bars.console.print(f"{_task_name(order)}: AUROC {row['auroc']:.4f}{'' if made else ' (kept)'}")
+                if made and publish_too:
+                    manifest = made.publish(model_store, promote=True)
+                    bars.console.print(f"published {manifest.name}@{manifest.version} (current)")
+        console.print(summary_table(rows, dataset.label_names))
 
 
 @app.command()
@@ -169,6 +225,22 @@ def _recipe(name: str) -> Recipe:
     if name not in RECIPES:
         raise DataError(f"no recipe is called {name!r}; there are {', '.join(RECIPES)}")
     return RECIPES[name]
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError as error:
+        raise DataError(f"--seeds takes whole numbers with commas between, not {text!r}") from error
+
+
+def _task_name(order: Order) -> str:
+    return f"{order.name} seed {order.seed}"
+
+
+def _bars() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not sys.stdout.isatty())
 
 
 def _labels(text: str, dataset: Dataset) -> tuple[int, ...]:

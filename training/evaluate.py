@@ -84,7 +84,7 @@ def probe_table(
     thresholds = {f"{alpha:g}": calibration.threshold(alpha) for alpha in PROBE_ALPHAS if supports(calibration, alpha)}
     table = []
     for probe in probes:
-        found = detector.detect(np.ascontiguousarray(probe.images[:, None]))
+        found = detector.detect(np.array(probe.images[:, None], order="C"))
         caught = {name: int((found.reason == code).sum()) for code, name in enumerate(reasons, 1)}
         table.append(
             {

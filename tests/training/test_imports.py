@@ -16,7 +16,8 @@ ORDER = (
     ("recipes", "calibrate", "export", "publish", "pictures", "limits"),
     ("evaluate", "card", "examples"),
     ("report",),
-    ("version",),
+    ("version", "summary"),
+    ("series",),
     ("__main__",),
 )
 """Each module may import only modules of the rows above its own."""

@@ -69,7 +69,7 @@ def test_the_same_command_gives_the_same_scores(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("train", "--recipe", "magic"), "there are article, deeper"),
+        (("train", "--recipe", "magic"), "there are article, deeper, instant, deep"),
         (("train", "--data", "cifar"), "there are mnist"),
         (("train", "--data-dir", "/nowhere"), "/nowhere has neither"),
         ((*TRAIN, "--normal", "twelve"), "--normal takes a label"),
@@ -94,7 +94,7 @@ def test_a_mistake_is_one_clear_line(tmp_path, arguments, message):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["", "train", "promote", "rollback", "list", "verify"])
+@pytest.mark.parametrize("command", ["", "train", "all", "promote", "rollback", "list", "verify"])
 def test_help_teaches(command):
     """Every command explains itself."""
     arguments = [part for part in (command, "--help") if part]

@@ -17,9 +17,10 @@ from training.version import make
 
 
 def test_every_picture_is_a_small_png(made):
-    """The four pictures are there, open as PNGs of a legible size, and weigh less than 60 kB each."""
+    """The seven pictures are there, open as PNGs of a legible size, and weigh less than 60 kB each."""
     pictures = {path: content for path, content in made.files.items() if path.endswith(".png")}
-    assert sorted(pictures) == [f"report/{name}.png" for name in ("histogram", "loss", "reconstructions", "roc")]
+    names = ("histogram", "kinds", "loss", "normals", "probes", "reconstructions", "roc")
+    assert sorted(pictures) == [f"report/{name}.png" for name in names]
     for content in pictures.values():
         assert len(content) < 60_000
         with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
@@ -48,7 +49,27 @@ def test_the_card_says_what_a_reader_must_know(made):
         made.draft.data.sha256,
     ):
         assert words in card
-    assert all(f"({name})" in card for name in ("loss.png", "roc.png", "histogram.png", "reconstructions.png"))
+    assert all(f"({path.removeprefix('report/')})" in card for path in made.files if path.endswith(".png"))
+
+
+def test_the_card_tells_every_probe_and_its_limits(made):
+    """The card's table has each probe of the manifest, and its limits name what the figures show to be missed."""
+    card, probes = made.files["report/model-card.md"].decode(), made.draft.metrics["probes"]
+    assert len(probes) > 30
+    for probe in probes:
+        assert f"| {probe['name']} | {probe['images']} | {100 * probe['flagged']['0.01']:.1f} % |" in card
+    missed = [probe for probe in probes if probe["kind"] == "damage" and probe["flagged"]["0.01"] < 0.5]
+    assert missed
+    limits = card[card.index("## Limits") :]
+    assert [probe["name"] for probe in missed if probe["name"] not in limits] == []
+
+
+def test_the_article_s_model_is_shown_beside(digits, made, detector):
+    """With a reference, the gallery of kinds has one row more, and nothing else changes."""
+    beside = make(small_order(), digits, progress=lambda *_: None, reference=detector).files
+    heights = [Image.open(io.BytesIO(files["report/kinds.png"])).height for files in (made.files, beside)]
+    assert heights[1] > heights[0] * 1.2
+    assert beside["report/probes.png"] == made.files["report/probes.png"]
 
 
 def test_the_data_for_the_pages_counts_every_test_image(made):

@@ -1,0 +1,49 @@
+"""Probes: many kinds of images, the same every time, and each what its name says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from training.probes import KINDS, probes
+
+
+@pytest.fixture(scope="module")
+def zeros(digits):
+    """Return 20 real zeros."""
+    return digits.images[digits.labels == 0][:20]
+
+
+def test_probes_are_raw_images_of_every_kind(zeros):
+    """Every probe is uint8 [n, 28, 28], names are unique, and each kind of probe occurs."""
+    found = probes(zeros)
+    assert {probe.kind for probe in found} == set(KINDS)
+    assert len({probe.name for probe in found}) == len(found)
+    assert {(probe.images.dtype.str, probe.images.shape[1:]) for probe in found} == {("|u1", (28, 28))}
+
+
+def test_probes_are_the_same_every_time(zeros):
+    """Noise is drawn from a fixed seed, so tables of two versions can be compared."""
+    for one, other in zip(probes(zeros), probes(zeros), strict=True):
+        assert (one.images == other.images).all(), one.name
+
+
+def test_probes_are_what_they_are_called(zeros):
+    """Some probes checked by what they must hold: moved, paler, erased, inverted, painted over."""
+    by_name = {probe.name: probe.images for probe in probes(zeros)}
+    assert (by_name["moved by 2 px"][:, :, 2:] == zeros[:, :, :-2]).all()
+    assert np.abs(by_name["contrast 0.5"] - zeros / 2).max() <= 0.5
+    assert not by_name["lower half erased"][:, 14:].any()
+    assert (by_name["inverted"] == 255 - zeros).all()
+    assert (by_name["4x4 square in a corner"][:, 2:6, 2:6] == 255).all()
+    assert (by_name["upside down"][:, ::-1, ::-1] == zeros).all()
+    assert (by_name["thicker by a pixel all round"] >= zeros).all()
+    assert by_name["scaled to 50 %"].sum() < 0.4 * zeros.sum()
+
+
+def test_another_data_set_is_one_more_probe(zeros):
+    """Far-away images are used when there are any, and never more than 500 of them."""
+    clothes = np.zeros((600, 28, 28), np.uint8)
+    names = {probe.name: len(probe.images) for probe in probes(zeros, clothes)}
+    assert names["Fashion-MNIST"] == 500
+    assert "Fashion-MNIST" not in {probe.name for probe in probes(zeros)}

@@ -1,0 +1,104 @@
+"""The command `all`: one model of each label, in parallel, resumable, safe to interrupt."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from app.repository import Repository
+from tests.training.conftest import CPU, ROOT
+from training.recipes import RECIPES
+from training.series import path_of
+from training.version import Order
+
+ALL = ("-m", "training", "all", "--data", "mnist-5000", "--device", "cpu", "--alpha", "0.05")
+
+
+def command(folder: Path, *arguments: str) -> list[str]:
+    """Return the command with its result files in a folder of the test's own."""
+    return [sys.executable, *ALL, "--results", str(folder / "results"), *arguments]
+
+
+def run(folder: Path, *arguments: str) -> str:
+    """Run the command to its end and return what it printed."""
+    found = subprocess.run(
+        command(folder, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=280, check=True
+    )
+    return found.stdout
+
+
+def test_all_digits_are_made_kept_and_published(tmp_path):
+    """Ten models are made and published, their figures kept and summed up; a second run makes only what is missing."""
+    store = ("--recipe", "instant", "--publish", "--model-store", str(tmp_path / "store"))
+    out = run(tmp_path, *store)
+    files = sorted((tmp_path / "results").glob("*.json"))
+    rows = [json.loads(path.read_text()) for path in files]
+    assert sorted(row["normal"] for row in rows) == [[digit] for digit in range(10)]
+    assert all(row["auroc"] > 0.9 for row in rows)
+    last = out.splitlines()[-1].split()
+    assert last[:2] == ["mean", "10"]
+    assert float(last[2]) == round(100 * sum(row["auroc"] for row in rows) / 10, 2)
+    repository = Repository(tmp_path / "store")
+    assert repository.current("zero-instant") == repository.current("nine-instant") == 1
+
+    kept = files[3].read_text()
+    files[3].unlink()
+    out = run(tmp_path, *store)
+    assert out.count("(kept)") == 9
+    assert repository.versions("zero-instant") == [1]
+    assert repository.versions("three-instant") == [1, 2]
+    again = json.loads(files[3].read_text())
+    assert again["auroc"] == json.loads(kept)["auroc"]
+
+
+def test_an_interruption_keeps_what_is_finished(tmp_path):
+    """Ctrl-C exits with 130, leaves no process and no half-written file, and the next run goes on."""
+    arguments = ("--recipe", "article", "--epochs", "25", "--jobs", "2")
+    process = subprocess.Popen(
+        command(tmp_path, *arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"}, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "AUROC" in line:
+            os.killpg(process.pid, signal.SIGINT)
+            break
+    _, problems = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert problems == "interrupted: nothing half-written is left behind\n"
+    until = time.monotonic() + 20
+    while _group_lives(process.pid):
+        assert time.monotonic() < until, "a process of the series lives on"
+        time.sleep(0.1)
+    finished = sorted((tmp_path / "results").iterdir())
+    assert 1 <= len(finished) < 10
+    assert all(json.loads(path.read_text())["normal"] for path in finished)
+
+
+def test_a_result_is_of_one_recipe_and_one_seed(tmp_path):
+    """Other parameters, another seed, alpha or other data have another file; the same have the same."""
+    recipe = RECIPES["deep"]
+    order = Order("a", recipe, (0,), seed=0, alpha=0.01, confidence=None, device=CPU)
+    others = [
+        Order("a", recipe.with_epochs(3), (0,), seed=0, alpha=0.01, confidence=None, device=CPU),
+        Order("a", recipe, (0,), seed=1, alpha=0.01, confidence=None, device=CPU),
+        Order("a", recipe, (0,), seed=0, alpha=0.05, confidence=None, device=CPU),
+        Order("a", recipe, (1,), seed=0, alpha=0.01, confidence=None, device=CPU),
+    ]
+    names = {path_of(each, "d", tmp_path).name for each in [order, *others]} | {path_of(order, "e", tmp_path).name}
+    assert len(names) == 6
+    same = Order("b", recipe.with_epochs(None), (0,), seed=0, alpha=0.01, confidence=None, device=CPU)
+    assert path_of(order, "d", tmp_path) == path_of(same, "d", tmp_path)
+
+
+def _group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
