@@ -24,10 +24,10 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN --mount=type=bind,source=docker/wheels,target=/wheels \
     python3 -m venv /pip && python3 -m venv --without-pip /opt/venv \
     && python3 requirements.py serve > serve.txt \
-    && if ls /wheels/torch-*.whl > /dev/null 2>&1; then from="--find-links /wheels"; \
-       else from="--extra-index-url ${TORCH_INDEX}"; fi \
+    && if ls /wheels/torch-*.whl > /dev/null 2>&1; then from="--find-links=/wheels"; \
+       else from="--extra-index-url=${TORCH_INDEX}"; fi \
     && /pip/bin/pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check \
-       --constraint constraints.txt $from -r serve.txt
+       --constraint constraints.txt "$from" -r serve.txt
 
 FROM build AS train-environment
 RUN python3 requirements.py train cli > train.txt \

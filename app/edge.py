@@ -29,6 +29,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_PROBES = frozenset({"/livez", "/readyz", "/metrics"})
 _JSON = (b"content-type", b"application/json")
 _PRIVATE = (b"cache-control", b"no-store")
 
@@ -82,6 +83,8 @@ class Edge:
             route = _route(scope)
         seconds = time.perf_counter() - started
         self._metrics.request(route, status, seconds)
+        if route in _PROBES and status == 200:
+            return  # several a second, and nobody learns anything from them
         self._log.write(
             {
                 "time": time.time(),

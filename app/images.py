@@ -120,7 +120,9 @@ def _check(png: bytes, judge: Callable[[int, int], None]) -> tuple[bytes, bytes]
     header = _header(png)
     width, height = _IHDR.unpack(header)[:2]
     judge(width, height)
-    parts, kinds, compressed = [_SIGNATURE], [], b""
+    parts: list[bytes] = [_SIGNATURE]
+    kinds: list[bytes] = []
+    pixels: list[bytes] = []
     for kind, start, end in _chunks(png):
         if kind == b"acTL":
             raise AnimatedPng("the chunk acTL announces several frames")
@@ -128,9 +130,10 @@ def _check(png: bytes, judge: Callable[[int, int], None]) -> tuple[bytes, bytes]
             parts.append(png[start:end])
             kinds.append(kind)
             if kind == b"IDAT":
-                compressed += png[start + 8 : end - 4]
+                pixels.append(png[start + 8 : end - 4])
         elif not kind[0] & 0x20:  # bit 5 of the first letter unset: no reader may skip the chunk
             raise CorruptPng("an unknown chunk claims to be critical")
+    compressed = b"".join(pixels)
     # The deepest image, 16-bit RGBA, with room to spare: more is a bomb or padding.
     if len(compressed) > 2 * height * (width * 8 + 1) + 1024:
         raise CorruptPng("there is more compressed data than the declared pixels can need")

@@ -89,7 +89,10 @@ _CARD = """<!doctype html>
 <link rel="stylesheet" href="../page/page.css">
 </head>
 <body>
-<header class="top"><a class="brand" href="../"><img src="../page/icon.svg" alt="" width="28" height="28">Reconstruction anomaly</a></header>
+<header class="top">
+<a class="brand" href="../"><img src="../page/icon.svg" alt="" width="28" height="28">
+<span>Reconstruction anomaly</span></a>
+</header>
 <main class="card">
 {body}</main>
 </body>

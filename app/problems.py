@@ -243,13 +243,6 @@ class Transparent(InvalidImage):
     hint = "Flatten the image onto its background before sending it."
 
 
-class WrongArray(InvalidImage):
-    """The array has another type or shape than the model's input."""
-
-    type, title = "/problems/wrong-array", "The array is not uint8 of shape [N, 28, 28]"
-    hint = "Convert it: numpy.ascontiguousarray(images, numpy.uint8), with shape [N, 28, 28]."
-
-
 class BlankImage(InvalidImage):
     """There is nothing on the image that `fit=mnist` could crop to."""
 
@@ -262,6 +255,13 @@ class AmbiguousImage(InvalidImage):
 
     type, title = "/problems/ambiguous-image", "Stroke and background cannot be told apart"
     hint = "Crop the image to one digit on a plain background, darker or brighter than all of the digit."
+
+
+class WrongArray(InvalidImage):
+    """The array has another type or shape than the model's input."""
+
+    type, title = "/problems/wrong-array", "The array is not uint8 of shape [N, 28, 28]"
+    hint = "Convert it: numpy.ascontiguousarray(images, numpy.uint8), with shape [N, 28, 28]."
 
 
 class InvalidParameter(Problem):

@@ -24,16 +24,6 @@ class ScoreQuery(BaseModel):
     include: Literal["reconstruction"] | None = Field(None, description="Embed the reconstruction as base64 PNG")
 
 
-class BatchQuery(BaseModel):
-    """The query of `POST /score/batch`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: ModelReference | None = Field(None, description="`name` or `name@version`; default: the default model")
-    alpha: float | None = Field(None, gt=0, lt=1, description="Another false-alarm rate for these verdicts")
-    store: bool = Field(False, description="Keep the reconstructions; each item then has an id")
-
-
 class Fitted(BaseModel):
     """What `fit=mnist` did to the image before it was scored."""
 
@@ -43,6 +33,16 @@ class Fitted(BaseModel):
     crop: tuple[int, int, int, int] = Field(
         description="Left, top, right, bottom of the strokes in the image that was sent, in pixels"
     )
+
+
+class BatchQuery(BaseModel):
+    """The query of `POST /score/batch`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelReference | None = Field(None, description="`name` or `name@version`; default: the default model")
+    alpha: float | None = Field(None, gt=0, lt=1, description="Another false-alarm rate for these verdicts")
+    store: bool = Field(False, description="Keep the reconstructions; each item then has an id")
 
 
 class ScoreResponse(BaseModel):

@@ -35,7 +35,6 @@ from app.settings import Settings
 Query = TypeVar("Query", bound=BaseModel)
 
 _NO_QUERY = ScoreQuery()
-_TIMING = ", ".join(f"{stage};dur=%.3f" for stage in STAGES)
 _ABSENT: dict[tuple[bool, bool], set[str]] = {
     (True, True): {"fitted", "reconstruction_png"},
     (True, False): {"fitted"},
@@ -43,6 +42,7 @@ _ABSENT: dict[tuple[bool, bool], set[str]] = {
     (False, False): set(),
 }
 """What a reply leaves out: members that nobody asked for."""
+_TIMING = ", ".join(f"{stage};dur=%.3f" for stage in STAGES)
 
 
 @dataclass(slots=True)

@@ -35,7 +35,7 @@ class Settings(BaseSettings):
 
     model_store: Path = Path("model_store")
     """Folder of the model versions; only ever read."""
-    default_model: str = "zero-article"
+    default_model: str = "zero"
     """The model that answers when a request names none."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:n`."""

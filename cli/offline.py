@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
-from app import images, problems
+from app import fit, images, problems
 from app.calibration import CalibrationError
 from app.detector import Detector, DetectorError, DeviceError, choose_device, use_one_thread
 from app.repository import Artifact, Repository, RepositoryError
@@ -54,7 +54,7 @@ class Offline:
             raise OfflineError(str(error)) from error
         self._manifest, self._calibration = artifact.manifest, artifact.calibration
         self._threshold, self._alpha = _threshold(artifact, verdict.alpha)
-        self._fit = verdict.fit
+        self._fit, self._fit_pixels = verdict.fit, settings.fit_max_pixels
 
     def results(self, sources: Iterable[Source]) -> Iterator[Result]:
         """Yield the result of each source, in order."""
@@ -72,12 +72,14 @@ class Offline:
         Raises:
             Problem: of `app.problems`, as the service would answer it.
         """
-        pixels = np.frombuffer(bytearray(images.decode(png)), np.uint8).reshape(1, 1, images.SIDE, images.SIDE)
-        found = self._detector.detect(pixels)
+        fitted = fit.fit(png, self._fit_pixels) if self._fit == "mnist" else None
+        pixels = images.decode(png) if fitted is None else fitted.pixels
+        shape = (1, 1, images.SIDE, images.SIDE)
+        found = self._detector.detect(np.frombuffer(bytearray(pixels), np.uint8).reshape(shape))
         mse, code = float(found.mse[0]), int(found.reason[0])
         if not math.isfinite(mse):
             raise problems.InternalError("the model gave a score that is not a number")
-        document = {
+        document: dict[str, Any] = {
             "id": None,
             "model": self._manifest.name,
             "version": self._manifest.version,
@@ -89,6 +91,8 @@ class Offline:
             "reason": (None, *self._manifest.reasons)[code],
             "reconstruction": None,
         }
+        if fitted is not None:
+            document["fitted"] = {"inverted": fitted.inverted, "crop": list(fitted.crop)}
         return score_of(document)
 
 

@@ -6,7 +6,8 @@
     ├── TimedOut                     no reply in time
     ├── UnexpectedReply              something answers there, but not this service
     └── Problem                      the service said no (RFC 9457): status, type, title, detail, hint, request_id
-        ├── MalformedRequest    400  EmptyBody, MalformedMultipart, MissingFile, TooManyFiles
+        ├── MalformedRequest    400  EmptyBody, MalformedMultipart, MalformedArray, MissingFile,
+        │                            TooManyFiles
         ├── Unauthorized        401
         ├── NotFound            404  ModelNotFound, ReconstructionNotFound
         ├── MethodNotAllowed    405
@@ -14,7 +15,7 @@
         ├── BodyTooLarge        413
         ├── UnsupportedMediaType 415
         ├── InvalidImage        422  NotAPng, TruncatedPng, CorruptPng, AnimatedPng, WrongSize, ImageTooLarge,
-        │                            NotGrey, Transparent, BlankImage, AmbiguousImage
+        │                            NotGrey, Transparent, BlankImage, AmbiguousImage, WrongArray
         ├── InvalidParameter    422  UnsupportedAlpha
         ├── RateLimited         429  by a gateway
         ├── InternalError       500
@@ -88,6 +89,10 @@ class EmptyBody(MalformedRequest):
 
 class MalformedMultipart(MalformedRequest):
     """The body is not the multipart form that its header announces."""
+
+
+class MalformedArray(MalformedRequest):
+    """The body is not the npy array that its header announces."""
 
 
 class MissingFile(MalformedRequest):
@@ -172,6 +177,10 @@ class BlankImage(InvalidImage):
 
 class AmbiguousImage(InvalidImage):
     """What is stroke and what is background cannot be told."""
+
+
+class WrongArray(InvalidImage):
+    """The array has another type or shape than the model's input."""
 
 
 class InvalidParameter(Problem):

@@ -60,6 +60,8 @@ def make_settings(tmp_path: Path) -> Callable[..., Settings]:
     def make(**chosen: Any) -> Settings:
         defaults = {
             "model_store": MODEL_STORE,
+            # The stores that tests make hold copies of the smallest shipped model.
+            "default_model": "zero-article",
             "device": "cpu",
             "store_url": f"sqlite:///{tmp_path}/reconstructions.db",
             "log_requests": False,

@@ -152,7 +152,7 @@ def test_every_log_line_is_json_and_gives_nothing_away(make_server: Callable[...
     lines = [json.loads(line) for line in server.log().splitlines()]
     (scored,) = [line for line in lines if line.get("request_id") == "find-me"]
     assert scored["status"] == 200
-    assert scored["model"] == "zero-article"
+    assert scored["model"] == "zero"
     assert "secret" not in server.log()
     assert str(server.log_path.parent) not in server.log()
 

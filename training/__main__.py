@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from app.calibration import CalibrationError
-from app.detector import DeviceError, choose_device
+from app.detector import Detector, DeviceError, choose_device
 from app.manifest import Manifest
 from app.repository import MODEL_NAME, Repository, RepositoryError
 from training import publish
@@ -86,7 +86,7 @@ def train(
         console.print(f"data: {dataset.name}, {len(dataset.labels):,} images from: {dataset.source}")
         model = publish.check_name(name or _model_name(dataset, labels, recipe))
         order = Order(model, chosen, labels, seed, alpha, confidence, on)
-        made = _make_with_bar(order, dataset)
+        made = _make_with_bar(order, dataset, _reference(model_store, _model_name(dataset, labels, "article"), model))
         manifest = made.publish(model_store, promote=promote)
         _tell(manifest, promote)
 
@@ -189,7 +189,17 @@ def _model_name(dataset: Dataset, labels: tuple[int, ...], recipe: str) -> str:
     return f"{dataset.name}-{classes}-{recipe}"
 
 
-def _make_with_bar(order: Order, dataset: Dataset) -> Made:
+def _reference(model_store: Path, article: str, model: str) -> Detector | None:
+    # The article's model of the same class, if it has been published.
+    repository = Repository(model_store)
+    version = repository.current(article) if article != model and article in _models(repository) else None
+    if version is None:
+        return None
+    console.print(f"the report shows {article}@{version} beside it")
+    return Detector.open(repository.open(article, version).model, torch.device("cpu"))
+
+
+def _make_with_bar(order: Order, dataset: Dataset, reference: Detector | None) -> Made:
     columns = (TextColumn("epoch"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
     epochs = order.recipe.parameters.get("epochs")
     with Progress(*columns, console=console, transient=True, disable=not sys.stdout.isatty()) as bar:
@@ -199,7 +209,7 @@ def _make_with_bar(order: Order, dataset: Dataset) -> Made:
             bar.console.print(f"epoch {epoch:>3}  loss {loss:.6f}")
             bar.advance(task)
 
-        return make(order, dataset, progress=advance, say=bar.console.print)
+        return make(order, dataset, progress=advance, say=bar.console.print, reference=reference)
 
 
 def _tell(manifest: Manifest, promoted: bool) -> None:

@@ -6,10 +6,13 @@ Knows: torch modules. Does not know: how they are trained, stored or served. A t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+
+from training.subspace import PrincipalComponents
 
 
 class ArticleAutoencoder(nn.Module):
@@ -52,6 +55,39 @@ class DeeperAutoencoder(nn.Module):
         """Redraw standardised inputs."""
         redrawn: Tensor = self.decoder(self.encoder(inputs))
         return redrawn
+
+
+class DenseAutoencoder(nn.Module):
+    """Dense layers between principal components, and a second head that draws pixels.
+
+    K components, the widths down to the code, the widths back, K components. What the components do not carry is lost
+    in the redrawing, and so counts as error.
+    """
+
+    def __init__(self, subspace: PrincipalComponents, widths: Sequence[int], brush: int) -> None:
+        """`widths`: from the first hidden layer to the code; `brush`: of the pixel head's hidden layer."""
+        super().__init__()
+        count = subspace.components.shape[1]
+        self.subspace = subspace
+        self.encoder = nn.Sequential(*_layers([count, *widths]), nn.SiLU())
+        self.decoder = nn.Sequential(*_layers([*reversed(widths), count]))
+        self.painter = nn.Sequential(*_layers([widths[-1], brush, 784]), nn.Sigmoid())
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Redraw features, float32 [N, F]; return them redrawn, and as pixels [N, 784] in 0..1.
+
+        No gradient flows from the pixels back to the code: the picture must not cost the score anything.
+        """
+        code = self.encoder(self.subspace(features))
+        return self.subspace.back(self.decoder(code)), self.painter(code.detach())
+
+
+def _layers(widths: Sequence[int]) -> list[nn.Module]:
+    # Dense layers from each width to the next, with SiLU between them.
+    dense: list[nn.Module] = [nn.Linear(widths[0], widths[1])]
+    for before, after in pairwise(widths[1:]):
+        dense += [nn.SiLU(), nn.Linear(before, after)]
+    return dense
 
 
 AUTOENCODERS: dict[str, Callable[[], nn.Module]] = {"article": ArticleAutoencoder, "deeper": DeeperAutoencoder}

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.manifest import Manifest
+from training.limits import limits
+from training.probes import KINDS
 
 
 def model_card(manifest: Manifest, label_names: Sequence[str], files: Sequence[str]) -> str:
@@ -25,6 +27,7 @@ def model_card(manifest: Manifest, label_names: Sequence[str], files: Sequence[s
         _threshold(manifest),
         _figures(manifest.metrics, label_names),
         *(_also(words, metrics) for words, metrics in manifest.metrics["also"].items()),
+        _probes(manifest.metrics["probes"]),
         _pictures(files),
         _limits(manifest, label_names),
         _again(manifest),
@@ -140,9 +143,35 @@ def _points(metrics: Mapping[str, Any]) -> str:
     return _table(("alpha", "threshold", "false alarms", "their number (expected)", "detections"), rows)
 
 
+def _probes(table: Sequence[Mapping[str, Any]]) -> str:
+    if not table:
+        return "## Probes\n\nThere are no unseen normal images to make probes of.\n"
+    alphas = list(table[0]["flagged"])
+    parts = ["## Probes\n\nUnseen normal images, changed; and images of nothing. Share called anomalous.\n"]
+    for kind, meaning in KINDS.items():
+        rows = (
+            (
+                probe["name"],
+                f"{probe['images']}",
+                *(f"{100 * probe['flagged'][alpha]:.1f} %" for alpha in alphas),
+                ", ".join(
+                    f"`{name}` {100 * count / probe['images']:.0f} %" for name, count in probe["reasons"].items()
+                ),
+            )
+            for probe in table
+            if probe["kind"] == kind
+        )
+        columns = ("probe", "images", *(f"at alpha {alpha}" for alpha in alphas), "a guard decided")
+        parts.append(f"{meaning[0].upper()}{meaning[1:]}.\n\n{_table(columns, rows)}")
+    return "\n".join(parts)
+
+
 def _pictures(files: Sequence[str]) -> str:
     titles = {
         "reconstructions.png": "Inputs, reconstructions and error maps",
+        "kinds.png": "A typical image of every kind, and what was made of it",
+        "normals.png": "The best and the worst redrawn normal images",
+        "probes.png": "One image of some probes",
         "histogram.png": "Scores of normal and anomalous images, with the threshold",
         "roc.png": "Detections against false alarms",
         "loss.png": "Training loss per epoch",
@@ -153,19 +182,7 @@ def _pictures(files: Sequence[str]) -> str:
 
 
 def _limits(manifest: Manifest, label_names: Sequence[str]) -> str:
-    weak = [
-        label_names[int(label)]
-        for label, found in manifest.metrics["labels"].items()
-        if found["auroc"] is not None and found["auroc"] < 0.9
-    ]
-    lines = [
-        "It judges 28x28 grey images, bright strokes on black, placed and sized as its training images were.",
-        "A p-value says how unusual a score is among normal images; it is not a probability of being an anomaly.",
-        "The threshold was never shown an anomaly: how many anomalies are caught depends on what they look like.",
-    ]
-    if weak:
-        lines.append(f"It is weak against {', '.join(weak)} (AUROC below 0.9): do not rely on it there.")
-    return "## Limits\n\n" + "\n".join(f"* {line}" for line in lines) + "\n"
+    return "## Limits\n\n" + "\n".join(f"* {line}" for line in limits(manifest, label_names)) + "\n"
 
 
 def _again(manifest: Manifest) -> str:

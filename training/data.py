@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _DIGITS = tuple("0123456789")
 _CLOTHES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+FASHION = "fashion-mnist"
 _FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 _OPENML_SILENCE_S = 20.0
 _SHA256 = {
@@ -124,6 +125,11 @@ def fashion_mnist(data_dir: Path | None, _: Path | None = None) -> Dataset:
         raise DataError("no Fashion-MNIST found: apt install dataset-fashion-mnist, or give --data-dir")
     source = "folder of IDX files" if data_dir else "Debian package dataset-fashion-mnist"
     return idx_folder(data_dir or _FASHION_FOLDER, "fashion-mnist", _CLOTHES, "garment", source)
+
+
+def fashion_images() -> NDArray[np.uint8] | None:
+    """Return the test images of Fashion-MNIST where Debian's package is installed, else None."""
+    return _read_idx(_FASHION_FOLDER, "t10k-images-idx3") if _FASHION_FOLDER.is_dir() else None
 
 
 def idx_folder(folder: Path, name: str, label_names: tuple[str, ...], noun: str, source: str) -> Dataset:

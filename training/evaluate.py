@@ -5,7 +5,7 @@ Knows: scores, labels, statistics. Does not know: models, files. Anomalous means
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,13 @@ from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from app.calibration import Calibration, CalibrationError
+from app.detector import Detector
 from training.calibrate import BAND_LEVEL, count_band
+from training.probes import Probe
 
 INTERVAL_LEVEL = 0.95
 USUAL_ALPHAS = (0.01, 0.05, 0.1)
+PROBE_ALPHAS = (0.01, 0.05)
 
 Scores = NDArray[np.float32]
 
@@ -61,6 +64,38 @@ def evaluate(
             for label in np.unique(labels).tolist()
         },
     }
+
+
+def probe_table(
+    detector: Detector, probes: Sequence[Probe], calibration: Calibration, reasons: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Measure which share of each probe is called anomalous.
+
+    Args:
+        detector: scores them.
+        probes: what to score.
+        calibration: gives the thresholds.
+        reasons: names of the detector's guards.
+
+    Returns:
+        For each probe: `name`, `kind`, `images`, `flagged` (the share at each alpha that the calibration supports, by
+        alpha as text) and `reasons` (how many images each guard caught).
+    """
+    thresholds = {f"{alpha:g}": calibration.threshold(alpha) for alpha in PROBE_ALPHAS if supports(calibration, alpha)}
+    table = []
+    for probe in probes:
+        found = detector.detect(np.ascontiguousarray(probe.images[:, None]))
+        caught = {name: int((found.reason == code).sum()) for code, name in enumerate(reasons, 1)}
+        table.append(
+            {
+                "name": probe.name,
+                "kind": probe.kind,
+                "images": len(probe.images),
+                "flagged": {alpha: float((found.mse > limit).mean()) for alpha, limit in thresholds.items()},
+                "reasons": {name: count for name, count in caught.items() if count},
+            }
+        )
+    return table
 
 
 def ranking(normals: Scores, anomalies: Scores) -> dict[str, Any]:

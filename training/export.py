@@ -101,7 +101,7 @@ def _without_debug_files(archive: bytes) -> bytes:
     with zipfile.ZipFile(io.BytesIO(archive)) as source, zipfile.ZipFile(packed, "w") as target:
         for entry in sorted(source.infolist(), key=lambda entry: entry.filename):
             if not entry.filename.endswith(".debug_pkl"):
-                target.writestr(zipfile.ZipInfo(entry.filename), source.read(entry))
+                target.writestr(zipfile.ZipInfo(entry.filename), source.read(entry), zipfile.ZIP_DEFLATED)
     return packed.getvalue()
 
 

@@ -6,12 +6,14 @@ Knows: matplotlib. Does not know: models, data sets, files. No global state: eve
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -33,6 +35,8 @@ class Example:
         error_map: float32 [28, 28].
         mse: its score.
         flagged: whether that is above the threshold.
+        guarded: whether a guard decided.
+        reference: what a reference model made of it, float32 [28, 28] in 0..1, if there is one.
     """
 
     title: str
@@ -41,6 +45,8 @@ class Example:
     error_map: NDArray[np.float32]
     mse: float
     flagged: bool
+    guarded: bool = False
+    reference: NDArray[np.float32] | None = None
 
 
 def loss(losses: Sequence[float]) -> bytes:
@@ -62,27 +68,34 @@ def loss(losses: Sequence[float]) -> bytes:
     return _png(figure)
 
 
-def reconstructions(examples: Sequence[Example], threshold: float) -> bytes:
-    """Draw each example in a column: the input, its reconstruction, its error map, its score and verdict."""
-    figure = Figure(figsize=(1.75 * len(examples) + 0.7, 6.3), dpi=_DPI, layout="constrained")
-    rows = ("input", "reconstruction", "error map")
-    grid = figure.subplots(3, len(examples), squeeze=False)
-    brightest = max(float(np.quantile(example.error_map, 0.995)) for example in examples)
-    for column, example in enumerate(examples):
-        grid[0][column].imshow(example.image, cmap="gray", vmin=0, vmax=255)
-        grid[1][column].imshow(example.reconstruction, cmap="gray", vmin=0, vmax=1)
-        grid[2][column].imshow(example.error_map, cmap="inferno", vmin=0, vmax=brightest)
-        grid[0][column].set_title(example.title, fontsize=10, color=_INK)
-        verdict = "anomaly" if example.flagged else "normal"
+def gallery(examples: Sequence[Example], title: str) -> bytes:
+    """Draw each example in a column: input, reconstruction, error map, verdict, and a reference's reconstruction."""
+    rows = ["input", "reconstruction", "error map"]
+    if examples[0].reference is not None:
+        rows.append("the article's\nreconstruction")
+    size, small = (1.75, 10) if len(examples) < 7 else (1.22, 9)
+    figure = Figure(figsize=(size * len(examples) + 0.8, size * len(rows) + 1.05), dpi=_DPI, layout="constrained")
+    grid = figure.subplots(len(rows), len(examples), squeeze=False)
+    maps = [example.error_map for example in examples if not example.guarded] or [np.ones((1, 1), np.float32)]
+    # The square root lets faint errors be seen beside strong ones; the scale is the same for all columns.
+    shades = PowerNorm(0.5, 0.0, max(float(np.quantile(each, 0.995)) for each in maps), clip=True)
+    for column, example in zip(grid.T, examples, strict=True):
+        column[0].imshow(example.image, cmap="gray", vmin=0, vmax=255)
+        column[1].imshow(example.reconstruction, cmap="gray", vmin=0, vmax=1)
+        column[2].imshow(example.error_map, cmap="inferno", norm=shades)
+        if example.reference is not None:
+            column[3].imshow(example.reference, cmap="gray", vmin=0, vmax=1)
+        column[0].set_title(textwrap.fill(example.title, 15), fontsize=small, color=_INK)
+        verdict = ("guard: " if example.guarded else "") + ("anomaly" if example.flagged else "normal")
         color = _ANOMALOUS if example.flagged else _NORMAL
-        grid[2][column].set_xlabel(f"mse {example.mse:.4g}\n{verdict}", fontsize=10, color=color, fontweight="bold")
-    for row, name in enumerate(rows):
-        grid[row][0].set_ylabel(name, fontsize=10, color=_MUTED)
-        for axes in grid[row]:
+        column[2].set_xlabel(f"{example.mse:.3g}\n{verdict}", fontsize=small, color=color, fontweight="bold")
+    for row, name in zip(grid, rows, strict=True):
+        row[0].set_ylabel(name, fontsize=10, color=_MUTED)
+        for axes in row:
             axes.set(xticks=[], yticks=[])
             for side in axes.spines.values():
                 side.set_visible(False)
-    figure.suptitle(f"What the model redraws (anomaly: mse above {threshold:.4g})", fontsize=11, color=_INK)
+    figure.suptitle(title, fontsize=11, color=_INK)
     return _png(figure)
 
 

@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from training.deep import fit_deep
+from training.instant import fit_instant
+from training.scoring import REASONS, SCORE_SPACE
 from training.train import Fit, fit_article
 
 
@@ -57,6 +60,13 @@ _ARTICLE = Recipe(
     split="article",
 )
 
+_STANDARDISED = {
+    "standardisation": {"directions": 6, "cells": 14, "edge_sigma": 0.7, "pool_sigma": 1.7},
+    # The lightest of MNIST's 70,000 digits has an ink of 19.9, a fifth of its contrast 4; the darkest zero has 312.
+    "guards": {"least_ink": 3.0, "most_ink": 400.0, "guard_error": 4.0},
+    "components": 128,
+}
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -68,6 +78,32 @@ RECIPES: dict[str, Recipe] = {
             # With a background of -1 the sigmoid saturates within an epoch, and this network draws only black.
             parameters={**_ARTICLE.parameters, "autoencoder": "deeper", "input_range": [0.0, 1.0]},
             score_space="pixels scaled to 0..1",
+        ),
+        Recipe(
+            name="instant",
+            summary="the 40 nearest training images blended, between 128 principal components; nothing left to chance",
+            fit=fit_instant,
+            parameters={**_STANDARDISED, "neighbours": 40, "penalty": 200.0},
+            score_space=SCORE_SPACE,
+            reasons=REASONS,
+        ),
+        Recipe(
+            name="deep",
+            summary="a dense autoencoder between 128 principal components that has learned to undo stroke damage",
+            fit=fit_deep,
+            parameters={
+                **_STANDARDISED,
+                "widths": [1024, 512, 128],
+                "brush": 256,
+                "damage": {"gain": 0.5, "loss": 0.5, "noise": 0.1},
+                "precision": "bfloat16",
+                "learning_rate": 2e-3,
+                "weight_decay": 1e-3,
+                "batch_size": 256,
+                "epochs": 100,
+            },
+            score_space=SCORE_SPACE,
+            reasons=REASONS,
         ),
     )
 }

@@ -7,6 +7,7 @@ card is taken from the manifest.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +17,30 @@ from sklearn.metrics import roc_curve
 
 from app.detector import Detector
 from app.manifest import Manifest
-from training import pictures
+from training import examples, pictures
 from training.card import model_card
-from training.datasets import Dataset
+from training.examples import Tested
+from training.probes import Probe
 
 _BINS = 60
 _ROC_POINTS = 200
+
+
+SHOWN_PROBES = (
+    "blank",
+    "white",
+    "inverted",
+    "uniform noise",
+    "Fashion-MNIST",
+    "4x4 square in a corner",
+    "vertical line through",
+    "lower half erased",
+    "contrast 0.2",
+    "moved by 2 px",
+    "turned by 30 degrees",
+    "scaled to 70 %",
+)
+"""The probes of which the report shows an image."""
 
 
 @dataclass(frozen=True)
@@ -29,44 +48,52 @@ class Evidence:
     """What the report shows besides the manifest.
 
     Attributes:
-        dataset: for the words.
-        images: of the test, uint8 [n, 28, 28].
-        labels: of the test, [n].
-        scores: of the test, float32 [n].
+        tested: the test images with their labels and scores.
+        probes: what the manifest's table of probes was measured on.
         losses: mean training loss of each epoch; empty where the recipe has no epochs.
         detector: redraws the examples.
+        reference: the article's model of the same class, to be shown beside it, if there is one.
     """
 
-    dataset: Dataset
-    images: NDArray[np.uint8]
-    labels: NDArray[np.uint8]
-    scores: NDArray[np.float32]
+    tested: Tested
+    probes: Sequence[Probe]
     losses: tuple[float, ...]
     detector: Detector
-
-    def is_normal(self, normal: tuple[int, ...]) -> NDArray[np.bool_]:
-        """Say of each test image whether it is of the normal class."""
-        return np.isin(self.labels, normal)
+    reference: Detector | None = None
 
 
 def report(manifest: Manifest, evidence: Evidence) -> dict[str, bytes]:
     """Return the files of the folder `report`, by path relative to the version's folder."""
-    is_normal = evidence.is_normal(manifest.data.normal)
-    curve = roc(evidence.scores, is_normal)
-    bins = histogram(evidence.scores, is_normal, manifest.threshold)
+    tested, threshold = evidence.tested, manifest.threshold
+    curve = roc(tested.scores, tested.is_normal)
+    bins = histogram(tested.scores, tested.is_normal, threshold)
     files: dict[str, bytes] = {
         "evaluation.json": _json({"histogram": bins, "roc": curve, "losses": list(evidence.losses)}),
-        "histogram.png": pictures.histogram(bins, manifest.threshold, manifest.alpha, manifest.normal_class),
-        "reconstructions.png": pictures.reconstructions(
-            examples(evidence, is_normal, manifest.threshold), manifest.threshold
-        ),
+        "histogram.png": pictures.histogram(bins, threshold, manifest.alpha, manifest.normal_class),
+        **_galleries(evidence, threshold),
     }
     if evidence.losses:
         files["loss.png"] = pictures.loss(evidence.losses)
     if curve:
         files["roc.png"] = pictures.roc(curve, manifest.metrics["auroc"], manifest.metrics["operating_points"])
-    files["model-card.md"] = model_card(manifest, evidence.dataset.label_names, sorted(files)).encode()
+    files["model-card.md"] = model_card(manifest, tested.label_names, sorted(files)).encode()
     return {f"report/{name}": content for name, content in files.items()}
+
+
+def _galleries(evidence: Evidence, threshold: float) -> dict[str, bytes]:
+    tested, detector = evidence.tested, evidence.detector
+    above = f"(anomaly: mse above {threshold:.3g})"
+    wanted = {
+        "reconstructions.png": (examples.overview(tested), f"What the model redraws {above}", None),
+        "normals.png": (examples.normals(tested), "The best and the worst redrawn normal images", None),
+        "kinds.png": (examples.kinds(tested), "A typical image of every kind", evidence.reference),
+        "probes.png": (examples.probed(evidence.probes, SHOWN_PROBES), f"Probes {above}", None),
+    }
+    return {
+        name: pictures.gallery(examples.redraw(chosen, detector, threshold, reference), title)
+        for name, (chosen, title, reference) in wanted.items()
+        if chosen
+    }
 
 
 def histogram(scores: NDArray[np.float32], is_normal: NDArray[np.bool_], threshold: float) -> dict[str, list[float]]:
@@ -95,43 +122,6 @@ def roc(scores: NDArray[np.float32], is_normal: NDArray[np.bool_]) -> dict[str, 
     # The last point at or before each place of the grid keeps the curve a staircase from below.
     at = np.searchsorted(false_alarms, grid, side="right") - 1
     return {"false_alarms": grid.round(6).tolist(), "detections": detections[at].round(6).tolist()}
-
-
-def examples(evidence: Evidence, is_normal: NDArray[np.bool_], threshold: float) -> list[pictures.Example]:
-    """Choose what to show: a typical normal, a typical six (or the first other label), and the extremes of both kinds.
-
-    Typical is the image whose score is the median of its kind.
-    """
-    names, normals, anomalies = evidence.dataset.label_names, np.flatnonzero(is_normal), np.flatnonzero(~is_normal)
-    chosen: list[tuple[str, int]] = []
-    if len(normals):
-        ranked = normals[np.argsort(evidence.scores[normals])]
-        typical, worst = int(ranked[len(ranked) // 2]), int(ranked[-1])
-        chosen += [(f"a typical {names[evidence.labels[typical]]}", typical)]
-    if len(anomalies):
-        shown = 6 if (evidence.labels[anomalies] == 6).any() else evidence.labels[anomalies[0]]
-        ranked_label = np.flatnonzero(evidence.labels == shown)
-        ranked_label = ranked_label[np.argsort(evidence.scores[ranked_label])]
-        chosen.append((f"a typical {names[shown]}", int(ranked_label[len(ranked_label) // 2])))
-    if len(normals):
-        chosen.append((f"the worst {names[evidence.labels[worst]]}", worst))
-    if len(anomalies):
-        ranked_all = anomalies[np.argsort(evidence.scores[anomalies])]
-        first, last = int(ranked_all[0]), int(ranked_all[-1])
-        chosen.append((f"best hidden: {names[evidence.labels[first]]}", first))
-        chosen.append((f"most anomalous: {names[evidence.labels[last]]}", last))
-    found = evidence.detector.detect(np.ascontiguousarray(evidence.images[[at for _, at in chosen]][:, None]))
-    return [
-        pictures.Example(
-            title=title,
-            image=evidence.images[at],
-            reconstruction=found.reconstruction[row, 0],
-            error_map=found.error_map[row],
-            mse=float(found.mse[row]),
-            flagged=bool(found.mse[row] > threshold),
-        )
-        for row, (title, at) in enumerate(chosen)
-    ]
 
 
 def _json(content: dict[str, Any]) -> bytes:

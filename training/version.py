@@ -21,9 +21,12 @@ from app.detector import Detector
 from app.manifest import CalibrationSummary, Data, Manifest
 from app.manifest import Recipe as RecipeRecord
 from training.calibrate import calibrate, score
+from training.data import FASHION, fashion_images
 from training.datasets import Dataset
-from training.evaluate import evaluate
+from training.evaluate import evaluate, probe_table
+from training.examples import Tested
 from training.export import Exported, export, golden_images
+from training.probes import probes
 from training.publish import publish
 from training.recipes import Recipe
 from training.report import Evidence, report
@@ -66,7 +69,14 @@ class Made:
         return publish(model_store, self.draft, self.files, promote=promote)
 
 
-def make(order: Order, dataset: Dataset, *, progress: Progress, say: Callable[[str], None] = lambda _: None) -> Made:
+def make(
+    order: Order,
+    dataset: Dataset,
+    *,
+    progress: Progress,
+    say: Callable[[str], None] = lambda _: None,
+    reference: Detector | None = None,
+) -> Made:
     """Make a model version in memory. Nothing is written to the disk.
 
     Args:
@@ -74,6 +84,7 @@ def make(order: Order, dataset: Dataset, *, progress: Progress, say: Callable[[s
         dataset: what to learn from and to measure on.
         progress: is told every epoch's loss.
         say: is told each step, in words.
+        reference: the article's model of the same class, for the report to show beside it.
 
     Raises:
         DataError: the normal class is unknown or too small.
@@ -102,6 +113,9 @@ def make(order: Order, dataset: Dataset, *, progress: Progress, say: Callable[[s
     calibration_scores = score(detector, dataset.images[split.calibration])
     calibration, summary = calibrate(calibration_scores, order.alpha, order.confidence)
     test_scores = score(detector, test_images)
+    is_normal = np.isin(test_labels, order.normal)
+    far_away = None if dataset.name == FASHION else fashion_images()
+    tried = probes(test_images[is_normal], far_away) if is_normal.any() else []
     metrics: dict[str, Any] = {
         "test": split.test_words,
         **evaluate(test_scores, test_labels, order.normal, calibration, order.alpha),
@@ -111,6 +125,7 @@ def make(order: Order, dataset: Dataset, *, progress: Progress, say: Callable[[s
             )
             for words, places in split.also.items()
         },
+        "probes": probe_table(detector, tried, calibration, order.recipe.reasons),
         "final_loss": losses[-1] if losses else None,
     }
     draft = _draft(
@@ -122,7 +137,8 @@ def make(order: Order, dataset: Dataset, *, progress: Progress, say: Callable[[s
         normal_class=normal_class,
         metrics=metrics,
     )
-    evidence = Evidence(dataset, test_images, test_labels, test_scores, tuple(losses), detector)
+    tested = Tested(test_images, test_labels, test_scores, is_normal, dataset.label_names)
+    evidence = Evidence(tested, tried, tuple(losses), detector, reference)
     return Made(draft, {**_artifact(exported, calibration_scores), **report(draft, evidence)})
 
 

@@ -275,7 +275,7 @@ async function route() {
     if (link.dataset.view === view) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  const shared = /^#id=([0-9a-f]{44})$/.exec(location.hash);
+  const shared = /^#id=([0-9a-f]{16,64})$/.exec(location.hash);
   if (shared) {
     if (!pad.empty) pad.clear();
     history.replaceState(null, "", `#id=${shared[1]}`);

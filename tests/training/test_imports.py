@@ -9,10 +9,12 @@ import pytest
 
 TRAINING = Path(__file__).parent.parent.parent / "training"
 ORDER = (
-    ("datasets", "autoencoders"),
+    ("datasets", "probes", "standardisation", "subspace"),
+    ("autoencoders", "damage", "memory", "scoring"),
     ("data", "splits", "train"),
-    ("recipes", "calibrate", "export", "publish", "pictures", "card"),
-    ("evaluate",),
+    ("deep", "instant"),
+    ("recipes", "calibrate", "export", "publish", "pictures", "limits"),
+    ("evaluate", "card", "examples"),
     ("report",),
     ("version",),
     ("__main__",),

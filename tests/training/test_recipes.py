@@ -1,4 +1,4 @@
-"""Every recipe of the table makes a module that exports, and repeats itself."""
+"""Every recipe of the table makes a module that keeps the contract of the artifact, exports, and repeats itself."""
 
 from __future__ import annotations
 
@@ -6,15 +6,35 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from app.detector import Detector
 from tests.training.conftest import CPU
+from training.data import fashion_mnist
+from training.datasets import DataError, Dataset
 from training.export import export
 from training.recipes import RECIPES
 from training.splits import SPLITS
+from training.version import Order, make
 
-pytestmark = pytest.mark.parametrize("name", RECIPES)
+GUARDED = [name for name, recipe in RECIPES.items() if recipe.reasons]
 
 
+def fit(name: str, images: np.ndarray, seed: int = 0) -> nn.Module:
+    """Fit a recipe for two epochs at most."""
+    recipe = RECIPES[name].with_epochs(2)
+    return recipe.fit(images, recipe.parameters, seed=seed, device=CPU, progress=lambda _epoch, _loss: None)
+
+
+@pytest.fixture(scope="module")
+def detectors(digits) -> dict[str, Detector]:
+    """Return a small exported model of zeros of each recipe, opened as the service opens it."""
+    zeros = digits.images[digits.labels == 0]
+    return {name: Detector.open(export(fit(name, zeros), digits.images[::250]).model, CPU) for name in RECIPES}
+
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_an_entry_is_complete(name):
     """An entry is filed under its name, its split exists, and its parameters fit into a manifest."""
     recipe = RECIPES[name]
@@ -25,17 +45,97 @@ def test_an_entry_is_complete(name):
     assert recipe.score_space
 
 
+@pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_makes_an_artifact_and_repeats_itself(name, digits):
-    """The same images and seed give the same scores; another seed gives others."""
-    recipe = RECIPES[name].with_epochs(1)
+    """The same images and seed give the same scores; where there is training, another seed gives others."""
 
     def scores(seed: int) -> np.ndarray:
-        module = recipe.fit(
-            digits.images[:200], recipe.parameters, seed=seed, device=CPU, progress=lambda _epoch, _loss: None
-        )
-        return export(module, digits.images[::250]).golden.mse
+        return export(fit(name, digits.images[:200], seed), digits.images[::250]).golden.mse
 
     first = scores(0)
     assert (first == scores(0)).all()
     assert len(first) == 20
-    assert not (first == scores(1)).all()
+    assert (first == scores(1)).all() == ("epochs" not in RECIPES[name].parameters)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_leaves_the_caller_s_chance_alone(name, digits):
+    """Fitting draws nothing from torch's own generator."""
+    before = torch.random.get_rng_state()
+    fit(name, digits.images[:100])
+    assert (torch.random.get_rng_state() == before).all()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_score_is_the_mean_of_the_error_map(name, detectors, digits):
+    """The exported, frozen module gives four outputs of the contract's shapes and types; mse is the map's mean."""
+    found = detectors[name].detect(digits.images[::700, None].copy())
+    n = len(digits.images[::700])
+    outputs = (found.mse, found.reconstruction, found.error_map, found.reason)
+    assert [(x.shape, x.dtype) for x in outputs] == [
+        ((n,), np.float32), ((n, 1, 28, 28), np.float32), ((n, 28, 28), np.float32), ((n,), np.int8),
+    ]  # fmt: skip
+    assert np.allclose(found.mse, found.error_map.mean((1, 2)), rtol=1e-6, atol=0)
+    assert 0.0 <= found.reconstruction.min() <= found.reconstruction.max() <= 1.0
+    assert not found.reason.any()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_score_does_not_depend_on_its_batch(name, detectors, digits):
+    """An image gets the same score, within 1e-6 relative, in every batch of 1 to 64 images."""
+    images = np.ascontiguousarray(digits.images[:: len(digits.images) // 64][:64, None])
+    alone = np.concatenate([detectors[name].detect(image[None]).mse for image in images])
+    for size in range(1, 65):
+        parts = [detectors[name].detect(images[start : start + size]).mse for start in range(0, 64, size)]
+        assert np.abs(np.concatenate(parts) / alone - 1).max() <= 1e-6, size
+
+
+@pytest.mark.parametrize("name", GUARDED)
+@pytest.mark.parametrize(
+    ("pixel", "reason"), [(0, "empty"), (255, "too_much_ink"), (127, None)], ids=["blank", "white", "half grey"]
+)
+def test_a_guard_names_itself(name, detectors, pixel, reason):
+    """A blank and a white image get their reason and an error far above any other; half grey is below both limits."""
+    found = detectors[name].detect(np.full((1, 1, 28, 28), pixel, np.uint8))
+    names = dict(enumerate((None, *RECIPES[name].reasons)))
+    assert names[int(found.reason[0])] == reason
+    if reason:
+        assert found.mse[0] == RECIPES[name].parameters["guards"]["guard_error"]
+
+
+@pytest.mark.parametrize("name", GUARDED)
+@pytest.mark.parametrize("contrast", [0.2, 0.5, 0.8])
+def test_contrast_does_not_matter(name, detectors, digits, contrast):
+    """Paler images score the same within 1 %, on average and each within 5 % (pixels are whole numbers)."""
+    images = digits.images[:100, None].copy()
+    pale = np.round(images * contrast).astype(np.uint8)
+    whole, found = detectors[name].detect(images).mse, detectors[name].detect(pale)
+    assert not found.reason.any()
+    assert abs(found.mse.mean() / whole.mean() - 1) < 0.01
+    assert np.abs(found.mse / whole - 1).max() < 0.05
+
+
+@pytest.mark.parametrize("name", ["instant", "deep"])
+@pytest.mark.parametrize("normal", [(3, 5), tuple(range(10))], ids=["3,5", "all"])
+def test_a_set_of_digits_can_be_normal(name, digits, normal):
+    """Several digits, or all, make a version whose test has every label on its side."""
+    order = Order("some", RECIPES[name].with_epochs(1), normal, seed=0, alpha=0.05, confidence=None, device=CPU)
+    draft = make(order, digits, progress=lambda *_: None).draft
+    assert draft.data.normal == normal
+    assert {int(label) for label, found in draft.metrics["labels"].items() if found["normal"]} == set(normal)
+    assert (draft.metrics["auroc"] is None) == (len(normal) == 10)
+
+
+@pytest.mark.parametrize("name", ["instant", "deep"])
+def test_a_garment_can_be_normal(name):
+    """A label of Fashion-MNIST makes a version too, though clothes have more ink than digits."""
+    try:
+        everything = fashion_mnist(None)
+    except DataError as error:
+        pytest.skip(str(error))
+    few = Dataset("fashion", "every 20th of Fashion-MNIST", everything.images[::20], everything.labels[::20],
+                  everything.label_names, everything.noun, None)  # fmt: skip
+    order = Order("trouser", RECIPES[name].with_epochs(2), (1,), seed=0, alpha=0.05, confidence=None, device=CPU)
+    draft = make(order, few, progress=lambda *_: None).draft
+    assert draft.normal_class == "the garment trouser"
+    assert draft.metrics["auroc"] > 0.9

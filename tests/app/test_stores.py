@@ -1,0 +1,305 @@
+"""One contract, every store: SQLite in a file, Redis in a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from app.metrics import Metrics
+from app.reconstructions import Reconstructions
+from app.record import Record
+from app.stores import Store, StoreError, open_store
+from app.stores.redis import RedisStore
+from app.stores.sqlite import SqliteStore
+from tests.conftest import ROOT, free_port
+
+ENTRY = 4096
+ENTRIES = 1000
+"""How many entries of `ENTRY` bytes a store of this suite is allowed to hold, about."""
+WORDS = "correct horse"
+
+
+class RedisServer:
+    """A real redis-server with a password and the bounds of the shipped configuration."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.password_file = folder / "redis_password"
+        self.password_file.write_text(WORDS.replace(" ", "-") + "\n")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and return when it listens."""
+        options = {
+            "port": self.port, "bind": "127.0.0.1", "dir": self.folder, "save": "", "appendonly": "yes",
+            "maxmemory": f"{ENTRIES * ENTRY + 2_000_000}", "maxmemory-policy": "volatile-ttl",
+            "requirepass": WORDS.replace(" ", "-"),
+        }  # fmt: skip
+        arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+        with (self.folder / "redis.log").open("ab") as log:
+            self.process = subprocess.Popen(["redis-server", *arguments], stdout=log, stderr=log)
+        for _ in range(200):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                return
+            time.sleep(0.05)
+        raise AssertionError((self.folder / "redis.log").read_text())
+
+    def end(self, number: int = signal.SIGTERM) -> None:
+        """End it, by default in good order."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.send_signal(number)
+            self.process.wait(20)
+            self.process = None
+
+
+@pytest.fixture(scope="module")
+def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """Yield one running server for the tests that do not end it."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("needs redis-server (Debian: apt install redis-server)")
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.end()
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    """Yield a running server of the test's own, to be ended and started again."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("needs redis-server (Debian: apt install redis-server)")
+    server = RedisServer(tmp_path)
+    server.start()
+    yield server
+    server.end()
+
+
+OpenStore = Callable[..., Store]
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+async def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[OpenStore]:
+    """Yield a maker of stores that share their entries; all are closed at the end."""
+    stores: list[Store] = []
+    bounds = {"max_bytes": ENTRIES * ENTRY, "entry_bytes": ENTRY}
+
+    def make(ttl_seconds: float = 60) -> Store:
+        if request.param == "sqlite":
+            store = open_store(f"sqlite:///{tmp_path}/store.db", ttl_seconds=ttl_seconds, **bounds)
+        else:
+            server: RedisServer = request.getfixturevalue("shared_redis")
+            file = server.password_file
+            store = open_store(server.url, ttl_seconds=ttl_seconds, password_file=file, **bounds)
+        stores.append(store)
+        return store
+
+    yield make
+    for store in stores:
+        await store.close()
+
+
+def entries(name: str, count: int, size: int = 64) -> list[tuple[str, bytes]]:
+    """Return entries with ids and contents that no other call returns."""
+    return [(f"{name}-{os.urandom(8).hex()}", os.urandom(size)) for _ in range(count)]
+
+
+async def test_what_is_put_is_got(make_store: OpenStore) -> None:
+    """Every byte of every entry of a group comes back, the empty content included."""
+    store = make_store()
+    group = [*entries("group", 50), ("empty-" + os.urandom(4).hex(), b""), *entries("large", 1, 20_000)]
+    await store.put(group)
+    assert [await store.get(key) for key, _ in group] == [content for _, content in group]
+
+
+async def test_what_was_never_put_is_none(make_store: OpenStore) -> None:
+    """An unknown id, and ids that mean something to a database, are None."""
+    store = make_store()
+    assert [await store.get(key) for key in ("unknown", "", "*", "'; --", "a\x00b", "é")] == [None] * 6
+
+
+async def test_an_expired_entry_is_none(make_store: OpenStore) -> None:
+    """Before its time is over an entry is there; afterwards it is as good as never put."""
+    store = make_store(ttl_seconds=0.4)
+    (entry,) = entries("brief", 1)
+    await store.put([entry])
+    assert await store.get(entry[0]) == entry[1]
+    await asyncio.sleep(0.5)
+    assert await store.get(entry[0]) is None
+
+
+async def test_two_stores_share_their_entries(make_store: OpenStore) -> None:
+    """What one worker or replica puts, another one gets."""
+    one, other = make_store(), make_store()
+    (entry,) = entries("shared", 1)
+    await one.put([entry])
+    assert await other.get(entry[0]) == entry[1]
+
+
+async def test_many_at_once(make_store: OpenStore) -> None:
+    """Hundreds of concurrent puts and gets of two stores neither fail nor mix their entries."""
+    stores = (make_store(), make_store())
+
+    async def one(number: int) -> bool:
+        group = entries(f"many-{number}", 3)
+        await stores[number % 2].put(group)
+        return [await stores[(number + 1) % 2].get(key) for key, _ in group] == [content for _, content in group]
+
+    assert all(await asyncio.gather(*(one(number) for number in range(150))))
+
+
+async def test_the_newest_stay_when_the_bound_is_reached(make_store: OpenStore) -> None:
+    """Three times as many entries as there is room for: the newest are there, most of the oldest are not."""
+    store = make_store()
+    kept = []
+    for _ in range(30):
+        group = entries("full", ENTRIES // 10, ENTRY)
+        await store.put(group)
+        kept.append(group)
+        # Redis orders by the time that is left, in milliseconds.
+        await asyncio.sleep(0.002)
+    newest = [await store.get(key) == content for key, content in kept[-1]]
+    assert all(newest)
+    there = sum([await store.get(key) is not None for group in kept for key, _ in group])
+    assert ENTRIES // 2 <= there <= ENTRIES * 3 // 2
+    oldest = sum([await store.get(key) is not None for group in kept[:5] for key, _ in group])
+    assert oldest <= ENTRIES // 10
+
+
+async def test_a_ping_answers(make_store: OpenStore) -> None:
+    """A store that is there says so."""
+    await make_store().ping()
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "sqlite:////proc/none/store.db"])
+async def test_a_store_that_is_not_there_raises_one_kind_of_error(url: str) -> None:
+    """Every method of a store that cannot be reached raises StoreError, and does so fast."""
+    store = open_store(url, ttl_seconds=60, max_bytes=ENTRY, entry_bytes=ENTRY)
+    began = time.monotonic()
+    for call in (store.ping(), store.get("a"), store.put([("a", b"b")])):
+        with pytest.raises(StoreError):
+            await call
+    assert time.monotonic() - began < 2
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["mysql://host/0", "redis://", "redis://host:port/0", "redis://host/zero", "redis://:secret@host/0", "file"],
+)
+def test_a_url_that_makes_no_sense_is_refused(url: str) -> None:
+    """The URL is checked when the store is made; a password in it is refused and not repeated."""
+    with pytest.raises(StoreError) as refusal:
+        open_store(url, ttl_seconds=60, max_bytes=ENTRY, entry_bytes=ENTRY)
+    assert "secret" not in str(refusal.value)
+
+
+WRITER = """
+import asyncio, os, sys
+from pathlib import Path
+from app.stores.sqlite import SqliteStore
+
+async def main():
+    store = SqliteStore(Path(sys.argv[1]), ttl_seconds=600, max_entries=100_000)
+    while True:
+        group = [(os.urandom(8).hex(), b"content") for _ in range(5)]
+        await store.put(group)
+        print(*(key for key, _ in group), flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_sqlite_keeps_what_it_said_it_kept_through_kill_9(tmp_path: Path) -> None:
+    """Four processes write into one file and are killed with -9: every entry that was put is there afterwards."""
+    path = tmp_path / "store.db"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", WRITER, str(path)]
+    writers = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)  # noqa: ASYNC220
+        for _ in range(4)
+    ]
+    for writer in writers:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+    await asyncio.sleep(0.7)
+    keys: list[str] = []
+    for writer in writers:
+        writer.kill()
+        said, _ = writer.communicate(timeout=20)
+        keys += [key for line in said.decode().splitlines(keepends=True) if line.endswith("\n") for key in line.split()]
+    assert len(keys) > 100
+    store = SqliteStore(path, ttl_seconds=600, max_entries=100_000)
+    assert [key for key in keys if await store.get(key) != b"content"] == []
+    await store.close()
+
+
+async def test_redis_comes_back_by_itself(redis_server: RedisServer) -> None:
+    """After a restart of the server the same store answers at once, and entries put before it are there."""
+    store = RedisStore(redis_server.url, ttl_seconds=60, password_file=redis_server.password_file)
+    (entry,) = entries("before", 1)
+    await store.put([entry])
+    redis_server.end()
+    with pytest.raises(StoreError):
+        await store.put(entries("while", 1))
+    redis_server.start()
+    for _ in range(100):  # the server listens before it has read its log
+        with suppress(StoreError):
+            await store.ping()
+            break
+        await asyncio.sleep(0.05)
+    assert await store.get(entry[0]) == entry[1]
+    await store.close()
+
+
+async def test_a_wrong_password_is_an_error_that_does_not_tell_it(shared_redis: RedisServer, tmp_path: Path) -> None:
+    """A wrong, missing or unreadable password is a StoreError without the password in it."""
+    wrong = tmp_path / "wrong"
+    await asyncio.to_thread(wrong.write_text, "open sesame")
+    for file in (wrong, tmp_path / "none", None):
+        store = RedisStore(shared_redis.url, ttl_seconds=60, password_file=file)
+        with pytest.raises(StoreError) as refusal:
+            await store.ping()
+        assert "sesame" not in str(refusal.value)
+        assert str(tmp_path) not in str(refusal.value)
+        await store.close()
+
+
+async def test_a_hanging_redis_costs_no_more_than_the_time_out(redis_server: RedisServer) -> None:
+    """While the server hangs, keeping gives up in time and then at once; when it goes on, keeping works again."""
+    assert redis_server.process is not None
+    store = RedisStore(redis_server.url, ttl_seconds=60, password_file=redis_server.password_file)
+    kept = Reconstructions(store, Metrics(), timeout=0.3, max_waiting=64)
+    record = Record(b"{}", bytes(3 * 784), 1.0)
+    assert await kept.keep("a" * 32, record)
+    redis_server.process.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    assert not await kept.keep("b" * 32, record)
+    assert 0.2 < time.monotonic() - began < 1.0
+    await asyncio.sleep(0.1)
+    assert not kept.up
+    began = time.monotonic()
+    assert not await kept.keep("c" * 32, record)
+    assert time.monotonic() - began < 0.1
+    redis_server.process.send_signal(signal.SIGCONT)
+    until = time.monotonic() + 5
+    while not kept.up and time.monotonic() < until:
+        await kept.check_when_quiet()
+        await asyncio.sleep(0.05)
+    assert kept.up
+    assert await kept.keep("d" * 32, record)
+    assert await kept.find("d" * 32) == record
+    await kept.aclose()

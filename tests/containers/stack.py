@@ -1,0 +1,189 @@
+"""The shipped stack on a real engine: building it, talking to it from outside, putting load on it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import EXAMPLES, ROOT
+
+CONNECTIONS = 16
+PNG = {"content-type": "image/png"}
+PROJECT = "anomaly-test"
+
+
+def run(*command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in the repository and return what it said."""
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    assert not check or done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done
+
+
+@dataclass
+class Load:
+    """What came of the requests of one fault: how many were sent, which failed, which came back without an id."""
+
+    sent: int = 0
+    failures: list[str] = field(default_factory=list)
+    without_id: int = 0
+    ids: list[str] = field(default_factory=list)
+    versions: set[int] = field(default_factory=set)
+    seconds: list[float] = field(default_factory=list)
+
+
+class Stack:
+    """One running copy of docker-compose.yml.
+
+    Args:
+        folder: where its secrets are made.
+        port: the one port that it publishes, on loopback.
+    """
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.docker = os.environ["DOCKER"]
+        self.port = port
+        self.secrets = folder / "secrets"
+        self.environment = {
+            "SECRETS": str(self.secrets),
+            "GATEWAY_PORT": f"127.0.0.1:{port}",
+            "COMPOSE_PROJECT_NAME": PROJECT,
+            "RATE_PER_KEY": "1000000",
+            "RATE_PER_ADDRESS": "1000000",
+        }
+        self.key = self.secret_tool()
+
+    def secret_tool(self, *arguments: str) -> str:
+        """Run deploy/secrets and return the API key that it shows."""
+        said = run("deploy/secrets", *arguments, SECRETS=str(self.secrets)).stdout
+        return said.strip().rpartition(" ")[2]
+
+    def compose(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run `docker compose`."""
+        return run(self.docker, "compose", *arguments, **{**self.environment, **environment})
+
+    def up(self, *arguments: str, **environment: str) -> None:
+        """Run `docker compose up` and return when all that it started is healthy."""
+        options = ("-d", "--no-build", "--pull", "never", "--wait", "--wait-timeout", "120")
+        self.compose("up", *options, *arguments, **environment)
+
+    def build(self, *services: str) -> None:
+        """Build images as docker-compose.yml says. `docker build` reads the same file through `compose config`."""
+        said = self.compose("--profile", "*", "config", "--format", "json")
+        config = json.loads(said.stdout)["services"]
+        network = ["--network", os.environ["BUILD_NETWORK"]] if "BUILD_NETWORK" in os.environ else []
+        for service in services:
+            build = config[service]["build"]
+            options = [f"--build-arg={name}={value}" for name, value in build.get("args", {}).items()]
+            options += ["--target", build["target"]] if "target" in build else []
+            run(self.docker, "build", *network, *options, "-t", config[service]["image"], build["context"])
+
+    def containers(self, service: str) -> list[str]:
+        """Return the ids of the running containers of a service."""
+        return self.compose("ps", "-q", service).stdout.split()
+
+    def inspect(self, name: str) -> dict[str, Any]:
+        """Return what the engine says of a container or image."""
+        return json.loads(run(self.docker, "inspect", name).stdout)[0]
+
+    def execute(self, container: str, *command: str, check: bool = True) -> str:
+        """Run a command inside a container and return its output."""
+        done = run(self.docker, "exec", container, *command, check=check)
+        return done.stdout + done.stderr
+
+    def logs(self, container: str) -> str:
+        """Return what a container has written."""
+        done = run(self.docker, "logs", container)
+        return done.stdout + done.stderr
+
+    def connect(self, timeout: float = 30) -> http.client.HTTPSConnection:
+        """Open a TLS connection to the gateway that trusts the trial certificate and nothing else."""
+        context = ssl.create_default_context(cafile=str(self.secrets / "certificate.pem"))
+        return http.client.HTTPSConnection("localhost", self.port, context=context, timeout=timeout)
+
+    def ask(
+        self, method: str, path: str, body: Any = None, key: str | None = "", **headers: str
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Send one request through the gateway; `key` None sends no key. Returns status, headers and body."""
+        connection = self.connect()
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        if key is not None:
+            sent["x-api-key"] = key or self.key
+        try:
+            connection.request(method, path, body, sent)
+            response = connection.getresponse()
+            return response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
+        finally:
+            connection.close()
+
+    def score(self, **headers: str) -> tuple[int, dict[str, str], Any]:
+        """Score the shipped zero through the gateway."""
+        status, given, body = self.ask("POST", "/score", (EXAMPLES / "zero.png").read_bytes(), **{**PNG_, **headers})
+        return status, given, json.loads(body)
+
+    def readiness(self, container: str) -> tuple[int, dict[str, Any]]:
+        """Ask one replica from inside whether it is ready."""
+        program = (
+            "import http.client as h; c = h.HTTPConnection('127.0.0.1', 8000); c.request('GET', '/readyz');"
+            "r = c.getresponse(); print(r.status, r.read().decode())"
+        )
+        status, _, body = self.execute(container, "python", "-c", program).partition(" ")
+        return int(status), json.loads(body)
+
+    @contextlib.contextmanager
+    def under_load(self, before: float = 1.5, after: float = 2.0) -> Iterator[Load]:
+        """Keep 16 connections busy with scores around a block. A failure: no connection, no answer, or not 200."""
+        load, lock, stop = Load(), threading.Lock(), threading.Event()
+        image = (EXAMPLES / "zero.png").read_bytes()
+
+        def client() -> None:
+            connection = self.connect()
+            while not stop.is_set():
+                began = time.monotonic()
+                try:
+                    connection.request("POST", "/score", image, {**PNG, "x-api-key": self.key})
+                    response = connection.getresponse()
+                    body, problem = response.read(), None if response.status == 200 else f"status {response.status}"
+                    if response.getheader("connection") == "close":
+                        connection.close()
+                except (OSError, http.client.HTTPException) as error:
+                    body, problem = b"{}", f"{type(error).__name__}: {error}"
+                    connection.close()
+                reply = json.loads(body)
+                with lock:
+                    load.sent += 1
+                    load.seconds.append(time.monotonic() - began)
+                    if problem is not None:
+                        load.failures.append(problem)
+                    elif reply["id"] is None:
+                        load.without_id += 1
+                    else:
+                        load.ids.append(reply["id"])
+                        load.versions.add(reply["version"])
+            connection.close()
+
+        threads = [threading.Thread(target=client) for _ in range(CONNECTIONS)]
+        for thread in threads:
+            thread.start()
+        try:
+            time.sleep(before)
+            yield load
+            time.sleep(after)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(60)
+
+
+PNG_ = {"content_type": "image/png"}

@@ -1,0 +1,114 @@
+"""The recipe `deep`: a dense autoencoder between principal components that learns to undo damage.
+
+Knows: its lesson and its optimisation. Does not know: data sets, export, the model store.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.autoencoders import DenseAutoencoder
+from training.damage import another_hand, damaged
+from training.scoring import StandardisedScoring, rounded
+from training.standardisation import OrientedGradients, in_chunks
+from training.subspace import principal_components
+from training.train import Progress, TrainingError
+
+_PART = 8192
+"""Images damaged at a time: bounds the memory where the normal class is large."""
+
+
+def fit_deep(
+    images: NDArray[np.uint8],
+    parameters: Mapping[str, Any],
+    *,
+    seed: int,
+    device: torch.device,
+    progress: Progress,
+) -> nn.Module:
+    """Train an autoencoder to redraw damaged images undamaged; the damage is made afresh every epoch.
+
+    Args:
+        images: normal images, uint8 [n, 28, 28].
+        parameters: `standardisation`, `guards`, `components`, `widths`, `brush`, `damage`, `precision`,
+            `learning_rate`, `weight_decay`, `batch_size`, `epochs`.
+        seed: of the weights, the damage and the order.
+        device: where to train.
+        progress: is told every epoch's mean squared error in the standardised space.
+
+    Raises:
+        TrainingError: the loss is no longer finite.
+    """
+    standardise = OrientedGradients(**parameters["standardisation"]).to(device)
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device).to(torch.float32) / 255.0
+    subspace = principal_components(in_chunks(standardise, pixels), parameters["components"])
+    # The generators of the caller are left as they were; weights are drawn on the CPU, the same for every device.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        autoencoder = DenseAutoencoder(subspace, parameters["widths"], parameters["brush"]).to(device)
+    chance = torch.Generator(device).manual_seed(seed)
+    optimiser = torch.optim.AdamW(
+        autoencoder.parameters(), lr=parameters["learning_rate"], weight_decay=parameters["weight_decay"]
+    )
+    steps = parameters["epochs"] * math.ceil(len(pixels) / parameters["batch_size"])
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, parameters["learning_rate"], total_steps=steps, pct_start=0.1
+    )
+    for epoch in range(1, parameters["epochs"] + 1):
+        lesson = _lesson(standardise, pixels, chance, parameters["damage"])
+        order = torch.randperm(len(pixels), generator=chance, device=device)
+        batches = torch.split(order, parameters["batch_size"])
+        loss = _epoch(
+            autoencoder, lesson, batches, optimiser=optimiser, schedule=schedule, precision=parameters["precision"]
+        )
+        if not math.isfinite(loss):
+            raise TrainingError(f"the loss is {loss} after epoch {epoch}: try a lower learning rate")
+        progress(epoch, loss)
+    autoencoder.requires_grad_(requires_grad=False)
+    return StandardisedScoring(standardise, rounded(autoencoder), **parameters["guards"]).eval()
+
+
+Lesson = tuple[Tensor, Tensor, Tensor]
+"""Damaged features [n, F], clean features [n, F], clean pixels [n, 784]."""
+
+
+def _lesson(standardise: nn.Module, pixels: Tensor, chance: torch.Generator, damage: Mapping[str, float]) -> Lesson:
+    parts: list[Lesson] = []
+    for part in torch.split(pixels, _PART):
+        clean = another_hand(part, chance)
+        worse = damaged(clean, chance, **damage).clamp_min(0.0)
+        parts.append((in_chunks(standardise, worse), in_chunks(standardise, clean), clean.flatten(1)))
+    damaged_features, features, drawings = (torch.cat(each) for each in zip(*parts, strict=True))
+    return damaged_features, features, drawings
+
+
+def _epoch(
+    autoencoder: nn.Module,
+    lesson: Lesson,
+    batches: tuple[Tensor, ...],
+    *,
+    optimiser: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    precision: str,
+) -> float:
+    inputs, targets, drawings = lesson
+    total = torch.zeros((), device=inputs.device)
+    for rows in batches:
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            redrawn, drawing = autoencoder(inputs[rows])
+        error = functional.mse_loss(redrawn.to(torch.float32), targets[rows])
+        unlike = functional.mse_loss(drawing.to(torch.float32), drawings[rows])
+        optimiser.zero_grad(set_to_none=True)
+        (error + unlike).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        schedule.step()
+        total += error.detach() * len(rows)
+    return float(total) / len(inputs)

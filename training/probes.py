@@ -1,0 +1,116 @@
+"""Images that show where verdicts hold and where they do not, made from unseen normal images or from nothing.
+
+Knows: pixels. Does not know: models, thresholds. Everything is uint8 [n, 28, 28] and comes out the same every time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+Images = NDArray[np.uint8]
+Kind = Literal["nothing", "damage", "variation"]
+KINDS: dict[Kind, str] = {
+    "nothing": "not an image of the class at all: all should be called anomalous",
+    "damage": "a normal image, damaged: should be called anomalous",
+    "variation": "a normal image, changed as a person might not mind: what is called anomalous is a limit to know",
+}
+_MOST = 500
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Images of one kind, and what they are."""
+
+    name: str
+    kind: Kind
+    images: Images
+
+
+def probes(normals: Images, far_away: Images | None = None) -> list[Probe]:
+    """Make all probes from unseen normal images, at most 500 of them.
+
+    Args:
+        normals: uint8 [n, 28, 28], at least one.
+        far_away: images of another data set, if there are any at hand.
+    """
+    normals = normals[:_MOST]
+    found = [Probe(name, "nothing", images) for name, images in _nothing(normals)]
+    if far_away is not None:
+        found.append(Probe("Fashion-MNIST", "nothing", far_away[:_MOST]))
+    found += [Probe(name, "damage", images) for name, images in _damage(normals)]
+    found += [Probe(name, "variation", images) for name, images in _variations(normals)]
+    return found
+
+
+def _nothing(normals: Images) -> Iterator[tuple[str, Images]]:
+    random = np.random.default_rng(0)
+    blank = np.zeros((1, 28, 28), np.uint8)
+    pixel = blank.copy()
+    pixel[0, 14, 14] = 255
+    yield "blank", blank
+    yield "white", blank + 255
+    yield "grey", blank + 127
+    yield "a single lit pixel", pixel
+    yield "inverted", 255 - normals
+    yield "uniform noise", random.integers(0, 256, normals.shape, dtype=np.uint8)
+    yield "grey noise", _noisy(np.full_like(normals, 127), 0.25)
+    yield "sparse noise", (random.random(normals.shape) < 0.05).astype(np.uint8) * 255
+
+
+def _damage(normals: Images) -> Iterator[tuple[str, Images]]:
+    corner, centre, line, half = (normals.copy() for _ in range(4))
+    corner[:, 2:6, 2:6] = 255
+    centre[:, 10:18, 10:18] = 255
+    line[:, :, 14] = 255
+    half[:, 14:] = 0
+    yield "4x4 square in a corner", corner
+    yield "8x8 square in the centre", centre
+    yield "vertical line through", line
+    yield "lower half erased", half
+    yield "two normals overlaid", np.maximum(normals, np.roll(normals, 1, axis=0))
+
+
+def _variations(normals: Images) -> Iterator[tuple[str, Images]]:
+    for contrast in (0.5, 0.2):
+        yield f"contrast {contrast}", np.round(normals * contrast).astype(np.uint8)
+    yield "black and white only", (normals > 127).astype(np.uint8) * 255
+    for deviation in (0.1, 0.25):
+        yield f"noise of {deviation}", _noisy(normals, deviation)
+    yield "thicker by a pixel all round", _thicker(normals)
+    yield "thinner by a pixel all round", 255 - _thicker(255 - normals)
+    for shift in (1, 2, 3, 4):
+        yield f"moved by {shift} px", _moved(normals, shift=shift)
+    for angle in (10, 20, 30, 45, 90):
+        yield f"turned by {angle} degrees", _moved(normals, angle=angle)
+    yield "upside down", normals[:, ::-1, ::-1]
+    yield "mirrored", normals[:, :, ::-1]
+    for scale in (0.5, 0.7, 0.85, 1.15, 1.3):
+        yield f"scaled to {100 * scale:.0f} %", _moved(normals, scale=scale)
+
+
+def _noisy(images: Images, deviation: float) -> Images:
+    noise = np.random.default_rng(0).normal(0.0, 255 * deviation, images.shape)
+    return np.clip(np.round(images + noise), 0, 255).astype(np.uint8)
+
+
+def _thicker(images: Images) -> Images:
+    # Every pixel becomes the brightest of its 3x3 neighbourhood.
+    brightest = functional.max_pool2d(torch.from_numpy(images.astype(np.float32)[:, None]), 3, 1, 1)
+    return brightest[:, 0].numpy().astype(np.uint8)
+
+
+def _moved(images: Images, *, angle: float = 0.0, scale: float = 1.0, shift: int = 0) -> Images:
+    # Turned by degrees, scaled about the middle, moved to the right by pixels.
+    cos, sin = math.cos(math.radians(angle)) / scale, math.sin(math.radians(angle)) / scale
+    matrix = torch.tensor([[cos, -sin, -shift / 14], [sin, cos, 0.0]]).expand(len(images), -1, -1)
+    grid = functional.affine_grid(matrix, [len(images), 1, 28, 28], align_corners=False)
+    pixels = torch.from_numpy(images.astype(np.float32)[:, None])
+    return functional.grid_sample(pixels, grid, align_corners=False)[:, 0].round().numpy().astype(np.uint8)
