@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format train constraints clean
+.PHONY: help serve test check format train constraints bench clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -40,6 +40,10 @@ constraints: ## write constraints.txt anew from what is installed now
 	echo 'torch==2.13.0' >> constraints.new
 	LC_ALL=C sort -f constraints.new > constraints.txt
 	rm constraints.new
+
+bench: $(STAMP) ## measure the service next to what HTTP costs, and write docs/performance.md (needs wrk; minutes)
+	$(BIN)/python -m benchmarks $(BENCH)
+	$(BIN)/python -m benchmarks.write_performance
 
 clean: ## remove the environment and everything that was made
 	rm -rf .venv var .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
