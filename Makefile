@@ -17,6 +17,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $(STAMP)
 
+install: $(STAMP) ## install into .venv
+
 serve: $(STAMP) ## serve the shipped model on 127.0.0.1:8000 (PORT=, WORKERS=)
 	ANOMALY_PORT=$(PORT) ANOMALY_WORKERS=$(WORKERS) exec $(BIN)/python -m app
 
@@ -34,6 +36,9 @@ format: $(STAMP) ## format and mend what can be mended
 
 train: $(STAMP) ## teach the article's autoencoder the digit 0, publish and promote it (DATA_DIR=)
 	$(BIN)/python -m training train --recipe article --normal 0 $(if $(DATA_DIR),--data-dir $(DATA_DIR)) --promote
+
+calibration-page: $(STAMP) ## draw the picture and write the table of docs/calibration.md
+	$(BIN)/python docs/calibration.py
 
 constraints: ## write constraints.txt anew from what is installed now
 	$(BIN)/pip freeze --exclude-editable | grep -v '^torch==' > constraints.new
