@@ -96,9 +96,8 @@ class SqliteStore:
         if self._connection is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             connection = sqlite3.connect(self._path, timeout=5.0, isolation_level=None)
-            # A page holds three entries; the index, whose keys grow with time, stays in the cache.
+            # A page holds three entries.
             connection.execute("PRAGMA page_size=8192")
-            connection.execute("PRAGMA cache_size=-8192")
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute(_SCHEMA)
