@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -96,11 +97,14 @@ class SqliteStore:
         if self._connection is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             connection = sqlite3.connect(self._path, timeout=5.0, isolation_level=None)
-            # A page holds three entries.
-            connection.execute("PRAGMA page_size=8192")
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=NORMAL")
-            connection.execute(_SCHEMA)
+            # SQLite does not wait its turn when two processes switch a new file to WAL at once: one of them fails.
+            with self._path.with_name(self._path.name + ".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                # A page holds three entries.
+                connection.execute("PRAGMA page_size=8192")
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.execute("PRAGMA synchronous=NORMAL")
+                connection.execute(_SCHEMA)
             self._connection = connection
         return self._connection
 
