@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format train constraints clean
+.PHONY: help serve test check format train constraints bench clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -16,6 +16,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $(STAMP)
+
+install: $(STAMP) ## install into .venv
 
 serve: $(STAMP) ## serve the shipped model on 127.0.0.1:8000 (PORT=, WORKERS=)
 	ANOMALY_PORT=$(PORT) ANOMALY_WORKERS=$(WORKERS) exec $(BIN)/python -m app
@@ -35,11 +37,18 @@ format: $(STAMP) ## format and mend what can be mended
 train: $(STAMP) ## teach the article's autoencoder the digit 0, publish and promote it (DATA_DIR=)
 	$(BIN)/python -m training train --recipe article --normal 0 $(if $(DATA_DIR),--data-dir $(DATA_DIR)) --promote
 
+calibration-page: $(STAMP) ## draw the picture and write the table of docs/calibration.md
+	$(BIN)/python docs/calibration.py
+
 constraints: ## write constraints.txt anew from what is installed now
 	$(BIN)/pip freeze --exclude-editable | grep -v '^torch==' > constraints.new
 	echo 'torch==2.13.0' >> constraints.new
 	LC_ALL=C sort -f constraints.new > constraints.txt
 	rm constraints.new
+
+bench: $(STAMP) ## measure the service next to what HTTP costs, and write docs/performance.md (needs wrk; minutes)
+	$(BIN)/python -m benchmarks $(BENCH)
+	$(BIN)/python -m benchmarks.write_performance
 
 clean: ## remove the environment and everything that was made
 	rm -rf .venv var .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

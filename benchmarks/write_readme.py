@@ -17,7 +17,7 @@ from tests.conftest import lifespan
 ROOT = Path(__file__).parent.parent
 SIX = ROOT / "examples" / "six.png"
 BLOCK = re.compile(r"(?<=localhost:8000/score\n).*?(?=\n\$ curl -o)", re.DOTALL)
-NAMED = re.compile(r"(?<=reconstruction/)(ID|[0-9a-f]{44})(?=\?view)")
+NAMED = re.compile(r"(?<=reconstruction/)(ID|[0-9a-f]{32,64})(?=\?view)")
 
 
 async def ask(store: str) -> tuple[dict[str, object], bytes]:

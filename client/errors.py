@@ -6,8 +6,7 @@
     ├── TimedOut                     no reply in time
     ├── UnexpectedReply              something answers there, but not this service
     └── Problem                      the service said no (RFC 9457): status, type, title, detail, hint, request_id
-        ├── MalformedRequest    400  EmptyBody, MalformedMultipart, MalformedArray, MissingFile,
-        │                            TooManyFiles
+        ├── MalformedRequest    400  EmptyBody, MalformedMultipart, MissingFile, TooManyFiles, MalformedArray
         ├── Unauthorized        401
         ├── NotFound            404  ModelNotFound, ReconstructionNotFound
         ├── MethodNotAllowed    405
@@ -91,16 +90,16 @@ class MalformedMultipart(MalformedRequest):
     """The body is not the multipart form that its header announces."""
 
 
-class MalformedArray(MalformedRequest):
-    """The body is not the npy array that its header announces."""
-
-
 class MissingFile(MalformedRequest):
     """The form has no part named `file`."""
 
 
 class TooManyFiles(MalformedRequest):
     """The form has more images than the route takes."""
+
+
+class MalformedArray(MalformedRequest):
+    """The body is not the npy file that its header announces."""
 
 
 class Unauthorized(Problem):

@@ -71,8 +71,8 @@ def _p_value(axes: Axes, artifact: Artifact, bins: np.ndarray) -> None:
     axes.hist(worse, bins, color="#2171b5")
     axes.axvline(EXAMPLE, color="#1b1f24", linestyle="--")
     axes.set_title(
-        f"Reading a p-value: {len(worse)} of {n} normal images look as bad as mse {EXAMPLE:g} or worse, "
-        f"so p = ({len(worse)} + 1) / ({n} + 1) = {p:.3f}",
+        f"Reading a p-value: {len(worse)} of {n} normal images score {EXAMPLE:g} or worse; "
+        f"p = ({len(worse)} + 1) / ({n} + 1) = {p:.3f}",
         fontsize=10,
     )
 

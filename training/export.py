@@ -17,6 +17,7 @@ from torch import nn
 
 from app.detector import Detector, torchscript_allowed
 from app.repository import Golden
+from training.reexpressed import reexpressed
 
 PARITY = 1e-5
 """Largest relative difference between the scores of the module in Python and those of the exported bytes."""
@@ -46,7 +47,7 @@ def export(scoring: nn.Module, golden_images: NDArray[np.uint8]) -> Exported:
     """
     module = scoring.to("cpu").eval()
     images = np.ascontiguousarray(golden_images[:, None])
-    content = _script(module)
+    content = _script(reexpressed(module))
     found = Detector.open(content, torch.device("cpu")).detect(images)
     with torch.inference_mode():
         mse, reconstruction, error_map, reason = (part.numpy() for part in module(torch.from_numpy(images)))

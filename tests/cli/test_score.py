@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import json
@@ -263,3 +264,16 @@ def test_the_shell_that_starts_the_service_may_know_its_url(server: Server, anom
     assert anomaly("score", ZERO, *STORE, **own).returncode == 0
     own.pop("ANOMALY_KEY_FILE")
     assert anomaly("score", ZERO, **own).returncode == 0
+
+
+def test_the_command_keeps_the_order_of_the_layers() -> None:
+    """Of the command's modules only the offline one knows the service's code, and only the entry knows training."""
+    users: dict[str, set[str]] = {"app": set(), "training": set(), "torch": set()}
+    for path in (ROOT / "cli").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                if (package := name.partition(".")[0]) in users:
+                    users[package].add(path.stem)
+    assert users == {"app": {"offline"}, "training": {"__main__"}, "torch": set()}

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
+import os
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +17,7 @@ import httpx
 import pytest
 
 from client import NO_RETRY, AsyncClient, Client, Retry, Score, TimedOut, UnexpectedReply, Unreachable, errors
-from tests.conftest import EXAMPLES, Server, free_port
+from tests.conftest import EXAMPLES, ROOT, Server, free_port
 
 
 @pytest.fixture(scope="module")
@@ -350,3 +355,37 @@ def test_a_deadline_that_passes_is_its_own_problem(make_server: Callable[..., Se
     server = make_server(ANOMALY_DEADLINE_MS="5", ANOMALY_BATCH_MAX_DELAY_MS="200").start()
     with Client(server.url, retry=NO_RETRY) as service, pytest.raises(errors.DeadlineExceeded):
         service.score(zero)
+
+
+def test_a_key_opens_the_service(make_server: Callable[..., Server], tmp_path: Path, zero: bytes) -> None:
+    """Without a key, or with a wrong one, a service that has keys is `Unauthorized`; with the right one it answers."""
+    keys = tmp_path / "keys"
+    keys.write_text(f"{hashlib.sha256(b'right').hexdigest()} alice\n")
+    server = make_server(ANOMALY_API_KEYS_FILE=str(keys)).start()
+    for key in (None, "wrong"):
+        with Client(server.url, api_key=key) as service, pytest.raises(errors.Unauthorized):
+            list(service.score_many([zero] * 10))
+    with Client(server.url, api_key="right") as service:
+        assert service.reconstruction(service.score(zero)).startswith(b"\x89PNG")
+    (tmp_path / "key").write_text("right\n")
+    for extra, code in (([], 2), (["--key-file", str(tmp_path / "key")], 0)):
+        command = [sys.executable, "-m", "cli", "score", str(EXAMPLES / "zero.png"), "--url", server.url, *extra]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+        assert "right" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_the_examples_of_the_page_run(server: Server, tmp_path: Path, number: int) -> None:
+    """Each Python block of docs/client.md runs as it stands, but for the port."""
+    page = (ROOT / "docs" / "client.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 3
+    (tmp_path / "examples").symlink_to(EXAMPLES)
+    code = blocks[number].replace("http://127.0.0.1:8000", server.url)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()

@@ -1,0 +1,173 @@
+"""Write docs/performance.md from a results file: no figure on that page was typed by hand.
+
+The table of tricks comes from benchmarks/results/tricks.json, in which each gain was noted with how it was measured.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "performance.md"
+Cell = dict[str, Any]
+
+INTRODUCTION = """# Performance
+
+Written by `python -m benchmarks.write_performance` from `benchmarks/results/`. Measure your own machine with
+`make bench`; compare figures within one run only, never across machines or days.
+
+Each system is measured in turn, round after round, and figures are medians of the rounds. `CPU us` is user and system
+time of the server's whole process tree, divided by requests: the figure that a busy neighbour disturbs least.
+The service runs as `make serve` runs it: one worker, SQLite store on, a log line for each request.
+"""
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table; every column but the first is right-aligned."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def single(found: Cell) -> str:
+    """Return the tables of single scores."""
+    text = ""
+    for connections, systems in found["connections"].items():
+        ours = systems["service, multipart"]["rate"]
+        rows = [
+            [
+                name,
+                f"{cell['rate']:,.0f}",
+                f"{ours / cell['rate']:.2f}",
+                f"{cell['p50_ms']:.2f}",
+                f"{cell['p99_ms']:.2f}",
+                f"{cell['cpu_us']:.0f}",
+                f"{cell['failed']}",
+            ]
+            for name, cell in systems.items()
+        ]
+        head = ["system", "requests/s", "service, multipart, to this", "p50 ms", "p99 ms", "CPU us", "failed"]
+        text += f"\n{connections} connections\n\n{table(head, rows)}"
+    rows = [
+        [name, f"{seconds:.2f}", f"{found['memory_mb'][name][0]:.0f}", f"{found['memory_mb'][name][1]:.0f}"]
+        for name, seconds in found["start_seconds"].items()
+    ]
+    return text + "\nStart and memory, after the load\n\n" + table(["system", "start s", "RSS MB", "PSS MB"], rows)
+
+
+def batch(found: Cell) -> str:
+    """Return the tables of batch requests."""
+    ceiling = found["replies"]["raw TorchScript, best batch size"]["images_per_second"]
+    rows = [
+        [
+            name,
+            f"{cell['images_per_second']:,.0f}",
+            f"{cell['images_per_second'] / ceiling:.2f}",
+            f"{cell['cpu_us']:.1f}",
+        ]
+        for name, cell in found["replies"].items()
+    ]
+    text = f"\n{found['images']:,} images a request\n\n"
+    text += table(["", "images/s", "to the ceiling", "CPU us an image"], rows)
+    rows = [
+        [size, f"{cell['images_per_second']:,.0f}", f"{cell['cpu_us']:.1f}"]
+        for size, cell in found["ceiling_by_batch_size"].items()
+    ]
+    return text + "\nThe raw module, one thread\n\n" + table(["batch", "images/s", "CPU us an image"], rows)
+
+
+def closed(found: Cell) -> str:
+    """Return one table of closed loops by name."""
+    rows = [
+        [name, f"{cell['rate']:,.0f}", f"{cell['p50_ms']:.2f}", f"{cell['p99_ms']:.2f}", f"{cell['cpu_us']:.0f}"]
+        for name, cell in found.items()
+        if isinstance(cell, dict)
+    ]
+    return "\n" + table(["", "requests/s", "p50 ms", "p99 ms", "CPU us"], rows)
+
+
+def open_loop(found: Cell) -> str:
+    """Return the table of fixed rates."""
+    rows = []
+    for name in ("half", "twice", "after"):
+        cell = found[name]
+        statuses = ", ".join(f"{status}: {count:,}" for status, count in cell["statuses"].items())
+        times = [f"{cell[key]:.1f}" if cell[key] is not None else "-" for key in ("p50_ms", "p99_ms", "max_ms")]
+        lost = cell["unanswered"] + cell["lost_connections"]
+        rows.append([f"{name}, {cell['rate']:,.0f}/s", statuses, *times, str(lost)])
+    note = (
+        f"\nThe closed loop's most was {found['most']:,.0f} a second; `after` is a tenth of it, one second later.\n\n"
+    )
+    return note + table(["rate", "replies", "p50 ms", "p99 ms", "max ms", "lost"], rows)
+
+
+def growth(found: Cell) -> str:
+    """Return the tables of growth."""
+    rows = [
+        [f"{int(count):,}", f"{cell['images_per_second']:,.0f}", f"{cell['cpu_us']:.1f}", f"{cell['rss_mb']:.0f}"]
+        for count, cell in found["images"].items()
+    ]
+    text = "\n" + table(["images a request", "images/s", "CPU us an image", "RSS MB"], rows)
+    rows = [
+        [
+            f"{int(count):,}",
+            f"{cell['rate']:,.0f}",
+            f"{cell['p99_ms']:.1f}",
+            f"{cell['cpu_us']:.0f}",
+            f"{cell['file_mb']:.0f}",
+        ]
+        for count, cell in found["store"].items()
+    ]
+    return text + "\n" + table(["entries in the store", "requests/s", "p99 ms", "CPU us", "file MB"], rows)
+
+
+def soak(found: Cell) -> str:
+    """Return the table of memory over requests, at most a dozen rows of it."""
+    points = list(found["rss_mb"].items())
+    shown = points[:: max(1, len(points) // 10)] + points[-1:]
+    return "\n" + table(["requests", "RSS MB"], [[f"{int(count):,}", f"{size:.0f}"] for count, size in shown])
+
+
+SECTIONS = {
+    "single": ("Single scores", single),
+    "batch": ("Batches", batch),
+    "fairness": ("Single scores on four connections, beside batches", closed),
+    "open_loop": ("Fixed rates (open loop)", open_loop),
+    "workers": ("Workers, 64 connections", closed),
+    "growth": ("How cost grows", growth),
+    "soak": ("Memory over time", soak),
+}
+
+
+def main() -> None:
+    """Read the results and write the page."""
+    result: Cell = json.loads((RESULTS / "latest.json").read_text())
+    machine = result.pop("machine")
+    text = INTRODUCTION
+    text += (
+        f"\nMachine: {machine['cores']} cores ({machine['processor']}), {machine['memory_gb']} GB, no GPU; "
+        f"Python {machine['python']}, torch {machine['torch']}.\n"
+    )
+    for model, sections in result.items():
+        for name, (title, write) in SECTIONS.items():
+            if name in sections:
+                found = sections[name]
+                text += f"\n## `{model}`: {title}\n\n"
+                text += f"{found['rounds']} rounds of {found['seconds']:g} s a cell, {found['when'][:10]}; "
+                text += f"the machine was {found['busy_before_percent']:.0f} % busy before.\n"
+                text += write(found)
+    tricks = json.loads((RESULTS / "tricks.json").read_text())
+    text += "\n## What each trick is worth\n\n" + tricks["how"] + "\n\n"
+    text += table(
+        ["trick", "without", "with", "of what"],
+        [[t["trick"], t["without"], t["with"], t["of"]] for t in tricks["kept"]],
+    )
+    text += "\nTried and left out\n\n"
+    text += table(["trick", "why not"], [[t["trick"], t["why"]] for t in tricks["left_out"]])
+    PAGE.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""What must hold for latency: no call after warm-up is an outlier, the pictures are those of the floats."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from app.detector import Detector, choose_device, use_one_thread
+from app.repository import Repository
+from tests.app.test_bulk import digits
+from tests.conftest import MODEL_STORE
+
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+
+
+def loaded(device: str) -> Detector:
+    """Return the article's current version on a device, warmed up as the engine does."""
+    repository = Repository(MODEL_STORE)
+    version = repository.current("zero-article")
+    assert version is not None
+    return Detector.load(repository.open("zero-article", version), choose_device(device), SIZES)
+
+
+@pytest.mark.parametrize("method", ["draw", "score"])
+def test_no_call_after_warm_up_is_an_outlier(method: str) -> None:
+    """Whatever sizes follow each other, the CPU time of a call stays below 20 times the median of its size.
+
+    CPU time of the thread, not wall time: a busy machine is not the module's doing. A module that specialises anew
+    costs hundreds of milliseconds.
+    """
+
+    def measure() -> dict[int, list[float]]:
+        detector = loaded("cpu")
+        rng = np.random.default_rng(0)
+        times: dict[int, list[float]] = {}
+        call: Callable[[np.ndarray], object] = getattr(detector, method)
+        for size in rng.integers(1, 65, 600).tolist():
+            images = rng.integers(0, 256, (size, 1, 28, 28), np.uint8)
+            began = time.thread_time()
+            call(images)
+            times.setdefault(size, []).append(time.thread_time() - began)
+        return times
+
+    with ThreadPoolExecutor(1, initializer=use_one_thread) as thread:
+        times = thread.submit(measure).result()
+    for size, taken in times.items():
+        assert max(taken) < 20 * max(statistics.median(taken), 1e-4), f"batch of {size}: {taken}"
+
+
+def test_pictures_are_the_floats_rounded() -> None:
+    """`draw`, `score` and `detect` agree: same scores, pixels rounded, error map scaled to its peak."""
+    detector = loaded("cpu")
+    images = digits(33)[:, None]
+    floats, pictures, (mse, reason) = detector.detect(images), detector.draw(images), detector.score(images)
+    assert np.array_equal(floats.mse, pictures.mse)
+    assert np.array_equal(floats.mse, mse)
+    assert np.array_equal(floats.reason, reason)
+    assert np.array_equal(pictures.planes[:, :1], images)
+    assert np.array_equal(pictures.planes[:, 1:2], np.rint(floats.reconstruction * 255).astype(np.uint8))
+    assert np.allclose(pictures.peak, floats.error_map.max((1, 2)))
+    shares = floats.error_map / floats.error_map.max((1, 2), keepdims=True) * 255
+    assert np.abs(pictures.planes[:, 2] - shares).max() <= 0.51
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here")
+def test_a_gpu_gives_the_same_verdicts() -> None:
+    """On CUDA the scores agree with those of the CPU within the golden tolerance, for every entry point."""
+    images = digits(500)[:, None]
+    here, there = loaded("cpu"), loaded("cuda")
+    np.testing.assert_allclose(there.score(images)[0], here.score(images)[0], rtol=1e-3)
+    np.testing.assert_allclose(there.draw(images).mse, here.draw(images).mse, rtol=1e-3)
+    assert np.abs(there.draw(images).planes.astype(int) - here.draw(images).planes).max() <= 2

@@ -1,0 +1,80 @@
+"""Several worker processes behind one port: shared store, one set of numbers, a stop that loses nothing."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import psutil
+
+from tests.conftest import Server
+
+PNG = {"content-type": "image/png"}
+
+
+def series(server: Server, name: str) -> float:
+    """Return the sum of a series over its labels."""
+    text = httpx.get(f"{server.url}/metrics", timeout=10).text
+    return sum(float(value) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE))
+
+
+def workers_of(server: Server) -> list[psutil.Process]:
+    """Return the worker processes."""
+    assert server.process is not None
+    children = psutil.Process(server.process.pid).children()
+    alive = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in alive if "spawn_main" in " ".join(child.cmdline())]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Return once a condition holds; fail when it does not in time."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def test_two_workers_are_one_service(make_server: Callable[..., Server], zero: bytes, tmp_path: Path) -> None:
+    """Ids of one worker are found by all, /metrics is the same whoever answers, a killed worker comes back."""
+    server = make_server(ANOMALY_WORKERS="2").start()
+    wait_for(lambda: series(server, "start_seconds") > 0 and len(workers_of(server)) == 2)
+    replies = [httpx.post(f"{server.url}/score", content=zero, headers=PNG, timeout=30) for _ in range(40)]
+    assert {reply.status_code for reply in replies} == {200}
+    for reply in replies:
+        for _ in range(3):
+            assert httpx.get(server.url + reply.json()["reconstruction"], timeout=30).status_code == 200
+    assert {series(server, "score_verdicts_total") for _ in range(10)} == {40.0}
+    assert {series(server, "store_up") for _ in range(5)} == {1.0}
+
+    victim = workers_of(server)[0]
+    victim.send_signal(signal.SIGKILL)
+    wait_for(lambda: len([w for w in workers_of(server) if w.is_running() and w.pid != victim.pid]) == 2)
+    wait_for(lambda: _answers(server))
+    assert series(server, "score_verdicts_total") == 40.0
+    assert server.stop() == 0
+    assert not list(tmp_path.glob("metrics-*"))
+
+
+def _answers(server: Server) -> bool:
+    try:
+        return all(httpx.get(f"{server.url}/readyz", timeout=5).status_code == 200 for _ in range(10))
+    except httpx.TransportError:
+        return False
+
+
+def test_a_stop_drains_every_worker(make_server: Callable[..., Server], zero: bytes) -> None:
+    """After SIGTERM each worker says 503 on /readyz, still scores, and ends by itself."""
+    server = make_server(ANOMALY_WORKERS="2", ANOMALY_DRAIN_SECONDS="3").start()
+    wait_for(lambda: _answers(server))
+    assert server.process is not None
+    server.process.terminate()
+    time.sleep(0.5)
+    ready = [httpx.get(f"{server.url}/readyz", timeout=5).status_code for _ in range(10)]
+    scores = [httpx.post(f"{server.url}/score", content=zero, headers=PNG, timeout=5).status_code for _ in range(10)]
+    assert set(ready) == {503}
+    assert set(scores) == {200}
+    assert server.process.wait(30) == 0
