@@ -1,6 +1,6 @@
 """How often `fit=mnist` gives a changed digit the verdict of the original: writes the table of docs/fit.md.
 
-    python -m benchmarks.fit_agreement --data-dir FOLDER_OF_MNIST
+python -m benchmarks.fit_agreement --data-dir FOLDER_OF_MNIST
 """
 
 from __future__ import annotations
@@ -136,6 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", type=Path, help="folder with MNIST's files")
     parser.add_argument("--per-kind", type=int, default=500, help="zeros, and other digits")
+    parser.add_argument("--model-store", type=Path, default=ROOT / "model_store")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     data = load("mnist", arguments.data_dir)
@@ -144,9 +145,11 @@ def main() -> None:
     digits = np.concatenate(
         [images[labels == 0][: arguments.per_kind], images[labels != 0][: arguments.per_kind]],
     )
-    store = ROOT / "model_store"
+    store = arguments.model_store
     judges = {name: Judge(store, name) for name in Repository(store).names() if name.startswith("zero")}
-    said = f"{len(digits):,} digits of MNIST's test file, half of them zeros; share whose verdict is the original's.\n\n"
+    said = (
+        f"{len(digits):,} digits of MNIST's test file, half of them zeros; share whose verdict is the original's.\n\n"
+    )
     table = said + "\n".join(_rows(judges, digits)) + "\n"
     head, _, rest = PAGE.read_text().partition(BEGIN)
     PAGE.write_text(f"{head}{BEGIN}\n\n{table}\n{END}{rest.partition(END)[2]}")
