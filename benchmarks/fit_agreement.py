@@ -136,6 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", type=Path, help="folder with MNIST's files")
     parser.add_argument("--per-kind", type=int, default=500, help="zeros, and other digits")
+    parser.add_argument("--model-store", type=Path, default=ROOT / "model_store")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     data = load("mnist", arguments.data_dir)
@@ -144,7 +145,7 @@ def main() -> None:
     digits = np.concatenate(
         [images[labels == 0][: arguments.per_kind], images[labels != 0][: arguments.per_kind]],
     )
-    store = ROOT / "model_store"
+    store = arguments.model_store
     judges = {name: Judge(store, name) for name in Repository(store).names() if name.startswith("zero")}
     said = (
         f"{len(digits):,} digits of MNIST's test file, half of them zeros; share whose verdict is the original's.\n\n"

@@ -1,0 +1,203 @@
+"""A real Chromium on the real service; what every page must keep is checked for each of them."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.conftest import ROOT, Server
+
+HERE = Path(__file__).parent
+IMAGES = ROOT / "docs" / "images"
+CHROMIUM = shutil.which("chromium")
+OFFLINE = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, and say why, where there is no browser."""
+    if CHROMIUM is None:
+        for item in items:
+            if item.path.is_relative_to(HERE):
+                item.add_marker(pytest.mark.skip(reason="Chromium is not installed"))
+
+
+@pytest.fixture(scope="session")
+def axe() -> str:
+    """Return the source of axe-core, installed as the lock file says."""
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed")
+    script = HERE / "node_modules" / "axe-core" / "axe.min.js"
+    if not script.exists():
+        subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=HERE, check=True, timeout=120)  # noqa: S607
+    return script.read_text()
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Yield a running service that many tests share."""
+    server = Server(tmp_path_factory.mktemp("service")).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Yield a headless Chromium."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OFFLINE)
+        yield browser
+        browser.close()
+
+
+class Watched:
+    """A page with everything noted that must never happen on it."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        self.url = url
+        self.errors: list[str] = []
+        self.abroad: list[str] = []
+        page.on("console", self._console)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("request", self._request)
+
+    def _console(self, message: Any) -> None:
+        # Chromium reports each refused request by itself; what the page made of it is what the tests look at.
+        if message.type in ("error", "warning") and "Failed to load resource" not in message.text:
+            self.errors.append(message.text)
+
+    def _request(self, request: Any) -> None:
+        if not request.url.startswith((self.url, "blob:", "data:")):
+            self.abroad.append(request.url)
+
+
+@pytest.fixture
+def open_page(browser: Browser, service: Server) -> Iterator[Callable[..., Page]]:
+    """Return an opener of the page; at the end no console error may have come and no request left the service."""
+    watched: list[Watched] = []
+    contexts = []
+
+    def opener(url: str | None = None, *, path: str = "/", wait: bool = True, **options: Any) -> Page:
+        context = browser.new_context(
+            **{"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce", **options}
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        watched.append(Watched(page, url or service.url))
+        page.goto((url or service.url) + path)
+        if wait:
+            expect(page.locator("#alpha")).to_be_enabled()
+        return page
+
+    yield opener
+    for context in contexts:
+        context.close()
+    assert [error for each in watched for error in each.errors] == []
+    assert [url for each in watched for url in each.abroad] == []
+
+
+def stroke(page: Page, points: list[tuple[float, float]]) -> None:
+    """Draw one stroke with the mouse; points are shares of the pad's side."""
+    box = page.locator("#pad").bounding_box()
+    assert box is not None
+    at = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
+    page.mouse.move(*at[0])
+    page.mouse.down()
+    for point in at[1:]:
+        page.mouse.move(*point)
+    page.mouse.up()
+
+
+def ellipse(
+    x: float, y: float, width: float, height: float, start: float = 0, turn: float = 360
+) -> list[tuple[float, float]]:
+    """Return points on an ellipse around (x, y); angles in degrees, against the clock from the right."""
+    angles = [math.radians(start + turn * n / 40) for n in range(41)]
+    return [(x + width / 2 * math.cos(angle), y - height / 2 * math.sin(angle)) for angle in angles]
+
+
+def draw_zero(page: Page) -> None:
+    """Draw a zero as one does: one slightly slanted loop."""
+    stroke(page, [(x - 0.12 * (y - 0.5), y) for x, y in ellipse(0.5, 0.5, 0.5, 0.66, 90, 372)])
+
+
+def draw_six(page: Page) -> None:
+    """Draw a six: a bow down the left side that closes into a loop."""
+    stroke(
+        page,
+        [
+            (0.62, 0.15),
+            (0.52, 0.22),
+            (0.43, 0.34),
+            (0.38, 0.48),
+            (0.36, 0.6),
+            *ellipse(0.5, 0.66, 0.27, 0.32, 180, 400),
+        ],
+    )
+
+
+@pytest.fixture
+def gateway() -> Iterator[Callable[[Server, str], str]]:
+    """Return a starter of gateways: each passes on what lies under its prefix, without the prefix, and nothing else."""
+    gateways: list[ThreadingHTTPServer] = []
+
+    def start(server: Server, prefix: str) -> str:
+        class Gateway(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                if not self.path.startswith(f"{prefix}/"):
+                    self.send_error(404)
+                    return
+                body = self.rfile.read(int(self.headers.get("content-length", 0)))
+                answer = httpx.request(
+                    self.command, server.url + self.path.removeprefix(prefix), content=body, headers=dict(self.headers)
+                )
+                self.send_response(answer.status_code)
+                for name, value in answer.headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(answer.content)
+
+            do_POST = do_GET  # noqa: N815
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        gateways.append(ThreadingHTTPServer(("127.0.0.1", 0), Gateway))
+        threading.Thread(target=gateways[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{gateways[-1].server_port}"
+
+    yield start
+    for each in gateways:
+        each.shutdown()
+        each.server_close()
+
+
+@pytest.fixture
+def photograph() -> Callable[[Page, str], None]:
+    """Return a taker of screenshots for the documentation; it takes none unless SCREENSHOTS is set."""
+
+    def take(page: Page, name: str) -> None:
+        if os.environ.get("SCREENSHOTS"):
+            page.evaluate("document.activeElement?.blur()")
+            page.screenshot(path=IMAGES / f"{name}.png", full_page=True)
+
+    return take

@@ -1,0 +1,478 @@
+"""The page as a person uses it: drawing, dropping, sliding, sharing, a folder, and every refusal."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+from tests import pngs
+from tests.browser.conftest import draw_six, draw_zero, stroke
+from tests.conftest import EXAMPLES, Server
+
+pytestmark = pytest.mark.browser
+
+WORD = "#verdict-word"
+
+
+def score_of(page: Page) -> float:
+    return float(page.locator("#fact-mse").inner_text())
+
+
+def answered(page: Page) -> None:
+    expect(page.locator("#share")).to_be_visible()
+    expect(page.locator("#answer")).not_to_have_class("answer stale")
+    for view in ("input", "reconstruction", "error"):
+        expect(page.locator(f"#picture-{view}")).to_be_visible()
+
+
+def choose(page: Page, name: str, content: bytes, kind: str = "image/png") -> None:
+    page.locator("#file").set_input_files({"name": name, "mimeType": kind, "buffer": content})
+
+
+def photo() -> bytes:
+    """A picture of 400x300 like a photograph: a lit wall, a dark table, grain."""
+    rng = np.random.default_rng(1)
+    y, x = np.mgrid[0:300, 0:400] / 300
+    planes = [160 + 70 * np.sin(2 * x + n) * np.cos(1.5 * y) - 90 * (y > 0.6) for n in range(3)]
+    pixels = np.clip(np.stack(planes, 2) + rng.normal(0, 6, (300, 400, 3)), 0, 255).astype(np.uint8)
+    return png_of(Image.fromarray(pixels))
+
+
+def png_of(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def pictures(page: Page) -> dict[str, np.ndarray]:
+    """The three pictures as the page shows them, uint8 [height, width, 3]."""
+    read = """async (id) => {
+        const image = document.getElementById(id);
+        await image.decode();
+        const canvas = new OffscreenCanvas(image.naturalWidth, image.naturalHeight), context = canvas.getContext("2d");
+        context.drawImage(image, 0, 0);
+        return [canvas.height, canvas.width, ...context.getImageData(0, 0, canvas.width, canvas.height).data];
+    }"""
+    found = {}
+    for view in ("input", "reconstruction", "error"):
+        height, width, *values = page.evaluate(read, f"picture-{view}")
+        found[view] = np.array(values, np.uint8).reshape(height, width, 4)[:, :, :3]
+    return found
+
+
+def test_a_drawn_zero_and_six_are_told_apart(open_page: Callable[..., Page]) -> None:
+    """Drawn with the mouse, a six scores higher than a zero; the default model calls one normal, the other not."""
+    page = open_page()
+    draw_zero(page)
+    answered(page)
+    expect(page.locator(WORD)).to_have_text("Normal")
+    zero = score_of(page)
+    seen = pictures(page)
+    assert {picture.shape for picture in seen.values()} == {(28, 28, 3)}
+    rows = np.flatnonzero(seen["input"].max((1, 2)))
+    assert 20 <= rows[-1] - rows[0] + 1 <= 21
+    assert seen["reconstruction"].max() > 100
+    assert np.ptp(seen["error"], axis=2).max() > 50, "the error map has colours"
+    page.locator("#clear").click()
+    expect(page.locator(WORD)).to_have_text("Nothing to judge yet")
+    draw_six(page)
+    answered(page)
+    assert score_of(page) > zero
+    if page.locator("#model").input_value() == "zero":
+        expect(page.locator(WORD)).to_have_text("Anomalous")
+
+
+def test_it_answers_while_one_draws(open_page: Callable[..., Page]) -> None:
+    """With the pen still down there is an answer, and a later one replaces it."""
+    page = open_page()
+    box = page.locator("#pad").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 100, box["y"] + 80)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 110, box["y"] + 200, steps=8)
+    answered(page)
+    first = page.locator("#fact-id").inner_text()
+    page.mouse.move(box["x"] + 230, box["y"] + 210, steps=8)
+    expect(page.locator("#fact-id")).not_to_have_text(first)
+    page.mouse.up()
+    page.locator("#undo").click()
+    expect(page.locator(WORD)).to_have_text("Nothing to judge yet")
+
+
+def test_a_finger_draws_too(open_page: Callable[..., Page]) -> None:
+    """Touch events on a phone make strokes, and the page does not scroll away under the finger."""
+    page = open_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    box = page.locator("#pad").bounding_box()
+    assert box is not None
+    session = page.context.new_cdp_session(page)
+    x, y = box["x"] + 150, box["y"] + 60
+    for kind, points in (
+        ("touchStart", [{"x": x, "y": y}]),
+        *(("touchMove", [{"x": x, "y": y + 20 * n}]) for n in range(1, 11)),
+        ("touchEnd", []),
+    ):
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    answered(page)
+    assert page.evaluate("scrollY") == 0
+
+
+def test_a_six_from_the_examples_by_keyboard(open_page: Callable[..., Page]) -> None:
+    """Without a pointer: tab to an example, press Enter, read the verdict and the score that the service gives."""
+    page = open_page()
+    page.locator("#examples button").nth(6).focus()
+    page.keyboard.press("Enter")
+    answered(page)
+    assert page.locator("#examples button img").nth(6).get_attribute("alt") == "a six"
+    expect(page.locator("#fitted")).to_be_hidden()
+
+
+def test_a_photograph_is_answered_in_words(open_page: Callable[..., Page]) -> None:
+    """A dropped photograph of 400x300 has no plain background; the page says so and how to mend it."""
+    page = open_page()
+    drop(page, {"photo.png": photo()})
+    expect(page.locator(WORD)).to_have_text("Stroke and background cannot be told apart")
+    expect(page.locator("#verdict-why")).to_contain_text("plain background")
+
+
+def test_a_dropped_scan_is_inverted_and_said_to_be(open_page: Callable[..., Page]) -> None:
+    """A dark digit on a bright 400x300 picture is inverted, cropped, centred, and the page says what was done."""
+    page = open_page()
+    scan = Image.new("RGB", (400, 300), "#f4f0e6")
+    with Image.open(EXAMPLES / "zero.png") as zero:
+        large = zero.convert("L").resize((200, 200), Image.Resampling.BICUBIC)
+    scan.paste(Image.new("RGB", large.size, "#22304a"), (150, 60), large)
+    drop(page, {"scan.png": png_of(scan)})
+    answered(page)
+    expect(page.locator("#fitted")).to_contain_text("was inverted")
+
+
+def test_a_jpeg_is_taken_too(open_page: Callable[..., Page]) -> None:
+    """What is no PNG is made one in the browser: a large JPEG of a zero is scored."""
+    page = open_page()
+    with Image.open(EXAMPLES / "zero.png") as zero:
+        large = zero.convert("L").resize((3000, 3000), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    large.save(buffer, "JPEG", quality=90)
+    choose(page, "zero.jpg", buffer.getvalue(), "image/jpeg")
+    answered(page)
+
+
+def drop(page: Page, files: dict[str, bytes]) -> None:
+    """Drop files on the page, as a person does."""
+    page.evaluate(
+        """(files) => {
+            const transfer = new DataTransfer();
+            for (const [name, bytes] of files) {
+                transfer.items.add(new File([new Uint8Array(bytes)], name, {type: "image/png"}));
+            }
+            document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: transfer, bubbles: true, cancelable: true}));
+        }""",
+        [[name, list(content)] for name, content in files.items()],
+    )
+
+
+def test_the_slider_moves_the_verdict(open_page: Callable[..., Page], service: Server) -> None:
+    """Across an image's score the verdict changes at once; the thresholds are those that `?alpha=` gives."""
+    page = open_page()
+    choose(page, "six.png", (EXAMPLES / "six.png").read_bytes())
+    answered(page)
+    model = page.locator("#fact-model").inner_text().rpartition(" ")
+    calibration = httpx.get(f"{service.url}/models/{model[0]}/versions/{model[2]}/calibration").json()
+    mse = score_of(page)
+    points = calibration["operating_points"]
+    slider = page.locator("#alpha")
+    verdicts = set()
+    for index in (0, len(points) // 2, len(points) - 1):
+        slider.evaluate("(slider, at) => { slider.value = at; slider.dispatchEvent(new Event('input')); }", index)
+        wanted = "Anomalous" if mse > points[index]["threshold"] else "Normal"
+        expect(page.locator(WORD)).to_have_text(wanted)
+        verdicts.add(wanted)
+        reply = httpx.post(
+            f"{service.url}/score?alpha={points[index]['alpha']}&model={model[0]}",
+            content=(EXAMPLES / "six.png").read_bytes(),
+            headers={"content-type": "image/png"},
+        ).json()
+        assert reply["threshold"] == points[index]["threshold"]
+        assert reply["is_anomaly"] == (wanted == "Anomalous")
+    if points[0]["threshold"] >= mse:
+        assert verdicts == {"Normal", "Anomalous"}
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#alpha-text")).not_to_have_text("")
+    page.locator("#alpha-reset").click()
+    expect(page.locator("#fact-threshold")).not_to_have_text("")
+
+
+def test_the_slider_crosses_a_score(open_page: Callable[..., Page]) -> None:
+    """Some drawing lies between the strictest and the most lenient threshold: there the slider turns the verdict."""
+    page = open_page()
+    choose(page, "zero.png", (EXAMPLES / "zero.png").read_bytes())
+    answered(page)
+    slider = page.locator("#alpha")
+    last = int(slider.get_attribute("max") or 0)
+    words = []
+    for index in (0, last):
+        slider.evaluate("(slider, at) => { slider.value = at; slider.dispatchEvent(new Event('input')); }", index)
+        words.append(page.locator(WORD).inner_text())
+    # The example's score is one of the middle: at a false-alarm rate of one half it is on the other side.
+    p_value = float(page.locator("#fact-p").inner_text())
+    assert words == (["Normal", "Anomalous"] if p_value <= 0.5 else ["Normal", "Normal"])
+
+
+def test_a_shared_link_shows_the_same_result(open_page: Callable[..., Page]) -> None:
+    """Opened elsewhere, the link shows the same verdict, numbers and pictures, pixel for pixel."""
+    page = open_page()
+    draw_zero(page)
+    answered(page)
+    link = f"/#id={page.locator('#fact-id').inner_text()}"
+    other = open_page(path=link)
+    answered(other)
+    for part in ("#verdict", "#facts"):
+        assert other.locator(part).inner_text() == page.locator(part).inner_text()
+    shown = pictures(page)
+    assert all(np.array_equal(picture, shown[view]) for view, picture in pictures(other).items())
+
+
+def test_a_folder_of_200_files(open_page: Callable[..., Page], photograph: Callable[[Page, str], None]) -> None:
+    """200 files are scored, worst first, sortable, with a CSV that has a line for each."""
+    page = open_page(path="/#folder")
+    rng = np.random.default_rng(0)
+    with Image.open(EXAMPLES / "zero.png") as zero, Image.open(EXAMPLES / "six.png") as six:
+        planes = [np.asarray(image.convert("L"), int) for image in (zero, six)]
+    files = {
+        f"{['zero', 'six'][n % 2]}-{n:03}.png": png_of(
+            Image.fromarray(np.clip(planes[n % 2] + rng.integers(0, 2 + n // 4, (28, 28)), 0, 255).astype(np.uint8))
+        )
+        for n in range(199)
+    }
+    files["=cut short.png"] = files["zero-000.png"][:60]
+    page.locator("#folder-files").set_input_files(
+        [{"name": name, "mimeType": "image/png", "buffer": content} for name, content in files.items()]
+    )
+    expect(page.locator("#folder-status")).to_contain_text("200 of 200 scored", timeout=60_000)
+    expect(page.locator("#folder-status")).to_contain_text("1 refused")
+    expect(page.locator("#folder-stop")).to_be_hidden()
+    cells = page.locator("#folder-table tbody tr td:nth-child(3)")
+    scores = [float(text) for text in cells.all_inner_texts() if text]
+    assert len(scores) == 199
+    assert scores == sorted(scores, reverse=True)
+    photograph(page, "page-folder")
+    with page.expect_download() as download:
+        page.locator("#folder-csv").click()
+    rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_bytes().decode())))
+    assert {row["name"] for row in rows} == {*(files.keys() - {"=cut short.png"}), "'=cut short.png"}
+    assert [row["problem"] for row in rows if row["verdict"] == "refused"] == ["truncated-png"]
+    page.get_by_role("button", name="File").click()
+    names = page.locator("#folder-table tbody tr td:first-child").all_inner_texts()
+    assert names[1] == "six-001.png"
+    page.locator("#folder-table tbody a").first.click()
+    answered(page)
+
+
+REFUSALS: dict[str, tuple[str, bytes, str, str]] = {
+    "no image": ("notes.png", b"these are words", "image/png", "The file is not an image"),
+    "cut short": ("cut.png", (EXAMPLES / "zero.png").read_bytes()[:80], "image/png", "The PNG is cut short"),
+    "damaged": ("bad.png", pngs.SIGNATURE + pngs.chunk(b"JUNK", b""), "image/png", "The PNG is damaged"),
+    "blank": ("blank.png", png_of(Image.new("L", (90, 60), 255)), "image/png", "The image is blank"),
+    "all transparent": ("clear.png", png_of(Image.new("RGBA", (50, 50))), "image/png", "The image is blank"),
+    "in colour": ("red.png", png_of(Image.new("RGB", (28, 28), "red")), "image/png", "The image has colours"),
+    "see-through": (
+        "half.png",
+        png_of(Image.new("RGBA", (28, 28), (9, 9, 9, 90))),
+        "image/png",
+        "The image has transparent pixels",
+    ),
+    "animated": (
+        "moving.png",
+        pngs.SIGNATURE + pngs.header() + pngs.chunk(b"acTL", struct.pack(">II", 2, 0)),
+        "image/png",
+        "The PNG is animated",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_each_refusal_is_in_clear_words(name: str, open_page: Callable[..., Page]) -> None:
+    """What cannot be scored is answered with a title and a way out, and leaves no earlier result standing."""
+    file, content, kind, title = REFUSALS[name]
+    page = open_page()
+    choose(page, "zero.png", (EXAMPLES / "zero.png").read_bytes())
+    answered(page)
+    choose(page, file, content, kind)
+    expect(page.locator(WORD)).to_have_text(title)
+    expect(page.locator("#verdict-why")).not_to_be_empty()
+    expect(page.locator("#facts")).to_be_hidden()
+    expect(page.locator("#picture-input")).to_be_hidden()
+
+
+def test_a_wrong_size_is_refused_when_fitting_is_off(open_page: Callable[..., Page]) -> None:
+    """With fitting set to never, an image of another size gets the service's words; with fitting it is scored."""
+    page = open_page()
+    with Image.open(EXAMPLES / "zero.png") as zero:
+        choose(page, "large.png", png_of(zero.resize((90, 90))))
+    answered(page)
+    page.locator("#fit").select_option("strict")
+    expect(page.locator(WORD)).to_have_text("The image does not have the model's input size")
+
+
+def test_an_expired_link_is_said_to_be(open_page: Callable[..., Page]) -> None:
+    """A link to something that is no longer kept says so and what to do."""
+    page = open_page(path="/#id=" + "0" * 32)
+    expect(page.locator(WORD)).to_have_text("There is no such reconstruction, or it has expired")
+
+
+def test_a_service_that_is_gone_is_said_to_be(
+    open_page: Callable[..., Page], make_server: Callable[..., Server]
+) -> None:
+    """When the service stops the page says that it cannot be reached, and works again once it is back."""
+    server = make_server().start()
+    page = open_page(server.url)
+    server.stop()
+    draw_zero(page)
+    expect(page.locator(WORD)).to_have_text("The service cannot be reached")
+    server.start()
+    stroke(page, [(0.4, 0.5), (0.6, 0.5)])
+    answered(page)
+
+
+def test_an_overloaded_service_is_said_to_be(
+    open_page: Callable[..., Page], make_server: Callable[..., Server]
+) -> None:
+    """When the one place for fitting is taken by a slow upload, the page says busy; the folder tries again."""
+    server = make_server(ANOMALY_FIT_MAX_WAITING="1", ANOMALY_BODY_TIMEOUT_MS="4000").start()
+    page = open_page(server.url)
+    with slow_upload(server):
+        draw_zero(page)
+        expect(page.locator(WORD)).to_have_text("The scoring queue is full")
+
+
+class slow_upload:  # noqa: N801
+    """A client that announces a body to `fit=mnist` and never sends all of it."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def __enter__(self) -> None:
+        import socket
+
+        self._socket = socket.create_connection(("127.0.0.1", self._server.port))
+        head = "POST /score?fit=mnist HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: 999\r\n\r\nabc"
+        self._socket.sendall(head.encode())
+        time.sleep(0.3)
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+
+def test_an_api_key_is_asked_for_and_sent(
+    open_page: Callable[..., Page], make_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    """Where keys are needed the page asks for one, sends it with every request, and forgets it with the tab."""
+    keys = tmp_path / "keys"
+    keys.write_text(f"{hashlib.sha256(b'sesame').hexdigest()} someone\n")
+    server = make_server(ANOMALY_API_KEYS_FILE=str(keys)).start()
+    page = open_page(server.url, wait=False)
+    expect(page.locator("#trouble")).to_contain_text("An API key is needed")
+    page.get_by_role("button", name="Enter a key").click()
+    page.locator("#key").fill("wrong")
+    page.get_by_role("button", name="Use it").click()
+    expect(page.locator("#trouble")).to_contain_text("An API key is needed")
+    page.locator("#key-open").click()
+    page.locator("#key").fill("sesame")
+    page.keyboard.press("Enter")
+    expect(page.locator("#trouble")).to_be_hidden()
+    draw_zero(page)
+    answered(page)
+    page.goto(f"{server.url}/#model")
+    expect(page.locator("#card h1")).to_contain_text("Model card")
+    expect(page.locator("#card img").first).to_be_visible()
+    assert page.evaluate("localStorage.length") == 0
+    assert page.evaluate("document.cookie") == ""
+
+
+def test_it_works_behind_a_path_prefix(
+    open_page: Callable[..., Page], make_server: Callable[..., Server], gateway: Callable[..., str]
+) -> None:
+    """Behind a gateway that gives the service a path of its own, everything on the page still finds its way."""
+    server = make_server(ANOMALY_ROOT_PATH="/anomaly").start()
+    page = open_page(gateway(server, "/anomaly"), path="/anomaly/")
+    draw_zero(page)
+    answered(page)
+    page.locator("nav a[data-view=model]").click()
+    expect(page.locator("#card img").first).to_be_visible()
+
+
+def test_what_the_model_page_shows(open_page: Callable[..., Page], service: Server) -> None:
+    """`/models/{name}` is a readable page for a browser and JSON for programs; its pictures load."""
+    name = httpx.get(f"{service.url}/readyz").json()["model"]
+    page = open_page(path=f"/models/{name}", wait=False)
+    expect(page.locator("h1")).to_contain_text(name)
+    expect(page.locator("table").first).to_be_visible()
+    sizes = page.evaluate("Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth)))")
+    assert len(sizes) >= 5
+    assert min(sizes) > 0
+    assert httpx.get(f"{service.url}/models/{name}").json()["name"] == name
+
+
+SCHEMES = [("desktop", 1280, 900), ("phone", 390, 844)]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("device", "width", "height"), SCHEMES, ids=[each[0] for each in SCHEMES])
+def test_everybody_can_use_it(
+    device: str,
+    width: int,
+    height: int,
+    scheme: str,
+    open_page: Callable[..., Page],
+    axe: str,
+    photograph: Callable[[Page, str], None],
+) -> None:
+    """axe-core finds no violation on any view, wide or narrow, light or dark, and nothing is wider than the screen."""
+    page = open_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+
+    def check(state: str) -> None:
+        page.evaluate(axe)
+        found = page.evaluate("axe.run().then(r => r.violations.map(v => [v.id, v.nodes.map(n => n.html)]))")
+        assert found == [], f"{state}: {json.dumps(found, indent=1)}"
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, state
+
+    check("before anything")
+    draw_zero(page)
+    answered(page)
+    check("a zero")
+    photograph(page, f"page-{device}-{scheme}")
+    page.locator("#clear").click()
+    draw_six(page)
+    answered(page)
+    check("a six")
+    photograph(page, f"page-six-{device}-{scheme}")
+    choose(page, "blank.png", REFUSALS["blank"][1])
+    expect(page.locator(WORD)).to_have_text("The image is blank")
+    check("a refusal")
+    page.locator("#key-open").click()
+    check("the key")
+    page.keyboard.press("Escape")
+    page.locator("nav a[data-view=folder]").click()
+    check("the folder")
+    page.locator("#folder-files").set_input_files(
+        [{"name": "six.png", "mimeType": "image/png", "buffer": (EXAMPLES / "six.png").read_bytes()}]
+    )
+    expect(page.locator("#folder-status")).to_contain_text("1 of 1")
+    check("a folder's table")
+    page.locator("nav a[data-view=model]").click()
+    expect(page.locator("#card img").last).to_be_visible()
+    check("the model")
+    photograph(page, f"model-{device}-{scheme}")
