@@ -74,6 +74,9 @@ def model_card(name: str, version: int, card: str) -> bytes:
     body = markdown.renderer.render(tokens, markdown.options, {})
     body = body.replace("<table>", '<div class="wide" tabindex="0" role="group" aria-label="Table"><table>')
     body = body.replace("</table>", "</table></div>")
+    # Markdown has no table without a head, and a head without words says nothing to who cannot see it.
+    body = body.replace("<th></th>", "<td></td>")
+    body = body.replace("<pre>", '<pre tabindex="0" role="group" aria-label="Command">')
     title = html.escape(f"{name}, version {version}")
     return _CARD.format(title=title, body=body).encode()
 

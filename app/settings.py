@@ -83,7 +83,7 @@ class Settings(BaseSettings):
     """Longest time that a score waits for its reconstruction to be kept; beyond it the id is null."""
 
     api_keys_file: Path | None = None
-    """File with the hashes of the API keys; none: whoever reaches the port may ask. `deploy/secrets key NAME` adds one."""
+    """File with the hashes of the API keys; none: all may ask. `deploy/secrets key NAME` adds one."""
 
     drain_seconds: float = Field(0.0, ge=0)
     """After SIGTERM: how long `/readyz` says 503 while requests are still served."""

@@ -177,7 +177,8 @@ def drop(page: Page, files: dict[str, bytes]) -> None:
             for (const [name, bytes] of files) {
                 transfer.items.add(new File([new Uint8Array(bytes)], name, {type: "image/png"}));
             }
-            document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: transfer, bubbles: true, cancelable: true}));
+            const drop = {dataTransfer: transfer, bubbles: true, cancelable: true};
+            document.body.dispatchEvent(new DragEvent("drop", drop));
         }""",
         [[name, list(content)] for name, content in files.items()],
     )
