@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format train constraints bench clean
+.PHONY: help install serve test test-containers check format secrets train calibration-page screenshots constraints bench clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -25,6 +25,9 @@ serve: $(STAMP) ## serve the shipped model on 127.0.0.1:8000 (PORT=, WORKERS=)
 test: $(STAMP) ## run the whole test suite
 	$(BIN)/python -m pytest
 
+test-containers: $(STAMP) ## build the images, start docker-compose.yml on a real engine, put faults under load (as root, or with an engine)
+	bash tests/containers/run
+
 check: $(STAMP) ## format check, lint, strict types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -34,11 +37,17 @@ format: $(STAMP) ## format and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+secrets: ## make what docker-compose.yml needs and is not there yet: trial certificate, passwords, one API key
+	@deploy/secrets
+
 train: $(STAMP) ## teach the article's autoencoder the digit 0, publish and promote it (DATA_DIR=)
 	$(BIN)/python -m training train --recipe article --normal 0 $(if $(DATA_DIR),--data-dir $(DATA_DIR)) --promote
 
 calibration-page: $(STAMP) ## draw the picture and write the table of docs/calibration.md
 	$(BIN)/python docs/calibration.py
+
+screenshots: $(STAMP) ## take the pictures of the page for the documentation, with the browser tests
+	SCREENSHOTS=1 $(BIN)/python -m pytest tests/browser
 
 constraints: ## write constraints.txt anew from what is installed now
 	$(BIN)/pip freeze --exclude-editable | grep -v '^torch==' > constraints.new

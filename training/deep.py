@@ -6,7 +6,7 @@ Knows: its lesson and its optimisation. Does not know: data sets, export, the mo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,54 @@ def fit_deep(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         autoencoder = DenseAutoencoder(subspace, parameters["widths"], parameters["brush"]).to(device)
+    teach(autoencoder, standardise, pixels, parameters, seed=seed, progress=progress)
+    autoencoder.requires_grad_(requires_grad=False)
+    return StandardisedScoring(standardise, rounded(autoencoder), **parameters["guards"]).eval()
+
+
+Lesson = tuple[Tensor, Tensor, Tensor]
+"""Damaged features [n, F], clean features [n, F], clean pixels [n, 784]."""
+MakeLesson = Callable[[nn.Module, Tensor, torch.Generator, Mapping[str, float]], Lesson]
+
+
+def stroke_lesson(
+    standardise: nn.Module, pixels: Tensor, chance: torch.Generator, damage: Mapping[str, float]
+) -> Lesson:
+    """Redraw every image as another hand might have, and damage its strokes; `damage` is for `training.damage`."""
+    parts: list[Lesson] = []
+    for part in torch.split(pixels, _PART):
+        clean = another_hand(part, chance)
+        worse = damaged(clean, chance, **damage).clamp_min(0.0)
+        parts.append((in_chunks(standardise, worse), in_chunks(standardise, clean), clean.flatten(1)))
+    damaged_features, features, drawings = (torch.cat(each) for each in zip(*parts, strict=True))
+    return damaged_features, features, drawings
+
+
+def teach(
+    autoencoder: nn.Module,
+    standardise: nn.Module,
+    pixels: Tensor,
+    parameters: Mapping[str, Any],
+    *,
+    seed: int,
+    progress: Progress,
+    make_lesson: MakeLesson = stroke_lesson,
+) -> None:
+    """Train an autoencoder in place, on a lesson made afresh every epoch.
+
+    Args:
+        autoencoder: features [N, F] to the same redrawn, and to pixels [N, 784] in 0..1.
+        standardise: pixels to features.
+        pixels: normal images, float32 [n, 28, 28] in 0..1, where the autoencoder is.
+        parameters: as for `fit_deep`; `damage` is what `make_lesson` gets.
+        seed: of the damage and the order.
+        progress: is told every epoch's mean squared error in the standardised space.
+        make_lesson: of the standardisation, the pixels, the chance and the damage.
+
+    Raises:
+        TrainingError: the loss is no longer finite.
+    """
+    device = pixels.device
     chance = torch.Generator(device).manual_seed(seed)
     optimiser = torch.optim.AdamW(
         autoencoder.parameters(), lr=parameters["learning_rate"], weight_decay=parameters["weight_decay"]
@@ -63,7 +111,7 @@ def fit_deep(
         optimiser, parameters["learning_rate"], total_steps=steps, pct_start=0.1
     )
     for epoch in range(1, parameters["epochs"] + 1):
-        lesson = _lesson(standardise, pixels, chance, parameters["damage"])
+        lesson = make_lesson(standardise, pixels, chance, parameters["damage"])
         order = torch.randperm(len(pixels), generator=chance, device=device)
         batches = torch.split(order, parameters["batch_size"])
         loss = _epoch(
@@ -72,22 +120,6 @@ def fit_deep(
         if not math.isfinite(loss):
             raise TrainingError(f"the loss is {loss} after epoch {epoch}: try a lower learning rate")
         progress(epoch, loss)
-    autoencoder.requires_grad_(requires_grad=False)
-    return StandardisedScoring(standardise, rounded(autoencoder), **parameters["guards"]).eval()
-
-
-Lesson = tuple[Tensor, Tensor, Tensor]
-"""Damaged features [n, F], clean features [n, F], clean pixels [n, 784]."""
-
-
-def _lesson(standardise: nn.Module, pixels: Tensor, chance: torch.Generator, damage: Mapping[str, float]) -> Lesson:
-    parts: list[Lesson] = []
-    for part in torch.split(pixels, _PART):
-        clean = another_hand(part, chance)
-        worse = damaged(clean, chance, **damage).clamp_min(0.0)
-        parts.append((in_chunks(standardise, worse), in_chunks(standardise, clean), clean.flatten(1)))
-    damaged_features, features, drawings = (torch.cat(each) for each in zip(*parts, strict=True))
-    return damaged_features, features, drawings
 
 
 def _epoch(

@@ -19,15 +19,26 @@ ALPHAS = st.one_of(
 SCORES = st.lists(st.floats(0, 100, width=32), min_size=1, max_size=300).map(sorted)
 
 
-@given(st.integers(1, 5000), ALPHAS)
-def test_the_rank_is_the_formulas(n, alpha):
+@given(st.integers(1, 5000), st.integers(1, 999))
+def test_the_rank_is_the_formulas(n, thousandths):
     """The rank is ceil((n + 1)(1 - alpha)) in exact arithmetic, or there are fewer images than 1/alpha - 1."""
-    exact = Fraction(repr(alpha))
+    alpha, exact = thousandths / 1000, Fraction(thousandths, 1000)
     rank = math.ceil((n + 1) * (1 - exact))
     if rank <= n:
         assert conformal_rank(n, alpha) == rank
     else:
         assert n < 1 / exact - 1
+        with pytest.raises(CalibrationError):
+            conformal_rank(n, alpha)
+
+
+@given(st.integers(1, 5000), ALPHAS)
+def test_the_rank_leaves_above_it_what_alpha_allows(n, alpha):
+    """The most ranks k with k / (n + 1) at most alpha lie above the rank, also where alpha has no exact decimal."""
+    above = max(k for k in range(n + 1) if k / (n + 1) <= alpha)
+    if above:
+        assert conformal_rank(n, alpha) == n + 1 - above
+    else:
         with pytest.raises(CalibrationError):
             conformal_rank(n, alpha)
 

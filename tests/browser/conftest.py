@@ -50,7 +50,7 @@ def axe() -> str:
     return script.read_text()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Yield a running service that many tests share."""
     server = Server(tmp_path_factory.mktemp("service")).start()
@@ -58,9 +58,13 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    """Yield a headless Chromium."""
+    """Yield a headless Chromium.
+
+    It ends with the last test of this folder: while Playwright runs, this thread has a running event loop, and no
+    asyncio test of another folder could have its own.
+    """
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OFFLINE)
         yield browser

@@ -12,7 +12,7 @@ ORDER = (
     ("datasets", "probes", "standardisation", "subspace"),
     ("autoencoders", "damage", "memory", "scoring"),
     ("data", "splits", "train"),
-    ("deep", "instant"),
+    ("deep", "instant", "reexpressed"),
     ("recipes", "calibrate", "export", "publish", "pictures", "limits"),
     ("evaluate", "card", "examples"),
     ("report",),
