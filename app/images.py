@@ -10,6 +10,7 @@ them, or as many as the caller of `decode_any` allows.
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -39,7 +40,12 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHUNK = struct.Struct(">I4s")
 _CRC = struct.Struct(">I")
 _IHDR = struct.Struct(">IIBBBBB")
+_HEADER_AT = len(_SIGNATURE) + _CHUNK.size
+_DEPTH_AT = _HEADER_AT + 8
 _KEPT = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
+_ORDER = re.compile(rb"IHDR(PLTE)?(tRNS)?(IDAT)+IEND")
+_PALETTE = 3
+"""The colour type of pixels that are places in PLTE."""
 _DEEP = ("I;16", "I;16B", "I")
 _UNREADABLE = (
     OSError,
@@ -58,7 +64,8 @@ def decode(png: bytes) -> bytes:
     """Read a PNG of 28x28 pixels that means one grey image.
 
     Grey of 1, 2, 4 and 8 bits is scaled to 0..255 and of 16 bits keeps its high byte; palette and RGB are accepted
-    when red, green and blue are equal in every pixel; alpha when every pixel is opaque.
+    when red, green and blue are equal in every pixel; alpha, and a level declared transparent, when every pixel is
+    opaque all the same.
 
     Args:
         png: the whole file.
@@ -75,10 +82,13 @@ def decode(png: bytes) -> bytes:
         if compressed:
             # Pillow's own decoder without its PNG reader, which costs twice as much and has nothing left to check.
             return Image.frombytes("L", (SIDE, SIDE), compressed, "zip", "L", 0).tobytes()
-        with PngImagePlugin.PngImageFile(io.BytesIO(png)) as image:
-            return _grey(image).tobytes()
+        with _opened(png) as image:
+            pixels = _grey(image, png[_DEPTH_AT]).tobytes()
     except _UNREADABLE as error:
         raise CorruptPng("the compressed pixels cannot be read") from error
+    if len(pixels) != SIDE * SIDE:
+        raise CorruptPng("the pixels are not as many as the header declares")
+    return pixels
 
 
 def decode_any(png: bytes, max_pixels: int) -> Image.Image:
@@ -105,8 +115,8 @@ def decode_any(png: bytes, max_pixels: int) -> Image.Image:
 
     _, png = _check(png, judge)
     try:
-        with PngImagePlugin.PngImageFile(io.BytesIO(png)) as image:
-            return _luma(image)
+        with _opened(png) as image:
+            return _luma(image, png[_DEPTH_AT])
     except _UNREADABLE as error:
         raise CorruptPng("the compressed pixels cannot be read") from error
 
@@ -137,8 +147,15 @@ def _check(png: bytes, judge: Callable[[int, int], None]) -> tuple[bytes, bytes]
     # The deepest image, 16-bit RGBA, with room to spare: more is a bomb or padding.
     if len(compressed) > 2 * height * (width * 8 + 1) + 1024:
         raise CorruptPng("there is more compressed data than the declared pixels can need")
-    plain = header[8:] == bytes(_PLAIN) and kinds == [b"IHDR", *[b"IDAT"] * (len(kinds) - 2), b"IEND"]
-    return compressed if plain else b"", b"".join(parts)
+    if header[8:] == bytes(_PLAIN) and kinds == [b"IHDR", *[b"IDAT"] * (len(kinds) - 2), b"IEND"]:
+        return compressed, b"".join(parts)
+    # Pillow obeys the last of several headers, which nobody has judged.
+    order = _ORDER.fullmatch(b"".join(kinds))
+    if order is None:
+        raise CorruptPng("a chunk is there twice, or the chunks are out of order")
+    if header[9] == _PALETTE and not order[1]:
+        raise CorruptPng("the pixels are places in a palette that is not there")
+    return b"", b"".join(parts)
 
 
 def _chunks(png: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -179,13 +196,20 @@ def _only_the_models_size(width: int, height: int) -> None:
         raise WrongSize(f"the image is {width}x{height}, the model takes {SIDE}x{SIDE}")
 
 
-def _grey(image: Image.Image) -> Image.Image:
+def _opened(png: bytes) -> PngImagePlugin.PngImageFile:
+    """Open a checked PNG, and make sure that Pillow found the very size that was judged."""
+    image = PngImagePlugin.PngImageFile(io.BytesIO(png))
+    if image.size != _IHDR.unpack_from(png, _HEADER_AT)[:2]:
+        raise CorruptPng("the file contradicts its own header")
+    return image
+
+
+def _grey(image: Image.Image, depth: int) -> Image.Image:
+    image, opacity = _apart(image, depth)
+    if opacity is not None and opacity.getextrema() != (255, 255):
+        raise Transparent("at least one pixel is not opaque")
     if image.mode in _DEEP:
         return _high_bytes(image)
-    if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA"):
-        image = image.convert("RGBA")
-        if image.getchannel("A").getextrema() != (255, 255):
-            raise Transparent("at least one pixel is not opaque")
     if image.mode in ("1", "L"):
         return image.convert("L")
     red, green, blue = np.moveaxis(np.asarray(image.convert("RGB")), 2, 0)
@@ -194,17 +218,39 @@ def _grey(image: Image.Image) -> Image.Image:
     return Image.fromarray(red)
 
 
-def _luma(image: Image.Image) -> Image.Image:
-    if image.mode in _DEEP:
-        return _high_bytes(image)
-    if "transparency" not in image.info and image.mode not in ("LA", "PA", "RGBA"):
-        return image.convert("L")
-    image = image.convert("RGBA")
-    grey, opacity = image.convert("L"), image.getchannel("A")
+def _luma(image: Image.Image, depth: int) -> Image.Image:
+    image, opacity = _apart(image, depth)
+    grey = _high_bytes(image) if image.mode in _DEEP else image.convert("L")
+    if opacity is None:
+        return grey
     if opacity.getextrema()[1] == 0:
         raise BlankImage("every pixel is transparent")
     dark = ImageStat.Stat(grey, opacity).mean[0] < 128
     return Image.composite(grey, Image.new("L", grey.size, 255 if dark else 0), opacity)
+
+
+def _apart(image: Image.Image, depth: int) -> tuple[Image.Image, Image.Image | None]:
+    """Return an image without its transparency, and how opaque each pixel is, mode L; None when all are.
+
+    Pillow scales samples below 8 bits and cuts those above, but not the level that tRNS declares transparent.
+    """
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode in ("LA", "RGBA"):
+        return image.convert("RGB"), image.getchannel("A")
+    level = image.info.pop("transparency", None)
+    if level is None:
+        return image, None
+    samples = np.asarray(image.convert("L") if image.mode == "1" else image)
+    if image.mode == "RGB":
+        # Of 16 bits only the high bytes are left to compare.
+        clear = (samples == [each >> 8 if depth == 16 else each & 0xFF for each in level]).all(2)
+    elif image.mode == "L":
+        most = (1 << depth) - 1
+        clear = samples == (level & most) * (255 // most)
+    else:
+        clear = samples == level
+    return image, Image.fromarray(np.where(clear, 0, 255).astype(np.uint8))
 
 
 def _high_bytes(image: Image.Image) -> Image.Image:

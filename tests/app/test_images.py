@@ -35,9 +35,47 @@ def palette() -> Image.Image:
     return two_grey_levels().convert("P")
 
 
-def sixteen_bit() -> bytes:
+def sixteen_bit(*extra: bytes) -> bytes:
     wide = ((GREY.astype(np.uint16) << 8) | 0x7F).astype(">u2")
-    return pngs.SIGNATURE + pngs.header(depth=16) + pngs.chunk(b"IDAT", pngs.rows(wide)) + pngs.chunk(b"IEND")
+    pixels = pngs.chunk(b"IDAT", pngs.rows(wide))
+    return pngs.SIGNATURE + pngs.header(depth=16) + b"".join(extra) + pixels + pngs.chunk(b"IEND")
+
+
+def sixteen_bit_rgb(*extra: bytes) -> bytes:
+    wide = np.repeat(((GREY.astype(np.uint16) << 8) | 0x7F)[..., None], 3, 2).reshape(28, -1).astype(">u2")
+    pixels = pngs.chunk(b"IDAT", pngs.rows(wide))
+    return pngs.SIGNATURE + pngs.header(depth=16, colour=2) + b"".join(extra) + pixels + pngs.chunk(b"IEND")
+
+
+def levels(depth: int) -> np.ndarray:
+    """Return uint8 [28, 28] of all levels of `depth` bits but the lowest."""
+    return (1 + np.arange(784) % ((1 << depth) - 1)).astype(np.uint8).reshape(28, 28)
+
+
+def shallow(depth: int, *extra: bytes) -> bytes:
+    """Return a PNG of `levels` with 1, 2 or 4 bits a pixel."""
+    bits = np.unpackbits(levels(depth)[..., None], axis=2)[:, :, -depth:].reshape(28, -1)
+    pixels = pngs.chunk(b"IDAT", pngs.rows(np.packbits(bits, axis=1)))
+    return pngs.SIGNATURE + pngs.header(depth=depth) + b"".join(extra) + pixels + pngs.chunk(b"IEND")
+
+
+def clear(*levels: int) -> bytes:
+    """Return the chunk that declares one level, or one colour, transparent."""
+    return pngs.chunk(b"tRNS", struct.pack(f">{len(levels)}H", *levels))
+
+
+def of_palette(*chunks: bytes) -> bytes:
+    return pngs.SIGNATURE + pngs.header(colour=3) + b"".join(chunks) + pngs.chunk(b"IEND")
+
+
+END = pngs.chunk(b"IEND")
+PIXELS_OF = {
+    28: pngs.chunk(b"IDAT", pngs.rows(np.zeros((28, 56), np.uint8))),
+    30: pngs.chunk(b"IDAT", pngs.rows(pngs.gradient(30))),
+    3000: pngs.chunk(b"IDAT", zlib.compress(bytes(3000 * 3001), 9)),
+}
+PALETTE = pngs.chunk(b"PLTE", bytes(n for n in range(256) for _ in range(3)))
+PIXELS = pngs.chunk(b"IDAT", pngs.rows(GREY))
 
 
 def interlaced() -> bytes:
@@ -64,6 +102,17 @@ ACCEPTED = {
         pngs.plain(np.where(GREY == 7, 8, GREY).astype(np.uint8), pngs.chunk(b"tRNS", b"\0\7")),
         np.where(GREY == 7, 8, GREY),
     ),
+    **{f"{depth}-bit": (shallow(depth), levels(depth) * (255 // ((1 << depth) - 1))) for depth in (2, 4)},
+    **{
+        f"{depth}-bit with a transparent level that no pixel has": (
+            shallow(depth, clear(0)),
+            levels(depth) * (255 // ((1 << depth) - 1)),
+        )
+        for depth in (1, 2, 4)
+    },
+    "16-bit with a transparent level that no pixel has": (sixteen_bit(clear(int(GREY[0, 0]) << 8)), GREY),
+    "16-bit RGB with a transparent colour that no pixel has": (sixteen_bit_rgb(clear(0xFF00, 0, 0)), GREY),
+    "a palette of all greys": (of_palette(PALETTE, PIXELS), GREY),
 }
 
 
@@ -132,6 +181,33 @@ REFUSED = {
     "half transparent": (pngs.saved(with_alpha(128)), problems.Transparent),
     "one transparent pixel": (pngs.saved(with_alpha(0)), problems.Transparent),
     "grey with a transparent level": (pngs.plain(GREY, pngs.chunk(b"tRNS", b"\0\7")), problems.Transparent),
+    **{
+        f"{depth}-bit with a transparent level": (shallow(depth, clear(1)), problems.Transparent) for depth in (1, 2, 4)
+    },
+    "16-bit with a transparent level": (sixteen_bit(clear(int(GREY[0, 0]) << 8 | 0x7F)), problems.Transparent),
+    "16-bit RGB with a transparent colour": (
+        sixteen_bit_rgb(clear(*[int(GREY[0, 0]) << 8 | 0x7F] * 3)),
+        problems.Transparent,
+    ),
+    "a palette with a transparent place": (
+        of_palette(PALETTE, pngs.chunk(b"tRNS", b"\xff" * 7 + b"\x80"), PIXELS),
+        problems.Transparent,
+    ),
+    "a palette that is not there": (of_palette(PIXELS), problems.CorruptPng),
+    "a palette after the pixels": (of_palette(PIXELS, PALETTE), problems.CorruptPng),
+    "two palettes": (of_palette(PALETTE, PALETTE, PIXELS), problems.CorruptPng),
+    "transparency after the pixels": (of_palette(PALETTE, PIXELS, pngs.chunk(b"tRNS", b"\0")), problems.CorruptPng),
+    **{
+        f"a second header, {side}x{side}": (
+            pngs.SIGNATURE + pngs.header() + pngs.header(side, side, depth=depth) + PIXELS_OF[side] + END,
+            problems.CorruptPng,
+        )
+        for side, depth in ((28, 16), (30, 8), (3000, 8))
+    },
+    "a second header after the pixels": (
+        pngs.SIGNATURE + pngs.header() + PIXELS + pngs.header(30, 30) + END,
+        problems.CorruptPng,
+    ),
 }
 
 
@@ -142,6 +218,32 @@ def test_everything_else_is_refused(name: str) -> None:
     with pytest.raises(expected) as caught:
         images.decode(png)
     assert type(caught.value) is expected
+
+
+@pytest.mark.parametrize("name", [name for name in REFUSED if "header, " in name or "header after" in name])
+def test_a_second_header_is_refused_whatever_the_wanted_size(name: str) -> None:
+    """Nor does `fit` take a file whose second header was never judged."""
+    with pytest.raises(problems.CorruptPng):
+        images.decode_any(REFUSED[name][0], 10_000)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_transparent_grey_is_laid_on_the_other_ground(depth: int) -> None:
+    """Whatever the depth, what a grey file declares transparent becomes white behind dark strokes."""
+    most = (1 << depth) - 1
+    grey = np.full((30, 40), most, np.uint16)
+    grey[10:20, 10:20] = 0
+    kind: str = ">u2" if depth == 16 else "u1"
+    if depth >= 8:
+        content = pngs.rows(grey.astype(kind))
+    else:
+        bits = np.unpackbits(grey.astype(np.uint8)[..., None], axis=2)[:, :, -depth:].reshape(30, -1)
+        content = pngs.rows(np.packbits(bits, axis=1))
+    for level, ground in ((most, 255), (0, 0)):
+        png = pngs.SIGNATURE + pngs.header(40, 30, depth) + clear(level) + pngs.chunk(b"IDAT", content) + END
+        found = np.asarray(images.decode_any(png, 10_000))
+        assert (found[grey == level] == ground).all()
+        assert (found[grey != level] == 255 - ground).all()
 
 
 def test_wrong_size_says_the_size_found() -> None:
