@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,6 +81,26 @@ class _Drawing(torch.nn.Module):
         return mse, torch.cat([images, redrawn, shares.round().to(torch.uint8)[:, None]], 1), peak, reason
 
 
+_PLANES = 3 * 28 * 28
+
+
+def _packed(mse: torch.Tensor, planes: torch.Tensor, peak: torch.Tensor, reason: torch.Tensor) -> torch.Tensor:
+    """Return all outputs as uint8 [N, 2361], so that one copy brings them back from a GPU: `_unpacked` reads it."""
+    numbers = torch.stack([mse, peak], 1).view(torch.uint8)
+    return torch.cat([planes.flatten(1), numbers, reason[:, None].view(torch.uint8)], 1)
+
+
+def _unpacked(rows: NDArray[np.uint8]) -> Pictures:
+    """Return what `_packed` packed; nothing of it shares memory with `rows`."""
+
+    def column(start: int, kind: type[np.generic]) -> NDArray[Any]:
+        size = np.dtype(kind).itemsize
+        return np.ascontiguousarray(rows[:, start : start + size]).view(kind)[:, 0]
+
+    planes = rows[:, :_PLANES].reshape(-1, 3, 28, 28).copy()
+    return Pictures(column(_PLANES, np.float32), planes, column(_PLANES + 4, np.float32), column(_PLANES + 8, np.int8))
+
+
 def keep_memory() -> None:
     """Tell glibc to keep freed memory for the next micro-batch: asking the kernel anew costs more than the model.
 
@@ -122,14 +143,34 @@ def use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
+class _Staging:
+    """Memory that the operating system may not move, so that a GPU copies to or from it directly.
+
+    It is written anew with every call: one thread at a time, and the copy of the call before must be over.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._pinned = device.type == "cuda"
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor's bytes, uint8 of its shape, in this memory."""
+        if self._memory.numel() < tensor.numel():
+            self._memory = torch.empty(tensor.numel(), dtype=torch.uint8, pin_memory=self._pinned)
+        return self._memory[: tensor.numel()].view(tensor.shape).copy_(tensor)
+
+
 class Detector:
     """A scoring module on its device, ready to score.
 
     Build it with `Detector.load`, which refuses anything that does not reproduce its golden scores.
     """
 
-    def __init__(self, module: torch.jit.ScriptModule, device: torch.device) -> None:
+    def __init__(self, module: torch.jit.ScriptModule, device: torch.device, *, packed: bool | None = None) -> None:
         self._device = device
+        # On a GPU every copy has its price, however small it is; on the CPU packing would be one more.
+        self._packed = device.type == "cuda" if packed is None else packed
+        self._up, self._down = _Staging(device), _Staging(device)
         with torchscript_allowed():
             # A frozen module has no parameters left to move: the device comes first.
             module = module.eval().to(device)
@@ -159,15 +200,20 @@ class Detector:
         return detector
 
     @classmethod
-    def open(cls, content: bytes, device: torch.device) -> Detector:
+    def open(cls, content: bytes, device: torch.device, *, packed: bool | None = None) -> Detector:
         """Open TorchScript bytes without checking any score: for training, which records the golden scores with it.
+
+        Args:
+            content: of `model.pt`.
+            device: where to score.
+            packed: whether pictures come back from the device in one copy; None: when it is a GPU.
 
         Raises:
             RuntimeError: the bytes are no TorchScript module.
         """
         with torchscript_allowed():
             module = torch.jit.load(io.BytesIO(content), map_location="cpu")  # type: ignore[no-untyped-call]
-        return cls(module, device)
+        return cls(module, device, packed=packed)
 
     def detect(self, images: NDArray[np.uint8]) -> Detections:
         """Score a micro-batch.
@@ -194,8 +240,11 @@ class Detector:
     def draw(self, images: NDArray[np.uint8]) -> Pictures:
         """Score a micro-batch and make the pictures that are kept of it. Arguments and errors as for `detect`."""
         with torch.inference_mode():
-            batch = torch.from_numpy(images).to(self._device)
-            mse, planes, peak, reason = self._drawing(batch)
+            batch = torch.from_numpy(images)
+            if self._packed:
+                rows = _packed(*self._drawing(self._up.of(batch).to(self._device, non_blocking=True)))
+                return _unpacked(self._down.of(rows).numpy())
+            mse, planes, peak, reason = self._drawing(batch.to(self._device))
             return Pictures(mse.cpu().numpy(), planes.cpu().numpy(), peak.cpu().numpy(), reason.cpu().numpy())
 
     def warm_up(self, batch_sizes: Iterable[int]) -> float:

@@ -12,23 +12,33 @@ import pytest
 import torch
 
 from app.detector import Detector, choose_device, use_one_thread
-from app.repository import Repository
+from app.repository import Artifact, Repository
 from tests.app.test_bulk import digits
 from tests.conftest import MODEL_STORE
 
+CPU = torch.device("cpu")
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
-def loaded(device: str) -> Detector:
-    """Return the article's current version on a device, warmed up as the engine does."""
-    repository = Repository(MODEL_STORE)
-    version = repository.current("zero-article")
+REPOSITORY = Repository(MODEL_STORE)
+MODELS = REPOSITORY.names()
+
+
+def artifact(name: str) -> Artifact:
+    """Return the current version of a shipped model."""
+    version = REPOSITORY.current(name)
     assert version is not None
-    return Detector.load(repository.open("zero-article", version), choose_device(device), SIZES)
+    return REPOSITORY.open(name, version)
 
 
+def loaded(device: str, name: str = "zero-article") -> Detector:
+    """Return the current version of a shipped model on a device, warmed up as the engine does."""
+    return Detector.load(artifact(name), choose_device(device), SIZES)
+
+
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("method", ["draw", "score"])
-def test_no_call_after_warm_up_is_an_outlier(method: str) -> None:
+def test_no_call_after_warm_up_is_an_outlier(method: str, name: str) -> None:
     """Whatever sizes follow each other, the CPU time of a call stays below 20 times the median of its size.
 
     CPU time of the thread, not wall time: a busy machine is not the module's doing. A module that specialises anew
@@ -36,7 +46,7 @@ def test_no_call_after_warm_up_is_an_outlier(method: str) -> None:
     """
 
     def measure() -> dict[int, list[float]]:
-        detector = loaded("cpu")
+        detector = loaded("cpu", name)
         rng = np.random.default_rng(0)
         times: dict[int, list[float]] = {}
         call: Callable[[np.ndarray], object] = getattr(detector, method)
@@ -53,9 +63,10 @@ def test_no_call_after_warm_up_is_an_outlier(method: str) -> None:
         assert max(taken) < 20 * max(statistics.median(taken), 1e-4), f"batch of {size}: {taken}"
 
 
-def test_pictures_are_the_floats_rounded() -> None:
+@pytest.mark.parametrize("name", MODELS)
+def test_pictures_are_the_floats_rounded(name: str) -> None:
     """`draw`, `score` and `detect` agree: same scores, pixels rounded, error map scaled to its peak."""
-    detector = loaded("cpu")
+    detector = loaded("cpu", name)
     images = digits(33)[:, None]
     floats, pictures, (mse, reason) = detector.detect(images), detector.draw(images), detector.score(images)
     assert np.array_equal(floats.mse, pictures.mse)
@@ -66,6 +77,23 @@ def test_pictures_are_the_floats_rounded() -> None:
     assert np.allclose(pictures.peak, floats.error_map.max((1, 2)))
     shares = floats.error_map / floats.error_map.max((1, 2), keepdims=True) * 255
     assert np.abs(pictures.planes[:, 2] - shares).max() <= 0.51
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_packed_pictures_are_the_pictures(name: str) -> None:
+    """What a GPU sends back in one piece says bit for bit what four pieces say, in any order of batch sizes."""
+    module = artifact(name).model
+    whole, packed = Detector.open(module, CPU), Detector.open(module, CPU, packed=True)
+    kept = []
+    for size in (3, 1, 64, 2, 33):
+        # Blank, white and noise, so that guards speak as well.
+        images = np.concatenate([digits(size, size)[:, None], np.zeros((1, 1, 28, 28), np.uint8),
+                                 np.full((1, 1, 28, 28), 255, np.uint8)])  # fmt: skip
+        kept.append((whole.draw(images), packed.draw(images)))
+    for expected, found in kept:  # only now: no later call may have changed an earlier answer
+        for field in ("mse", "planes", "peak", "reason"):
+            assert getattr(found, field).dtype == getattr(expected, field).dtype
+            assert np.array_equal(getattr(found, field), getattr(expected, field)), field
 
 
 @pytest.mark.gpu

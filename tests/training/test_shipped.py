@@ -13,6 +13,7 @@ from tests.training.conftest import CPU, MODEL_STORE
 from training.calibrate import count_band
 from training.evaluate import ranking
 from training.probes import probes
+from training.splits import SPLITS
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,21 @@ def test_it_raises_as_many_false_alarms_as_it_says(scores, calibration, alpha):
     """The number of test zeros called anomalous lies in the exact 99 % band of the calibration."""
     low, high = count_band(len(calibration.scores), calibration.rank(alpha), len(scores[0]))
     assert low <= (scores[0] > calibration.threshold(alpha)).sum() <= high
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.1])
+def test_the_article_raises_as_many_false_alarms_as_it_says(full_mnist, alpha):
+    """So does `zero-article`, on the zeros that its own split leaves for the test."""
+    repository = Repository(MODEL_STORE)
+    artifact = repository.open("zero-article", repository.current("zero-article"))
+    recipe = artifact.manifest.recipe
+    split = SPLITS[recipe.parameters["split"]](full_mnist, artifact.manifest.data.normal, recipe.seed)
+    zeros = split.test[full_mnist.labels[split.test] == 0]
+    assert len(zeros) == artifact.manifest.data.test_normal == 903
+    calibration = artifact.calibration
+    low, high = count_band(len(calibration.scores), calibration.rank(alpha), len(zeros))
+    mse = detect(Detector.load(artifact, CPU), full_mnist.images[zeros]).mse
+    assert low <= (mse > calibration.threshold(alpha)).sum() <= high
 
 
 def test_what_is_no_digit_is_always_caught(detector, normals, calibration, artifact):
