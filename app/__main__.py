@@ -49,6 +49,8 @@ def _serve(settings: Settings) -> int:
         host=settings.host,
         port=settings.port,
         workers=settings.workers,
+        http="app.protocol:Protocol",
+        ws="none",
         access_log=False,
         log_config=None,
         server_header=False,

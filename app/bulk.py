@@ -2,8 +2,10 @@
 
 Knows: the order of the steps, the three forms of the reply. Does not know: the framework.
 
-A request has at most one chunk at the inference thread and one that waits for its turn, so its memory does not grow
-with its body. What is read is bounded by what is scored: a client that sends faster waits on TCP.
+A request has at most one chunk at the inference thread and one that waits for its turn, so of its body no more is in
+memory; of its reply, what is not yet sent: in JSON, which begins with the counts, all of it. What is read is bounded by
+what is scored: a client that sends faster waits on TCP. A client that sends or reads too slowly is let go of, because
+it holds one of few places.
 """
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ import io
 import json
 import os
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,15 +27,25 @@ from app.bodies import ClientLeft, Receive
 from app.bulk_bodies import Chunk, chunks, pieces
 from app.engine import BulkScores, Engine, Serving
 from app.keys import owned
-from app.metrics import Metrics
+from app.metrics import STAGES, Metrics
 from app.problems import InternalError, Overloaded, Problem
 from app.reconstructions import Reconstructions
 from app.record import Record
 from app.schemas import BatchQuery, ScoreResponse
-from app.scoring import parse_query, threshold_of
+from app.scoring import TIMING, parse_query, threshold_of
 from app.settings import Settings
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+@dataclass
+class _Tally:
+    """What a request has come to so far: images, and seconds in each of `STAGES`."""
+
+    count: int = 0
+    anomalous: int = 0
+    failed: int = 0
+    seconds: list[float] = field(default_factory=lambda: [0.0] * len(STAGES))
 
 
 @dataclass(frozen=True)
@@ -43,6 +57,25 @@ class _Job:
     threshold: float
     alpha: float
     store: bool
+    timeout: float
+    slowest: float
+    tally: _Tally = field(default_factory=_Tally)
+
+    @asynccontextmanager
+    async def taking(self, size: int) -> AsyncIterator[None]:
+        """Let go of a client that takes too long over the `size` bytes of its reply that are left to be sent."""
+        try:
+            async with asyncio.timeout(self.timeout + size / self.slowest):
+                yield
+        except TimeoutError:
+            raise ClientLeft from None
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the access log says of the request."""
+        manifest, tally = self.serving.manifest, self.tally
+        counts = {"count": tally.count, "anomalous": tally.anomalous, "failed": tally.failed}
+        stages = {f"{stage}_seconds": round(seconds, 6) for stage, seconds in zip(STAGES, tally.seconds, strict=True)}
+        return {"model": manifest.name, "version": manifest.version, **counts, **stages}
 
 
 @dataclass
@@ -74,7 +107,7 @@ class BulkScorer:
         self._running = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Answer one request. A client that leaves ends it silently, at the next piece of its body.
+        """Answer one request. A client that leaves, or does not take its reply, ends it silently.
 
         Raises:
             Problem: one of its kinds, as long as nothing has been sent.
@@ -86,32 +119,38 @@ class BulkScorer:
         try:
             await self._answer(scope, receive, send)
         except ClientLeft:
-            return
+            scope.get("facts", {})["client_left"] = True
         finally:
             self._running -= 1
 
     async def _answer(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         query = parse_query(BatchQuery, scope["query_string"])
+        timeout, slowest = self._settings.body_timeout_ms / 1000, self._settings.bulk_slowest_bytes
         body = pieces(
             receive,
             declared=headers.get(b"content-length"),
             limit=self._settings.bulk_max_body_bytes,
-            timeout=self._settings.body_timeout_ms / 1000,
+            timeout=timeout,
+            slowest=slowest,
         )
         found = chunks(
             headers.get(b"content-type", b"").decode("latin-1"),
             body,
             size=self._settings.bulk_chunk_images,
             largest_file=self._settings.max_body_bytes,
+            most_files=self._settings.bulk_max_files,
         )
         serving = await self._engine.select(query.model)
         threshold, alpha = threshold_of(serving.manifest, serving.calibration, query.alpha)
-        job = _Job(scope, serving, threshold, alpha, query.store)
+        job = _Job(scope, serving, threshold, alpha, query.store, timeout, slowest)
         reply = _form_of(headers.get(b"accept", b""))(job, send)
         try:
             async for scored in self._scored(job, found):
                 reply.add(scored)
+                job.tally.count += len(scored.mse)
+                job.tally.failed += len(scored.problems)
+                job.tally.anomalous += sum(mse > threshold for mse in scored.mse)
             await reply.finish()
         except Problem as problem:
             if not reply.begun:
@@ -119,6 +158,8 @@ class BulkScorer:
             await reply.fail(problem)
         finally:
             reply.close()
+            self._metrics.batch(job.tally.seconds)
+            scope.get("facts", {}).update(job.facts())
 
     async def _scored(self, job: _Job, found: AsyncIterator[Chunk]) -> AsyncIterator[_Scored]:
         """Yield the results of each chunk in order, while the next chunk is being read."""
@@ -157,8 +198,12 @@ class BulkScorer:
         calibration = job.serving.calibration
         p_values = calibration.p_values(mses)
         ids: list[str | None] = [None] * len(good)
+        began = time.perf_counter()
         if job.store:
             ids = await self._keep(job, found, mses.tolist(), p_values)
+        stages = chunk.decode_seconds, found.queue_seconds, found.forward_seconds, time.perf_counter() - began
+        for place, seconds in enumerate(stages):
+            job.tally.seconds[place] += seconds
         self._count(job, mses)
         if not chunk.problems:
             return _Scored(mses.tolist(), p_values, found.reasons, ids, {})
@@ -230,22 +275,22 @@ class _Lines:
         self.begun = False
         self._job = job
         self._send = send
-        self._count = 0
+        self._unsent = 0
         self._waiting: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._sender: asyncio.Task[None] | None = None
 
     def add(self, scored: _Scored) -> None:
-        self._put("\n".join(_items(self._job, scored, self._count)) + "\n")
-        self._count += len(scored.mse)
+        self._put("\n".join(_items(self._job, scored)) + "\n")
 
     async def finish(self) -> None:
         self._put("")
         self._waiting.put_nowait(None)
         assert self._sender is not None
-        await self._sender
+        async with self._job.taking(self._unsent):
+            await self._sender
 
     async def fail(self, problem: Problem) -> None:
-        self._put(_problem_item(self._count, problem) + "\n")
+        self._put(_problem_item(self._job.tally.count, problem) + "\n")
         await self.finish()
 
     def close(self) -> None:
@@ -254,6 +299,7 @@ class _Lines:
 
     def _put(self, text: str) -> None:
         self.begun = True
+        self._unsent += len(text)
         self._waiting.put_nowait(text.encode())
         if self._sender is None:
             self._sender = asyncio.create_task(self._send_all())
@@ -263,81 +309,80 @@ class _Lines:
         while (text := await self._waiting.get()) is not None:
             if text:
                 await self._send({"type": "http.response.body", "body": text, "more_body": True})
+                self._unsent -= len(text)
         await self._send({"type": "http.response.body", "body": b""})
 
 
 class _Whole:
-    """A reply that is sent when all is scored: JSON, or npy of the scores alone."""
+    """A reply that is sent when all is scored: JSON, or npy of the scores alone. `_pieces` holds it, piece by piece."""
 
     begun = False
+    _kind: bytes
 
     def __init__(self, job: _Job, send: Send) -> None:
         self._job = job
         self._send = send
-        self._count = self._anomalous = self._failed = 0
+        self._pieces: deque[bytes] = deque()
 
     def add(self, scored: _Scored) -> None:
-        self._keep(scored)
-        self._count += len(scored.mse)
-        self._failed += len(scored.problems)
-        self._anomalous += sum(mse > self._job.threshold for mse in scored.mse)
+        raise NotImplementedError
 
     async def finish(self) -> None:
-        kind, body = self._body()
-        await self._send(_start(self._job, kind, len(body)))
-        await self._send({"type": "http.response.body", "body": body})
+        self._complete()
+        length = sum(map(len, self._pieces))
+        async with self._job.taking(length):
+            await self._send(_start(self._job, self._kind, length))
+            while self._pieces:
+                piece = self._pieces.popleft()
+                await self._send({"type": "http.response.body", "body": piece, "more_body": bool(self._pieces)})
 
     async def fail(self, problem: Problem) -> None:
         raise problem
 
     def close(self) -> None: ...
 
-    def _keep(self, scored: _Scored) -> None:
-        raise NotImplementedError
-
-    def _body(self) -> tuple[bytes, bytes]:
+    def _complete(self) -> None:
         raise NotImplementedError
 
 
 class _Document(_Whole):
     """One JSON document."""
 
-    def __init__(self, job: _Job, send: Send) -> None:
-        super().__init__(job, send)
-        self._items: list[str] = []
+    _kind = b"application/json"
 
-    def _keep(self, scored: _Scored) -> None:
-        self._items += [",".join(_items(self._job, scored, self._count))]
+    def add(self, scored: _Scored) -> None:
+        text = ",".join(_items(self._job, scored))
+        self._pieces.append((f",{text}" if self._pieces else text).encode())
 
-    def _body(self) -> tuple[bytes, bytes]:
-        manifest = self._job.serving.manifest
+    def _complete(self) -> None:
+        manifest, tally = self._job.serving.manifest, self._job.tally
         members = {
             "model": manifest.name,
             "version": manifest.version,
             "threshold": self._job.threshold,
             "alpha": self._job.alpha,
-            "count": self._count,
-            "anomalous": self._anomalous,
-            "failed": self._failed,
+            "count": tally.count,
+            "anomalous": tally.anomalous,
+            "failed": tally.failed,
         }
         head = json.dumps(members, separators=(",", ":"))
-        return b"application/json", f'{head[:-1]},"items":[{",".join(self._items)}]}}'.encode()
+        self._pieces.appendleft(f'{head[:-1]},"items":['.encode())
+        self._pieces.append(b"]}")
 
 
 class _Scores(_Whole):
     """The scores as float32 [N] in npy; NaN where an item has a problem."""
 
-    def __init__(self, job: _Job, send: Send) -> None:
-        super().__init__(job, send)
-        self._scores: list[np.ndarray[Any, np.dtype[np.float32]]] = []
+    _kind = b"application/x-npy"
 
-    def _keep(self, scored: _Scored) -> None:
-        self._scores.append(np.asarray(scored.mse, np.float32))
+    def add(self, scored: _Scored) -> None:
+        self._pieces.append(np.asarray(scored.mse, "<f4").tobytes())
 
-    def _body(self) -> tuple[bytes, bytes]:
-        buffer = io.BytesIO()
-        np.save(buffer, np.concatenate(self._scores) if self._scores else np.zeros(0, np.float32))
-        return b"application/x-npy", buffer.getvalue()
+    def _complete(self) -> None:
+        head = io.BytesIO()
+        shape = {"descr": "<f4", "fortran_order": False, "shape": (self._job.tally.count,)}
+        np.lib.format.write_array_header_1_0(head, shape)
+        self._pieces.appendleft(head.getvalue())
 
 
 _FORMS: dict[str, Callable[[_Job, Send], _Reply]] = {
@@ -366,12 +411,13 @@ def _start(job: _Job, kind: bytes, length: int | None = None) -> dict[str, Any]:
         (b"x-alpha", repr(job.alpha).encode()),
     ]
     if length is not None:
-        headers.append((b"content-length", b"%d" % length))
+        timing = TIMING % tuple(1e3 * seconds for seconds in job.tally.seconds)
+        headers += [(b"content-length", b"%d" % length), (b"server-timing", timing.encode())]
     return {"type": "http.response.start", "status": 200, "headers": headers}
 
 
-def _items(job: _Job, scored: _Scored, first: int) -> list[str]:
-    threshold, prefix = job.threshold, job.scope.get("root_path", "")
+def _items(job: _Job, scored: _Scored) -> list[str]:
+    first, threshold, prefix = job.tally.count, job.threshold, job.scope.get("root_path", "")
     lines = []
     for place, (mse, p_value, reason) in enumerate(zip(scored.mse, scored.p_values, scored.reasons, strict=True)):
         if place in scored.problems:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -44,14 +45,18 @@ class Chunk:
         count: how many items, good and bad.
         pixels: the good ones in order, uint8 [count - len(problems), 28, 28].
         problems: why an item cannot be scored, by its place in the chunk.
+        decode_seconds: what decoding its files took.
     """
 
     count: int = 0
     pixels: bytearray = field(default_factory=bytearray)
     problems: dict[int, Problem] = field(default_factory=dict)
+    decode_seconds: float = 0.0
 
 
-async def pieces(receive: Receive, *, declared: bytes | None, limit: int, timeout: float) -> AsyncIterator[bytes]:
+async def pieces(
+    receive: Receive, *, declared: bytes | None, limit: int, timeout: float, slowest: float
+) -> AsyncIterator[bytes]:
     """Yield a request's body as it arrives.
 
     Args:
@@ -59,19 +64,23 @@ async def pieces(receive: Receive, *, declared: bytes | None, limit: int, timeou
         declared: the header Content-Length, when there is one.
         limit: most bytes.
         timeout: seconds in which each next piece must arrive.
+        slowest: bytes a second; all the waiting together may take `timeout` and what this rate makes of the bytes.
 
     Raises:
         BodyTooLarge, BodyTimeout, ClientLeft: as for `app.bodies.read_body`.
     """
     if declared is not None and declared.isdigit() and int(declared) > limit:
         raise BodyTooLarge(f"the body has {int(declared)} bytes, the limit is {limit}")
-    size, more = 0, True
+    size, waited, more = 0, 0.0, True
     while more:
+        # Only what the client makes the service wait counts, not what the service makes the client wait.
+        began = time.monotonic()
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(min(timeout, timeout + size / slowest - waited)):
                 message = await receive()
         except TimeoutError:
-            raise BodyTimeout(f"nothing of the body arrived for {timeout:g} s") from None
+            raise BodyTimeout(f"nothing of the body for {timeout:g} s, or less than {slowest:g} bytes a s") from None
+        waited += time.monotonic() - began
         if message["type"] == "http.disconnect":
             raise ClientLeft
         piece, more = message.get("body", b""), message.get("more_body", False)
@@ -81,18 +90,21 @@ async def pieces(receive: Receive, *, declared: bytes | None, limit: int, timeou
         yield piece
 
 
-def chunks(content_type: str, body: AsyncIterator[bytes], *, size: int, largest_file: int) -> AsyncIterator[Chunk]:
+def chunks(
+    content_type: str, body: AsyncIterator[bytes], *, size: int, largest_file: int, most_files: int
+) -> AsyncIterator[Chunk]:
     """Return the chunks, of up to `size` items, of a body of either form.
 
     Raises (here or while iterating):
         UnsupportedMediaType: the body is neither an array nor a form.
+        BodyTooLarge: a form has more than `most_files` files. An array is bounded by its bytes.
         MalformedArray, WrongArray, MalformedMultipart, EmptyBody: it is not what it claims to be.
     """
     kind, parameters = parse_options_header(content_type)
     if kind == b"application/x-npy":
         return _of_array(body, size)
     if kind == b"multipart/form-data":
-        return _of_form(parameters.get(b"boundary", b""), body, size, largest_file)
+        return _of_form(parameters.get(b"boundary", b""), body, size, _Form(largest_file, most_files))
     raise UnsupportedMediaType(f"the content type is {content_type[:80] or 'missing'}")
 
 
@@ -162,8 +174,7 @@ def array_header(content: bytes) -> tuple[int, int] | None:
     return shape[0], end
 
 
-async def _of_form(boundary: bytes, body: AsyncIterator[bytes], size: int, largest: int) -> AsyncIterator[Chunk]:
-    form = _Form(largest)
+async def _of_form(boundary: bytes, body: AsyncIterator[bytes], size: int, form: _Form) -> AsyncIterator[Chunk]:
     try:
         parser = MultipartParser(boundary, form.callbacks())
     except (MultipartParseError, ValueError):
@@ -192,6 +203,7 @@ _SLICE = 16 * 1024
 
 
 def _add(chunk: Chunk, item: bytes | Problem) -> None:
+    began = time.perf_counter()
     try:
         if isinstance(item, Problem):
             raise item
@@ -199,14 +211,17 @@ def _add(chunk: Chunk, item: bytes | Problem) -> None:
     except Problem as problem:
         chunk.problems[chunk.count] = problem
     chunk.count += 1
+    chunk.decode_seconds += time.perf_counter() - began
 
 
 class _Form:
     """Collects the parts of a form that are called `files`; a part above `largest` bytes becomes a problem."""
 
-    def __init__(self, largest: int) -> None:
+    def __init__(self, largest: int, most: int) -> None:
         self.ended = False
         self._largest = largest
+        self._most = most
+        self._count = 0
         self._items: list[bytes | Problem] = []
         self._headers: dict[bytes, bytes] = {}
         self._name, self._value, self._content = bytearray(), bytearray(), bytearray()
@@ -231,6 +246,9 @@ class _Form:
         return items
 
     def _begin(self) -> None:
+        self._count += 1
+        if self._count > self._most:
+            raise BodyTooLarge(f"the form has more than {self._most} files; send the others in requests of their own")
         self._headers, self._content, self._size = {}, bytearray(), 0
 
     def _field(self, data: bytes, start: int, end: int) -> None:

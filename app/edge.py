@@ -19,8 +19,8 @@ from app.bodies import ClientLeft, Receive
 from app.keys import ApiKeys, is_public
 from app.logs import AccessLog
 from app.metrics import Metrics
-from app.problems import InternalError, Problem, Unauthorized, render
-from app.scoring import Reply
+from app.problems import InternalError, MalformedRequest, Problem, Unauthorized, render
+from app.scoring import LONGEST_QUERY, Reply
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Edge:
         elif scope["path"] == "/score" and scope["method"] == "POST":
             route, status = "/score", await self._fast(scope, headers, receive, send, facts)
         else:
-            status = await self._framework(scope, receive, send)
+            status = await self._framework(scope, receive, send, facts)
             route = _route(scope)
         seconds = time.perf_counter() - started
         self._metrics.request(route, status, seconds)
@@ -124,7 +124,6 @@ class Edge:
             _log.exception("request failed", extra={"request_id": scope["request_id"]})
             return await _refuse(InternalError(), scope["request_id"], send, facts)
         facts.update(reply.facts)
-        facts["timing"] = reply.timing
         await send(
             {
                 "type": "http.response.start",
@@ -141,8 +140,14 @@ class Edge:
         await send({"type": "http.response.body", "body": reply.body})
         return 200
 
-    async def _framework(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> int:
+    async def _framework(
+        self, scope: MutableMapping[str, Any], receive: Receive, send: Send, facts: dict[str, Any]
+    ) -> int:
+        if len(scope["query_string"]) > LONGEST_QUERY:
+            problem = MalformedRequest(f"the query has more than {LONGEST_QUERY} bytes")
+            return await _refuse(problem, scope["request_id"], send, facts)
         status = 0
+        scope["facts"] = facts
 
         async def observed(message: Message) -> None:
             nonlocal status
@@ -158,7 +163,7 @@ class Edge:
         except Exception:
             _log.exception("request failed", extra={"request_id": scope["request_id"]})
             if status == 0:
-                return await _refuse(InternalError(), scope["request_id"], send, {})
+                return await _refuse(InternalError(), scope["request_id"], send, facts)
         return status or 499
 
 

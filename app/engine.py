@@ -24,13 +24,15 @@ from app.calibration import Calibration
 from app.detector import Detector, DetectorError, choose_device, keep_memory, use_one_thread
 from app.manifest import Manifest
 from app.metrics import Metrics
-from app.problems import InternalError, ModelNotFound, ModelUnavailable, Overloaded
+from app.problems import DeadlineExceeded, InternalError, ModelNotFound, ModelUnavailable, Overloaded
 from app.repository import Artifact, Repository, RepositoryError
 from app.settings import Settings
 
 _log = logging.getLogger(__name__)
 
 _FAILURES_UNREADY = 3
+_REFUSED_SECONDS = 30.0
+"""How long a version beside the current one stays refused before it is read again."""
 _NO_PLANES, _NO_PEAKS = np.zeros((0, 3, 28, 28), np.uint8), np.zeros(0, np.float32)
 
 Answer = TypeVar("Answer")
@@ -73,12 +75,15 @@ class BulkScores:
         reasons: the guard that decided, for each image.
         planes: uint8 [N, 3, 28, 28], input, reconstruction and error map.
         peak: float32 [N], the squared error that 255 stands for in the error map.
+        queue_seconds, forward_seconds: where the time went.
     """
 
     mse: NDArray[np.float32]
     reasons: list[str | None]
     planes: NDArray[np.uint8]
     peak: NDArray[np.float32]
+    queue_seconds: float = 0.0
+    forward_seconds: float = 0.0
 
 
 class Serving:
@@ -112,9 +117,9 @@ class Serving:
         with contextlib.suppress(Exception):
             await self._run([Waiting(images, time.perf_counter())])
 
-    async def run_many(self, pixels: bytearray, *, draw: bool) -> BulkScores:
+    async def run_many(self, pixels: bytearray, since: float, *, draw: bool) -> BulkScores:
         """Score one chunk of a batch request, in the thread's turn; `Engine.score_many` says the rest."""
-        work = functools.partial(self._detect_many, pixels, draw=draw)
+        work = functools.partial(self._detect_many, pixels, since, draw=draw)
         return await self._in_thread(work, len(pixels) // 784)
 
     async def _in_thread(self, work: Callable[[], Answer], count: int) -> Answer:
@@ -129,14 +134,18 @@ class Serving:
         self._metrics.batch_images.observe(count)
         return found
 
-    def _detect_many(self, pixels: bytearray, *, draw: bool) -> BulkScores:
+    def _detect_many(self, pixels: bytearray, since: float, *, draw: bool) -> BulkScores:
+        started = time.perf_counter()
         images = np.frombuffer(pixels, np.uint8).reshape(-1, 1, 28, 28)
-        reasons = (None, *self.manifest.reasons)
+        planes, peak = _NO_PLANES, _NO_PEAKS
         if draw:
             found = self._detector.draw(images)
-            return BulkScores(found.mse, [reasons[code] for code in found.reason.tolist()], found.planes, found.peak)
-        mse, codes = self._detector.score(images)
-        return BulkScores(mse, [reasons[code] for code in codes.tolist()], _NO_PLANES, _NO_PEAKS)
+            mse, codes, planes, peak = found.mse, found.reason, found.planes, found.peak
+        else:
+            mse, codes = self._detector.score(images)
+        reasons = (None, *self.manifest.reasons)
+        said = [reasons[code] for code in codes.tolist()]
+        return BulkScores(mse, said, planes, peak, started - since, time.perf_counter() - started)
 
     async def _run(self, items: list[Waiting]) -> Sequence[Detection]:
         return await self._in_thread(functools.partial(self._detect, items), len(items))
@@ -180,8 +189,12 @@ class Engine:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference", initializer=use_one_thread)
         self._current: dict[str, Serving] = {}
         self._extra: OrderedDict[tuple[str, int], Serving] = OrderedDict()
+        self._loads: dict[tuple[str, int], asyncio.Task[Serving | None]] = {}
         self._loading = asyncio.Lock()
+        self._waiting_for_loads = 0
         self._refused: dict[str, tuple[int | None, str]] = {}
+        self._refused_extra: dict[tuple[str, int], float] = {}
+        self._out_of_reach = False
         self._retiring: set[asyncio.Task[None]] = set()
         self._watcher: asyncio.Task[None] | None = None
         self._bulk_turn = asyncio.Lock()
@@ -198,6 +211,9 @@ class Engine:
             self._watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watcher
+        for load in self._loads.values():
+            load.cancel()
+        await asyncio.gather(*self._loads.values(), return_exceptions=True)
         await asyncio.gather(*(serving.batcher.aclose() for serving in self._all()), *self._retiring)
         self._thread.shutdown()
 
@@ -228,6 +244,8 @@ class Engine:
         Raises:
             ModelNotFound: there is no such model or version.
             ModelUnavailable: it is there, but was refused.
+            DeadlineExceeded: it is still being loaded; later requests find it.
+            Overloaded: too many versions are being loaded, or too many requests wait for that.
         """
         name, _, version = (reference or self.default_model).partition("@")
         serving = self._current.get(name)
@@ -273,9 +291,10 @@ class Engine:
         Raises:
             InternalError: the model failed.
         """
+        since = time.perf_counter()
         async with self._bulk_turn:
             try:
-                return await serving.run_many(pixels, draw=draw)
+                return await serving.run_many(pixels, since, draw=draw)
             except Exception:  # it was logged where it happened
                 raise InternalError from None
 
@@ -294,13 +313,27 @@ class Engine:
     async def refresh(self) -> None:
         """Compare the model store with what is loaded and load what is new, one version after the other."""
         names = await asyncio.to_thread(self.repository.names)
+        if self._current and not names:
+            # A disk that was taken away looks like this. Whoever wants nothing to be served stops the service.
+            if not self._out_of_reach:
+                _log.error("the model store is out of reach or empty: what serves goes on serving")
+            self._out_of_reach = True
+            return
+        self._out_of_reach = False
         for name in sorted(names, key=lambda name: name != self.default_model):
             await self._refresh_one(name)
         for name in [name for name in self._current if name not in names]:
-            self._retire(self._current.pop(name))
-        self._refused = {name: refused for name, refused in self._refused.items() if name in names}
+            if await asyncio.to_thread(self.repository.lacks, name):
+                self._retire(self._current.pop(name))
+        for name in [name for name in self._refused if name not in names]:
+            del self._refused[name]
+            self._metrics.model_refused.labels(name).set(0)
 
     async def _refresh_one(self, name: str) -> None:
+        await self._load_current(name)
+        self._metrics.model_refused.labels(name).set(name in self._refused)
+
+    async def _load_current(self, name: str) -> None:
         wanted: int | None = None
         try:
             wanted = await asyncio.to_thread(self.repository.current, name)
@@ -334,21 +367,59 @@ class Engine:
         return Serving(artifact, detector, self._thread, self._settings, self._metrics)
 
     async def _load_extra(self, name: str, version: int) -> Serving:
+        key = name, version
+        serving = self._extra.get(key)
+        if serving is None:
+            serving = await self._loaded(key)
+        if serving is None:
+            raise ModelUnavailable(f"{name}@{version} was refused")
+        if key in self._extra:
+            self._extra.move_to_end(key)
+        return serving
+
+    async def _loaded(self, key: tuple[str, int]) -> Serving | None:
+        """Wait, within a request's deadline, for a version that is loaded at most once, however many ask for it."""
+        if time.monotonic() < self._refused_extra.get(key, 0.0):
+            return None
+        if key not in self._loads and key[1] not in await asyncio.to_thread(self.repository.versions, key[0]):
+            raise ModelNotFound(f"the model store has no version {key[1]} of {key[0]}")
+        if key in self._extra:
+            return self._extra[key]
+        if self._waiting_for_loads >= self._settings.queue_max_images:
+            self._metrics.shed.inc()
+            raise Overloaded(f"{self._waiting_for_loads} requests wait for versions that are being loaded")
+        if key not in self._loads and len(self._loads) >= self._settings.max_extra_versions:
+            self._metrics.shed.inc()
+            raise Overloaded(f"{len(self._loads)} versions are being loaded already")
+        if key not in self._loads:
+            self._loads[key] = load = asyncio.create_task(self._load_beside(key))
+            load.add_done_callback(lambda _: self._loads.pop(key))
+        self._waiting_for_loads += 1
+        try:
+            async with asyncio.timeout(self._settings.deadline_ms / 1000):
+                return await asyncio.shield(self._loads[key])
+        except TimeoutError:
+            raise DeadlineExceeded("the version is still being loaded") from None
+        finally:
+            self._waiting_for_loads -= 1
+
+    async def _load_beside(self, key: tuple[str, int]) -> Serving | None:
         async with self._loading:
-            serving = self._extra.get((name, version))
-            if serving is None:
-                if version not in await asyncio.to_thread(self.repository.versions, name):
-                    raise ModelNotFound(f"the model store has no version {version} of {name}")
-                try:
-                    serving = await self._load(name, version)
-                except (RepositoryError, DetectorError) as error:
-                    _log.error("version refused: %s", error, extra={"model": name, "version": version})
-                    raise ModelUnavailable(f"{name}@{version} was refused") from None
-                self._extra[name, version] = serving
-                while len(self._extra) > self._settings.max_extra_versions:
-                    self._retire(self._extra.popitem(last=False)[1])
-            self._extra.move_to_end((name, version))
-            return serving
+            try:
+                serving = await self._load(*key)
+            except (RepositoryError, DetectorError) as error:
+                _log.error("version refused: %s", error, extra={"model": key[0], "version": key[1]})
+                now = time.monotonic()
+                self._refused_extra = {key: until for key, until in self._refused_extra.items() if now < until}
+                self._refused_extra[key] = now + _REFUSED_SECONDS
+                return None
+            except Exception:
+                _log.exception("version not loaded", extra={"model": key[0], "version": key[1]})
+                return None
+        self._extra[key] = serving
+        while len(self._extra) > self._settings.max_extra_versions:
+            self._retire(self._extra.popitem(last=False)[1])
+        return serving
 
     def _retire(self, serving: Serving) -> None:
         task = asyncio.create_task(serving.batcher.aclose())

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from datetime import UTC, datetime
+from types import TracebackType
 from typing import Any
 
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
@@ -25,9 +26,22 @@ class JsonFormatter(logging.Formatter):
             "event": record.getMessage(),
         }
         line.update((key, value) for key, value in vars(record).items() if key not in _OWN)
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+        if record.exc_info and record.exc_info[0] is not None:
+            # Neither its words nor the stack: both hold paths, and words may hold what a client sent.
+            line["error"] = record.exc_info[0].__name__
+            line["at"] = _place(record.exc_info[2])
         return json.dumps(line, default=str)
+
+
+def _place(traceback: TracebackType | None) -> str | None:
+    """Return `module:line` of the last step of a stack inside the service, or else of its very last step."""
+    own = last = None
+    while traceback is not None:
+        module = str(traceback.tb_frame.f_globals.get("__name__"))
+        last = f"{module}:{traceback.tb_lineno}"
+        own = last if module.partition(".")[0] == "app" else own
+        traceback = traceback.tb_next
+    return own or last
 
 
 def configure(level: str) -> None:

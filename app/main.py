@@ -68,6 +68,8 @@ def create_app(settings: Settings, *, store: Store | None = None) -> Edge:
         version="0.1.0",
         lifespan=_lifespan,
         root_path=settings.root_path,
+        # A redirect would name whatever host the request named.
+        redirect_slashes=False,
     )
     app.state.services, app.state.settings = services, settings
     app.include_router(router)
@@ -119,7 +121,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         stack.push_async_callback(services.scorer.aclose)
         stack.push_async_callback(services.engine.aclose)
         await services.engine.start()
-        await stack.enter_async_context(watch(services.engine, services.reconstructions, services.metrics))
+        await stack.enter_async_context(
+            watch(services.engine, services.reconstructions, services.metrics, lambda: services.readiness().ready)
+        )
         stack.enter_context(_draining(services, app.state.settings.drain_seconds))
         seconds = _process_age()
         services.metrics.start_seconds.set(seconds)
@@ -161,6 +165,7 @@ def _process_age() -> float:
 
 async def _on_problem(request: Request, problem: Exception) -> Response:
     assert isinstance(problem, Problem)
+    request.scope.get("facts", {})["problem"] = problem.type
     body = render(problem, request.scope.get("request_id"))
     return Response(body, problem.status, headers=problem.headers())
 

@@ -15,6 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_BATCH_SECONDS = (0.001, 0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 _MSE = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 4.0)
 STAGES = ("decode", "queue", "forward", "store")
@@ -34,17 +35,32 @@ class Metrics:
             "score_stage_seconds", "Where a score's time went.", ("stage",), buckets=_SECONDS, registry=self.registry
         )
         self._stages = [stage.labels(name) for name in STAGES]
+        batch_stage = Histogram(
+            "batch_stage_seconds",
+            "Where a batch request's time went, all its images together.",
+            ("stage",),
+            buckets=_BATCH_SECONDS,
+            registry=self.registry,
+        )
+        self._batch_stages = [batch_stage.labels(name) for name in STAGES]
         self._verdicts = Counter("score_verdicts", "Images scored.", ("model", "verdict"), registry=self.registry)
         self._mse = Histogram("score_mse", "Anomaly scores.", ("model",), buckets=_MSE, registry=self.registry)
         self.batch_images = Histogram(
             "batch_images", "Images in one forward pass.", buckets=_SIZES, registry=self.registry
         )
-        self.shed = Counter("score_shed", "Images refused because the queue was full.", registry=self.registry)
+        self.shed = Counter("score_shed", "Requests refused because too much was waiting.", registry=self.registry)
         self.not_kept = Counter(
             "reconstructions_not_kept", "Scores answered without an id: the store failed.", registry=self.registry
         )
         self.model_failures = Counter("model_failures", "Forward passes that failed.", registry=self.registry)
         self.load_failures = Counter("model_load_failures", "Versions refused.", ("model",), registry=self.registry)
+        self.model_refused = Gauge(
+            "model_refused",
+            "1 while the version that should answer is refused and the one before it answers, if any.",
+            ("model",),
+            multiprocess_mode="livemax",
+            registry=self.registry,
+        )
         self.queue_images = Gauge(
             "queue_images", "Images waiting for the model.", multiprocess_mode="livesum", registry=self.registry
         )
@@ -86,6 +102,11 @@ class Metrics:
         verdicts.inc()
         scores.observe(mse)
         for histogram, seconds in zip(self._stages, stages, strict=True):
+            histogram.observe(seconds)
+
+    def batch(self, stages: Iterable[float]) -> None:
+        """Count the seconds that a batch request spent in each of `STAGES`."""
+        for histogram, seconds in zip(self._batch_stages, stages, strict=True):
             histogram.observe(seconds)
 
     def scores(self, model: str, normal: int, anomalous: int, mses: Iterable[float]) -> None:

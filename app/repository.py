@@ -79,6 +79,13 @@ class Repository:
         folders = (path.parent for path in self.root.glob("*/CURRENT"))
         return sorted(folder.name for folder in folders if MODEL_NAME.fullmatch(folder.name))
 
+    def lacks(self, name: str) -> bool:
+        """Return whether a model's folder is gone for certain: the store can be read, and it is not there."""
+        try:
+            return all(path.name != name for path in self.root.iterdir())
+        except OSError:
+            return False
+
     def versions(self, name: str) -> list[int]:
         """Return the version numbers of a model, ascending; empty when there is no such model."""
         if not MODEL_NAME.fullmatch(name):

@@ -45,6 +45,7 @@ router = APIRouter()
 
 _KEY = re.compile(r"[0-9a-f]{44}")
 _PRIVATE = {"cache-control": "private, no-store", "x-content-type-options": "nosniff"}
+_LARGE = 4
 View = Literal["reconstruction", "input", "error", "panel"]
 
 
@@ -187,7 +188,11 @@ async def reconstruction(
         raise ReconstructionNotFound(f"nothing is kept under the id {key[:64]!r}")
     if request.headers.get("accept", "").startswith("application/json"):
         return Response(record.reply, media_type="application/json", headers=_PRIVATE)
-    return Response(_picture(record, view, scale), media_type="image/png", headers=_PRIVATE)
+    if view == "panel" or scale > _LARGE:  # many milliseconds: other scores go on meanwhile
+        content = await asyncio.to_thread(_picture, record, view, scale)
+    else:
+        content = _picture(record, view, scale)
+    return Response(content, media_type="image/png", headers=_PRIVATE)
 
 
 def _picture(record: Record, view: View, scale: int) -> bytes:
@@ -382,7 +387,6 @@ async def readyz(services: ServicesDep, response: Response) -> Readiness:
     """
     readiness = services.readiness()
     response.status_code = 200 if readiness.ready else 503
-    services.metrics.ready.set(readiness.ready)
     return readiness
 
 

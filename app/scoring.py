@@ -26,7 +26,7 @@ from app.engine import Engine
 from app.keys import owned
 from app.manifest import Manifest
 from app.metrics import STAGES, Metrics
-from app.problems import InvalidParameter, Overloaded, UnsupportedAlpha
+from app.problems import InvalidParameter, MalformedRequest, Overloaded, UnsupportedAlpha
 from app.reconstructions import Reconstructions
 from app.record import Record
 from app.schemas import Fitted, ScoreQuery, ScoreResponse
@@ -34,6 +34,8 @@ from app.settings import Settings
 
 Query = TypeVar("Query", bound=BaseModel)
 
+LONGEST_QUERY = 1024
+"""Bytes of a query string; a caller must not choose how much of it is remembered."""
 _NO_QUERY = ScoreQuery()
 _ABSENT: dict[tuple[bool, bool], set[str]] = {
     (True, True): {"fitted", "reconstruction_png"},
@@ -42,7 +44,8 @@ _ABSENT: dict[tuple[bool, bool], set[str]] = {
     (False, False): set(),
 }
 """What a reply leaves out: members that nobody asked for."""
-_TIMING = ", ".join(f"{stage};dur=%.3f" for stage in STAGES)
+TIMING = ", ".join(f"{stage};dur=%.3f" for stage in STAGES)
+"""The value of the header Server-Timing, to be filled with milliseconds."""
 
 
 @dataclass(slots=True)
@@ -131,8 +134,18 @@ class Scorer:
             reply = _json(response.model_copy(update={"reconstruction_png": picture}))
         stages = (decoded - started, detection.queue_seconds, detection.forward_seconds, time.perf_counter() - scored)
         self._metrics.score(manifest.name, is_anomaly=is_anomaly, mse=detection.mse, stages=stages)
-        timing = _TIMING % tuple(1e3 * seconds for seconds in stages)
-        facts = {"model": manifest.name, "version": manifest.version, "is_anomaly": is_anomaly, "mse": detection.mse}
+        timing = TIMING % tuple(1e3 * seconds for seconds in stages)
+        decode, queue, forward, store = stages
+        facts = {
+            "model": manifest.name,
+            "version": manifest.version,
+            "is_anomaly": is_anomaly,
+            "mse": detection.mse,
+            "decode_seconds": round(decode, 6),
+            "queue_seconds": round(queue, 6),
+            "forward_seconds": round(forward, 6),
+            "store_seconds": round(store, 6),
+        }
         return Reply(reply, timing, facts)
 
     async def aclose(self) -> None:
@@ -146,6 +159,7 @@ class Scorer:
     async def _fit(self, headers: Mapping[bytes, bytes], receive: Receive) -> tuple[bytes, Fitted, float]:
         """Read a large image and fit it. Returns its pixels, what was done, and when the body was there."""
         if self._fits >= self._fit_waiting:
+            self._metrics.shed.inc()
             raise Overloaded(f"{self._fit_waiting} images are being fitted already")
         self._fits += 1
         try:
@@ -162,13 +176,21 @@ def _content_type(headers: Mapping[bytes, bytes]) -> str:
     return headers.get(b"content-type", b"").decode("latin-1")
 
 
-@lru_cache(maxsize=1024)
 def parse_query(kind: type[Query], text: bytes) -> Query:
     """Read a query string.
 
     Raises:
+        MalformedRequest: it has more than `LONGEST_QUERY` bytes.
         InvalidParameter: a parameter is unknown, given twice, or has a value that means nothing.
     """
+    if len(text) > LONGEST_QUERY:
+        raise MalformedRequest(f"the query has more than {LONGEST_QUERY} bytes")
+    query: Query = _parsed(kind, text)
+    return query
+
+
+@lru_cache(maxsize=1024)
+def _parsed(kind: type[Query], text: bytes) -> Query:
     pairs = parse_qsl(text.decode("latin-1"), keep_blank_values=True)
     members = dict(pairs)
     if len(members) < len(pairs):

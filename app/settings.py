@@ -62,10 +62,14 @@ class Settings(BaseSettings):
     fit_max_waiting: int = Field(16, ge=1)
     """Most requests with `fit=mnist` at once; one more is answered 503."""
     body_timeout_ms: float = Field(5000.0, gt=0)
-    """Longest time that a request body may take to arrive."""
+    """Longest time that a request body may take to arrive; of `POST /score/batch`, that each piece of it may."""
 
     bulk_max_body_bytes: int = Field(128 * 1024 * 1024, ge=1024)
     """Largest body of `POST /score/batch`; an array of 100,000 images has 78,400,128 bytes."""
+    bulk_max_files: int = Field(10_000, ge=1)
+    """Most files of a form of `POST /score/batch`; one more is answered 413."""
+    bulk_slowest_bytes: float = Field(64 * 1024, gt=0)
+    """Bytes a second that a client of `POST /score/batch` must send, and take of its reply, on average."""
     bulk_max_requests: int = Field(2, ge=1)
     """Most requests of `POST /score/batch` that are answered at a time; one more is answered 503."""
     bulk_chunk_images: int = Field(64, ge=1, le=4096)

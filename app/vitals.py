@@ -1,4 +1,4 @@
-"""Looks once a second at what no request shows: event loop, queue, a store that nobody asks, a supervisor that died.
+"""Looks once a second at what no request shows: event loop, queue, readiness, the store, a supervisor that died.
 
 Knows: what to look at. Does not know: who reads it.
 """
@@ -10,7 +10,7 @@ import contextlib
 import logging
 import multiprocessing
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from app.engine import Engine
@@ -22,9 +22,12 @@ _EVERY = 1.0
 
 
 @asynccontextmanager
-async def watch(engine: Engine, reconstructions: Reconstructions, metrics: Metrics) -> AsyncIterator[None]:
-    """Look once a second while entered."""
-    task = asyncio.create_task(_look(engine, reconstructions, metrics))
+async def watch(
+    engine: Engine, reconstructions: Reconstructions, metrics: Metrics, ready: Callable[[], bool]
+) -> AsyncIterator[None]:
+    """Look once a second while entered. `ready` says what /readyz would, which each worker must tell unasked."""
+    metrics.ready.set(ready())
+    task = asyncio.create_task(_look(engine, reconstructions, metrics, ready))
     try:
         yield
     finally:
@@ -33,13 +36,14 @@ async def watch(engine: Engine, reconstructions: Reconstructions, metrics: Metri
             await task
 
 
-async def _look(engine: Engine, reconstructions: Reconstructions, metrics: Metrics) -> None:
+async def _look(engine: Engine, reconstructions: Reconstructions, metrics: Metrics, ready: Callable[[], bool]) -> None:
     loop = asyncio.get_running_loop()
     while True:
         due = loop.time() + _EVERY
         await asyncio.sleep(_EVERY)
         metrics.loop_lag.observe(max(0.0, loop.time() - due))
         metrics.queue_images.set(engine.waiting)
+        metrics.ready.set(ready())
         supervisor = multiprocessing.parent_process()
         if supervisor is not None and not supervisor.is_alive():
             _log.error("the process that started this worker is gone: stopping")

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from tests import model_stores
 from tests.conftest import Server
 
 PNG = {"content-type": "image/png"}
@@ -78,3 +79,16 @@ def test_a_stop_drains_every_worker(make_server: Callable[..., Server], zero: by
     assert set(ready) == {503}
     assert set(scores) == {200}
     assert server.process.wait(30) == 0
+
+
+def test_every_worker_says_by_itself_that_it_is_ready(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    """`ready` is 1 as soon as all workers are, also those that nobody has asked."""
+    store = tmp_path / "store"
+    server = make_server(ANOMALY_WORKERS="2", ANOMALY_MODEL_STORE=str(store), ANOMALY_DEFAULT_MODEL="zero-article")
+    server.start(wait=False)
+    wait_for(lambda: server.log().count('"event": "started"') == 2)
+    model_stores.copy(store, 1)
+    wait_for(lambda: server.log().count('"event": "version serves"') == 2)
+    time.sleep(2.5)
+    # One question only: it is answered by one worker, for both.
+    assert series(server, "ready") == 1.0

@@ -88,8 +88,10 @@ class SqliteStore:
         def answer() -> Answer:
             try:
                 return work(self._open())
-            except (sqlite3.Error, OSError) as error:
+            except sqlite3.Error as error:
                 raise StoreError(f"SQLite: {error}") from error
+            except OSError as error:  # its words hold the path
+                raise StoreError(f"SQLite: {error.strerror}") from error
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, answer)
 

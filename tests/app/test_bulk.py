@@ -17,9 +17,10 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from app.bodies import ClientLeft
+from app.bulk import _Document, _Job, _Scored
 from app.bulk_bodies import Chunk, array_header, chunks, pieces
 from app.detector import Detector
-from app.problems import Problem
+from app.problems import BodyTimeout, BodyTooLarge, Problem
 from app.settings import Settings
 from tests import pngs
 from tests.app.test_score import assert_problem, raw
@@ -123,7 +124,8 @@ def test_one_bad_file_stops_no_other(kinds: list[str], data: st.DataObject) -> N
 
     async def collect() -> list[Chunk]:
         kind = request.headers["content-type"]
-        return [chunk async for chunk in chunks(kind, arrives(), size=size, largest_file=65536)]
+        found = chunks(kind, arrives(), size=size, largest_file=65536, most_files=len(kinds))
+        return [chunk async for chunk in found]
 
     found = asyncio.run(collect())
     said = []
@@ -340,14 +342,7 @@ async def test_a_client_that_leaves_stops_the_work(make_settings: Callable[..., 
 
         async def send(message: Any) -> None: ...
 
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": "/score/batch",
-            "query_string": b"",
-            "headers": [(b"content-type", b"application/x-npy")],
-        }
-        await client.app(scope, receive, send)  # type: ignore[attr-defined]
+        await client.app(scope_of("application/x-npy"), receive, send)  # type: ignore[attr-defined]
         assert sum(size for _, size in counting.calls) <= 48
         assert services(client).bulk._running == 0
         assert (await bulk(client, digits(1))).status_code == 200
@@ -397,9 +392,9 @@ async def test_memory_does_not_grow_with_the_body() -> None:
     assert array_header(header) == (50000, 128)
     tracemalloc.start()
     try:
-        body = pieces(receive, declared=None, limit=1 << 30, timeout=5)
+        body = pieces(receive, declared=None, limit=1 << 30, timeout=5, slowest=1)
         count = 0
-        async for chunk in chunks("application/x-npy", body, size=64, largest_file=1):
+        async for chunk in chunks("application/x-npy", body, size=64, largest_file=1, most_files=1):
             count += chunk.count
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -415,5 +410,143 @@ async def test_a_client_that_left_is_not_a_short_body() -> None:
         return {"type": "http.disconnect"}
 
     with pytest.raises(ClientLeft):
-        async for _ in pieces(receive, declared=None, limit=10, timeout=1):
+        async for _ in pieces(receive, declared=None, limit=10, timeout=1, slowest=1):
             pass
+
+
+def scope_of(kind: str, accept: str = "application/json", query: bytes = b"") -> dict[str, Any]:
+    """Return the ASGI scope of a batch request."""
+    return {
+        "type": "http",
+        "method": "POST",
+        "path": "/score/batch",
+        "query_string": query,
+        "headers": [(b"content-type", kind.encode()), (b"accept", accept.encode())],
+    }
+
+
+async def test_a_trickle_is_not_progress() -> None:
+    """Pieces that each come in time, but all together too slowly, end in 408; the same pieces at once do not."""
+
+    async def read(pause: float, slowest: float) -> int:
+        left = 40
+
+        async def receive() -> dict[str, Any]:
+            nonlocal left
+            left -= 1
+            await asyncio.sleep(pause)
+            return {"type": "http.request", "body": b"x" * 10, "more_body": left > 0}
+
+        body = pieces(receive, declared=None, limit=1000, timeout=0.2, slowest=slowest)
+        return sum([len(piece) async for piece in body])
+
+    with pytest.raises(BodyTimeout):
+        await read(0.02, slowest=2000)
+    assert await read(0, slowest=2000) == 400
+    assert await read(0.02, slowest=10) == 400
+
+
+async def test_the_service_may_take_its_time_over_a_body() -> None:
+    """What the service does between two pieces is not held against the client."""
+    left = 5
+
+    async def receive() -> dict[str, Any]:
+        nonlocal left
+        left -= 1
+        await asyncio.sleep(0)
+        return {"type": "http.request", "body": b"x", "more_body": left > 0}
+
+    count = 0
+    async for _ in pieces(receive, declared=None, limit=1000, timeout=0.1, slowest=1000):
+        await asyncio.sleep(0.05)
+        count += 1
+    assert count == 5
+
+
+@pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson", "application/x-npy"])
+async def test_a_client_that_does_not_read_is_let_go_of(make_settings: Callable[..., Settings], accept: str) -> None:
+    """A client that takes nothing of its reply loses its place after the time-out, and the next request has it."""
+    async with running(make_settings(body_timeout_ms=200, bulk_max_requests=1)) as client:
+        content = npy(digits(200))
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": content, "more_body": False}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.body":
+                await asyncio.Event().wait()
+
+        async with asyncio.timeout(20):
+            await client.app(scope_of("application/x-npy", accept), receive, send)  # type: ignore[attr-defined]
+        assert services(client).bulk._running == 0
+        assert (await bulk(client, digits(1))).status_code == 200
+
+
+async def test_a_form_has_a_bounded_number_of_files(make_settings: Callable[..., Settings]) -> None:
+    """One file more than the bound is 413, however small the files are; as many as the bound are scored."""
+    async with running(make_settings(bulk_max_files=5)) as client:
+        assert (await client.post("/score/batch", **form(*[pngs.plain()] * 5))).json()["count"] == 5
+        assert_problem(await client.post("/score/batch", **form(*[b""] * 6)), 413, "body-too-large")
+
+
+async def test_a_hundred_megabytes_of_empty_files_stay_small() -> None:
+    """A form of countless empty files is refused within the first pieces, before they can pile up."""
+    part = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n\r\n'
+    read = 0
+
+    async def arrives() -> AsyncIterator[bytes]:
+        nonlocal read
+        while read < 100_000_000:
+            read += 1000 * len(part)
+            yield part * 1000
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(BodyTooLarge):
+            async for _ in chunks(
+                "multipart/form-data; boundary=b", arrives(), size=64, largest_file=65536, most_files=10_000
+            ):
+                pass
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert read < 1_000_000
+    assert peak < 4_000_000
+
+
+async def test_a_json_document_is_held_once(client: httpx.AsyncClient) -> None:
+    """While a JSON reply is sent, what is in memory of it is less than a tenth more than what is left to be sent."""
+    manifest = services(client).engine.current("zero-article")
+    sent = 0
+
+    async def send(message: Any) -> None:
+        nonlocal sent
+        sent += len(message.get("body", b""))
+
+    reply = _Document(_Job(scope_of("x"), manifest, 1.0, 0.01, False, 5.0, 1e6), send)
+    for _ in range(500):
+        reply.add(_Scored([0.123456789] * 64, [0.5] * 64, [None] * 64, [None] * 64, {}))
+        reply._job.tally.count += 64
+    tracemalloc.start()
+    try:
+        await reply.finish()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert sent > 2_000_000
+    assert peak < 200_000
+
+
+@pytest.mark.parametrize("store", ["false", "true"])
+async def test_a_batch_says_where_its_time_went(client: httpx.AsyncClient, store: str) -> None:
+    """Whole replies carry Server-Timing, and every stage is a series; NDJSON begins before anything is known."""
+    document, lines = [
+        await bulk(client, digits(70), f"application/{kind}", f"?store={store}") for kind in ("json", "x-ndjson")
+    ]
+    parts = dict(part.split(";dur=") for part in document.headers["server-timing"].split(", "))
+    assert list(parts) == ["decode", "queue", "forward", "store"]
+    assert float(parts["forward"]) > 0
+    assert (float(parts["store"]) > 0.1) == (store == "true")
+    assert "server-timing" not in lines.headers
+    text = (await client.get("/metrics")).text
+    assert 'batch_stage_seconds_count{stage="forward"} 2.0' in text

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
+import re
+import shutil
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,6 +17,8 @@ import numpy as np
 import pytest
 
 from app.detector import Detector, Pictures
+from app.logs import JsonFormatter
+from app.repository import Artifact, Repository
 from app.settings import Settings
 from tests import model_stores
 from tests.app.test_score import assert_problem, raw
@@ -122,10 +128,126 @@ async def test_versions_beside_the_current_one_are_loaded_when_asked_for(
 ) -> None:
     """`name@version` answers with any version of the store, and only a bounded number stays loaded."""
     store = model_stores.copy(tmp_path / "store", 1, 2, 3, 4, current=1)
-    async with running(make_settings(model_store=store, max_extra_versions=2)) as client:
+    async with running(make_settings(model_store=store, max_extra_versions=2, deadline_ms=30_000)) as client:
         for version in (2, 3, 4, 2):
             assert (await raw(client, zero, f"?model=zero-article@{version}")).json()["version"] == version
         assert len(services(client).engine._extra) == 2
+
+
+async def test_a_model_store_that_vanishes_takes_nothing_with_it(
+    make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When the disk with the model store goes away, what serves goes on serving; it is said once, and heals."""
+    store = model_stores.copy(tmp_path / "store", 1)
+    model_stores.copy(store, 1, name="other")
+    async with running(make_settings(model_store=store)) as client:
+        away = store.rename(tmp_path / "away")
+        for state in ("no folder", "an empty folder"):
+            if state == "an empty folder":
+                store.mkdir()
+            for _ in range(3):
+                await services(client).engine.refresh()
+            for name in ("zero-article", "other"):
+                assert (await raw(client, zero, f"?model={name}")).status_code == 200, state
+        assert len([record for record in caplog.records if "out of reach" in record.message]) == 1
+        assert (await client.get("/readyz")).status_code == 200
+        store.rmdir()
+        away.rename(store)
+        await services(client).engine.refresh()
+        assert (await raw(client, zero)).status_code == 200
+
+
+async def test_only_a_model_whose_folder_is_gone_is_dropped(
+    make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
+) -> None:
+    """A model without its CURRENT goes on serving; a model whose folder was removed does not."""
+    store = model_stores.copy(tmp_path / "store", 1)
+    model_stores.copy(store, 1, name="other")
+    async with running(make_settings(model_store=store)) as client:
+        (store / "other" / "CURRENT").unlink()
+        await services(client).engine.refresh()
+        assert (await raw(client, zero, "?model=other")).status_code == 200
+        shutil.rmtree(store / "other")
+        await services(client).engine.refresh()
+        assert_problem(await raw(client, zero, "?model=other"), 404, "model-not-found")
+        assert (await raw(client, zero)).status_code == 200
+
+
+class Slow:
+    """A repository that counts what is opened, and opens nothing before it may."""
+
+    def __init__(self, repository: Repository, gate: threading.Event) -> None:
+        self._repository = repository
+        self._gate = gate
+        self.opened = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._repository, name)
+
+    def open(self, name: str, version: int) -> Artifact:
+        """Read a version, later."""
+        self.opened += 1
+        self._gate.wait(30)
+        return self._repository.open(name, version)
+
+
+async def test_a_refused_version_is_read_once(
+    make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
+) -> None:
+    """However often somebody asks for a version that is refused, it is not read again at once."""
+    store = model_stores.copy(tmp_path / "store", 1, 2, current=1)
+    model_stores.put_bytes(store / "zero-article" / "2", b"not a module")
+    async with running(make_settings(model_store=store, deadline_ms=30_000)) as client:
+        gate = threading.Event()
+        gate.set()
+        services(client).engine.repository = counting = Slow(services(client).engine.repository, gate)
+        for _ in range(3):
+            replies = await asyncio.gather(*(raw(client, zero, "?model=zero-article@2") for _ in range(5)))
+            for reply in replies:
+                assert_problem(reply, 503, "model-unavailable")
+        assert counting.opened == 1
+
+
+async def test_waiting_for_a_version_is_bounded(
+    make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
+) -> None:
+    """Who waits for a version to be loaded waits until the deadline; too many are refused; later ones find it."""
+    store = model_stores.copy(tmp_path / "store", 1, 2, 3, 4, current=1)
+    query = "?model=zero-article@2"
+    chosen = make_settings(model_store=store, deadline_ms=300, queue_max_images=4, max_extra_versions=2)
+    async with running(chosen) as client:
+        gate = threading.Event()
+        services(client).engine.repository = counting = Slow(services(client).engine.repository, gate)
+        replies = await asyncio.gather(*(raw(client, zero, query) for _ in range(10)))
+        assert sorted(reply.status_code for reply in replies) == [503] * 6 + [504] * 4
+        assert_problem(await raw(client, zero, "?model=zero-article@3"), 504, "deadline-exceeded")
+        assert_problem(await raw(client, zero, "?model=zero-article@4"), 503, "overloaded")
+        assert "score_shed_total 7.0" in (await client.get("/metrics")).text
+        assert (await raw(client, zero)).status_code == 200
+        gate.set()
+
+        async def loaded() -> bool:
+            return (await raw(client, zero, query)).status_code == 200
+
+        await until(loaded)
+        assert counting.opened <= 2
+
+
+async def test_a_refusal_is_a_gauge(make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes) -> None:
+    """`model_refused` is 0 for what serves as it should, 1 from the first refusal on, and 0 again once healed."""
+    store = model_stores.copy(tmp_path / "store", 1, 2, current=1)
+    model_stores.put_bytes(store / "zero-article" / "2", b"not a module")
+    async with running(make_settings(model_store=store)) as client:
+
+        async def refused() -> str:
+            text = (await client.get("/metrics")).text
+            return next(line for line in text.splitlines() if line.startswith("model_refused{"))
+
+        assert await refused() == 'model_refused{model="zero-article"} 0.0'
+        for version, value in ((2, 1), (1, 0)):
+            model_stores.promote(store, version)
+            await services(client).engine.refresh()
+            assert await refused() == f'model_refused{{model="zero-article"}} {value}.0'
 
 
 class Faulty:
@@ -177,6 +299,26 @@ async def test_a_failing_model_gives_500_becomes_unready_and_heals(
 
         await until(ready)
         assert (await raw(client, zero)).status_code == 200
+
+
+async def test_the_log_of_a_failure_names_a_place_and_nothing_else(
+    client: httpx.AsyncClient, zero: bytes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lines of a 500 hold the type of the error and module:line: no words of it, no path, no stack."""
+    break_model(client, out_of_memory)
+    assert_problem(await raw(client, zero), 500, "internal-error")
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("at /secret/path")
+
+    monkeypatch.setattr(services(client).engine, "names", fail)
+    assert_problem(await client.get("/models"), 500, "internal-error")
+    lines = [JsonFormatter().format(record) for record in caplog.records if record.levelno >= logging.ERROR]
+    places = {line["error"]: line["at"] for line in map(json.loads, lines) if "error" in line}
+    assert set(places) == {"RuntimeError", "ZeroDivisionError"}
+    assert all(re.fullmatch(r"app\.\w+:\d+", place) for place in places.values()), places
+    for line in lines:
+        assert not re.search(r"secret|memory|/|Traceback|File", line), line
 
 
 async def test_a_score_that_is_not_a_number_is_never_normal(client: httpx.AsyncClient, zero: bytes) -> None:

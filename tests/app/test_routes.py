@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -46,6 +49,28 @@ async def test_views_scale(client: httpx.AsyncClient, six: bytes, scale: int) ->
     path = (await raw(client, six)).json()["reconstruction"]
     assert picture(await client.get(f"{path}?scale={scale}")).size == (28 * scale, 28 * scale)
     assert picture(await client.get(f"{path}?view=panel&scale={scale}")).size[0] == 92 * scale
+
+
+async def test_drawing_a_panel_holds_up_nothing(
+    client: httpx.AsyncClient, zero: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a panel is being drawn, other requests are answered."""
+    drawing, answered = threading.Event(), threading.Event()
+    draw = images.panel
+
+    def slowly(*arguments: Any, **options: Any) -> bytes:
+        drawing.set()
+        assert answered.wait(10), "the event loop waits for the panel"
+        return draw(*arguments, **options)
+
+    monkeypatch.setattr(images, "panel", slowly)
+    path = (await raw(client, zero)).json()["reconstruction"]
+    panel = asyncio.create_task(client.get(f"{path}?view=panel&scale=16"))
+    while not drawing.is_set():
+        await asyncio.sleep(0.01)
+    assert (await raw(client, zero)).status_code == 200
+    answered.set()
+    assert (await panel).status_code == 200
 
 
 async def test_the_id_gives_the_reply_again(client: httpx.AsyncClient, zero: bytes) -> None:
@@ -156,6 +181,15 @@ async def test_wrong_methods_are_405(client: httpx.AsyncClient, method: str, pat
     response = await client.request(method, path)
     assert_problem(response, 405, "method-not-allowed")
     assert response.headers["allow"]
+
+
+@pytest.mark.parametrize("path", ["/models/", "/readyz/", "/score/", "/score/batch/", "/models/zero-article/"])
+async def test_no_reply_sends_anybody_elsewhere(client: httpx.AsyncClient, path: str) -> None:
+    """A path with one slash too many is not there; it is no redirect to the host that the request named."""
+    for method in ("GET", "POST"):
+        response = await client.request(method, path, headers={"host": "evil.example"})
+        assert_problem(response, 404, "not-found")
+        assert "location" not in response.headers
 
 
 async def test_metrics_count_what_happened(client: httpx.AsyncClient, zero: bytes) -> None:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from app import scoring
 from app.settings import Settings
 from tests import pngs
 from tests.app.test_images import BOMBS, REFUSED
@@ -270,23 +271,82 @@ async def test_overload_is_503_and_passes(make_settings: Callable[..., Settings]
         assert (await raw(client, zero)).status_code == 200
 
 
+def mixture(zero: bytes) -> list[tuple[int, dict[str, Any]]]:
+    """Return requests of every kind, each with its status and the arguments for the client."""
+    large = pngs.saved(Image.open(io.BytesIO(zero)).convert("L").resize((112, 112)))
+    blank = pngs.saved(Image.new("L", (60, 60)))
+    other = pngs.multipart(("note", None, b"hello"), ("file", "zero.png", zero))
+    forms = [pngs.multipart(*parts) for parts, _, _ in FORMS.values()]
+    bad = [png for png, _ in REFUSED.values() if png]
+    bombs = [pngs.SIGNATURE + pngs.header() + bomb + pngs.chunk(b"IEND") for bomb in BOMBS.values()]
+
+    def post(status: int, content: bytes, query: str = "", kind: str = "image/png") -> tuple[int, dict[str, Any]]:
+        return status, {"url": f"/score{query}", "content": content, "headers": {"content-type": kind}}
+
+    good = [
+        post(200, zero),
+        post(200, zero, "?alpha=0.05&model=zero-article@1"),
+        post(200, zero, "?include=reconstruction"),
+        post(200, large, "?fit=mnist"),
+        (200, {"url": "/score", "files": {"file": ("zero.png", zero, "image/png")}}),
+        (200, {"url": "/score?fit=mnist", "files": {"file": ("large.png", large, "image/png")}}),
+        post(200, other[1], kind=other[0]),
+    ]
+    refused = [
+        *[post(422, png) for png in (*bad, *bombs)],
+        *[(422, {"url": "/score", "files": {"file": ("a.png", png, "image/png")}}) for png in bad[:10]],
+        *[post(422, png, "?fit=mnist") for png in (blank, *bombs)],
+        *[post(status, zero, f"?{query}") for query, (status, _) in QUERIES.items()],
+        post(400, zero, "?" + "a" * 1025),
+        *[post(400, body, kind=kind) for kind, body in forms],
+        *[post(415, zero, kind=kind) for kind in ("text/plain", "application/json", "image/jpeg")],
+        post(400, b""),
+        post(413, bytes(70_000)),
+        post(422, pngs.plain(pngs.gradient(27))),
+        post(422, pngs.plain(pngs.gradient(300)[:100])),
+    ]
+    return good * (len(refused) // len(good)) + refused
+
+
 async def test_ten_thousand_mixed_requests_leave_memory_flat(client: httpx.AsyncClient, zero: bytes) -> None:
-    """Good and bad requests mixed: every good one is answered 200, no bad one is, and memory does not grow."""
-    bad = [png for png, _ in REFUSED.values()]
-    bad += [pngs.SIGNATURE + pngs.header() + bomb + pngs.chunk(b"IEND") for bomb in BOMBS.values()]
+    """Good and bad requests of every kind mixed: each gets exactly its own status, and memory does not grow."""
+    requests = mixture(zero)
     generator = random.Random(0)
 
     async def one() -> None:
-        if generator.random() < 0.5:
-            assert (await raw(client, zero)).status_code == 200
-        else:
-            assert 400 <= (await raw(client, generator.choice(bad))).status_code < 500
+        status, arguments = generator.choice(requests)
+        assert (await client.post(**arguments)).status_code == status, arguments["url"]
 
     async def many(count: int) -> int:
-        for _ in range(count // 50):
-            await asyncio.gather(*(one() for _ in range(50)))
+        for _ in range(count // 10):
+            await asyncio.gather(*(one() for _ in range(10)))
         return psutil.Process().memory_info().rss
 
     before = await many(2_000)
     after = await many(8_000)
     assert after - before < 24 * 2**20
+
+
+@pytest.mark.parametrize("length", [1024, 1025, 60_000])
+async def test_long_queries_are_refused_and_not_remembered(client: httpx.AsyncClient, zero: bytes, length: int) -> None:
+    """A query of more than 1,024 bytes is 400 on every route, and the memory of read queries never sees it."""
+    query = "?model=zero-article&note=" + "n" * (length - 24)
+    assert len(query) == length + 1
+    before = scoring._parsed.cache_info().misses
+    requests = [("POST", "/score"), ("POST", "/score/batch"), ("GET", "/models"), ("GET", "/livez"), ("GET", "/none")]
+    for method, path in requests:
+        response = await client.request(method, path + query, content=zero, headers=PNG)
+        if length > 1024:
+            assert_problem(response, 400, "malformed-request")
+        else:
+            assert response.status_code in (200, 404, 415, 422)
+    assert scoring._parsed.cache_info().misses - before == (0 if length > 1024 else 1)
+
+
+async def test_too_many_fits_are_shed_and_counted(make_settings: Callable[..., Settings], zero: bytes) -> None:
+    """What `fit` refuses because too many wait is counted like every other image that is shed."""
+    async with running(make_settings(fit_max_waiting=1)) as client:
+        replies = await asyncio.gather(*(raw(client, zero, "?fit=mnist") for _ in range(8)))
+        shed = [reply for reply in replies if reply.status_code == 503]
+        assert shed
+        assert f"score_shed_total {len(shed)}.0" in (await client.get("/metrics")).text
