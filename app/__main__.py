@@ -55,6 +55,8 @@ def _serve(settings: Settings) -> int:
         log_config=None,
         server_header=False,
         date_header=False,
+        # Nothing here depends on the client's address; the gateway's word about it is not needed.
+        proxy_headers=False,
         timeout_graceful_shutdown=30,
     )
     return 0

@@ -1,6 +1,8 @@
 """Group concurrent calls into micro-batches.
 
 Knows: queues, deadlines, order. Does not know: images, models, HTTP.
+
+    submit ▸ queue ▸ run, one micro-batch at a time ▸ finish, beside the next micro-batch's run ▸ the callers
 """
 
 from __future__ import annotations
@@ -14,17 +16,20 @@ from typing import Generic, TypeVar
 from app.problems import DeadlineExceeded, InternalError, ModelUnavailable, Overloaded
 
 Item = TypeVar("Item")
+Made = TypeVar("Made")
 Result = TypeVar("Result")
 
 
-class MicroBatcher(Generic[Item, Result]):
+class MicroBatcher(Generic[Item, Made, Result]):
     """Turns single calls into calls with a list of what is waiting, one list at a time, in order of arrival.
 
     Work-conserving: a batch is whatever waits when the one before is done; a lone item never waits for company
     unless `max_delay` says so.
 
     Args:
-        run: gets 1 to `max_size` items and returns as many results in the same order; one call at a time.
+        run: gets 1 to `max_size` items and makes something of each, in the same order; one call at a time.
+        finish: turns what `run` made into what the callers get, while the next micro-batch runs. An exception among
+            its results is raised for that caller alone.
         max_size: most items in one call.
         max_waiting: most items that may wait; one more is refused.
         max_delay: seconds that the first item of a batch waits for company.
@@ -33,7 +38,8 @@ class MicroBatcher(Generic[Item, Result]):
 
     def __init__(
         self,
-        run: Callable[[list[Item]], Awaitable[Sequence[Result]]],
+        run: Callable[[list[Item]], Awaitable[Sequence[Made]]],
+        finish: Callable[[list[Item], Sequence[Made]], Awaitable[Sequence[Result | Exception]]],
         *,
         max_size: int,
         max_waiting: int,
@@ -41,6 +47,8 @@ class MicroBatcher(Generic[Item, Result]):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run = run
+        self._finish = finish
+        self._finishing: set[asyncio.Task[None]] = set()
         self._max_size = max_size
         self._max_waiting = max_waiting
         self._max_delay = max_delay
@@ -64,39 +72,42 @@ class MicroBatcher(Generic[Item, Result]):
         return 0.0 if self._running_since is None else self._clock() - self._running_since
 
     async def submit(self, item: Item, *, deadline: float) -> Result:
-        """Wait for the result of one item.
+        """Wait for the result of one item. Arguments and errors as for `enqueue`."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self.enqueue(item, future, deadline=deadline)
+        return await future
+
+    def enqueue(self, item: Item, future: asyncio.Future[Result], *, deadline: float) -> None:
+        """Accept one item, whose result or error `future` will hold.
 
         Args:
             item: what `run` will get in its list.
-            deadline: seconds from now after which nobody waits for the result any more.
+            future: fresh; whoever cancels it wants no result any more.
+            deadline: seconds from now after which nobody waits for the result any more; `future` then holds
+                `DeadlineExceeded`.
 
         Raises:
             Overloaded: too many items are waiting; this one was not accepted.
-            DeadlineExceeded: no result in time.
             ModelUnavailable: the batcher has been closed.
         """
         if self._closed:
             raise ModelUnavailable("the model version is being retired")
         if len(self._waiting) >= self._max_waiting:
             raise Overloaded(f"{self._max_waiting} images are waiting already")
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Result] = loop.create_future()
+        loop = future.get_loop()
         self._waiting.append((item, future))
         if self._runner is None:
             self._runner = loop.create_task(self._drain())
         self._deadlines[future] = expiry = loop.time() + deadline
         if self._timer is None or expiry < self._timer.when():
             self._arm(loop, expiry)
-        try:
-            return await future
-        finally:
-            del self._deadlines[future]
 
     async def aclose(self) -> None:
         """Refuse new items and wait until the accepted ones have their results."""
         self._closed = True
         if self._runner is not None:
             await asyncio.shield(self._runner)
+        await asyncio.gather(*self._finishing)
 
     def _arm(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
         if self._timer is not None:
@@ -106,12 +117,14 @@ class MicroBatcher(Generic[Item, Result]):
     def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
         now = loop.time()
-        for future, expiry in self._deadlines.items():
-            if expiry <= now and not future.done():
+        for future, expiry in list(self._deadlines.items()):
+            if future.done():
+                del self._deadlines[future]
+            elif expiry <= now:
+                del self._deadlines[future]
                 future.set_exception(DeadlineExceeded("the deadline passed before the model had answered"))
-        later = [expiry for future, expiry in self._deadlines.items() if not future.done()]
-        if later:
-            self._arm(loop, min(later))
+        if self._deadlines:
+            self._arm(loop, min(self._deadlines.values()))
 
     async def _drain(self) -> None:
         try:
@@ -127,30 +140,60 @@ class MicroBatcher(Generic[Item, Result]):
     def _take(self) -> list[tuple[Item, asyncio.Future[Result]]]:
         batch: list[tuple[Item, asyncio.Future[Result]]] = []
         while self._waiting and len(batch) < self._max_size:
-            pair = self._waiting.popleft()
-            if not pair[1].done():  # the caller left, or its deadline has passed
-                batch.append(pair)
+            item, future = self._waiting.popleft()
+            if future.done():  # the caller left, or its deadline has passed
+                self._deadlines.pop(future, None)
+            else:
+                batch.append((item, future))
         return batch
 
     async def _run_one(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
+        items = [item for item, _ in batch]
+        futures = [future for _, future in batch]
         self._running_since = self._clock()
         try:
-            results = await self._run([item for item, _ in batch])
-            if len(results) != len(batch):
-                raise RuntimeError(f"{len(batch)} items in, {len(results)} results out")
+            made = await self._run(items)
+            _compare(items, made)
         except BaseException as error:
             # Every waiter must hear of it, whatever it was; what ends the loop itself goes on its way.
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(_for_waiters(error))
+            self._fail(futures, error)
             if not isinstance(error, Exception):
                 raise
-        else:
-            for (_, future), result in zip(batch, results, strict=True):
-                if not future.done():
-                    future.set_result(result)
+            return
         finally:
             self._running_since = None
+        task = asyncio.create_task(self._finish_one(items, futures, made))
+        self._finishing.add(task)
+        task.add_done_callback(self._finishing.discard)
+
+    async def _finish_one(self, items: list[Item], futures: list[asyncio.Future[Result]], made: Sequence[Made]) -> None:
+        try:
+            results = await self._finish(items, made)
+            _compare(items, results)
+        except BaseException as error:
+            self._fail(futures, error)
+            if not isinstance(error, Exception):
+                raise
+            return
+        for future, result in zip(futures, results, strict=True):
+            self._deadlines.pop(future, None)
+            if future.done():
+                continue
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+    def _fail(self, futures: Sequence[asyncio.Future[Result]], error: BaseException) -> None:
+        for future in futures:
+            self._deadlines.pop(future, None)
+            if not future.done():
+                future.set_exception(_for_waiters(error))
+
+
+def _compare(items: Sequence[object], results: Sequence[object]) -> None:
+    if len(results) != len(items):
+        raise RuntimeError(f"{len(items)} items in, {len(results)} results out")
 
 
 def _for_waiters(error: BaseException) -> Exception:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
@@ -31,8 +30,9 @@ from app.metrics import STAGES, Metrics
 from app.problems import InternalError, Overloaded, Problem
 from app.reconstructions import Reconstructions
 from app.record import Record
+from app.replies import logged, new_ids, server_timing
 from app.schemas import BatchQuery, ScoreResponse
-from app.scoring import TIMING, parse_query, threshold_of
+from app.scoring import parse_query, threshold_of
 from app.settings import Settings
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -74,8 +74,7 @@ class _Job:
         """Return what the access log says of the request."""
         manifest, tally = self.serving.manifest, self.tally
         counts = {"count": tally.count, "anomalous": tally.anomalous, "failed": tally.failed}
-        stages = {f"{stage}_seconds": round(seconds, 6) for stage, seconds in zip(STAGES, tally.seconds, strict=True)}
-        return {"model": manifest.name, "version": manifest.version, **counts, **stages}
+        return {"model": manifest.name, "version": manifest.version, **counts, **logged(tally.seconds)}
 
 
 @dataclass
@@ -214,13 +213,13 @@ class BulkScorer:
         )
 
     async def _keep(self, job: _Job, found: BulkScores, mses: list[float], p_values: list[float]) -> list[str | None]:
-        async def keep(place: int, key: str) -> str | None:
+        keys, owner = new_ids(len(mses)), job.scope.get("owner")
+        records = []
+        for place, key in enumerate(keys):
             response = self._response(job, key, mses[place], p_values[place], found.reasons[place])
             record = Record(response, found.planes[place].tobytes(), float(found.peak[place]))
-            return key if await self._reconstructions.keep(owned(job.scope, key), record) else None
-
-        now = f"{time.time_ns() // 1_000_000:012x}"
-        return list(await asyncio.gather(*(keep(place, now + os.urandom(16).hex()) for place in range(len(mses)))))
+            records.append((owned(owner, key), record))
+        return list(keys) if await self._reconstructions.keep(records) else [None] * len(keys)
 
     def _response(self, job: _Job, key: str, mse: float, p_value: float, reason: str | None) -> bytes:
         manifest = job.serving.manifest
@@ -411,8 +410,8 @@ def _start(job: _Job, kind: bytes, length: int | None = None) -> dict[str, Any]:
         (b"x-alpha", repr(job.alpha).encode()),
     ]
     if length is not None:
-        timing = TIMING % tuple(1e3 * seconds for seconds in job.tally.seconds)
-        headers += [(b"content-length", b"%d" % length), (b"server-timing", timing.encode())]
+        timing = server_timing(job.tally.seconds).encode()
+        headers += [(b"content-length", b"%d" % length), (b"server-timing", timing)]
     return {"type": "http.response.start", "status": 200, "headers": headers}
 
 

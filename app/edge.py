@@ -20,7 +20,8 @@ from app.keys import ApiKeys, is_public
 from app.logs import AccessLog
 from app.metrics import Metrics
 from app.problems import InternalError, MalformedRequest, Problem, Unauthorized, render
-from app.scoring import LONGEST_QUERY, Reply
+from app.replies import Reply
+from app.scoring import LONGEST_QUERY
 
 _log = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ import functools
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,18 +36,24 @@ _REFUSED_SECONDS = 30.0
 _NO_PLANES, _NO_PEAKS = np.zeros((0, 3, 28, 28), np.uint8), np.zeros(0, np.float32)
 
 Answer = TypeVar("Answer")
+Order = TypeVar("Order")
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """An image in the queue: raw pixels, uint8 [28, 28] as bytes, and when it came, in `perf_counter` seconds."""
+class Waiting(NamedTuple, Generic[Order]):
+    """An image in the queue.
+
+    Attributes:
+        image: raw pixels, uint8 [28, 28] as bytes.
+        since: when it came, in `perf_counter` seconds.
+        order: what whoever finishes the micro-batch must know of the request.
+    """
 
     image: bytes
     since: float
+    order: Order
 
 
-@dataclass(frozen=True, slots=True)
-class Detection:
+class Detection(NamedTuple):
     """What a model version made of one image.
 
     Attributes:
@@ -86,6 +92,15 @@ class BulkScores:
     forward_seconds: float = 0.0
 
 
+Finish = Callable[["Serving", Sequence[Waiting[Any]], Sequence[Detection]], Awaitable[Sequence[Any]]]
+"""Turns the detections of one micro-batch of a version into what `Engine.score` returns, or raises, for each."""
+
+
+async def as_detected(_: Serving, __: Sequence[Waiting[Any]], detections: Sequence[Detection]) -> Sequence[Detection]:
+    """Finish a micro-batch by changing nothing."""
+    return detections
+
+
 class Serving:
     """One loaded version with its queue."""
 
@@ -96,6 +111,8 @@ class Serving:
         thread: ThreadPoolExecutor,
         settings: Settings,
         metrics: Metrics,
+        *,
+        finish: Finish,
     ) -> None:
         self.manifest: Manifest = artifact.manifest
         self.calibration: Calibration = artifact.calibration
@@ -104,8 +121,9 @@ class Serving:
         self._detector = detector
         self._thread = thread
         self._metrics = metrics
-        self.batcher: MicroBatcher[Waiting, Detection] = MicroBatcher(
+        self.batcher: MicroBatcher[Waiting[Any], Detection, Any] = MicroBatcher(
             self._run,
+            functools.partial(finish, self),
             max_size=settings.batch_max_size,
             max_waiting=settings.queue_max_images,
             max_delay=settings.batch_max_delay_ms / 1000,
@@ -115,7 +133,7 @@ class Serving:
         """Score one golden image outside the queue; a success clears the count of failures."""
         images = self._golden.tobytes()
         with contextlib.suppress(Exception):
-            await self._run([Waiting(images, time.perf_counter())])
+            await self._run([Waiting(images, time.perf_counter(), None)])
 
     async def run_many(self, pixels: bytearray, since: float, *, draw: bool) -> BulkScores:
         """Score one chunk of a batch request, in the thread's turn; `Engine.score_many` says the rest."""
@@ -147,10 +165,10 @@ class Serving:
         said = [reasons[code] for code in codes.tolist()]
         return BulkScores(mse, said, planes, peak, started - since, time.perf_counter() - started)
 
-    async def _run(self, items: list[Waiting]) -> Sequence[Detection]:
+    async def _run(self, items: list[Waiting[Any]]) -> Sequence[Detection]:
         return await self._in_thread(functools.partial(self._detect, items), len(items))
 
-    def _detect(self, items: list[Waiting]) -> list[Detection]:
+    def _detect(self, items: list[Waiting[Any]]) -> list[Detection]:
         started = time.perf_counter()
         count = len(items)
         images = np.frombuffer(bytearray().join([item.image for item in items]), np.uint8).reshape(count, 1, 28, 28)
@@ -175,17 +193,22 @@ class Engine:
         repository: where versions are read.
         settings: device, batches, queue, how often to look for new versions.
         metrics: batch sizes, versions, failures.
+        finish: what becomes of the detections of each micro-batch.
 
     Raises:
         DeviceError: the device that was asked for is not there.
     """
 
-    def __init__(self, repository: Repository, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, repository: Repository, settings: Settings, metrics: Metrics, finish: Finish = as_detected
+    ) -> None:
         self.repository = repository
         self.device = choose_device(settings.device)
         self.default_model = settings.default_model
         self._settings = settings
+        self._deadline = settings.deadline_ms / 1000
         self._metrics = metrics
+        self._finish = finish
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference", initializer=use_one_thread)
         self._current: dict[str, Serving] = {}
         self._extra: OrderedDict[tuple[str, int], Serving] = OrderedDict()
@@ -257,25 +280,32 @@ class Engine:
             raise ModelUnavailable(f"the model {name} is not loaded")
         raise ModelNotFound(f"the model store has no model {name}")
 
-    async def score(self, serving: Serving, image: bytes) -> Detection:
-        """Score one image in the next micro-batch.
+    async def score(self, serving: Serving, image: bytes, order: Any = None) -> Any:
+        """Score one image in the next micro-batch, and return what `finish` made of it.
 
         Args:
             serving: from `select`.
             image: raw pixels, uint8 [28, 28], as bytes.
+            order: for `finish`.
 
         Raises:
             Overloaded, DeadlineExceeded, InternalError, ModelUnavailable: no score.
         """
+        future = asyncio.get_running_loop().create_future()
+        self.enqueue(serving, image, order, future)
+        return await future
+
+    def enqueue(self, serving: Serving, image: bytes, order: Any, future: asyncio.Future[Any]) -> None:
+        """Accept one image for the next micro-batch; `future` will hold what `score` returns or raises.
+
+        Raises:
+            Overloaded, ModelUnavailable: it was not accepted.
+        """
         try:
-            waiting = Waiting(image, time.perf_counter())
-            detection = await serving.batcher.submit(waiting, deadline=self._settings.deadline_ms / 1000)
+            serving.batcher.enqueue(Waiting(image, time.perf_counter(), order), future, deadline=self._deadline)
         except Overloaded:
             self._metrics.shed.inc()
             raise
-        if not np.isfinite(detection.mse):
-            raise InternalError("the model gave a score that is not a number")
-        return detection
 
     async def score_many(self, serving: Serving, pixels: bytearray, *, draw: bool) -> BulkScores:
         """Score one chunk of a batch request.
@@ -364,7 +394,7 @@ class Engine:
         load = functools.partial(Detector.load, artifact, self.device, sizes)
         with ThreadPoolExecutor(1, initializer=use_one_thread) as loader:
             detector = await loop.run_in_executor(loader, load)
-        return Serving(artifact, detector, self._thread, self._settings, self._metrics)
+        return Serving(artifact, detector, self._thread, self._settings, self._metrics, finish=self._finish)
 
     async def _load_extra(self, name: str, version: int) -> Serving:
         key = name, version

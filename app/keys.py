@@ -14,9 +14,8 @@ import hmac
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 _log = logging.getLogger(__name__)
 
@@ -107,7 +106,6 @@ def is_public(path: str) -> bool:
     return path in _PUBLIC or path.startswith(_PUBLIC_FOLDERS)
 
 
-def owned(scope: Mapping[str, Any], key: str) -> str:
+def owned(owner: str | None, key: str) -> str:
     """Return what a reconstruction is kept under: with API keys, only those of the same name find it again."""
-    owner = scope.get("owner")
     return key if owner is None else f"{owner}/{key}"

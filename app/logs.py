@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
+from pydantic_core import to_json
+
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
@@ -63,7 +65,7 @@ class AccessLog:
     def __init__(self, *, enabled: bool, descriptor: int = 1) -> None:
         self._enabled = enabled
         self._descriptor = descriptor
-        self._lines: list[str] = []
+        self._lines: list[bytes] = []
 
     def write(self, members: dict[str, Any]) -> None:
         """Log one answered request; the members are JSON values."""
@@ -71,10 +73,10 @@ class AccessLog:
             return
         if not self._lines:
             asyncio.get_running_loop().call_soon(self.flush)
-        self._lines.append(json.dumps(members, separators=(",", ":")))
+        self._lines.append(to_json(members))
 
     def flush(self) -> None:
         """Write what was gathered."""
         lines, self._lines = self._lines, []
         if lines:
-            os.write(self._descriptor, ("\n".join(lines) + "\n").encode())
+            os.write(self._descriptor, b"\n".join([*lines, b""]))

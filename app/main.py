@@ -28,6 +28,7 @@ from app.metrics import Metrics
 from app.problems import InternalError, InvalidParameter, Problem, from_status, render
 from app.reconstructions import Reconstructions
 from app.record import SIZE_BOUND
+from app.replies import Replies
 from app.repository import Repository
 from app.routes import Services, router
 from app.scoring import Scorer
@@ -51,7 +52,6 @@ def create_app(settings: Settings, *, store: Store | None = None) -> Edge:
         StoreError: the store URL names no kind of store.
     """
     metrics = Metrics()
-    engine = Engine(Repository(settings.model_store), settings, metrics)
     keys = _keys(settings)
     reconstructions = Reconstructions(
         store or _store(settings),
@@ -59,7 +59,9 @@ def create_app(settings: Settings, *, store: Store | None = None) -> Edge:
         timeout=settings.store_timeout_ms / 1000,
         max_waiting=settings.queue_max_images,
     )
-    scorer = Scorer(engine, reconstructions, metrics, settings)
+    replies = Replies(reconstructions, metrics, settings.root_path)
+    engine = Engine(Repository(settings.model_store), settings, metrics, replies.finish)
+    scorer = Scorer(engine, metrics, settings)
     bulk = BulkScorer(engine, reconstructions, metrics, settings)
     services = Services(engine, reconstructions, scorer, bulk, metrics)
     app = FastAPI(

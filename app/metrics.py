@@ -32,7 +32,11 @@ class Metrics:
             "http_request_seconds", "From request to reply.", ("route",), buckets=_SECONDS, registry=self.registry
         )
         stage = Histogram(
-            "score_stage_seconds", "Where a score's time went.", ("stage",), buckets=_SECONDS, registry=self.registry
+            "score_stage_seconds",
+            "Where the time of scores went: decode and queue once an image, forward and store once a micro-batch.",
+            ("stage",),
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         self._stages = [stage.labels(name) for name in STAGES]
         batch_stage = Histogram(
@@ -96,13 +100,15 @@ class Metrics:
         series[0].inc()
         series[1].observe(seconds)
 
-    def score(self, model: str, *, is_anomaly: bool, mse: float, stages: tuple[float, float, float, float]) -> None:
-        """Count one scored image and the seconds of each of `STAGES`."""
-        verdicts, scores = self._of_verdict(model, is_anomaly)
-        verdicts.inc()
-        scores.observe(mse)
-        for histogram, seconds in zip(self._stages, stages, strict=True):
-            histogram.observe(seconds)
+    def stages(self, decode: Iterable[float], queue: Iterable[float], forward: float, store: float) -> None:
+        """Count the seconds of `STAGES` of one micro-batch: what each image took, and what all took together."""
+        per_image = self._stages[:2]
+        for histogram, each in zip(per_image, (decode, queue), strict=True):
+            observe = histogram.observe
+            for seconds in each:
+                observe(seconds)
+        self._stages[2].observe(forward)
+        self._stages[3].observe(store)
 
     def batch(self, stages: Iterable[float]) -> None:
         """Count the seconds that a batch request spent in each of `STAGES`."""
@@ -110,7 +116,7 @@ class Metrics:
             histogram.observe(seconds)
 
     def scores(self, model: str, normal: int, anomalous: int, mses: Iterable[float]) -> None:
-        """Count the scored images of one chunk of a batch request."""
+        """Count the images that one micro-batch scored."""
         for is_anomaly, count in ((False, normal), (True, anomalous)):
             if count:
                 self._of_verdict(model, is_anomaly)[0].inc(count)

@@ -1,4 +1,4 @@
-"""Keeping reconstructions for a while, grouped per micro-batch, without ever standing in a score's way.
+"""Keeping reconstructions for a while, a micro-batch at a time, without ever standing in a score's way.
 
 Knows: when a store is down, and what to do then. Does not know: which store it is, HTTP.
 """
@@ -11,9 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from app.batcher import MicroBatcher
 from app.metrics import Metrics
-from app.problems import Problem
 from app.record import Record, unpack
 from app.stores import Store, StoreError
 
@@ -21,7 +19,6 @@ Answer = TypeVar("Answer")
 
 _log = logging.getLogger(__name__)
 
-_MAX_ENTRIES = 256
 _RETRY_SECONDS = 1.0
 _QUIET_SECONDS = 5.0
 
@@ -36,7 +33,7 @@ class Reconstructions:
         store: where records go.
         metrics: counts what could not be kept.
         timeout: seconds that a score waits for its record to be kept.
-        max_waiting: most records that wait for the store.
+        max_waiting: most records that wait for the store; more are not kept.
         clock: monotonic seconds.
     """
 
@@ -56,25 +53,30 @@ class Reconstructions:
         self._retry_at = 0.0
         self._asked_at = 0.0
         self._down = False
-        self._writer: MicroBatcher[tuple[str, Record], None] = MicroBatcher(
-            self._write, max_size=_MAX_ENTRIES, max_waiting=max_waiting, clock=clock
-        )
+        self._max_waiting = max_waiting
+        self._waiting = 0
 
     @property
     def up(self) -> bool:
         """Whether the store answered when it was last asked."""
         return not self._down
 
-    async def keep(self, key: str, record: Record) -> bool:
-        """Keep a record under an id. Returns False, and counts it, when the store failed or was too slow."""
-        if not (self._down and self._clock() < self._retry_at):
+    async def keep(self, records: Sequence[tuple[str, Record]]) -> bool:
+        """Keep records under their ids, all or none. Returns False, and counts them, when the store is down or slow."""
+        count, now = len(records), self._clock()
+        if not (self._down and now < self._retry_at) and self._waiting + count <= self._max_waiting:
+            self._waiting += count
+            # While the store is down, this group is the one that tries.
+            self._retry_at = now + _RETRY_SECONDS
             try:
-                await self._writer.submit((key, record), deadline=self._timeout)
-            except Problem:
+                await self._within(self._store.put([(key, record.pack()) for key, record in records]))
+            except StoreError:
                 pass
             else:
                 return True
-        self._metrics.not_kept.inc()
+            finally:
+                self._waiting -= count
+        self._metrics.not_kept.inc(count)
         return False
 
     async def find(self, key: str) -> Record | None:
@@ -104,13 +106,8 @@ class Reconstructions:
             await self.check()
 
     async def aclose(self) -> None:
-        """Write what was accepted, then close the store."""
-        await self._writer.aclose()
+        """Close the store, which first writes what it was given."""
         await self._store.close()
-
-    async def _write(self, items: list[tuple[str, Record]]) -> Sequence[None]:
-        await self._within(self._store.put([(key, record.pack()) for key, record in items]))
-        return [None] * len(items)
 
     async def _within(self, answer: Awaitable[Answer]) -> Answer:
         self._asked_at = self._clock()

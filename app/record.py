@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 PIXELS = 28 * 28
 _HEADER = struct.Struct("<HfI")
@@ -12,8 +12,7 @@ SIZE_BOUND = _HEADER.size + 3 * PIXELS + 1024
 """No record is larger, in bytes: a reply has a few hundred."""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A scored image.
 
     Attributes:

@@ -181,7 +181,9 @@ async def reconstruction(
     With `Accept: application/json` the answer is the reply that the score was given.
     """
     try:
-        record = await services.reconstructions.find(owned(request.scope, key)) if _KEY.fullmatch(key) else None
+        record = (
+            await services.reconstructions.find(owned(request.scope.get("owner"), key)) if _KEY.fullmatch(key) else None
+        )
     except StoreError:
         raise StoreUnavailable("nobody can say now what is kept under this id") from None
     if record is None:

@@ -1,20 +1,17 @@
-"""`POST /score` from a request's bytes to a reply's bytes.
+"""`POST /score` from a request's bytes to its place in a micro-batch.
 
-Knows: the order of the steps and how long each took. Does not know: the framework; `routes` documents this path and
+Knows: the order of the steps. Does not know: the framework; `routes` documents this path and
 `edge` calls it directly, so that no layer that it does not need stands before it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import os
 import time
 from collections.abc import Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ValidationError
@@ -22,14 +19,12 @@ from pydantic import BaseModel, ValidationError
 from app import fit, images
 from app.bodies import Receive, image_of, read_body
 from app.calibration import Calibration, CalibrationError
-from app.engine import Engine
-from app.keys import owned
+from app.engine import Engine, Serving
 from app.manifest import Manifest
-from app.metrics import STAGES, Metrics
+from app.metrics import Metrics
 from app.problems import InvalidParameter, MalformedRequest, Overloaded, UnsupportedAlpha
-from app.reconstructions import Reconstructions
-from app.record import Record
-from app.schemas import Fitted, ScoreQuery, ScoreResponse
+from app.replies import Order, Reply
+from app.schemas import Fitted, ScoreQuery
 from app.settings import Settings
 
 Query = TypeVar("Query", bound=BaseModel)
@@ -37,48 +32,39 @@ Query = TypeVar("Query", bound=BaseModel)
 LONGEST_QUERY = 1024
 """Bytes of a query string; a caller must not choose how much of it is remembered."""
 _NO_QUERY = ScoreQuery()
-_ABSENT: dict[tuple[bool, bool], set[str]] = {
-    (True, True): {"fitted", "reconstruction_png"},
-    (True, False): {"fitted"},
-    (False, True): {"reconstruction_png"},
-    (False, False): set(),
-}
-"""What a reply leaves out: members that nobody asked for."""
-TIMING = ", ".join(f"{stage};dur=%.3f" for stage in STAGES)
-"""The value of the header Server-Timing, to be filled with milliseconds."""
 
 
-@dataclass(slots=True)
-class Reply:
-    """A finished reply.
+class _Arrival(NamedTuple):
+    """An image whose request has been read: a PNG, or the pixels that `fit` made of one in `seconds`."""
 
-    Attributes:
-        body: JSON.
-        timing: the value of the header Server-Timing (W3C), in milliseconds.
-        facts: what the access log says of it besides route and status.
-    """
-
-    body: bytes
-    timing: str
-    facts: dict[str, Any] = field(default_factory=dict)
+    image: bytes
+    seconds: float
+    serving: Serving
+    order: Order
+    future: asyncio.Future[Reply]
 
 
 class Scorer:
-    """Scores the image of a request and keeps its reconstruction."""
+    """Takes the image of a request to its micro-batch, and comes back with the reply.
 
-    def __init__(self, engine: Engine, reconstructions: Reconstructions, metrics: Metrics, settings: Settings) -> None:
+    Args:
+        engine: whose `finish` is that of `Replies`.
+        metrics: counts what was refused.
+        settings: limits.
+    """
+
+    def __init__(self, engine: Engine, metrics: Metrics, settings: Settings) -> None:
         self._engine = engine
-        self._reconstructions = reconstructions
         self._metrics = metrics
         self._limit = settings.max_body_bytes
         self._fit_limit = settings.fit_max_body_bytes
         self._fit_pixels = settings.fit_max_pixels
         self._fit_waiting = settings.fit_max_waiting
         self._fits = 0
+        self._arrivals: list[_Arrival] = []
         # Large images are decoded one at a time, beside the event loop: memory stays flat, scores go on.
         self._fitter = ThreadPoolExecutor(1, thread_name_prefix="fit")
         self._body_timeout = settings.body_timeout_ms / 1000
-        self._prefix = settings.root_path
 
     async def __call__(
         self, scope: MutableMapping[str, Any], headers: Mapping[bytes, bytes], receive: Receive
@@ -95,58 +81,35 @@ class Scorer:
             ClientLeft: nobody waits for the reply any more.
         """
         query = parse_query(ScoreQuery, scope["query_string"]) if scope["query_string"] else _NO_QUERY
+        fitted: Fitted | None = None
+        seconds = 0.0
         if query.fit == "mnist":
-            image, fitted, started = await self._fit(headers, receive)
+            image, fitted, seconds = await self._fit(headers, receive)
         else:
-            body = await self._read(headers, receive, self._limit)
-            started, fitted = time.perf_counter(), None
-            image = images.decode(await image_of(_content_type(headers), body))
-        decoded = time.perf_counter()
+            image = await image_of(_content_type(headers), await self._read(headers, receive, self._limit))
         serving = await self._engine.select(query.model)
         threshold, alpha = threshold_of(serving.manifest, serving.calibration, query.alpha)
-        detection = await self._engine.score(serving, image)
-        scored = time.perf_counter()
-        manifest = serving.manifest
-        # The random part is what nobody can guess; the time before it lets the store's index grow at its end.
-        key = f"{time.time_ns() // 1_000_000:012x}{os.urandom(16).hex()}"
-        is_anomaly = detection.mse > threshold
-        response = ScoreResponse(
-            id=key,
-            model=manifest.name,
-            version=manifest.version,
-            mse=detection.mse,
-            threshold=threshold,
-            alpha=alpha,
-            p_value=serving.calibration.p_value(detection.mse),
-            is_anomaly=is_anomaly,
-            reason=detection.reason,
-            reconstruction=f"{self._prefix}/reconstruction/{key}",
-            fitted=fitted,
-        )
-        reply = _json(response)
-        if not await self._reconstructions.keep(
-            owned(scope, key), Record(reply, detection.pixels, detection.error_peak)
-        ):
-            response = response.model_copy(update={"id": None, "reconstruction": None})
-            reply = _json(response)
-        if query.include == "reconstruction":
-            picture = base64.b64encode(images.encode(images.grey_picture(detection.pixels[784:1568]))).decode()
-            reply = _json(response.model_copy(update={"reconstruction_png": picture}))
-        stages = (decoded - started, detection.queue_seconds, detection.forward_seconds, time.perf_counter() - scored)
-        self._metrics.score(manifest.name, is_anomaly=is_anomaly, mse=detection.mse, stages=stages)
-        timing = TIMING % tuple(1e3 * seconds for seconds in stages)
-        decode, queue, forward, store = stages
-        facts = {
-            "model": manifest.name,
-            "version": manifest.version,
-            "is_anomaly": is_anomaly,
-            "mse": detection.mse,
-            "decode_seconds": round(decode, 6),
-            "queue_seconds": round(queue, 6),
-            "forward_seconds": round(forward, 6),
-            "store_seconds": round(store, 6),
-        }
-        return Reply(reply, timing, facts)
+        order = Order(threshold, alpha, scope.get("owner"), fitted, query.include == "reconstruction")
+        arrival = _Arrival(image, seconds, serving, order, asyncio.get_running_loop().create_future())
+        if not self._arrivals:
+            arrival.future.get_loop().call_soon(self._take_in)
+        self._arrivals.append(arrival)
+        return await arrival.future
+
+    def _take_in(self) -> None:
+        """Decode what arrived in this turn of the event loop, in one go: alone, an image costs three times as much."""
+        arrivals, self._arrivals = self._arrivals, []
+        for arrival in arrivals:
+            if arrival.future.done():  # the caller left
+                continue
+            began, image = time.perf_counter(), arrival.image
+            try:
+                if arrival.order.fitted is None:
+                    image = images.decode(image)
+                order = arrival.order._replace(decode_seconds=arrival.seconds + time.perf_counter() - began)
+                self._engine.enqueue(arrival.serving, image, order, arrival.future)
+            except Exception as error:  # it is the caller's, who knows problems from failures
+                arrival.future.set_exception(error)
 
     async def aclose(self) -> None:
         """Let go of the thread that fits images."""
@@ -157,7 +120,7 @@ class Scorer:
         return await read_body(receive, declared=declared, limit=limit, timeout=self._body_timeout)
 
     async def _fit(self, headers: Mapping[bytes, bytes], receive: Receive) -> tuple[bytes, Fitted, float]:
-        """Read a large image and fit it. Returns its pixels, what was done, and when the body was there."""
+        """Read a large image and fit it. Returns its pixels, what was done, and the seconds that it took."""
         if self._fits >= self._fit_waiting:
             self._metrics.shed.inc()
             raise Overloaded(f"{self._fit_waiting} images are being fitted already")
@@ -169,7 +132,8 @@ class Scorer:
             found = await asyncio.get_running_loop().run_in_executor(self._fitter, fit.fit, png, self._fit_pixels)
         finally:
             self._fits -= 1
-        return found.pixels, Fitted(inverted=found.inverted, crop=found.crop), started
+        fitted = Fitted(inverted=found.inverted, crop=found.crop)
+        return found.pixels, fitted, time.perf_counter() - started
 
 
 def _content_type(headers: Mapping[bytes, bytes]) -> str:
@@ -215,8 +179,3 @@ def threshold_of(manifest: Manifest, calibration: Calibration, alpha: float | No
         return calibration.threshold(alpha), alpha
     except CalibrationError as error:
         raise UnsupportedAlpha(str(error)) from None
-
-
-def _json(response: ScoreResponse) -> bytes:
-    absent = _ABSENT[response.fitted is None, response.reconstruction_png is None]
-    return response.model_dump_json(exclude=absent).encode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from app.batcher import MicroBatcher
 from app.problems import DeadlineExceeded, InternalError, ModelUnavailable, Overloaded
+
+Finish = Callable[[list[int], Sequence[int]], Awaitable[Sequence[int | Exception]]]
 
 
 class Squares:
@@ -28,8 +30,13 @@ class Squares:
         return [item * item for item in items]
 
 
-def batcher_of(run: Squares, **options: int) -> MicroBatcher[int, int]:
-    return MicroBatcher(run, **{"max_size": 4, "max_waiting": 100, **options})
+async def unchanged(_: list[int], made: Sequence[int]) -> Sequence[int]:
+    """Finish by changing nothing."""
+    return made
+
+
+def batcher_of(run: Squares, finish: Finish = unchanged, **options: float) -> MicroBatcher[int, int, int]:
+    return MicroBatcher(run, finish, **{"max_size": 4, "max_waiting": 100, **options})
 
 
 @given(
@@ -121,7 +128,7 @@ async def test_failure_reaches_every_waiter_and_only_them() -> None:
             raise ZeroDivisionError
         return items
 
-    batcher = MicroBatcher(run, max_size=3, max_waiting=10)
+    batcher = MicroBatcher(run, unchanged, max_size=3, max_waiting=10)
     answers = await asyncio.gather(
         *(batcher.submit(item, deadline=5) for item in (12, 13, 14, 15)), return_exceptions=True
     )
@@ -136,7 +143,7 @@ async def test_wrong_number_of_results_is_an_error() -> None:
     async def run(items: list[int]) -> Sequence[int]:
         return items[1:]
 
-    batcher = MicroBatcher(run, max_size=3, max_waiting=10)
+    batcher = MicroBatcher(run, unchanged, max_size=3, max_waiting=10)
     with pytest.raises(InternalError):
         await batcher.submit(1, deadline=5)
 
@@ -172,14 +179,66 @@ async def test_ten_thousand_callers_who_leave_hold_nothing() -> None:
     assert await batcher.submit(7, deadline=5) == 49
     assert batcher.waiting == 0
     assert sum(map(len, run.batches)) == 64 + 1
+    assert not batcher._deadlines
 
 
 async def test_a_delay_gathers_company() -> None:
     """With `max_delay` the first item of a batch waits for those that follow soon after."""
     run = Squares()
-    batcher = MicroBatcher(run, max_size=8, max_waiting=10, max_delay=0.05)
+    batcher = MicroBatcher(run, unchanged, max_size=8, max_waiting=10, max_delay=0.05)
     first = asyncio.create_task(batcher.submit(1, deadline=5))
     await asyncio.sleep(0.01)
     second = asyncio.create_task(batcher.submit(2, deadline=5))
     assert await asyncio.gather(first, second) == [1, 4]
     assert run.batches == [[1, 2]]
+
+
+async def test_the_next_batch_runs_while_the_one_before_is_finished() -> None:
+    """A slow `finish` holds up its own callers and nobody else's; `aclose` waits for it."""
+    run, gate = Squares(), asyncio.Event()
+
+    async def finish(items: list[int], made: Sequence[int]) -> Sequence[int]:
+        if 1 in items:
+            await gate.wait()
+        return made
+
+    batcher = batcher_of(run, finish, max_size=1)
+    slow = asyncio.create_task(batcher.submit(1, deadline=5))
+    assert await batcher.submit(2, deadline=5) == 4
+    assert not slow.done()
+    closing = asyncio.create_task(batcher.aclose())
+    await asyncio.sleep(0.01)
+    assert not closing.done()
+    gate.set()
+    await closing
+    assert await slow == 1
+
+
+async def test_an_exception_among_the_results_is_for_its_caller_alone() -> None:
+    """`finish` may refuse one item of a batch; the others have their results, and nothing waits any longer."""
+
+    async def finish(_: list[int], made: Sequence[int]) -> Sequence[int | Exception]:
+        return [Overloaded("nine") if square == 9 else square for square in made]
+
+    batcher = batcher_of(Squares(), finish)
+    answers = await asyncio.gather(*(batcher.submit(n, deadline=5) for n in (2, 3, 4)), return_exceptions=True)
+    assert [answers[0], answers[2]] == [4, 16]
+    assert isinstance(answers[1], Overloaded)
+    assert not batcher._deadlines
+
+
+@pytest.mark.parametrize("broken", [[], ZeroDivisionError()], ids=["too few results", "an error"])
+async def test_a_batch_that_cannot_be_finished_fails_its_own_callers(broken: list[int] | Exception) -> None:
+    """When `finish` fails or loses results, each of the batch's callers gets an error, and the next is served."""
+
+    async def finish(items: list[int], made: Sequence[int]) -> Sequence[int]:
+        if 13 not in items:
+            return made
+        if isinstance(broken, Exception):
+            raise broken
+        return broken
+
+    batcher = batcher_of(Squares(), finish, max_size=2)
+    answers = await asyncio.gather(*(batcher.submit(n, deadline=5) for n in (12, 13, 14)), return_exceptions=True)
+    assert [type(answer) for answer in answers[:2]] == [InternalError] * 2
+    assert answers[2] == 196

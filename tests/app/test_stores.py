@@ -284,15 +284,15 @@ async def test_a_hanging_redis_costs_no_more_than_the_time_out(redis_server: Red
     store = RedisStore(redis_server.url, ttl_seconds=60, password_file=redis_server.password_file)
     kept = Reconstructions(store, Metrics(), timeout=0.3, max_waiting=64)
     record = Record(b"{}", bytes(3 * 784), 1.0)
-    assert await kept.keep("a" * 32, record)
+    assert await kept.keep([("a" * 32, record)])
     redis_server.process.send_signal(signal.SIGSTOP)
     began = time.monotonic()
-    assert not await kept.keep("b" * 32, record)
+    assert not await kept.keep([("b" * 32, record)])
     assert 0.2 < time.monotonic() - began < 1.0
     await asyncio.sleep(0.1)
     assert not kept.up
     began = time.monotonic()
-    assert not await kept.keep("c" * 32, record)
+    assert not await kept.keep([("c" * 32, record)])
     assert time.monotonic() - began < 0.1
     redis_server.process.send_signal(signal.SIGCONT)
     until = time.monotonic() + 5
@@ -300,6 +300,6 @@ async def test_a_hanging_redis_costs_no_more_than_the_time_out(redis_server: Red
         await kept.check_when_quiet()
         await asyncio.sleep(0.05)
     assert kept.up
-    assert await kept.keep("d" * 32, record)
+    assert await kept.keep([("d" * 32, record)])
     assert await kept.find("d" * 32) == record
     await kept.aclose()
