@@ -8,6 +8,7 @@ Knows: ASGI, request ids, the access log, the last resort for errors. Does not k
 from __future__ import annotations
 
 import binascii
+import itertools
 import logging
 import os
 import re
@@ -63,6 +64,12 @@ class Edge:
         self._metrics = metrics
         self._log = log
         self._keys = keys
+        self._process = binascii.hexlify(os.urandom(6))
+        self._number = itertools.count()
+
+    def _fresh_id(self) -> bytes:
+        """Return a request id: of this process by chance, and in it by number. It is a name, not a secret."""
+        return b"%s-%x" % (self._process, next(self._number))
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one ASGI connection."""
@@ -72,7 +79,7 @@ class Edge:
         started = time.perf_counter()
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
-        request_id = given if _REQUEST_ID.fullmatch(given) else binascii.hexlify(os.urandom(8))
+        request_id = given if _REQUEST_ID.fullmatch(given) else self._fresh_id()
         scope["request_id"] = request_id.decode()
         facts: dict[str, Any] = {}
         if self._keys is not None and not self._known(scope, headers, facts):

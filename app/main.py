@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -37,6 +38,8 @@ from app.stores import Store, open_store
 from app.vitals import watch
 
 _log = logging.getLogger(__name__)
+
+_SWITCH_SECONDS = 0.0005
 
 
 def create_app(settings: Settings, *, store: Store | None = None) -> Edge:
@@ -111,6 +114,8 @@ def from_environment() -> Edge:
     """Make the application from the environment: the factory that uvicorn calls."""
     chosen = settings.from_environment()
     logs.configure(chosen.log_level)
+    # A micro-batch that is done waits for Python's lock while the event loop is busy: at most so long.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     return create_app(chosen)
 
 

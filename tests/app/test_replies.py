@@ -1,0 +1,123 @@
+"""From detections to replies: what each says, what is kept of it, what becomes of a score that is no number."""
+
+from __future__ import annotations
+
+import json
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from app.calibration import Calibration
+from app.engine import Detection, Waiting
+from app.metrics import Metrics
+from app.problems import InternalError
+from app.reconstructions import Reconstructions
+from app.record import unpack
+from app.replies import Order, Replies, Reply, new_ids
+from app.schemas import Fitted, ScoreResponse
+from app.stores.sqlite import SqliteStore
+
+SERVING: Any = SimpleNamespace(
+    manifest=SimpleNamespace(name="zero", version=3), calibration=Calibration([0.1, 0.2, 0.3, 0.4])
+)
+ORDER = Order(threshold=0.25, alpha=0.4, owner=None, fitted=None, embed=False)
+
+
+def detection(mse: float, reason: str | None = None) -> Detection:
+    """Return a detection with pictures that are easy to know again."""
+    return Detection(mse, reason, bytes([1]) * 784 + bytes([2]) * 784 + bytes([3]) * 784, 0.5, 0.001, 0.002)
+
+
+@pytest.fixture
+async def kept(tmp_path):
+    """Yield a store of the test's own."""
+    store = SqliteStore(tmp_path / "r.db", ttl_seconds=60, max_entries=100)
+    kept = Reconstructions(store, Metrics(), timeout=5, max_waiting=100)
+    yield kept
+    await kept.aclose()
+
+
+async def finished(kept: Reconstructions, *pairs: tuple[Order, Detection]) -> list[Any]:
+    """Finish one micro-batch."""
+    waiting = [Waiting(b"", 0.0, order) for order, _ in pairs]
+    return await Replies(kept, Metrics(), "/prefix").finish(SERVING, waiting, [found for _, found in pairs])
+
+
+async def test_a_reply_is_what_the_schema_says(kept):
+    """Every member of the schema is there, in its order, and a link under the prefix leads to what was kept."""
+    ((reply,)) = await finished(kept, (ORDER, detection(0.3)))
+    document = json.loads(reply.body)
+    known = ScoreResponse.model_validate_json(reply.body)
+    assert list(document) == [name for name in ScoreResponse.model_fields if name in document]
+    assert set(ScoreResponse.model_fields) - set(document) == {"fitted", "reconstruction_png"}
+    assert (known.mse, known.threshold, known.alpha, known.p_value, known.is_anomaly) == (0.3, 0.25, 0.4, 0.6, True)
+    assert known.reconstruction == f"/prefix/reconstruction/{known.id}"
+    record = await kept.find(known.id)
+    assert (record.reply, record.pixels) == (reply.body, detection(0.3).pixels)
+
+
+async def test_each_order_has_its_own_reply(kept):
+    """Thresholds, guards, fits and embedded pictures of one micro-batch do not mix."""
+    fitted = Fitted(inverted=True, crop=(1, 2, 3, 4))
+    replies = await finished(
+        kept,
+        (ORDER, detection(0.2)),
+        (ORDER._replace(threshold=0.1, alpha=0.8), detection(0.2)),
+        (ORDER._replace(fitted=fitted), detection(4.0, "empty")),
+        (ORDER._replace(embed=True), detection(0.2)),
+    )
+    said = [json.loads(reply.body) for reply in replies]
+    assert [each["is_anomaly"] for each in said] == [False, True, True, False]
+    assert [each["alpha"] for each in said] == [0.4, 0.8, 0.4, 0.4]
+    assert [each["reason"] for each in said] == [None, None, "empty", None]
+    assert [each.get("fitted") for each in said] == [None, None, {"inverted": True, "crop": [1, 2, 3, 4]}, None]
+    assert ["reconstruction_png" in each for each in said] == [False, False, False, True]
+    assert "reconstruction_png" not in json.loads((await kept.find(said[3]["id"])).reply)
+
+
+async def test_another_key_does_not_find_it(kept):
+    """What one API key's owner scored is kept under that owner's name."""
+    ((reply,)) = await finished(kept, (ORDER._replace(owner="line-1"), detection(0.2)))
+    key = json.loads(reply.body)["id"]
+    assert await kept.find(key) is None
+    assert await kept.find(f"line-1/{key}") is not None
+
+
+@pytest.mark.parametrize("mse", [math.nan, math.inf])
+async def test_a_score_that_is_no_number_fails_its_caller_alone(kept, mse):
+    """The others of its micro-batch have their replies, and nothing is kept of it."""
+    first, second, third = await finished(kept, (ORDER, detection(0.2)), (ORDER, detection(mse)), (ORDER, detection(1)))
+    assert isinstance(second, InternalError)
+    assert [json.loads(reply.body)["mse"] for reply in (first, third)] == [0.2, 1]
+    (alone,) = await finished(kept, (ORDER, detection(mse)))
+    assert isinstance(alone, InternalError)
+
+
+async def test_what_cannot_be_kept_has_no_id(tmp_path):
+    """Without a store the verdict is the same, and `id` and `reconstruction` are null."""
+    (tmp_path / "file").write_text("no folder")
+    store = SqliteStore(tmp_path / "file" / "r.db", ttl_seconds=60, max_entries=100)
+    kept = Reconstructions(store, Metrics(), timeout=5, max_waiting=100)
+    ((reply,)) = await finished(kept, (ORDER, detection(0.3)))
+    said = json.loads(reply.body)
+    assert (said["id"], said["reconstruction"], said["is_anomaly"]) == (None, None, True)
+    await kept.aclose()
+
+
+async def test_a_record_is_the_image_and_its_reply(kept):
+    """Packed and unpacked, a record is the same."""
+    ((reply,)) = await finished(kept, (ORDER, detection(0.3)))
+    record = await kept.find(json.loads(reply.body)["id"])
+    assert unpack(record.pack()) == record
+    assert isinstance(reply, Reply)
+    assert reply.timing.startswith("decode;dur=0.000, queue;dur=1.000, forward;dur=2.000, store;dur=")
+
+
+def test_ids_are_fresh_and_of_one_form():
+    """Ten thousand ids: all different, 12 digits of the time and 32 of chance."""
+    ids = new_ids(10_000)
+    assert len({key[12:] for key in ids}) == 10_000
+    assert {len(key) for key in ids} == {44}
+    assert all(set(key) <= set("0123456789abcdef") for key in ids)
