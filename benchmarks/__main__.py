@@ -13,6 +13,7 @@ import io
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -29,7 +30,8 @@ import psutil
 
 from app.repository import Repository
 from benchmarks.processes import ROOT, Server, peer, service
-from tests.pngs import plain
+from benchmarks.without import TRICKS
+from tests.pngs import chunk, plain
 
 RESULTS = ROOT / "benchmarks" / "results" / "latest.json"
 IMAGES = 64
@@ -257,9 +259,34 @@ def workers(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) 
             server.stop()
 
 
+def tricks(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -> Cell:
+    """The service with each of its tricks taken out, beside the whole service."""
+    whole = service(folder, "whole", ANOMALY_DEFAULT_MODEL=model)
+    found: Cell = {}
+    try:
+        print(f"{model}, tricks", flush=True)
+        for name in TRICKS:
+            form = "multipart" if name == "form" else "raw"
+            server = service(
+                folder, f"without-{name}", command=["benchmarks.without", name], ANOMALY_DEFAULT_MODEL=model
+            )
+            ask = functools.partial(
+                wrk, bodies=bodies, form=form, path="/score", connections=64, seconds=chosen.seconds / 2
+            )
+            try:
+                ask(server)
+                cells = {"without": lambda ask=ask, server=server: ask(server), "with": lambda ask=ask: ask(whole)}
+                found[name] = interleaved(cells, chosen.rounds)
+            finally:
+                server.stop()
+        return {"tricks": found}
+    finally:
+        whole.stop()
+
+
 def growth(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -> Cell:
     """How cost grows: images a request, entries in the store."""
-    found: Cell = {"images": {}, "store": {}}
+    found: Cell = {"images": {}, "bodies": {}, "models": {}, "store": {}}
     server = service(folder, f"growth-{model}")
     try:
         print(f"{model}, growth", flush=True)
@@ -268,8 +295,32 @@ def growth(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -
             cells = [post_array(server, body, count, "application/x-npy", model) for _ in range(3)]
             found["images"][str(count)] = {**medians(cells), "rss_mb": server.memory_mb()[0]}
             print(f"  {count} images: {found['images'][str(count)]}", flush=True)
+        for kilobytes in (0, 4, 16, 60):
+            # The same digits behind a chunk of text, which is checked and dropped.
+            padded = folder / f"bodies-{kilobytes}"
+            padded.mkdir()
+            for number, image in enumerate(digits(IMAGES)):
+                extra = [chunk(b"tEXt", bytes(1024 * kilobytes))] if kilobytes else []
+                (padded / f"{number}.png").write_bytes(plain(image, *extra))
+            cell = wrk(server, padded, form="raw", path=f"/score?model={model}", connections=64, seconds=chosen.seconds)
+            found["bodies"][str(kilobytes)] = cell
+            print(f"  bodies of {kilobytes} KiB more: {cell}", flush=True)
     finally:
         server.stop()
+    for count in (1, 5, 20):
+        store = folder / f"models-{count}"
+        for number in range(count):
+            shutil.copytree(ROOT / "model_store" / model, store / f"{model}-{number}", symlinks=True)
+            _rename(store / f"{model}-{number}")
+        server = service(folder, f"models-{count}", ANOMALY_MODEL_STORE=str(store), ANOMALY_DEFAULT_MODEL=f"{model}-0")
+        try:
+            cell = wrk(server, bodies, form="raw", path="/score", connections=64, seconds=chosen.seconds)
+            found["models"][str(count)] = {
+                **cell, "start_seconds": server.start_seconds, "rss_mb": server.memory_mb()[0]
+            }  # fmt: skip
+            print(f"  {count} models: {found['models'][str(count)]}", flush=True)
+        finally:
+            server.stop()
     for entries in (1_000, 10_000, 100_000, 1_000_000) if chosen.large else (1_000, 10_000, 100_000):
         name = f"store-{entries}"
         bound = {"ANOMALY_STORE_MAX_BYTES": str(4_000_000_000), "ANOMALY_STORE_TTL_SECONDS": "86400"}
@@ -284,6 +335,14 @@ def growth(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -
             for file in folder.glob(f"{name}.db*"):
                 file.unlink()
     return found
+
+
+def _rename(folder: Path) -> None:
+    """Make a copy of a model's folder the model of its own name."""
+    for path in folder.glob("*/manifest.json"):
+        document = json.loads(path.read_text())
+        document["name"] = folder.name
+        path.write_text(json.dumps(document))
 
 
 def _fill(server: Server, entries: int, model: str) -> None:
@@ -317,18 +376,20 @@ SECTIONS = {
     "fairness": fairness,
     "open_loop": open_loop,
     "workers": workers,
+    "tricks": tricks,
     "growth": growth,
     "soak": soak,
 }
 
 
-def machine() -> Cell:
+def machine(device: str) -> Cell:
     """Say what it ran on, in general words."""
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     import torch
 
     return {
         "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name(torch.device(device)) if device.startswith("cuda") else None,
         "processor": names[0].partition(":")[2].strip() if names else platform.machine(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9),
         "python": platform.python_version(),
@@ -349,8 +410,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000, help="in one batch request")
     parser.add_argument("--soak", type=int, default=1_000_000, help="requests of the soak")
     parser.add_argument("--large", action="store_true", help="with a store of a million entries")
+    parser.add_argument("--device", default="cpu", help="of the service: cpu, cuda or cuda:n")
     parser.add_argument("--out", type=Path, default=RESULTS)
     chosen = parser.parse_args()
+    os.environ["BENCH_DEVICE"] = chosen.device
     there = Repository(ROOT / "model_store").names()
     result: Cell = json.loads(chosen.out.read_text()) if chosen.out.exists() else {}
     with TemporaryDirectory() as place:
@@ -368,7 +431,7 @@ def main() -> None:
                 found |= {"busy_before_percent": idle, "when": datetime.now(UTC).isoformat(timespec="seconds")}
                 found |= {"rounds": chosen.rounds, "seconds": chosen.seconds}
                 result.setdefault(model, {})[section] = found
-                result["machine"] = machine()
+                result["machine"] = machine(chosen.device)
                 chosen.out.parent.mkdir(parents=True, exist_ok=True)
                 chosen.out.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,16 +84,19 @@ def start(name: str, command: list[str], folder: Path, port: int, ready: str, **
     raise RuntimeError(f"{name} did not start:\n{log.read_text()[-2000:]}")
 
 
-def service(folder: Path, name: str = "service", **settings: str) -> Server:
-    """Start the service with its SQLite store in `folder`, as `make serve` does; access log into the void."""
+def service(folder: Path, name: str = "service", command: Sequence[str] = ("app",), **settings: str) -> Server:
+    """Start the service with its SQLite store in `folder`, as `make serve` does; its log goes to a file there.
+
+    BENCH_DEVICE names its device; the CPU where it is not set. `command` is the module to run, with its arguments.
+    """
     port = free_port()
     chosen = {
         "ANOMALY_PORT": str(port),
-        "ANOMALY_DEVICE": "cpu",
+        "ANOMALY_DEVICE": os.environ.get("BENCH_DEVICE", "cpu"),
         "ANOMALY_STORE_URL": f"sqlite:///{folder}/{name}.db",
         **settings,
     }
-    return start(name, [sys.executable, "-m", "app"], folder, port, "/readyz", **chosen)
+    return start(name, [sys.executable, "-m", *command], folder, port, "/readyz", **chosen)
 
 
 def peer(name: str, folder: Path, **environment: str) -> Server:

@@ -1,6 +1,7 @@
 """Write docs/performance.md from a results file: no figure on that page was typed by hand.
 
-The table of tricks comes from benchmarks/results/tricks.json, in which each gain was noted with how it was measured.
+What was tried and left out, and what was measured by itself, comes from benchmarks/results/tricks.json, in which each
+gain was noted with how it was measured.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+
+from benchmarks.without import TRICKS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -111,6 +114,16 @@ def growth(found: Cell) -> str:
     ]
     text = "\n" + table(["images a request", "images/s", "CPU us an image", "RSS MB"], rows)
     rows = [
+        [f"{kilobytes} KiB", f"{cell['rate']:,.0f}", f"{cell['p99_ms']:.1f}", f"{cell['cpu_us']:.0f}"]
+        for kilobytes, cell in found["bodies"].items()
+    ]
+    text += "\n" + table(["text beside the pixels", "requests/s", "p99 ms", "CPU us"], rows)
+    rows = [
+        [count, f"{cell['rate']:,.0f}", f"{cell['start_seconds']:.2f}", f"{cell['rss_mb']:.0f}"]
+        for count, cell in found["models"].items()
+    ]
+    text += "\n" + table(["models loaded", "requests/s", "start s", "RSS MB"], rows)
+    rows = [
         [
             f"{int(count):,}",
             f"{cell['rate']:,.0f}",
@@ -121,6 +134,23 @@ def growth(found: Cell) -> str:
         for count, cell in found["store"].items()
     ]
     return text + "\n" + table(["entries in the store", "requests/s", "p99 ms", "CPU us", "file MB"], rows)
+
+
+def tricks(found: Cell) -> str:
+    """Return the table of what each trick is worth."""
+    rows = [
+        [
+            TRICKS[name][0],
+            f"{cell['without']['rate']:,.0f}",
+            f"{cell['with']['rate']:,.0f}",
+            f"{cell['with']['rate'] / cell['without']['rate']:.2f}",
+            f"{cell['without']['cpu_us'] - cell['with']['cpu_us']:.0f}",
+            f"{cell['without']['p99_ms'] / cell['with']['p99_ms']:.2f}",
+        ]
+        for name, cell in found["tricks"].items()
+    ]
+    head = ["trick", "requests/s without", "with", "gain", "CPU us saved", "p99 without, to with"]
+    return "\n64 connections; each pair measured in turn.\n\n" + table(head, rows)
 
 
 def soak(found: Cell) -> str:
@@ -136,6 +166,7 @@ SECTIONS = {
     "fairness": ("Single scores on four connections, beside batches", closed),
     "open_loop": ("Fixed rates (open loop)", open_loop),
     "workers": ("Workers, 64 connections", closed),
+    "tricks": ("What each trick is worth", tricks),
     "growth": ("How cost grows", growth),
     "soak": ("Memory over time", soak),
 }
@@ -147,7 +178,8 @@ def main() -> None:
     machine = result.pop("machine")
     text = INTRODUCTION
     text += (
-        f"\nMachine: {machine['cores']} cores ({machine['processor']}), {machine['memory_gb']} GB, no GPU; "
+        f"\nMachine: {machine['cores']} cores ({machine['processor']}), {machine['memory_gb']} GB, "
+        f"{machine['gpu'] or 'no GPU'}; "
         f"Python {machine['python']}, torch {machine['torch']}.\n"
     )
     for model, sections in result.items():
@@ -158,14 +190,14 @@ def main() -> None:
                 text += f"{found['rounds']} rounds of {found['seconds']:g} s a cell, {found['when'][:10]}; "
                 text += f"the machine was {found['busy_before_percent']:.0f} % busy before.\n"
                 text += write(found)
-    tricks = json.loads((RESULTS / "tricks.json").read_text())
-    text += "\n## What each trick is worth\n\n" + tricks["how"] + "\n\n"
+    noted = json.loads((RESULTS / "tricks.json").read_text())
+    text += "\n## Tricks measured by themselves\n\n" + noted["how"] + "\n\n"
     text += table(
         ["trick", "without", "with", "of what"],
-        [[t["trick"], t["without"], t["with"], t["of"]] for t in tricks["kept"]],
+        [[t["trick"], t["without"], t["with"], t["of"]] for t in noted["kept"]],
     )
     text += "\nTried and left out\n\n"
-    text += table(["trick", "why not"], [[t["trick"], t["why"]] for t in tricks["left_out"]])
+    text += table(["trick", "why not"], [[t["trick"], t["why"]] for t in noted["left_out"]])
     PAGE.write_text(text)
 
 

@@ -1,0 +1,90 @@
+"""The service with one of its tricks taken out, to see what that one is worth: `python -m benchmarks.without NAME`.
+
+Settings come from the environment, as for `python -m app`. Only for measuring: it reaches into the service's modules.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import app.__main__ as service
+from app import bodies, edge, engine, images, logs, main, protocol, scoring
+
+
+def _replies_in_two_pieces() -> None:
+    protocol._Joined = lambda transport, _loop: transport
+
+
+def _every_png_checked_chunk_by_chunk() -> None:
+    images._usual = lambda _png: b""
+
+
+def _every_image_decoded_alone() -> None:
+    cut, decode = scoring.image_of, images.decode
+
+    async def decoded(content_type: str, body: bytes) -> bytes:
+        return decode(await cut(content_type, body))
+
+    scoring.image_of = decoded
+    images.decode = lambda pixels: pixels
+
+
+def _memory_given_back() -> None:
+    engine.keep_memory = lambda: None
+
+
+def _collector_looks_at_all() -> None:
+    gc.freeze = lambda: None
+
+
+def _python_switches_as_it_likes() -> None:
+    main._SWITCH_SECONDS = sys.getswitchinterval()
+
+
+def _score_behind_the_framework() -> None:
+    async def through(self: edge.Edge, *given: Any) -> int:
+        scope, _, receive, send, facts = given
+        return await self._framework(scope, receive, send, facts)
+
+    edge.Edge._fast = through
+
+
+def _every_form_parsed_in_full() -> None:
+    bodies._only_part = lambda _parameters, _body: None
+
+
+def _a_write_for_every_log_line() -> None:
+    write = logs.AccessLog.write
+
+    def at_once(self: logs.AccessLog, members: dict[str, object]) -> None:
+        write(self, members)
+        self.flush()
+
+    logs.AccessLog.write = at_once
+
+
+TRICKS: dict[str, tuple[str, Callable[[], None]]] = {
+    "joined": ("head and body of a reply leave in one system call", _replies_in_two_pieces),
+    "usual": ("a plain PNG in its usual form is known by its first 33 bytes", _every_png_checked_chunk_by_chunk),
+    "together": ("what arrives in one turn of the event loop is decoded in one go", _every_image_decoded_alone),
+    "memory": ("glibc keeps freed memory (`mallopt`)", _memory_given_back),
+    "freeze": ("what is alive after the start is out of the collector's sight (`gc.freeze`)", _collector_looks_at_all),
+    "switch": ("Python's lock changes hands after 0.5 ms, not 5 ms", _python_switches_as_it_likes),
+    "edge": ("`POST /score` is answered before the framework", _score_behind_the_framework),
+    "form": ("a form with one file is cut, not parsed (measured with multipart bodies)", _every_form_parsed_in_full),
+    "log": ("log lines of one turn of the event loop are written at once", _a_write_for_every_log_line),
+}
+"""By name: what the trick is, and how it is taken out."""
+
+
+def run() -> int:
+    """Take out the trick that the first argument names, and serve."""
+    TRICKS[sys.argv[1]][1]()
+    return service.main()
+
+
+if __name__ == "__main__":
+    sys.exit(run())
