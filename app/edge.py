@@ -75,6 +75,7 @@ class Edge:
         """Answer one ASGI connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            self._log.flush()  # the lifespan is over
             return
         started = time.perf_counter()
         headers = dict(scope["headers"])

@@ -27,6 +27,7 @@ from app.metrics import Metrics
 from app.problems import DeadlineExceeded, InternalError, ModelNotFound, ModelUnavailable, Overloaded
 from app.repository import Artifact, Repository, RepositoryError
 from app.settings import Settings
+from app.worker import Worker
 
 _log = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ class Serving:
         self,
         artifact: Artifact,
         detector: Detector,
-        thread: ThreadPoolExecutor,
+        worker: Worker,
         settings: Settings,
         metrics: Metrics,
         *,
@@ -119,7 +120,7 @@ class Serving:
         self.failures = 0
         self._golden = np.ascontiguousarray(artifact.golden.images[:1])
         self._detector = detector
-        self._thread = thread
+        self._worker = worker
         self._metrics = metrics
         self.batcher: MicroBatcher[Waiting[Any], Detection, Any] = MicroBatcher(
             self._run,
@@ -142,7 +143,7 @@ class Serving:
 
     async def _in_thread(self, work: Callable[[], Answer], count: int) -> Answer:
         try:
-            found = await asyncio.get_running_loop().run_in_executor(self._thread, work)
+            found = await self._worker.do(work)
         except Exception:
             self.failures += 1
             self._metrics.model_failures.inc()
@@ -209,7 +210,7 @@ class Engine:
         self._deadline = settings.deadline_ms / 1000
         self._metrics = metrics
         self._finish = finish
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference", initializer=use_one_thread)
+        self._worker = Worker("inference", use_one_thread)
         self._current: dict[str, Serving] = {}
         self._extra: OrderedDict[tuple[str, int], Serving] = OrderedDict()
         self._loads: dict[tuple[str, int], asyncio.Task[Serving | None]] = {}
@@ -238,7 +239,7 @@ class Engine:
             load.cancel()
         await asyncio.gather(*self._loads.values(), return_exceptions=True)
         await asyncio.gather(*(serving.batcher.aclose() for serving in self._all()), *self._retiring)
-        self._thread.shutdown()
+        self._worker.close()
 
     @property
     def waiting(self) -> int:
@@ -394,7 +395,7 @@ class Engine:
         load = functools.partial(Detector.load, artifact, self.device, sizes)
         with ThreadPoolExecutor(1, initializer=use_one_thread) as loader:
             detector = await loop.run_in_executor(loader, load)
-        return Serving(artifact, detector, self._thread, self._settings, self._metrics, finish=self._finish)
+        return Serving(artifact, detector, self._worker, self._settings, self._metrics, finish=self._finish)
 
     async def _load_extra(self, name: str, version: int) -> Serving:
         key = name, version

@@ -56,10 +56,15 @@ def configure(level: str) -> None:
         logging.getLogger(name).propagate = True
 
 
-class AccessLog:
-    """One line a request, gathered over a turn of the event loop and written at once.
+_HELD_SECONDS = 0.05
+_MOST_HELD = 1000
 
-    The logging module would cost more than the scoring of an image in a full micro-batch.
+
+class AccessLog:
+    """One line a request, gathered for a moment and written at once.
+
+    The logging module would cost more than the scoring of an image in a full micro-batch, and a system call for each
+    line a third of it. A process that is killed loses the lines of that moment; one that is stopped loses none.
     """
 
     def __init__(self, *, enabled: bool, descriptor: int = 1) -> None:
@@ -72,8 +77,10 @@ class AccessLog:
         if not self._enabled:
             return
         if not self._lines:
-            asyncio.get_running_loop().call_soon(self.flush)
+            asyncio.get_running_loop().call_later(_HELD_SECONDS, self.flush)
         self._lines.append(to_json(members))
+        if len(self._lines) >= _MOST_HELD:
+            self.flush()
 
     def flush(self) -> None:
         """Write what was gathered."""

@@ -75,7 +75,7 @@ TRICKS: dict[str, tuple[str, Callable[[], None]]] = {
     "switch": ("Python's lock changes hands after 0.5 ms, not 5 ms", _python_switches_as_it_likes),
     "edge": ("`POST /score` is answered before the framework", _score_behind_the_framework),
     "form": ("a form with one file is cut, not parsed (measured with multipart bodies)", _every_form_parsed_in_full),
-    "log": ("log lines of one turn of the event loop are written at once", _a_write_for_every_log_line),
+    "log": ("log lines are gathered for 50 ms and written at once", _a_write_for_every_log_line),
 }
 """By name: what the trick is, and how it is taken out."""
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
 from app.stores.contract import StoreError
+from app.worker import Worker
 
 Answer = TypeVar("Answer")
 
@@ -59,7 +58,7 @@ class SqliteStore:
         self._clock = clock
         self._since_sweep = 0
         self._connection: sqlite3.Connection | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
+        self._worker = Worker("sqlite")
 
     async def put(self, entries: Sequence[tuple[str, bytes]]) -> None:
         """Keep all entries in one transaction, or none of them."""
@@ -81,8 +80,8 @@ class SqliteStore:
                 self._connection.close()
                 self._connection = None
 
-        await asyncio.get_running_loop().run_in_executor(self._thread, close)
-        self._thread.shutdown()
+        await self._worker.do(close)
+        self._worker.close()
 
     async def _call(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
         def answer() -> Answer:
@@ -93,7 +92,7 @@ class SqliteStore:
             except OSError as error:  # its words hold the path
                 raise StoreError(f"SQLite: {error.strerror}") from error
 
-        return await asyncio.get_running_loop().run_in_executor(self._thread, answer)
+        return await self._worker.do(answer)
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:

@@ -1,0 +1,83 @@
+"""The thread that works for the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import weakref
+
+import pytest
+
+from app.worker import Worker
+
+
+@pytest.fixture
+def worker():
+    """Yield a worker that notes in which thread it began."""
+    began: list[str] = []
+    worker = Worker("tested", lambda: began.append(threading.current_thread().name))
+    worker.began = began
+    yield worker
+    worker.close()
+
+
+async def test_work_is_done_in_order_in_one_thread(worker):
+    """Pieces are done in the order in which they were given, all in the one thread, which began once."""
+    done: list[tuple[int, str]] = []
+
+    def piece(number: int) -> int:
+        done.append((number, threading.current_thread().name))
+        return number * number
+
+    answers = await asyncio.gather(*(worker.do(lambda n=n: piece(n)) for n in range(50)))
+    assert answers == [n * n for n in range(50)]
+    assert done == [(n, "tested") for n in range(50)]
+    assert worker.began == ["tested"]
+
+
+async def test_an_error_reaches_its_waiter_alone(worker):
+    """What the work raises is raised where it is awaited, and the next piece is done."""
+    broken, fine = await asyncio.gather(worker.do(lambda: 1 // 0), worker.do(lambda: 1), return_exceptions=True)
+    assert isinstance(broken, ZeroDivisionError)
+    assert fine == 1
+
+
+async def test_a_waiter_that_left_disturbs_nobody(worker):
+    """Work whose waiter was cancelled is finished, and the thread goes on."""
+    gate, finished = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        gate.wait(5)
+        finished.set()
+
+    task = asyncio.create_task(worker.do(slow))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    gate.set()
+    assert await worker.do(lambda: 7) == 7
+    assert finished.is_set()
+
+
+async def test_closing_finishes_what_was_accepted():
+    """`close` returns when all is done; afterwards nothing is accepted."""
+    worker, done = Worker("tested"), []
+    tasks = [asyncio.create_task(worker.do(lambda n=n: done.append(n))) for n in range(5)]
+    await asyncio.sleep(0)
+    await asyncio.to_thread(worker.close)
+    assert done == list(range(5))
+    await asyncio.gather(*tasks)
+    with pytest.raises(RuntimeError, match="closed"):
+        await worker.do(lambda: None)
+
+
+async def test_an_idle_thread_holds_nothing(worker):
+    """A result that nobody else holds is gone once its waiter has let go of it."""
+
+    class Large: ...
+
+    found = weakref.ref(await worker.do(Large))
+    await asyncio.sleep(0.05)
+    gc.collect()
+    assert found() is None
