@@ -74,7 +74,7 @@ class _Job:
         """Return what the access log says of the request."""
         manifest, tally = self.serving.manifest, self.tally
         counts = {"count": tally.count, "anomalous": tally.anomalous, "failed": tally.failed}
-        stages = {f"{stage}_seconds": round(seconds, 6) for stage, seconds in zip(STAGES, tally.seconds, strict=True)}
+        stages = {f"{stage}_us": int(1e6 * seconds) for stage, seconds in zip(STAGES, tally.seconds, strict=True)}
         return {"model": manifest.name, "version": manifest.version, **counts, **stages}
 
 

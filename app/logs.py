@@ -54,6 +54,9 @@ def configure(level: str) -> None:
         logging.getLogger(name).propagate = True
 
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make an encoder for each line
+
+
 class AccessLog:
     """One line a request, gathered over a turn of the event loop and written at once.
 
@@ -71,7 +74,7 @@ class AccessLog:
             return
         if not self._lines:
             asyncio.get_running_loop().call_soon(self.flush)
-        self._lines.append(json.dumps(members, separators=(",", ":")))
+        self._lines.append(_encode(members))
 
     def flush(self) -> None:
         """Write what was gathered."""

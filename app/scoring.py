@@ -141,10 +141,10 @@ class Scorer:
             "version": manifest.version,
             "is_anomaly": is_anomaly,
             "mse": detection.mse,
-            "decode_seconds": round(decode, 6),
-            "queue_seconds": round(queue, 6),
-            "forward_seconds": round(forward, 6),
-            "store_seconds": round(store, 6),
+            "decode_us": int(1e6 * decode),
+            "queue_us": int(1e6 * queue),
+            "forward_us": int(1e6 * forward),
+            "store_us": int(1e6 * store),
         }
         return Reply(reply, timing, facts)
 
