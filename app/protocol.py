@@ -1,6 +1,6 @@
-"""HTTP as uvicorn speaks it, with two differences: replies leave in one piece, and what is no HTTP gets a problem.
+"""What the server itself does of HTTP: replies in one piece, a problem for what is none, an end to who takes nothing.
 
-Knows: uvicorn's protocol class, transports. Does not know: requests; there is none here that could have an id.
+Knows: uvicorn's protocol class, transports. Does not know: requests; there need not be one here.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.problems import MalformedRequest, render
 
+STUCK_SECONDS = 60.0
+"""How long a client may take nothing of a reply that is larger than what the connection buffers."""
 _MOST_JOINED = 64 * 1024
 """Bytes that wait for the end of a turn of the event loop at most; a long reply is sent as it comes."""
 
@@ -56,9 +58,23 @@ class _Joined:
 class Protocol(HttpToolsProtocol):
     """HTTP/1.1 as uvicorn speaks it; bytes that are none are answered with a problem."""
 
+    _stuck: asyncio.TimerHandle | None = None
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin a connection."""
         super().connection_made(_Joined(transport, self.loop))  # type: ignore[arg-type]
+
+    def pause_writing(self) -> None:
+        """Note that the client is behind: closing waits until all is taken, and so for ever, if nobody aborts."""
+        super().pause_writing()
+        self._stuck = self.loop.call_later(STUCK_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Note that the client has caught up."""
+        super().resume_writing()
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
 
     def _unsupported_upgrade_warning(self) -> None:
         """Say nothing: a request that asks for another protocol is answered as if it had not (RFC 9110, 7.8)."""

@@ -66,9 +66,9 @@ class Reply(NamedTuple):
         return server_timing(self.stages)
 
 
-def logged(stages: Sequence[float]) -> dict[str, float]:
-    """Return the seconds of each of `STAGES` as members of a log line."""
-    return {name: round(seconds, 6) for name, seconds in zip(_MEMBERS, stages, strict=True)}
+def logged(stages: Sequence[float]) -> dict[str, int]:
+    """Return the seconds of each of `STAGES` as members of a log line, in microseconds."""
+    return {name: int(1e6 * seconds) for name, seconds in zip(_MEMBERS, stages, strict=True)}
 
 
 def server_timing(stages: Sequence[float]) -> str:
@@ -76,7 +76,7 @@ def server_timing(stages: Sequence[float]) -> str:
     return _TIMING % tuple(1e3 * seconds for seconds in stages)
 
 
-_MEMBERS = tuple(f"{stage}_seconds" for stage in STAGES)
+_MEMBERS = tuple(f"{stage}_us" for stage in STAGES)
 _TIMING = ", ".join(f"{stage};dur=%.3f" for stage in STAGES)
 
 

@@ -339,8 +339,8 @@ def test_every_kind_of_request_is_described_in_the_log(make_server: Callable[...
     for name in ("score", "batch"):
         assert lines[name]["model"] == "zero"
         for stage in ("decode", "queue", "forward", "store"):
-            assert isinstance(lines[name][f"{stage}_seconds"], float)
-        assert lines[name]["forward_seconds"] > 0
+            assert isinstance(lines[name][f"{stage}_us"], int)
+        assert lines[name]["forward_us"] > 0
     assert (lines["batch"]["count"], lines["batch"]["anomalous"], lines["batch"]["failed"]) == (5, 5, 0)
     said = {name: lines[name]["problem"].removeprefix("/problems/") for name in lines if "problem" in lines[name]}
     assert said == {

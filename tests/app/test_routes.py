@@ -115,9 +115,12 @@ async def test_bad_views_are_422(client: httpx.AsyncClient, zero: bytes, query: 
 
 
 async def test_a_store_that_is_down_stops_no_score(
-    make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
+    make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without a store scores go on with a null id, are counted, readiness says so, and ids come back with it."""
+    """Without a store scores go on with a null id, are counted, readiness says so, and ids come back with it.
+
+    The log says so too, and not where the store lies.
+    """
     folder = tmp_path / "gone"
     folder.write_text("a file where the folder should be")
     async with running(make_settings(store_url=f"sqlite:///{folder}/reconstructions.db")) as client:
@@ -131,6 +134,8 @@ async def test_a_store_that_is_down_stops_no_score(
         assert readiness["store"] == "down"
         assert_problem(await client.get(f"/reconstruction/{'0' * 44}"), 503, "store-unavailable")
         assert "reconstructions_not_kept_total 3.0" in (await client.get("/metrics")).text
+        assert "store down" in caplog.text
+        assert str(tmp_path) not in caplog.text
         folder.unlink()
         services(client).reconstructions._retry_at = 0.0
         assert (await raw(client, zero)).json()["id"] is not None
