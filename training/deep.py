@@ -6,7 +6,8 @@ Knows: its lesson and its optimisation. Does not know: data sets, export, the mo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from training.autoencoders import DenseAutoencoder
 from training.damage import another_hand, damaged
 from training.scoring import StandardisedScoring, rounded
 from training.standardisation import OrientedGradients, in_chunks
-from training.subspace import principal_components
+from training.subspace import PrincipalComponents, principal_components
 from training.train import Progress, TrainingError
 
 _PART = 8192
@@ -47,16 +48,42 @@ def fit_deep(
     Raises:
         TrainingError: the loss is no longer finite.
     """
-    standardise = OrientedGradients(**parameters["standardisation"]).to(device)
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device).to(torch.float32) / 255.0
-    subspace = principal_components(in_chunks(standardise, pixels), parameters["components"])
-    # The generators of the caller are left as they were; weights are drawn on the CPU, the same for every device.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        autoencoder = DenseAutoencoder(subspace, parameters["widths"], parameters["brush"]).to(device)
-    teach(autoencoder, standardise, pixels, parameters, seed=seed, progress=progress)
-    autoencoder.requires_grad_(requires_grad=False)
-    return StandardisedScoring(standardise, rounded(autoencoder), **parameters["guards"]).eval()
+    class_ = Class.of(images, parameters, device)
+    autoencoder = class_.autoencoder(parameters["widths"], parameters["brush"], seed)
+    teach(autoencoder, class_.standardise, class_.pixels, parameters, seed=seed, progress=progress)
+    return StandardisedScoring(class_.standardise, rounded(autoencoder), **parameters["guards"]).eval()
+
+
+@dataclass(frozen=True)
+class Class:
+    """The normal class as the networks see it.
+
+    Attributes:
+        standardise: pixels to features.
+        pixels: of the normal images, float32 [n, 28, 28] in 0..1, on the device.
+        features: the same standardised, float32 [n, F].
+        subspace: their principal components.
+    """
+
+    standardise: OrientedGradients
+    pixels: Tensor
+    features: Tensor
+    subspace: PrincipalComponents
+
+    @staticmethod
+    def of(images: NDArray[np.uint8], parameters: Mapping[str, Any], device: torch.device) -> Class:
+        """Standardise images, uint8 [n, 28, 28]; of `parameters`, `standardisation` and `components` are read."""
+        standardise = OrientedGradients(**parameters["standardisation"]).to(device)
+        pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device).to(torch.float32) / 255.0
+        features = in_chunks(standardise, pixels)
+        return Class(standardise, pixels, features, principal_components(features, parameters["components"]))
+
+    def autoencoder(self, widths: Sequence[int], brush: int, seed: int) -> DenseAutoencoder:
+        """Return a fresh network between the components. Weights are drawn on the CPU, the same for every device."""
+        # The generators of the caller are left as they were.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return DenseAutoencoder(self.subspace, widths, brush).to(self.pixels.device)
 
 
 Lesson = tuple[Tensor, Tensor, Tensor]
@@ -87,7 +114,7 @@ def teach(
     progress: Progress,
     make_lesson: MakeLesson = stroke_lesson,
 ) -> None:
-    """Train an autoencoder in place, on a lesson made afresh every epoch.
+    """Train an autoencoder in place, on a lesson made afresh every epoch, and freeze it.
 
     Args:
         autoencoder: features [N, F] to the same redrawn, and to pixels [N, 784] in 0..1.
@@ -107,8 +134,9 @@ def teach(
         autoencoder.parameters(), lr=parameters["learning_rate"], weight_decay=parameters["weight_decay"]
     )
     steps = parameters["epochs"] * math.ceil(len(pixels) / parameters["batch_size"])
+    # A tenth of exactly ten steps is one, on which the scheduler divides by zero.
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, parameters["learning_rate"], total_steps=steps, pct_start=0.1
+        optimiser, parameters["learning_rate"], total_steps=steps + (steps == 10), pct_start=0.1
     )
     for epoch in range(1, parameters["epochs"] + 1):
         lesson = make_lesson(standardise, pixels, chance, parameters["damage"])
@@ -120,6 +148,7 @@ def teach(
         if not math.isfinite(loss):
             raise TrainingError(f"the loss is {loss} after epoch {epoch}: try a lower learning rate")
         progress(epoch, loss)
+    autoencoder.requires_grad_(requires_grad=False)
 
 
 def _epoch(
