@@ -187,7 +187,8 @@ async def reconstruction(
         raise ReconstructionNotFound(f"nothing is kept under the id {key[:64]!r}")
     if request.headers.get("accept", "").startswith("application/json"):
         return Response(record.reply, media_type="application/json", headers=_PRIVATE)
-    return Response(_picture(record, view, scale), media_type="image/png", headers=_PRIVATE)
+    peak = {"x-error-peak": f"{record.error_peak:.6g}"} if view == "error" else {}
+    return Response(_picture(record, view, scale), media_type="image/png", headers={**_PRIVATE, **peak})
 
 
 def _picture(record: Record, view: View, scale: int) -> bytes:

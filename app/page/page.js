@@ -219,10 +219,10 @@ function askForKey() {
   if (!$("key-dialog").open) $("key-dialog").showModal();
 }
 $("key-open").addEventListener("click", askForKey);
-$("key-dialog").addEventListener("close", () => {
+$("key-dialog").addEventListener("close", async () => {
   if ($("key-dialog").returnValue !== "save") return;
   api.key.set($("key").value.trim());
-  start();
+  if ((await start()) && state.source && !state.reply) judge(); // what was refused without the key
 });
 $("copy").addEventListener("click", async () => {
   const link = new URL(location.href);
@@ -258,7 +258,7 @@ async function showShared(id) {
     state.alpha = reply.alpha === state.calibration.alpha ? null : reply.alpha;
     paint();
     await showPictures(id);
-    state.source = async () => ({ png: await api.picture(id, "input"), fit: "strict" });
+    state.source = async () => ({ png: (await api.picture(id, "input")).blob, fit: "strict" });
   } catch (error) {
     failed(error);
   }
@@ -285,7 +285,9 @@ async function route() {
 }
 
 async function start() {
-  if (await begin()) await route();
+  const ready = await begin();
+  if (ready) await route();
+  return ready;
 }
 
 addEventListener("hashchange", route);

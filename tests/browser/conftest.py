@@ -159,18 +159,29 @@ def draw_six(page: Page) -> None:
     )
 
 
+Refuse = Callable[[str, str], int | None]
+"""Is told method and path of each request, and returns the status with which to refuse it, or None to pass it on."""
+
+
 @pytest.fixture
-def gateway() -> Iterator[Callable[[Server, str], str]]:
+def gateway() -> Iterator[Callable[..., str]]:
     """Return a starter of gateways: each passes on what lies under its prefix, without the prefix, and nothing else."""
     gateways: list[ThreadingHTTPServer] = []
 
-    def start(server: Server, prefix: str) -> str:
+    def start(server: Server, prefix: str = "", refuse: Refuse = lambda *_: None) -> str:
         class Gateway(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 if not self.path.startswith(f"{prefix}/"):
                     self.send_error(404)
                     return
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
+                status = refuse(self.command, self.path)
+                if status is not None:
+                    self.send_response(status)
+                    self.send_header("retry-after", "1")
+                    self.send_header("content-length", "0")
+                    self.end_headers()
+                    return
                 answer = httpx.request(
                     self.command, server.url + self.path.removeprefix(prefix), content=body, headers=dict(self.headers)
                 )
