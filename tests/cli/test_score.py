@@ -278,7 +278,7 @@ def test_training_is_mounted(anomaly: Anomaly, tmp_path: Path) -> None:
     listed = anomaly("--help").stdout
     for command in get_command(training).commands:
         assert f" {command} " in listed
-        assert f"anomaly {command} " in anomaly(command, "--help").stdout
+    assert "anomaly all " in anomaly("all", "--help").stdout
     assert anomaly("promote", "zero-article", "1", "--model-store", tmp_path / "none").returncode == 2
 
 
