@@ -3,6 +3,7 @@
 const LARGEST_BODY = 2 * 1024 * 1024; // of the service's default settings; what is larger is made smaller here
 const LARGEST_PIXELS = 4 * 1024 * 1024;
 const SMALLER_SIDE = 1024;
+const TINT = 24; // levels by which red, green and blue of a grey pixel may differ in a lossy file
 
 export class Problem extends Error {
   constructor({ type = "about:blank", title, detail = "", hint = "", instance = "", status = 0 }, retryAfter = 0) {
@@ -63,6 +64,17 @@ export async function score(png, { model, alpha, fit, signal }) {
   return response.json();
 }
 
+// A grey image in a lossy file has a faint tint, which is no colour; a real colour stays, and is refused.
+function removeTint(context) {
+  const pixels = context.getImageData(0, 0, context.canvas.width, context.canvas.height), { data } = pixels;
+  for (let n = 0; n < data.length; n += 4) {
+    const [red, green, blue] = data.subarray(n, n + 3);
+    if (Math.max(red, green, blue) - Math.min(red, green, blue) > TINT) return;
+    data.fill(Math.round((red + green + blue) / 3), n, n + 3);
+  }
+  context.putImageData(pixels, 0, 0);
+}
+
 // Any file to a PNG that the service takes: PNGs of a reasonable size go as they are, the rest is drawn anew.
 export async function prepare(file, mode) {
   let head;
@@ -97,5 +109,6 @@ export async function prepare(file, mode) {
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   const chosen = fit(bitmap.width, bitmap.height);
   bitmap.close();
+  if (chosen === "strict") removeTint(context);
   return { png: await canvas.convertToBlob({ type: "image/png" }), fit: chosen };
 }

@@ -72,7 +72,7 @@ async function judge() {
   } finally {
     if (own === asking) {
       asking = null;
-      $("answer").classList.remove("stale");
+      $("answer").classList.toggle("stale", timer !== null);
     }
   }
 }
@@ -134,6 +134,7 @@ const pad = new Pad($("pad"), () => {
   leaveShared();
   if (pad.empty) return nothing();
   state.source = async () => ({ png: await pad.png(), fit: "mnist" });
+  $("answer").classList.add("stale");
   timer ??= setTimeout(judge, WAIT_MS);
 });
 $("undo").addEventListener("click", () => pad.undo());

@@ -564,6 +564,7 @@ def test_an_api_key_is_asked_for_and_sent(
     page.locator("#key").fill("sesame")
     page.keyboard.press("Enter")
     expect(page.locator("#trouble")).to_be_hidden()
+    expect(page.locator("#alpha")).to_be_enabled()
     page.evaluate("sessionStorage.setItem('api-key', 'no longer known')")
     draw_zero(page)
     expect(page.locator(WORD)).to_have_text("An API key is needed")
