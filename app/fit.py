@@ -101,14 +101,16 @@ def _ink(grey: Floats) -> tuple[Floats, bool]:
 def _background(grey: Floats) -> Floats:
     """Return the grey levels of the border, without the strokes that touch it where an image is cropped to its digit.
 
-    Strokes are left out only where all of the image is clearly dark or bright; what prevails at the border is background.
+    Strokes are left out only where all of the image is clearly dark or bright; what prevails at the border is then
+    background.
     """
     border = np.concatenate((grey[0], grey[-1], grey[1:-1, 0], grey[1:-1, -1]))
     middle, clarity = _otsu(grey)
     if clarity < _CLEAR:
         return border
     bright = border > middle
-    return border[bright == (bright.mean() > 0.5)]
+    background: Floats = border[bright == (bright.mean() > 0.5)]
+    return background
 
 
 def _otsu(grey: Floats) -> tuple[float, float]:

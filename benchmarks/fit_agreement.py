@@ -48,7 +48,7 @@ def _noisy(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def cropped(image: Image.Image) -> Image.Image:
-    """Return a bright digit on black without any margin around its strokes; enlarged, without their blurred edges too."""
+    """Return a bright digit on black without any margin around its strokes; enlarged, without blurred edges too."""
     return image.crop(image.point(lambda value: 255 * (value > (127 if image.width > 28 else 0))).getbbox())
 
 
@@ -93,9 +93,7 @@ STRONGER: dict[str, Change] = {
 }
 
 
-def fitted(
-    digits: NDArray[np.uint8], change: Change, seed: int = 0
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+def fitted(digits: NDArray[np.uint8], change: Change, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Return what `fit=mnist` makes of changed digits, uint8 [n, 28, 28] each, and which of them it took, bool [n]."""
     rng = np.random.default_rng(seed)
     planes, taken = np.zeros_like(digits), np.ones(len(digits), np.bool_)
@@ -136,9 +134,7 @@ def agreement(judge: Judge, digits: NDArray[np.uint8], change: Change) -> float:
     return _agreement(judge, digits, planes, taken)
 
 
-def _agreement(
-    judge: Judge, digits: NDArray[np.uint8], planes: NDArray[np.uint8], taken: NDArray[np.bool_]
-) -> float:
+def _agreement(judge: Judge, digits: NDArray[np.uint8], planes: NDArray[np.uint8], taken: NDArray[np.bool_]) -> float:
     return float(((judge.verdicts(digits) == judge.verdicts(planes)) & taken).mean())
 
 
@@ -171,8 +167,8 @@ def main() -> None:
     store = arguments.model_store
     judges = {name: Judge(store, name) for name in Repository(store).names() if name.startswith("zero")}
     said = (
-        f"{len(digits):,} digits of MNIST's test file, half of them zeros; share whose verdict is the original's. A refused\n"
-        "image counts as one that has not.\n\n"
+        f"{len(digits):,} digits of MNIST's test file, half of them zeros; share whose verdict is the original's.\n"
+        "A refused image counts as one that has not.\n\n"
     )
     table = said + "\n".join(_rows(judges, digits)) + "\n"
     head, _, rest = PAGE.read_text().partition(BEGIN)

@@ -104,9 +104,10 @@ def _query(verdict: Verdict) -> ScoreQuery:
     asked = {"model": verdict.model, "alpha": verdict.alpha, "fit": verdict.fit}
     text = urlencode({name: value for name, value in asked.items() if value is not None})
     try:
-        return parse_query(ScoreQuery, text.encode())
+        query: ScoreQuery = parse_query(ScoreQuery, text.encode())
     except problems.InvalidParameter as refused:
         _refuse(refused)
+    return query
 
 
 def _open(repository: Repository, reference: str) -> Artifact:

@@ -77,7 +77,9 @@ def picture(artifact: Artifact) -> Figure:
     above.set_title("Choosing a threshold: leave room for the share of false alarms that you accept", fontsize=10)
     above.legend(fontsize=8)
     _p_value(below, artifact, bins)
-    below.set_xlabel("mse: how badly the autoencoder redraws a normal image that it has not learned from")
+    below.set_xlabel(
+        "mse: how badly the autoencoder redraws a normal image that it has not learned from; the last bar is all above"
+    )
     return figure
 
 

@@ -79,7 +79,9 @@ def test_nothing_of_one_machine_is_in_the_docs() -> None:
 async def test_the_readme_answers_as_the_model_does(make_settings: Callable[..., Settings], six: bytes) -> None:
     """The reply in README.md is the one that the shipped default model gives to the shipped six."""
     text = (ROOT / "README.md").read_text()
-    shown = json.loads(text[text.index("{", text.index("$ curl -F file=@examples/six.png")) : text.index("\n$ curl -o")])
+    shown = json.loads(
+        text[text.index("{", text.index("$ curl -F file=@examples/six.png")) : text.index("\n$ curl -o")]
+    )
     async with running(make_settings(default_model=Settings.model_fields["default_model"].default)) as client:
         reply = (await client.post("/score", files={"file": six})).json()
     assert shown.keys() == reply.keys()

@@ -90,7 +90,7 @@ def _what_is_not_known(manifest: Manifest) -> str:
 
 * The model is that of version {version}, byte for byte. {_ranking(manifest.metrics)} That is of version {version}'s own
   test ({manifest.metrics["test"]}), and says nothing of images made in another way.
-* Every image at hand chose the threshold, so none is left to measure false alarms on: the promise above is all there is.
+* Every image at hand chose the threshold, and none is left to measure false alarms on: there is only the promise above.
 * How many anomalies are caught at the new threshold was not measured.
 * Pictures, probes and the figures of each label are in the model card of version {version}; verdicts there are at its
   own threshold.

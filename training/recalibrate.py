@@ -117,9 +117,7 @@ def _artifact(repository: Repository, origin: Manifest, scores: NDArray[np.float
     return {**kept, "calibration.npy": sorted_scores.getvalue()}
 
 
-def _report(
-    repository: Repository, origin: Manifest, draft: Manifest, scores: NDArray[np.float32]
-) -> dict[str, bytes]:
+def _report(repository: Repository, origin: Manifest, draft: Manifest, scores: NDArray[np.float32]) -> dict[str, bytes]:
     bins = histogram(scores, np.ones(len(scores), np.bool_), draft.threshold)
     title = "Scores of the calibration images"
     files = {"histogram.png": pictures.histogram(bins, draft.threshold, draft.alpha, draft.normal_class, title)}

@@ -34,7 +34,7 @@ export function showReply(reply, calibration, point) {
   const why = reply.reason !== null
     ? `A guard decided: ${reply.reason.replaceAll("_", " ")}.`
     : anomalous ? `The model cannot redraw it as it redraws ${learned}.` : `The model redraws it as well as it redraws ${learned}.`;
-  showVerdict(anomalous ? "anomalous" : "normal", anomalous ? "Anomalous" : "Normal", `${why} ${words}`);
+  showVerdict(anomalous ? "anomalous" : "normal", anomalous ? "Anomalous" : "Normal", `${why}\n${words}`);
   $("facts").hidden = false;
   $("fact-mse").textContent = number(reply.mse);
   $("fact-threshold").textContent = number(point.threshold);

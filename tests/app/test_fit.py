@@ -58,7 +58,7 @@ def large(digit: Digits, factor: int = 8) -> Image.Image:
 
 @pytest.mark.parametrize("change", MILD)
 def test_a_mild_change_keeps_the_verdict(digits: Digits, zero: Judge, change: str) -> None:
-    """Left, moved, inverted, enlarged, in grey on grey or in colour: at least 98 % of the verdicts are the original's."""
+    """Left, moved, inverted, enlarged, grey on grey or in colour: at least 98 % of the verdicts are the original's."""
     assert agreement(zero, digits, MILD[change]) >= 0.98
 
 

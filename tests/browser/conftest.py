@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.conftest import ROOT, Server
@@ -207,12 +209,15 @@ def gateway() -> Iterator[Callable[..., str]]:
 
 
 @pytest.fixture
-def photograph() -> Callable[[Page, str], None]:
+def photograph() -> Callable[..., None]:
     """Return a taker of screenshots for the documentation; it takes none unless SCREENSHOTS is set."""
 
-    def take(page: Page, name: str) -> None:
-        if os.environ.get("SCREENSHOTS"):
-            page.evaluate("document.activeElement?.blur()")
-            page.screenshot(path=IMAGES / f"{name}.png", full_page=True)
+    def take(page: Page, name: str, *, whole: bool = True) -> None:
+        if not os.environ.get("SCREENSHOTS"):
+            return
+        page.evaluate("document.activeElement?.blur(); scrollTo(0, 0)")
+        with Image.open(io.BytesIO(page.screenshot(full_page=whole))) as picture:
+            picture.convert("RGB").save(IMAGES / f"{name}.png", optimize=True)
+        assert (IMAGES / f"{name}.png").stat().st_size < 300 * 1024
 
     return take

@@ -9,6 +9,7 @@ import json
 import struct
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
@@ -246,7 +247,7 @@ def test_a_shared_link_shows_the_same_result(open_page: Callable[..., Page]) -> 
     assert all(np.array_equal(picture, shown[view]) for view, picture in pictures(other).items())
 
 
-def test_a_folder_of_200_files(open_page: Callable[..., Page], photograph: Callable[[Page, str], None]) -> None:
+def test_a_folder_of_200_files(open_page: Callable[..., Page], photograph: Callable[..., None]) -> None:
     """200 files are scored, worst first, sortable, with a CSV that has a line for each."""
     page = open_page(path="/#folder")
     rng = np.random.default_rng(0)
@@ -269,7 +270,7 @@ def test_a_folder_of_200_files(open_page: Callable[..., Page], photograph: Calla
     scores = [float(text) for text in cells.all_inner_texts() if text]
     assert len(scores) == 199
     assert scores == sorted(scores, reverse=True)
-    photograph(page, "page-folder")
+    photograph(page, "page-folder", whole=False)
     with page.expect_download() as download:
         page.locator("#folder-csv").click()
     rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_bytes().decode())))
@@ -330,7 +331,9 @@ def test_each_refusal_is_in_clear_words(name: str, open_page: Callable[..., Page
     expect(page.locator("#picture-input")).to_be_hidden()
 
 
-def test_a_score_that_comes_too_late_is_said_to(open_page: Callable[..., Page], make_server: Callable[..., Server]) -> None:
+def test_a_score_that_comes_too_late_is_said_to(
+    open_page: Callable[..., Page], make_server: Callable[..., Server]
+) -> None:
     """When the service gives up on a score, the page says that it was not ready in time, and what to do."""
     server = make_server(ANOMALY_DEADLINE_MS="1", ANOMALY_BATCH_MAX_DELAY_MS="200").start()
     page = open_page(server.url)
@@ -379,7 +382,7 @@ def test_a_pasted_image_is_scored(open_page: Callable[..., Page]) -> None:
 
 
 def test_a_dropped_folder_is_opened(open_page: Callable[..., Page], tmp_path: Path) -> None:
-    """A folder dropped on the page is searched through with its subfolders, and its images are scored by their names."""
+    """A folder dropped on the page is searched through with its subfolders, and its images are scored."""
     for name, source in (("a.png", "zero.png"), ("deep/b.png", "six.png"), ("deep/er/c.png", "zero.png")):
         target = tmp_path / "digits" / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -416,7 +419,9 @@ def test_a_small_jpeg_is_not_fitted(open_page: Callable[..., Page]) -> None:
     page = open_page()
     with Image.open(EXAMPLES / "zero.png") as zero:
         for kind in ("JPEG", "WEBP"):
-            choose(page, f"zero.{kind}", pngs.saved(zero.convert("L"), format=kind, quality=95), f"image/{kind.lower()}")
+            choose(
+                page, f"zero.{kind}", pngs.saved(zero.convert("L"), format=kind, quality=95), f"image/{kind.lower()}"
+            )
             answered(page)
             expect(page.locator("#fitted")).to_be_hidden()
             expect(page.locator(WORD)).to_have_text("Normal")
@@ -439,7 +444,7 @@ def test_the_error_map_has_a_scale(open_page: Callable[..., Page], service: Serv
 def test_a_verdict_outlives_its_pictures(
     open_page: Callable[..., Page], service: Server, gateway: Callable[..., str]
 ) -> None:
-    """When the pictures cannot be fetched the verdict and its numbers stay, and the page says that only those are lost."""
+    """When the pictures cannot be fetched the verdict and its numbers stay, and the page says what is lost."""
     url = gateway(service, refuse=lambda _, path: 503 if path.startswith("/reconstruction/") else None)
     page = open_page(url)
     choose(page, "six.png", (EXAMPLES / "six.png").read_bytes())
@@ -464,7 +469,7 @@ def test_a_folder_tries_again(open_page: Callable[..., Page], service: Server, g
     page.locator("#folder-files").set_input_files([EXAMPLES / "six.png"])
     expect(page.locator("#folder-status")).to_contain_text("1 of 1 scored · 1 anomalous")
     assert len(asked) == 4
-    assert min(later - earlier for earlier, later in zip(asked, asked[1:], strict=False)) >= 0.95
+    assert min(later - earlier for earlier, later in pairwise(asked)) >= 0.95
 
 
 def test_a_file_that_goes_away_is_a_row(
@@ -614,7 +619,7 @@ def test_everybody_can_use_it(
     scheme: str,
     open_page: Callable[..., Page],
     axe: str,
-    photograph: Callable[[Page, str], None],
+    photograph: Callable[..., None],
 ) -> None:
     """axe-core finds no violation on any view, wide or narrow, light or dark, and nothing is wider than the screen."""
     page = open_page(viewport={"width": width, "height": height}, color_scheme=scheme)
@@ -629,12 +634,14 @@ def test_everybody_can_use_it(
     draw_zero(page)
     answered(page)
     check("a zero")
-    photograph(page, f"page-{device}-{scheme}")
+    if scheme == "dark":
+        photograph(page, f"page-{device}-dark")
     page.locator("#clear").click()
     draw_six(page)
     answered(page)
     check("a six")
-    photograph(page, f"page-six-{device}-{scheme}")
+    if scheme == "light":
+        photograph(page, f"page-{device}-light")
     choose(page, "blank.png", REFUSALS["blank"][1])
     expect(page.locator(WORD)).to_have_text("The image is blank")
     check("a refusal")
@@ -651,4 +658,5 @@ def test_everybody_can_use_it(
     page.locator("nav a[data-view=model]").click()
     expect(page.locator("#card img").last).to_be_visible()
     check("the model")
-    photograph(page, f"model-{device}-{scheme}")
+    if (device, scheme) in (("desktop", "light"), ("phone", "dark")):
+        photograph(page, f"model-{device}-{scheme}", whole=False)

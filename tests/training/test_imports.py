@@ -45,7 +45,7 @@ def test_every_module_has_its_place():
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_one_way(module):
-    """A module imports only from the rows above its own, and of the service only the contract, its loader and its PNGs."""
+    """A module imports only from the rows above its own, and of the service only contract, loader and PNGs."""
     row = next(number for number, names in enumerate(ORDER) if module in names)
     allowed = APP | {f"training.{name}" for names in ORDER[:row] for name in names}
     assert imports_of(module) <= allowed

@@ -77,7 +77,7 @@ def test_another_pen_gets_a_threshold_of_its_own(store, thin, made):
 
 
 def test_nothing_that_was_not_measured_is_passed_on(store, thin):
-    """Figures that a threshold enters are gone from the manifest; the card says from where the model is and what is open."""
+    """Figures that a threshold enters are gone from the manifest; the card says whose model it is and what is open."""
     run("calibrate", "small", "--data-dir", thin[0], "--model-store", store)
     repository = Repository(store)
     old, new = (repository.manifest("small", version) for version in (1, 2))
