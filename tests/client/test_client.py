@@ -139,7 +139,17 @@ def test_what_fitting_did_is_typed(service: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["127.0.0.1:8000", "ftp://host", "http://", "service", "http://[::1", "http://host:port", "http://a\nb"]
+    "url",
+    [
+        "127.0.0.1:8000",
+        "ftp://host",
+        "http://",
+        "service",
+        "http://[::1",
+        "http://host:port",
+        "http://a\nb",
+        f"http://{'a' * 70}.com",
+    ],
 )
 def test_what_is_no_url(url: str) -> None:
     """A URL that cannot be one is refused before anything is asked."""
