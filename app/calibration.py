@@ -38,6 +38,12 @@ def _binomial_tail(n: int, successes: int, p: float) -> float:
     return min(1.0, math.fsum(terms))
 
 
+def needed(alpha: float, confidence: float | None = None) -> int:
+    """Return the least number of calibration images for a false-alarm rate of `alpha`, both in (0, 1)."""
+    average = math.ceil(1 / Fraction(repr(alpha))) - 1
+    return average if confidence is None else max(average, math.ceil(math.log1p(-confidence) / math.log1p(-alpha)))
+
+
 def conformal_rank(n: int, alpha: float) -> int:
     """Return the rank ceil((n + 1)(1 - alpha)), counted from 1, of the threshold among `n` sorted scores.
 
@@ -55,9 +61,8 @@ def conformal_rank(n: int, alpha: float) -> int:
     above += (above + 1) / (n + 1) <= alpha
     rank = n + 1 - above
     if rank > n:
-        needed = math.ceil(1 / exact) - 1
         raise CalibrationError(
-            f"a false-alarm rate of {alpha:g} needs at least {needed} calibration images, and there are {n}"
+            f"a false-alarm rate of {alpha:g} needs at least {needed(alpha)} calibration images, and there are {n}"
         )
     return rank
 
@@ -76,10 +81,9 @@ def confident_rank(n: int, alpha: float, confidence: float) -> int:
     first = conformal_rank(n, alpha)
     low, high = first, n
     if _binomial_tail(n, 1, alpha) < confidence:
-        needed = math.ceil(math.log1p(-confidence) / math.log1p(-alpha))
         raise CalibrationError(
-            f"a false-alarm rate of {alpha:g} with confidence {confidence:g} needs at least {needed} "
-            f"calibration images, and there are {n}"
+            f"a false-alarm rate of {alpha:g} with confidence {confidence:g} needs at least "
+            f"{needed(alpha, confidence)} calibration images, and there are {n}"
         )
     while low < high:
         middle = (low + high) // 2

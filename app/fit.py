@@ -30,6 +30,10 @@ _INK = 0.1
 """Share of the full contrast from which a pixel counts as stroke."""
 _MOST_UNEVEN = 0.25
 """Share of the full contrast by which the border may differ from its own median; more is no plain background."""
+_CLEAR = 0.8
+"""Share of the variance that lies between dark and bright, from which an image has two brightnesses and little else."""
+_NINE_TENTHS = 2.44
+"""The 90 % point of a normal distribution's absolute deviations, in units of their median."""
 _MIDDLE = 0.15
 """A background this near to the middle of all grey levels, as a share of their range, is neither dark nor bright."""
 
@@ -75,8 +79,8 @@ def fit(png: bytes, max_pixels: int) -> Fitted:
 
 def _ink(grey: Floats) -> tuple[Floats, bool]:
     """Return how much stroke each pixel is, 0..1, and whether strokes are darker than the background."""
-    border = np.concatenate((grey[0], grey[-1], grey[1:-1, 0], grey[1:-1, -1]))
-    background = float(np.median(border))
+    plain = _background(grey)
+    background = float(np.median(plain))
     low, high = float(grey.min()), float(grey.max())
     contrast = max(high - background, background - low)
     if contrast < _LEAST_CONTRAST:
@@ -86,11 +90,41 @@ def _ink(grey: Floats) -> tuple[Floats, bool]:
     inverted = background > (low + high) / 2
     ink = (background - grey if inverted else grey - background) / contrast
     # Paper that was photographed is never of one grey: what the border varies by is not stroke anywhere else.
-    uneven = float(np.percentile(np.abs(background - border), 90)) / contrast
+    # Nine tenths of noise lie within this many median deviations, and blurred edges of strokes do not enter a median.
+    uneven = _NINE_TENTHS * float(np.median(np.abs(background - plain))) / contrast
     if uneven > _MOST_UNEVEN:
         raise AmbiguousImage("the border of the image is not of one brightness, so there is no plain background")
     floor = 3 * uneven if uneven > _INK / 3 else 0.0
     return np.clip((ink - floor) / (1 - floor), 0, 1).astype(np.float32), inverted
+
+
+def _background(grey: Floats) -> Floats:
+    """Return the grey levels of the border, without the strokes that touch it where an image is cropped to its digit.
+
+    Strokes are left out only where all of the image is clearly dark or bright; what prevails at the border is then
+    background.
+    """
+    border = np.concatenate((grey[0], grey[-1], grey[1:-1, 0], grey[1:-1, -1]))
+    middle, clarity = _otsu(grey)
+    if clarity < _CLEAR:
+        return border
+    bright = border > middle
+    background: Floats = border[bright == (bright.mean() > 0.5)]
+    return background
+
+
+def _otsu(grey: Floats) -> tuple[float, float]:
+    """Return the level that best divides dark from bright, and the share of the variance that the division explains.
+
+    N. Otsu, "A threshold selection method from gray-level histograms", 1979.
+    """
+    counts = np.bincount(grey.astype(np.uint8).ravel(), minlength=256).astype(float)
+    levels = np.arange(256)
+    dark, total = np.cumsum(counts), counts.sum()
+    sums, mean = np.cumsum(counts * levels), float(counts @ levels) / total
+    apart = (mean * dark - sums) ** 2 / np.maximum(dark * (total - dark), 1.0)
+    best = int(np.argmax(apart))
+    return float(levels[best]), float(total * apart[best] / max(counts @ (levels - mean) ** 2, 1.0))
 
 
 def _crop(ink: Floats) -> tuple[int, int, int, int]:

@@ -39,6 +39,17 @@ class Data(_Frozen):
     test_anomalous: int
 
 
+class Recalibration(_Frozen):
+    """A threshold that was chosen anew for a model that was not: what else the manifest says is of `version`."""
+
+    version: int = Field(ge=1)
+    """The version of the same model whose `model.pt` this is, byte for byte."""
+    source: str
+    """The images, in words and without paths."""
+    sha256: Sha256 | None
+    """Of their raw pixels, in order; None: they are those that `version` was calibrated on."""
+
+
 class CalibrationSummary(_Frozen):
     """How the threshold was chosen; the scores themselves are in calibration.npy."""
 
@@ -49,6 +60,8 @@ class CalibrationSummary(_Frozen):
     band_level: float
     band: tuple[float, float]
     """The false-alarm rate on fresh normal images lies in here with probability `band_level` (Beta law)."""
+    recalibrated: Recalibration | None = None
+    """None: training chose the threshold."""
 
 
 class Manifest(_Frozen):

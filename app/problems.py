@@ -254,7 +254,7 @@ class AmbiguousImage(InvalidImage):
     """What is stroke and what is background cannot be told."""
 
     type, title = "/problems/ambiguous-image", "Stroke and background cannot be told apart"
-    hint = "Crop the image to one digit on a plain background, darker or brighter than all of the digit."
+    hint = "Send one digit on a plain background that is darker or brighter than all of it, with a margin around it."
 
 
 class WrongArray(InvalidImage):

@@ -194,7 +194,8 @@ async def reconstruction(
         content = await asyncio.to_thread(_picture, record, view, scale)
     else:
         content = _picture(record, view, scale)
-    return Response(content, media_type="image/png", headers=_PRIVATE)
+    peak = {"x-error-peak": f"{record.error_peak:.6g}"} if view == "error" else {}
+    return Response(content, media_type="image/png", headers={**_PRIVATE, **peak})
 
 
 def _picture(record: Record, view: View, scale: int) -> bytes:

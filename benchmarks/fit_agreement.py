@@ -17,6 +17,7 @@ from PIL import Image, ImageFilter, ImageOps
 
 from app.detector import Detector
 from app.fit import fit
+from app.problems import InvalidImage
 from app.repository import Repository
 from training.data import load
 
@@ -46,6 +47,11 @@ def _noisy(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
+def cropped(image: Image.Image) -> Image.Image:
+    """Return a bright digit on black without any margin around its strokes; enlarged, without blurred edges too."""
+    return image.crop(image.point(lambda value: 255 * (value > (127 if image.width > 28 else 0))).getbbox())
+
+
 def _shaded(image: Image.Image) -> Image.Image:
     light = np.linspace(1, 0.9, image.width)[None, :]
     pixels = (235 - np.asarray(image, float) * 0.75) * light
@@ -67,6 +73,10 @@ MILD: dict[str, Change] = {
     "dark grey on light grey, 8 times": lambda image, _: _grey(_scaled(image, 8, BICUBIC), 220, 40),
     "in colour, 8 times": lambda image, _: ImageOps.colorize(_scaled(image, 8, BICUBIC), "#0b2a4a", "#ffe9a8"),
 }
+CROPPED: dict[str, Change] = {
+    "cropped to its strokes": lambda image, _: cropped(image),
+    "cropped to its strokes, 8 times, inverted": lambda image, _: ImageOps.invert(cropped(_scaled(image, 8, BICUBIC))),
+}
 STRONGER: dict[str, Change] = {
     "noise of a camera, 8 times": lambda image, rng: _noisy(_scaled(image, 8, BICUBIC), rng),
     "paper lit from one side, 8 times": lambda image, _: _shaded(_scaled(image, 8, BICUBIC)),
@@ -83,15 +93,18 @@ STRONGER: dict[str, Change] = {
 }
 
 
-def fitted(digits: NDArray[np.uint8], change: Change, seed: int = 0) -> NDArray[np.uint8]:
-    """Return what `fit=mnist` makes of changed digits, uint8 [n, 28, 28] each."""
+def fitted(digits: NDArray[np.uint8], change: Change, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Return what `fit=mnist` makes of changed digits, uint8 [n, 28, 28] each, and which of them it took, bool [n]."""
     rng = np.random.default_rng(seed)
-    planes = []
-    for digit in digits:
+    planes, taken = np.zeros_like(digits), np.ones(len(digits), np.bool_)
+    for at, digit in enumerate(digits):
         buffer = io.BytesIO()
         change(Image.fromarray(digit), rng).save(buffer, "PNG", compress_level=1)
-        planes.append(np.frombuffer(fit(buffer.getvalue(), 1 << 22).pixels, np.uint8).reshape(28, 28))
-    return np.stack(planes)
+        try:
+            planes[at] = np.frombuffer(fit(buffer.getvalue(), 1 << 22).pixels, np.uint8).reshape(28, 28)
+        except InvalidImage:
+            taken[at] = False
+    return planes, taken
 
 
 class Judge:
@@ -116,19 +129,25 @@ class Judge:
 
 
 def agreement(judge: Judge, digits: NDArray[np.uint8], change: Change) -> float:
-    """Return the share of digits whose verdict is that of the original."""
-    return float((judge.verdicts(digits) == judge.verdicts(fitted(digits, change))).mean())
+    """Return the share of digits whose verdict is that of the original; a refused one has none."""
+    planes, taken = fitted(digits, change)
+    return _agreement(judge, digits, planes, taken)
+
+
+def _agreement(judge: Judge, digits: NDArray[np.uint8], planes: NDArray[np.uint8], taken: NDArray[np.bool_]) -> float:
+    return float(((judge.verdicts(digits) == judge.verdicts(planes)) & taken).mean())
 
 
 def _rows(judges: dict[str, Judge], digits: NDArray[np.uint8]) -> Iterator[str]:
     names = [f"`{name}`" for name in judges]
-    yield "| change | " + " | ".join(names) + " |"
-    yield "| --- |" + " --- |" * len(names)
-    for kind, changes in (("mild", MILD), ("stronger", STRONGER)):
+    yield "| change | " + " | ".join(names) + " | refused |"
+    yield "| --- |" + " ---: |" * (len(names) + 1)
+    for kind, changes in (("mild", MILD), ("no margin", CROPPED), ("stronger", STRONGER)):
         for words, change in changes.items():
-            planes = fitted(digits, change)
-            shares = [float((judge.verdicts(digits) == judge.verdicts(planes)).mean()) for judge in judges.values()]
-            yield f"| {words} ({kind}) | " + " | ".join(f"{100 * share:.1f} %" for share in shares) + " |"
+            planes, taken = fitted(digits, change)
+            shares = [_agreement(judge, digits, planes, taken) for judge in judges.values()]
+            cells = [*(f"{100 * share:.1f} %" for share in shares), f"{100 * (~taken).mean():.1f} %"]
+            yield f"| {words} ({kind}) | {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -148,7 +167,8 @@ def main() -> None:
     store = arguments.model_store
     judges = {name: Judge(store, name) for name in Repository(store).names() if name.startswith("zero")}
     said = (
-        f"{len(digits):,} digits of MNIST's test file, half of them zeros; share whose verdict is the original's.\n\n"
+        f"{len(digits):,} digits of MNIST's test file, half of them zeros; share whose verdict is the original's.\n"
+        "A refused image counts as one that has not.\n\n"
     )
     table = said + "\n".join(_rows(judges, digits)) + "\n"
     head, _, rest = PAGE.read_text().partition(BEGIN)

@@ -174,6 +174,9 @@ def _train(context: typer.Context) -> None:
 
 _TRAINING = {
     "train": "Learn a normal class from images, and publish the next version of a model.",
+    "all": "Make one model of each label, and print the figures of all.",
+    "calibrate": "Choose the threshold of a model anew, without training.",
+    "publish": "Publish a version that lies in another model store.",
     "list": "List every version of every model in a model store.",
     "promote": "Let a version answer.",
     "rollback": "Let an older version answer again.",
@@ -259,8 +262,13 @@ def _say(words: str) -> None:
 
 
 def main() -> None:
-    """Run the command `anomaly`."""
-    app(prog_name="anomaly")
+    """Run the command `anomaly`. Whatever goes wrong, the exit code is not that of an anomaly."""
+    try:
+        app(prog_name="anomaly")
+    except Exception as error:
+        words = " ".join(str(error).split())
+        _say(f"error: {type(error).__name__}: {words}" if words else f"error: {type(error).__name__}")
+        sys.exit(ERROR)
 
 
 if __name__ == "__main__":

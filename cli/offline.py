@@ -10,13 +10,15 @@ import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import urlencode
 
 import numpy as np
 
 from app import fit, images, problems
-from app.calibration import CalibrationError
 from app.detector import Detector, DetectorError, DeviceError, choose_device, use_one_thread
 from app.repository import Artifact, Repository, RepositoryError
+from app.schemas import ScoreQuery
+from app.scoring import parse_query, threshold_of
 from app.settings import SettingsError, from_environment
 from cli.files import Source
 from cli.formats import Result
@@ -48,12 +50,13 @@ class Offline:
         use_one_thread()
         try:
             settings = from_environment()
-            artifact = _open(Repository(model_store), verdict.model or settings.default_model)
+            query = _query(verdict)
+            artifact = _open(Repository(model_store), query.model or settings.default_model)
             self._detector = Detector.load(artifact, choose_device(settings.device))
         except (SettingsError, DeviceError, RepositoryError, DetectorError) as error:
             raise OfflineError(str(error)) from error
         self._manifest, self._calibration = artifact.manifest, artifact.calibration
-        self._threshold, self._alpha = _threshold(artifact, verdict.alpha)
+        self._threshold, self._alpha = _threshold(artifact, query.alpha)
         self._fit, self._fit_pixels = verdict.fit, settings.fit_max_pixels
 
     def results(self, sources: Iterable[Source]) -> Iterator[Result]:
@@ -96,22 +99,30 @@ class Offline:
         return score_of(document)
 
 
+def _query(verdict: Verdict) -> ScoreQuery:
+    """Read what was asked for as the service reads it, so that it is refused in the same words."""
+    asked = {"model": verdict.model, "alpha": verdict.alpha, "fit": verdict.fit}
+    text = urlencode({name: value for name, value in asked.items() if value is not None})
+    try:
+        query: ScoreQuery = parse_query(ScoreQuery, text.encode())
+    except problems.InvalidParameter as refused:
+        _refuse(refused)
+    return query
+
+
 def _open(repository: Repository, reference: str) -> Artifact:
     name, _, version = reference.partition("@")
-    number = int(version) if version.isdecimal() else repository.current(name)
+    number = int(version) if version else repository.current(name)
     if number is None or number not in repository.versions(name):
         _refuse(problems.ModelNotFound(f"{repository.root} has no {reference}"))
     return repository.open(name, number)
 
 
 def _threshold(artifact: Artifact, alpha: float | None) -> tuple[float, float]:
-    manifest = artifact.manifest
-    if alpha is None or alpha == manifest.alpha:
-        return manifest.threshold, manifest.alpha
     try:
-        return artifact.calibration.threshold(alpha), alpha
-    except CalibrationError as error:
-        _refuse(problems.UnsupportedAlpha(str(error)))
+        return threshold_of(artifact.manifest, artifact.calibration, alpha)
+    except problems.UnsupportedAlpha as refused:
+        _refuse(refused)
 
 
 def _refuse(refused: problems.Problem) -> NoReturn:

@@ -11,7 +11,7 @@
 
 from client.asynchronous import AsyncClient
 from client.errors import Problem, ServiceError, TimedOut, UnexpectedReply, Unreachable, UnreadableImage
-from client.replies import Model, Score
+from client.replies import Fitted, Model, Score
 from client.retry import NO_RETRY, Retry
 from client.synchronous import Client
 from client.wire import Fit, Image, View
@@ -21,6 +21,7 @@ __all__ = [
     "AsyncClient",
     "Client",
     "Fit",
+    "Fitted",
     "Image",
     "Model",
     "Problem",

@@ -8,6 +8,19 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
+class Fitted:
+    """What `fit="mnist"` did to an image before it was scored.
+
+    Attributes:
+        inverted: the image was dark on bright, and was turned round.
+        crop: left, top, right, bottom of the strokes in the image that was sent, in pixels, right and bottom outside.
+    """
+
+    inverted: bool
+    crop: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """The verdict on one image.
 
@@ -20,6 +33,7 @@ class Score:
         p_value: (1 + calibration scores at least as high) / (n + 1).
         is_anomaly: the verdict.
         reason: the guard that decided, when one did: `empty`, for example.
+        fitted: with `fit="mnist"`, what was done to the image; else None.
         document: the reply as it came, members that this client does not know included.
     """
 
@@ -32,6 +46,7 @@ class Score:
     p_value: float
     is_anomaly: bool
     reason: str | None
+    fitted: Fitted | None
     document: Mapping[str, Any] = field(repr=False, compare=False)
 
 
@@ -73,8 +88,16 @@ def score_of(document: Mapping[str, Any]) -> Score:
         p_value=float(document["p_value"]),
         is_anomaly=bool(document["is_anomaly"]),
         reason=document["reason"],
+        fitted=_fitted_of(document.get("fitted")),
         document=document,
     )
+
+
+def _fitted_of(document: Mapping[str, Any] | None) -> Fitted | None:
+    if document is None:
+        return None
+    left, top, right, bottom = document["crop"]
+    return Fitted(bool(document["inverted"]), (int(left), int(top), int(right), int(bottom)))
 
 
 def models_of(document: Mapping[str, Any]) -> tuple[Model, ...]:

@@ -39,7 +39,11 @@ def options(url: str, api_key: str | None, timeout: float) -> dict[str, Any]:
     Raises:
         ValueError: `url` is not one of HTTP, or the key cannot stand in a header.
     """
-    parsed = httpx.URL(url)
+    try:
+        parsed = httpx.URL(url)
+        parsed.raw_host.decode("ascii").encode("idna")  # as connecting will: it knows labels that are too long
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise ValueError(f"not a URL of a service: {url!r}: {error}") from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ValueError(f"not a URL of a service: {url!r}; write it as in http://127.0.0.1:8000")
     headers = {"accept": f"application/json, {_PROBLEM}"}

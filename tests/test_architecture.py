@@ -77,8 +77,8 @@ def test_the_service_never_imports_training() -> None:
 
 
 def test_training_imports_only_the_contract() -> None:
-    """Training uses of the service the manifest, the repository, the detector and the calibration."""
-    contract = {"app.manifest", "app.repository", "app.detector", "app.calibration"}
+    """Training uses of the service the manifest, the repository, the detector, the calibration and the PNG reader."""
+    contract = {"app.manifest", "app.repository", "app.detector", "app.calibration", "app.images", "app.problems"}
     for name, path in MODULES.items():
         if name.startswith("training"):
             assert {each for each in imports_of(path) if each.startswith("app")} <= contract, name

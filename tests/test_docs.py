@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
+from collections.abc import Callable
 
 import httpx
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from app import problems
 from app.metrics import Metrics
 from app.settings import PREFIX, Settings
-from tests.conftest import ROOT
+from tests.conftest import ROOT, running
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
@@ -72,3 +74,19 @@ def test_nothing_of_one_machine_is_in_the_docs() -> None:
     """No page names a path of the machine that it was written on."""
     for page in PAGES:
         assert not re.search(r"(?<![\w.])/(home|root|work|tmp)/", page.read_text()), page
+
+
+async def test_the_readme_answers_as_the_model_does(make_settings: Callable[..., Settings], six: bytes) -> None:
+    """The reply in README.md is the one that the shipped default model gives to the shipped six."""
+    text = (ROOT / "README.md").read_text()
+    shown = json.loads(
+        text[text.index("{", text.index("$ curl -F file=@examples/six.png")) : text.index("\n$ curl -o")]
+    )
+    async with running(make_settings(default_model=Settings.model_fields["default_model"].default)) as client:
+        reply = (await client.post("/score", files={"file": six})).json()
+    assert shown.keys() == reply.keys()
+    for member in ("model", "version", "threshold", "alpha", "is_anomaly", "reason"):
+        assert shown[member] == reply[member], "run python -m benchmarks.write_readme"
+    assert shown["mse"] == pytest.approx(reply["mse"], rel=1e-3)
+    assert shown["p_value"] == pytest.approx(reply["p_value"], abs=2e-3)
+    assert text.count(shown["id"]) == 3

@@ -18,21 +18,32 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from app.calibration import CalibrationError
-from app.detector import Detector, DeviceError, choose_device
+from app.detector import Detector, DetectorError, DeviceError, choose_device
 from app.manifest import Manifest
 from app.repository import MODEL_NAME, Repository, RepositoryError
 from training import publish, series
-from training.data import LOADERS, load
+from training.data import LOADERS, load, read_pngs, set_in
 from training.datasets import DataError, Dataset
 from training.export import ExportError
 from training.publish import PublishError
+from training.recalibrate import RecalibrationError, recalibrate
 from training.recipes import RECIPES, Recipe
+from training.reference import model_name, reference, reference_version
 from training.summary import summary_table
 from training.train import TrainingError
 from training.version import Made, Order, make
 
-_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_EXPECTED = (CalibrationError, DataError, DeviceError, ExportError, PublishError, RepositoryError, TrainingError)
+_EXPECTED = (
+    CalibrationError,
+    DataError,
+    DetectorError,
+    DeviceError,
+    ExportError,
+    PublishError,
+    RecalibrationError,
+    RepositoryError,
+    TrainingError,
+)
 
 app = typer.Typer(
     help="Train autoencoders, and keep the model store that the service answers from.",
@@ -51,15 +62,19 @@ MODEL_STORE = Path("model_store")
 @app.command()
 def train(
     *,
-    recipe: Annotated[str, typer.Option(help=f"How to make it: {', '.join(RECIPES)}.")] = "article",
+    recipe: Annotated[str, typer.Option(help=f"How to make it: {', '.join(RECIPES)}.")] = "deep",
     normal: Annotated[str, typer.Option(help="The normal class: a label, several (`3,5`), or `all`.")] = "0",
     name: Annotated[str | None, typer.Option(help="Name in the model store; else made up: `zero-article`.")] = None,
-    data: Annotated[str, typer.Option(help=f"Data set: {', '.join(LOADERS)}.")] = "mnist",
+    data: Annotated[
+        str | None,
+        typer.Option(help=f"Data set: {', '.join(LOADERS)}. Else `folder` where --data-dir holds PNGs, and mnist."),
+    ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Folder that holds it. For mnist also the environment's DATA_DIR; else OpenML.")
+        Path | None,
+        typer.Option(help="Folder of your own PNGs, or of IDX files. For mnist also the environment's DATA_DIR."),
     ] = None,
     anomalies_dir: Annotated[
-        Path | None, typer.Option(help="For `--data folder`: a folder of anomalous PNGs, for the evaluation only.")
+        Path | None, typer.Option(help="Beside a folder of PNGs: one of anomalous PNGs, for the evaluation only.")
     ] = None,
     alpha: Annotated[float, typer.Option(help="Wanted false-alarm rate of the threshold.")] = 0.01,
     confidence: Annotated[
@@ -76,18 +91,21 @@ def train(
 
     The version is written whole or not at all, and answers only with `--promote` or after the command `promote`.
 
-    Example: `python -m training train --recipe article --normal 0 --data-dir ../mnist --promote`
+    Example: `python -m training train --data-dir photos/normal --name mine --promote`
     """
     with _plain_errors():
         torch.set_num_threads(threads)
         chosen = _recipe(recipe).with_epochs(epochs)
         on = choose_device(device)
-        dataset = load(data, data_dir, anomalies_dir)
+        dataset = load(data or _set_in(data_dir, anomalies_dir), data_dir, anomalies_dir)
         labels = _labels(normal, dataset)
         console.print(f"data: {dataset.name}, {len(dataset.labels):,} images from: {dataset.source}")
-        model = publish.check_name(name or _model_name(dataset, labels, recipe))
+        model = publish.check_name(name or model_name(dataset, labels, recipe))
         order = Order(model, chosen, labels, seed, alpha, confidence, on)
-        made = _make_with_bar(order, dataset, _reference(model_store, _model_name(dataset, labels, "article"), model))
+        beside = reference_version(model_store, dataset, labels, model)
+        if beside:
+            console.print(f"the report shows {beside[0]}@{beside[1]} beside it")
+        made = _make_with_bar(order, dataset, reference(model_store, dataset, labels, model))
         manifest = made.publish(model_store, promote=promote)
         _tell(manifest, promote)
 
@@ -107,7 +125,8 @@ def all_labels(
         "results"
     ),
     publish_too: Annotated[
-        bool, typer.Option("--publish", help="Publish and promote what is newly made, as `zero-deep` and so on.")
+        bool,
+        typer.Option("--publish", help="Publish and promote, as `zero-deep` and so on; what the store lacks is made."),
     ] = False,
     model_store: ModelStore = MODEL_STORE,
 ) -> None:
@@ -121,7 +140,7 @@ def all_labels(
         chosen, on, dataset = _recipe(recipe).with_epochs(epochs), choose_device(device), load(data, data_dir)
         console.print(f"data: {dataset.name}, {len(dataset.labels):,} images from: {dataset.source}")
         orders = [
-            Order(_model_name(dataset, (label,), recipe), chosen, (label,), seed, alpha, None, on)
+            Order(model_name(dataset, (label,), recipe), chosen, (label,), seed, alpha, None, on)
             for seed in _seeds(seeds)
             for label in range(len(dataset.label_names))
         ]
@@ -135,7 +154,14 @@ def all_labels(
                     shown[_task_name(order)], completed=epoch, total=chosen.parameters.get("epochs"), visible=True
                 )
 
-            finished = series.run(orders, dataset, series.Source(data, data_dir), results, jobs=jobs, watch=watch)
+            source, sha256 = series.Source(data, data_dir, model_store), dataset.sha256
+
+            def lacking(order: Order) -> bool:
+                return publish_too and not any(
+                    order.made(manifest, sha256) for manifest in _manifests(Repository(model_store), order.name)
+                )
+
+            finished = series.run(orders, dataset, source, results, jobs=jobs, watch=watch, again=lacking)
             for order, row, made in finished:
                 rows.append(row)
                 bars.update(shown[_task_name(order)], visible=False)
@@ -145,6 +171,63 @@ def all_labels(
                     manifest = made.publish(model_store, promote=True)
                     bars.console.print(f"published {manifest.name}@{manifest.version} (current)")
         console.print(summary_table(rows, dataset.label_names))
+
+
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Argument(help="Whose model it is: `name` for the current version, or `name@version`.")],
+    *,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder of normal PNGs that the model has not learned from; else the version's own scores."),
+    ] = None,
+    alpha: Annotated[float | None, typer.Option(help="Wanted false-alarm rate; else the version's own.")] = None,
+    confidence: Annotated[
+        float | None, typer.Option(help="As for `train`; else the version's own, if it has one.")
+    ] = None,
+    promote: Annotated[bool, typer.Option("--promote", help="Let the new version answer at once.")] = False,
+    model_store: ModelStore = MODEL_STORE,
+) -> None:
+    """Choose the threshold of a model anew, without training, and publish that as its next version.
+
+    For another camera, pen or scanner: give a folder of normal images made with it. The autoencoder stays as it is.
+
+    Example: `python -m training calibrate mine --data-dir photos/new-camera --promote`
+    """
+    with _plain_errors():
+        torch.set_num_threads(1)
+        repository = Repository(model_store)
+        origin = _origin(repository, model)
+        images = None if data_dir is None else read_pngs(data_dir)
+        made = recalibrate(repository, origin, images, alpha=alpha, confidence=confidence)
+        manifest = made.publish(model_store, promote=promote)
+        before, summary = manifest.metrics["before"], manifest.calibration
+        console.print(
+            f"{summary.n:,} normal images; {_rate(before['flagged']['rate'])} of them lie above the threshold "
+            f"{origin.threshold:.6g} of {origin.name}@{origin.version}"
+        )
+        console.print(
+            f"alpha {manifest.alpha:g}: threshold {manifest.threshold:.6g}; false alarms between "
+            f"{_rate(summary.band[0])} and {_rate(summary.band[1])} with probability {100 * summary.band_level:g} %"
+        )
+        _tell_state(manifest, promote)
+
+
+@app.command("publish")
+def publish_folder(
+    folder: Annotated[Path, typer.Argument(help="A version of another model store, as in `elsewhere/zero/3`.")],
+    *,
+    promote: Annotated[bool, typer.Option("--promote", help="Let it answer at once.")] = False,
+    model_store: ModelStore = MODEL_STORE,
+) -> None:
+    """Publish a version that lies in another model store, under the next number of this one.
+
+    Every file is compared with its manifest, and the version is opened and scored as the service does.
+
+    Example: `python -m training publish /mnt/laptop/model_store/zero/3 --promote`
+    """
+    with _plain_errors():
+        _tell_state(publish.publish_copy(model_store, folder, promote=promote), promote)
 
 
 @app.command()
@@ -254,24 +337,26 @@ def _labels(text: str, dataset: Dataset) -> tuple[int, ...]:
     return labels
 
 
-def _model_name(dataset: Dataset, labels: tuple[int, ...], recipe: str) -> str:
-    if dataset.noun == "digit" and len(labels) == 1:
-        return f"{_WORDS[labels[0]]}-{recipe}"
-    classes = "all" if len(labels) == len(dataset.label_names) else "-".join(str(label) for label in labels)
-    return f"{dataset.name}-{classes}-{recipe}"
+def _set_in(data_dir: Path | None, anomalies_dir: Path | None) -> str:
+    found = set_in(data_dir, anomalies_dir)
+    if found == "folder":
+        console.print(f"{data_dir} holds PNGs: taken as --data folder")
+    return found
 
 
-def _reference(model_store: Path, article: str, model: str) -> Detector | None:
-    # The article's model of the same class, if it has been published.
-    repository = Repository(model_store)
-    version = repository.current(article) if article != model and article in _models(repository) else None
-    if version is None:
-        return None
-    console.print(f"the report shows {article}@{version} beside it")
-    return Detector.open(repository.open(article, version).model, torch.device("cpu"))
+def _origin(repository: Repository, reference: str) -> Manifest:
+    name, at, version = reference.partition("@")
+    number = repository.current(publish.check_name(name)) if not at else int(version) if version.isdecimal() else None
+    if number is None:
+        raise PublishError(f"there is no version {reference} in {repository.root}")
+    return repository.manifest(name, number)
 
 
-def _make_with_bar(order: Order, dataset: Dataset, reference: Detector | None) -> Made:
+def _manifests(repository: Repository, name: str) -> Iterator[Manifest]:
+    return (repository.manifest(name, version) for version in repository.versions(name))
+
+
+def _make_with_bar(order: Order, dataset: Dataset, beside: Detector | None) -> Made:
     columns = (TextColumn("epoch"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
     epochs = order.recipe.parameters.get("epochs")
     with Progress(*columns, console=console, transient=True, disable=not sys.stdout.isatty()) as bar:
@@ -281,7 +366,7 @@ def _make_with_bar(order: Order, dataset: Dataset, reference: Detector | None) -
             bar.console.print(f"epoch {epoch:>3}  loss {loss:.6f}")
             bar.advance(task)
 
-        return make(order, dataset, progress=advance, say=bar.console.print, reference=reference)
+        return make(order, dataset, progress=advance, say=bar.console.print, reference=beside)
 
 
 def _tell(manifest: Manifest, promoted: bool) -> None:
@@ -293,6 +378,10 @@ def _tell(manifest: Manifest, promoted: bool) -> None:
             f"alpha {point['alpha']:g}: threshold {point['threshold']:.6g}, "
             f"false alarms {_rate(point['false_alarms']['rate'])}, detections {_rate(point['detections']['rate'])}"
         )
+    _tell_state(manifest, promoted)
+
+
+def _tell_state(manifest: Manifest, promoted: bool) -> None:
     state = (
         "current" if promoted else f"not answering yet: python -m training promote {manifest.name} {manifest.version}"
     )

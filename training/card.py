@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.manifest import Manifest
+from app.calibration import needed
+from app.manifest import Manifest, Recalibration
 from training.limits import limits
 from training.probes import KINDS
 
@@ -35,6 +36,25 @@ def model_card(manifest: Manifest, label_names: Sequence[str], files: Sequence[s
     return "\n".join(parts)
 
 
+def recalibrated_card(manifest: Manifest, files: Sequence[str]) -> str:
+    """Write the model card of a version whose threshold was chosen anew.
+
+    Args:
+        manifest: of the version; its number is not used.
+        files: the report's other files.
+    """
+    parts = (
+        _recalibrated_head(manifest),
+        _made(manifest),
+        _threshold(manifest),
+        _what_is_not_known(manifest),
+        _pictures(files),
+        _limits(manifest, ()),
+        _calibrated_again(manifest),
+    )
+    return "\n".join(parts)
+
+
 def _head(manifest: Manifest) -> str:
     metrics = manifest.metrics
     answer = next(point for point in metrics["operating_points"] if point["alpha"] == manifest.alpha)
@@ -52,13 +72,56 @@ between the two (`mse`) is the anomaly score, and an image is called anomalous w
 """
 
 
+def _recalibrated_head(manifest: Manifest) -> str:
+    before, version = manifest.metrics["before"], _anew(manifest).version
+    return f"""# Model card: {manifest.name}
+
+This is the autoencoder of version {version}, which learned {manifest.normal_class}, with a threshold chosen anew: an
+image is called anomalous when its score (`mse`) lies strictly above **{manifest.threshold:.6g}**.
+
+Version {version} answers at the threshold {before["threshold"]:.6g}, for alpha {before["alpha"]:g}. Of the images that
+this version was calibrated on, {_interval(before["flagged"])} are above that.
+"""
+
+
+def _what_is_not_known(manifest: Manifest) -> str:
+    version = _anew(manifest).version
+    return f"""## What is known, and what is not
+
+* The model is that of version {version}, byte for byte. {_ranking(manifest.metrics)} That is of version {version}'s own
+  test ({manifest.metrics["test"]}), and says nothing of images made in another way.
+* Every image at hand chose the threshold, and none is left to measure false alarms on: there is only the promise above.
+* How many anomalies are caught at the new threshold was not measured.
+* Pictures, probes and the figures of each label are in the model card of version {version}; verdicts there are at its
+  own threshold.
+"""
+
+
+def _calibrated_again(manifest: Manifest) -> str:
+    anew, confidence = _anew(manifest), _confidence(manifest)
+    folder = " --data-dir FOLDER_OF_NORMAL_PNGS" if anew.sha256 else ""
+    pixels = f"\nThe SHA-256 of the images' pixels, in the order of their names, is `{anew.sha256}`.\n"
+    return f"""## To make it again
+
+    python -m training calibrate {manifest.name}@{anew.version}{folder} --alpha {manifest.alpha:g}{confidence}
+{pixels if anew.sha256 else ""}"""
+
+
+def _anew(manifest: Manifest) -> Recalibration:
+    assert manifest.calibration.recalibrated is not None
+    return manifest.calibration.recalibrated
+
+
 def _made(manifest: Manifest) -> str:
-    data, recipe = manifest.data, manifest.recipe
+    data, recipe, anew = manifest.data, manifest.recipe, manifest.calibration.recalibrated
+    calibrated = f"{data.calibration:,} other normal images"
+    if anew is not None:
+        calibrated = f"{manifest.calibration.n:,} normal images: {anew.source}; the model is version {anew.version}'s"
     rows = {
         "normal class": manifest.normal_class,
         "data": f"{data.name} ({data.source})",
         "learned from": f"{data.train:,} normal images",
-        "calibrated on": f"{data.calibration:,} other normal images",
+        "calibrated on": calibrated,
         "tested on": f"{manifest.metrics['test']}: {data.test_normal:,} normal and {data.test_anomalous:,} anomalous",
         "recipe": f"`{recipe.name}`, seed {recipe.seed}",
         "squared errors of": manifest.score_space,
@@ -86,7 +149,10 @@ For this one draw, the true rate lies between {100 * low:.2f} % and {100 * high:
 
 The promise is about images *made as the calibration images were made*. Another camera, scanner, pen, size, position or
 contrast is another population: the promise is void there until the threshold has been calibrated anew on normal images
-from it. Recalibrating needs no new training, only at least {_needed(manifest.alpha):,} normal images for this rate.
+from it. Recalibrating needs no new training, only at least {needed(manifest.alpha, summary.confidence):,} normal
+images for this rate:
+
+    python -m training calibrate {manifest.name} --data-dir FOLDER_OF_NORMAL_PNGS
 """
 
 
@@ -187,13 +253,18 @@ def _limits(manifest: Manifest, label_names: Sequence[str]) -> str:
 
 def _again(manifest: Manifest) -> str:
     normal = ",".join(str(label) for label in manifest.data.normal)
-    confidence = f" --confidence {manifest.calibration.confidence:g}" if manifest.calibration.confidence else ""
     parameters = manifest.recipe.parameters
     epochs = f" --epochs {parameters['epochs']}" if "epochs" in parameters else ""
+    folders = ""
+    if manifest.data.name == "folder":
+        folders = " --data-dir FOLDER_OF_NORMAL_PNGS"
+        folders += " --anomalies-dir FOLDER_OF_ANOMALOUS_PNGS" if manifest.data.test_anomalous else ""
     return f"""## To make it again
 
     python -m training train --recipe {manifest.recipe.name} --normal {normal} --name {manifest.name} \\
-        --data {manifest.data.name} --seed {manifest.recipe.seed} --alpha {manifest.alpha:g}{confidence}{epochs}
+        --data {manifest.data.name}{folders} \\
+        --seed {manifest.recipe.seed} --alpha {manifest.alpha:g}{_confidence(manifest)}{epochs} \\
+        --device {manifest.device.partition(" ")[0]} --threads {parameters["threads"]}
 
 The SHA-256 of the data's pixels and labels is `{manifest.data.sha256}`.
 The same command on the same machine gives the same scores. Parameters:
@@ -201,8 +272,9 @@ The same command on the same machine gives the same scores. Parameters:
 """
 
 
-def _needed(alpha: float) -> int:
-    return round(1 / alpha) - 1
+def _confidence(manifest: Manifest) -> str:
+    confidence = manifest.calibration.confidence
+    return "" if confidence is None else f" --confidence {confidence:g}"
 
 
 def _percent(found: Mapping[str, Any]) -> str:

@@ -36,6 +36,18 @@ _SHA256 = {
 }
 
 
+def set_in(data_dir: Path | None, anomalies_dir: Path | None = None) -> str:
+    """Say which data set is meant where none was named: `folder` for a folder of PNGs without IDX files, else `mnist`.
+
+    Args:
+        data_dir: the folder that was named, if one was.
+        anomalies_dir: the folder of anomalous images that was named, if one was; it goes with `folder` only.
+    """
+    if data_dir is None or any(data_dir.glob("*-idx[13]-ubyte*")):
+        return "mnist"
+    return "folder" if anomalies_dir is not None or _pngs(data_dir) else "mnist"
+
+
 def load(name: str, data_dir: Path | None = None, anomalies_dir: Path | None = None) -> Dataset:
     """Load a data set of the table `LOADERS`.
 
@@ -149,15 +161,13 @@ def idx_folder(folder: Path, name: str, label_names: tuple[str, ...], noun: str,
 def png_folder(data_dir: Path | None, anomalies_dir: Path | None) -> Dataset:
     """Load a folder of 28x28 grey PNGs as the normal class 0, and optionally another as class 1, the anomalies.
 
-    Files are taken in the order of their names.
-
     Raises:
-        DataError: a folder is missing or empty, or a file is not a 28x28 grey PNG; the message names the file.
+        DataError: a folder is missing or empty, or a file is no PNG that the service takes; the message names the file.
     """
     if data_dir is None:
         raise DataError("the data set `folder` needs --data-dir: a folder of 28x28 grey PNGs")
-    normal = _read_pngs(data_dir)
-    anomalous = _read_pngs(anomalies_dir) if anomalies_dir else np.zeros((0, 28, 28), np.uint8)
+    normal = read_pngs(data_dir)
+    anomalous = read_pngs(anomalies_dir) if anomalies_dir else np.zeros((0, 28, 28), np.uint8)
     labels = np.repeat(np.array([0, 1], np.uint8), [len(normal), len(anomalous)])
     images = np.concatenate([normal, anomalous])
     return Dataset("folder", "folder of PNG files", images, labels, ("normal", "anomalous"), "image labelled", None)
@@ -197,23 +207,32 @@ def _parse_idx(content: bytes) -> NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8, offset=header).reshape(*shape)
 
 
-def _read_pngs(folder: Path) -> NDArray[np.uint8]:
-    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() == ".png")
+def read_pngs(folder: Path) -> NDArray[np.uint8]:
+    """Read the PNGs of a folder in the order of their names, each as the service reads it, uint8 [n, 28, 28].
+
+    Raises:
+        DataError: the folder is missing or has no PNG, or a file is none that the service takes; the message names it.
+    """
+    paths = _pngs(folder)
     if not paths:
-        raise DataError(f"{folder} has no PNG files")
+        raise DataError(f"{folder} has no PNG files" if folder.is_dir() else f"there is no folder {folder}")
     return np.stack([_read_png(path) for path in paths])
 
 
+def _pngs(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() == ".png")
+
+
 def _read_png(path: Path) -> NDArray[np.uint8]:
-    from PIL import Image
+    from app.images import SIDE, decode
+    from app.problems import Problem
 
     try:
-        with Image.open(path, formats=("PNG",)) as image:
-            if image.mode != "L" or image.size != (28, 28):
-                raise DataError(f"{path} is {image.mode} {image.width}x{image.height}, not 8-bit grey (L) 28x28")
-            return np.asarray(image, np.uint8)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path} is not a readable PNG") from error
+        return np.frombuffer(decode(path.read_bytes()), np.uint8).reshape(SIDE, SIDE)
+    except Problem as refused:
+        raise DataError(f"{path}: {refused.title[0].lower()}{refused.title[1:]}: {refused}") from refused
+    except OSError as error:
+        raise DataError(f"{path} cannot be read") from error
 
 
 def _verified(dataset: Dataset) -> Dataset:

@@ -99,7 +99,13 @@ def gallery(examples: Sequence[Example], title: str) -> bytes:
     return _png(figure)
 
 
-def histogram(bins: Mapping[str, Sequence[float]], threshold: float, alpha: float, normal_class: str) -> bytes:
+def histogram(
+    bins: Mapping[str, Sequence[float]],
+    threshold: float,
+    alpha: float,
+    normal_class: str,
+    title: str = "Scores of unseen images",
+) -> bytes:
     """Draw how the scores of both kinds spread, as shares, with the threshold."""
     figure, axes = _figure(6.8, 3.9)
     edges = np.asarray(bins["edges"])
@@ -116,7 +122,7 @@ def histogram(bins: Mapping[str, Sequence[float]], threshold: float, alpha: floa
         linewidth=1.4,
         label=f"threshold at alpha {alpha:g}",
     )
-    axes.set(xlabel="mse (the last bin takes everything above)", ylabel="% of images", title="Scores of unseen images")
+    axes.set(xlabel="mse (the last bin takes everything above)", ylabel="% of images", title=title)
     axes.set_xlim(edges[0], edges[-1])
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return _png(figure)

@@ -64,6 +64,32 @@ def publish(root: Path, draft: Manifest, files: Mapping[str, bytes], *, promote:
     return manifest
 
 
+def publish_copy(root: Path, folder: Path, *, promote: bool = False) -> Manifest:
+    """Publish a copy of a version that lies in another model store, under the next free number.
+
+    Args:
+        root: the model store; made if it is not there.
+        folder: of the version: `<model store>/<model>/<version>`.
+        promote: make it the current version.
+
+    Returns:
+        The manifest as published.
+
+    Raises:
+        PublishError: there is no version at `folder`, or it is not what its manifest says. Nothing was published.
+    """
+    folder = folder.resolve()
+    if not MODEL_NAME.fullmatch(folder.parent.name) or not folder.name.isdecimal():
+        raise PublishError(f"{folder} is no version: its path ends in a model's name and a number")
+    elsewhere = Repository(folder.parents[1])
+    try:
+        manifest = elsewhere.manifest(folder.parent.name, int(folder.name))
+        files = {file: elsewhere.read(manifest, file) for file in manifest.files}
+    except RepositoryError as error:
+        raise PublishError(str(error)) from error
+    return publish(root, manifest, files, promote=promote)
+
+
 def promote(root: Path, name: str, version: int) -> None:
     """Make `version` the one that answers, after opening and scoring it.
 

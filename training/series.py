@@ -23,6 +23,7 @@ import torch
 
 from training.data import load
 from training.datasets import Dataset
+from training.reference import reference
 from training.train import TrainingError
 from training.version import Made, Order, make
 
@@ -33,10 +34,11 @@ Watch = Callable[[Order, int], None]
 
 @dataclass(frozen=True)
 class Source:
-    """Where every process of a series gets the images."""
+    """Where every process of a series gets the images, and the article's models to show beside its own."""
 
     data: str
     data_dir: Path | None
+    model_store: Path
 
 
 def path_of(order: Order, data_sha256: str, folder: Path) -> Path:
@@ -54,7 +56,14 @@ def path_of(order: Order, data_sha256: str, folder: Path) -> Path:
 
 
 def run(
-    orders: Sequence[Order], dataset: Dataset, source: Source, folder: Path, *, jobs: int, watch: Watch
+    orders: Sequence[Order],
+    dataset: Dataset,
+    source: Source,
+    folder: Path,
+    *,
+    jobs: int,
+    watch: Watch,
+    again: Callable[[Order], bool] = lambda _: False,
 ) -> Iterator[tuple[Order, Row, Made | None]]:
     """Yield each order with its figures, those first that are there already (and then without a version).
 
@@ -65,6 +74,7 @@ def run(
         folder: of the result files; made if it is not there.
         jobs: processes, with one thread each.
         watch: is told each epoch, from a process's first to its last.
+        again: whether an order is to be made although its figures are there, because its version is wanted.
 
     Raises:
         TrainingError: a version diverged, or a process died.
@@ -74,7 +84,7 @@ def run(
     missing = []
     for order in orders:
         path = path_of(order, sha256, folder)
-        if path.is_file():
+        if path.is_file() and not again(order):
             yield order, json.loads(path.read_text()), None
         else:
             missing.append(order)
@@ -136,7 +146,7 @@ def _in_parallel(
                     child.terminate()
 
 
-_at_work: tuple[Dataset, Queue[tuple[int, int]]] | None = None
+_at_work: tuple[Dataset, Path, Queue[tuple[int, int]]] | None = None
 
 
 def _begin(source: Source, epochs: Queue[tuple[int, int]]) -> None:
@@ -144,14 +154,15 @@ def _begin(source: Source, epochs: Queue[tuple[int, int]]) -> None:
     # The parent hears Ctrl-C and ends its processes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    _at_work = load(source.data, source.data_dir), epochs
+    _at_work = load(source.data, source.data_dir), source.model_store, epochs
 
 
 def _make(at: int, order: Order) -> tuple[Row, Made]:
     assert _at_work is not None
-    dataset, epochs = _at_work
+    dataset, model_store, epochs = _at_work
+    beside = reference(model_store, dataset, order.normal, order.name)
     begun = time.perf_counter()
-    made = make(order, dataset, progress=lambda epoch, _: epochs.put((at, epoch)))
+    made = make(order, dataset, progress=lambda epoch, _: epochs.put((at, epoch)), reference=beside)
     return figures(made, time.perf_counter() - begun), made
 
 

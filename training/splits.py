@@ -41,7 +41,8 @@ class Split:
 def standard(dataset: Dataset, normal: Sequence[int], seed: int) -> Split:
     """Train on 80 % of the class's images of the training file, calibrate on 20 %, test on the whole test file.
 
-    A set without a test file keeps back 20 % of every label as the test, and calibrates on another 20 % of the class.
+    A set without a test file keeps back 20 % of every normal label for the test, and calibrates on another 20 % of the
+    class. Its other images can do nothing but test, so all of them do.
 
     Raises:
         DataError: the normal class has too few images to divide.
@@ -78,15 +79,15 @@ SPLITS: dict[str, Callable[[Dataset, Sequence[int], int], Split]] = {"article": 
 
 def _standard_without_test_file(dataset: Dataset, is_normal: NDArray[np.bool_], seed: int) -> Split:
     random = np.random.default_rng(seed)
-    nothing = np.zeros(0, np.intp)
-    kept, test = [nothing], [nothing]
-    for label in np.unique(dataset.labels):
+    kept: list[Indices] = [np.zeros(0, np.intp)]
+    test: list[Indices] = [np.flatnonzero(~is_normal)]
+    for label in np.unique(dataset.labels[is_normal]):
         first, last = _cut(random.permutation(np.flatnonzero(dataset.labels == label)), 0.8)
         kept.append(first)
         test.append(last)
-    pool = random.permutation(np.concatenate(kept))
-    train, calibration = _cut(pool[is_normal[pool]], 0.75)
-    return Split("standard", train, calibration, np.concatenate(test), "20 % of each label, kept back before training")
+    train, calibration = _cut(random.permutation(np.concatenate(kept)), 0.75)
+    words = "20 % of the normal images, kept back before training, and all others"
+    return Split("standard", train, calibration, np.concatenate(test), words)
 
 
 def _cut(positions: Indices, share: float) -> tuple[Indices, Indices]:

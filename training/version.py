@@ -56,6 +56,21 @@ class Order:
     confidence: float | None
     device: torch.device
 
+    def made(self, manifest: Manifest, data_sha256: str) -> bool:
+        """Say whether a version is what this order would make of the data with that SHA-256."""
+        parameters = {name: value for name, value in manifest.recipe.parameters.items() if name not in _ADDED}
+        return (
+            (manifest.recipe.name, manifest.recipe.seed) == (self.recipe.name, self.seed)
+            and parameters == dict(self.recipe.parameters)
+            and (manifest.data.sha256, manifest.data.normal) == (data_sha256, self.normal)
+            and (manifest.alpha, manifest.calibration.confidence) == (self.alpha, self.confidence)
+            and manifest.calibration.recalibrated is None
+        )
+
+
+_ADDED = ("split", "threads")
+"""What a manifest has among the parameters besides those of its recipe."""
+
 
 @dataclass(frozen=True)
 class Made:
@@ -165,7 +180,7 @@ def _draft(
     metrics: dict[str, Any],
 ) -> Manifest:
     recipe = order.recipe
-    parameters = {**recipe.parameters, "split": split.name}
+    parameters = {**recipe.parameters, "split": split.name, "threads": torch.get_num_threads()}
     return Manifest(
         name=order.name,
         version=1,

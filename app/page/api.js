@@ -3,6 +3,7 @@
 const LARGEST_BODY = 2 * 1024 * 1024; // of the service's default settings; what is larger is made smaller here
 const LARGEST_PIXELS = 4 * 1024 * 1024;
 const SMALLER_SIDE = 1024;
+const TINT = 24; // levels by which red, green and blue of a grey pixel may differ in a lossy file
 
 export class Problem extends Error {
   constructor({ type = "about:blank", title, detail = "", hint = "", instance = "", status = 0 }, retryAfter = 0) {
@@ -49,7 +50,12 @@ export const calibration = (model, version) => json(`models/${model}/versions/${
 export const kept = (id) => json(`reconstruction/${id}`);
 export const card = async (model) => (await ask(`models/${model}`, { headers: { accept: "text/html" } })).text();
 export const blob = async (path, signal) => (await ask(path, { signal })).blob();
-export const picture = (id, view, signal) => blob(`reconstruction/${id}?view=${view}`, signal);
+
+// A picture of a score; with that of the errors comes the squared error that its brightest colour stands for.
+export async function picture(id, view, signal) {
+  const response = await ask(`reconstruction/${id}?view=${view}`, { signal });
+  return { blob: await response.blob(), peak: Number(response.headers.get("x-error-peak")) };
+}
 
 export async function score(png, { model, alpha, fit, signal }) {
   const query = new URLSearchParams({ model, fit });
@@ -58,18 +64,39 @@ export async function score(png, { model, alpha, fit, signal }) {
   return response.json();
 }
 
+// A grey image in a lossy file has a faint tint, which is no colour; a real colour stays, and is refused.
+function removeTint(context) {
+  const pixels = context.getImageData(0, 0, context.canvas.width, context.canvas.height), { data } = pixels;
+  for (let n = 0; n < data.length; n += 4) {
+    const [red, green, blue] = data.subarray(n, n + 3);
+    if (Math.max(red, green, blue) - Math.min(red, green, blue) > TINT) return;
+    data.fill(Math.round((red + green + blue) / 3), n, n + 3);
+  }
+  context.putImageData(pixels, 0, 0);
+}
+
 // Any file to a PNG that the service takes: PNGs of a reasonable size go as they are, the rest is drawn anew.
 export async function prepare(file, mode) {
-  const head = new DataView(await file.slice(0, 24).arrayBuffer());
+  let head;
+  try {
+    head = new DataView(await file.slice(0, 24).arrayBuffer());
+    // Sent from memory: a file that changes or goes away from now on changes nothing.
+    if (file instanceof File && file.size <= LARGEST_BODY) file = new File([await file.arrayBuffer()], file.name, { type: file.type });
+  } catch {
+    throw new Problem({
+      type: "/problems/unreadable-file", title: "The file cannot be read",
+      hint: "It may have been moved, changed or deleted since it was chosen. Choose it again.",
+    });
+  }
   const isPng = head.byteLength >= 8 && head.getUint32(0) === 0x89504e47;
   const [width, height] = isPng && head.byteLength >= 24 ? [head.getUint32(16), head.getUint32(20)] : [0, 0];
-  const fit = mode !== "auto" ? mode : width === 28 && height === 28 ? "strict" : "mnist";
-  if (isPng && file.size <= LARGEST_BODY && width * height <= LARGEST_PIXELS) return { png: file, fit };
+  const fit = (width, height) => (mode !== "auto" ? mode : width === 28 && height === 28 ? "strict" : "mnist");
+  if (isPng && file.size <= LARGEST_BODY && width * height <= LARGEST_PIXELS) return { png: file, fit: fit(width, height) };
   let bitmap;
   try {
     bitmap = await createImageBitmap(file);
   } catch {
-    if (isPng && file.size <= LARGEST_BODY) return { png: file, fit }; // the service says what is wrong with it
+    if (isPng && file.size <= LARGEST_BODY) return { png: file, fit: fit(width, height) }; // the service says what is wrong with it
     throw new Problem({
       type: "/problems/not-an-image", title: "The file is not an image",
       detail: `your browser cannot read ${file.name ? `“${file.name}”` : "it"} as an image`, hint: "PNG, JPEG, WebP and GIF work.",
@@ -80,6 +107,8 @@ export async function prepare(file, mode) {
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  const chosen = fit(bitmap.width, bitmap.height);
   bitmap.close();
-  return { png: await canvas.convertToBlob({ type: "image/png" }), fit };
+  if (chosen === "strict") removeTint(context);
+  return { png: await canvas.convertToBlob({ type: "image/png" }), fit: chosen };
 }

@@ -20,12 +20,14 @@ export class Pad {
 
   undo() {
     this.strokes.pop();
+    this.pen = null; // a finger that is still down draws nothing more
     this.#redraw();
     this.changed();
   }
 
   clear() {
     this.strokes = [];
+    this.pen = null;
     this.#redraw();
     this.changed();
   }

@@ -72,7 +72,7 @@ async function judge() {
   } finally {
     if (own === asking) {
       asking = null;
-      $("answer").classList.remove("stale");
+      $("answer").classList.toggle("stale", timer !== null);
     }
   }
 }
@@ -134,6 +134,7 @@ const pad = new Pad($("pad"), () => {
   leaveShared();
   if (pad.empty) return nothing();
   state.source = async () => ({ png: await pad.png(), fit: "mnist" });
+  $("answer").classList.add("stale");
   timer ??= setTimeout(judge, WAIT_MS);
 });
 $("undo").addEventListener("click", () => pad.undo());
@@ -219,10 +220,10 @@ function askForKey() {
   if (!$("key-dialog").open) $("key-dialog").showModal();
 }
 $("key-open").addEventListener("click", askForKey);
-$("key-dialog").addEventListener("close", () => {
+$("key-dialog").addEventListener("close", async () => {
   if ($("key-dialog").returnValue !== "save") return;
   api.key.set($("key").value.trim());
-  start();
+  if ((await start()) && state.source && !state.reply) judge(); // what was refused without the key
 });
 $("copy").addEventListener("click", async () => {
   const link = new URL(location.href);
@@ -258,7 +259,7 @@ async function showShared(id) {
     state.alpha = reply.alpha === state.calibration.alpha ? null : reply.alpha;
     paint();
     await showPictures(id);
-    state.source = async () => ({ png: await api.picture(id, "input"), fit: "strict" });
+    state.source = async () => ({ png: (await api.picture(id, "input")).blob, fit: "strict" });
   } catch (error) {
     failed(error);
   }
@@ -285,7 +286,9 @@ async function route() {
 }
 
 async function start() {
-  if (await begin()) await route();
+  const ready = await begin();
+  if (ready) await route();
+  return ready;
 }
 
 addEventListener("hashchange", route);

@@ -34,7 +34,7 @@ export function showReply(reply, calibration, point) {
   const why = reply.reason !== null
     ? `A guard decided: ${reply.reason.replaceAll("_", " ")}.`
     : anomalous ? `The model cannot redraw it as it redraws ${learned}.` : `The model redraws it as well as it redraws ${learned}.`;
-  showVerdict(anomalous ? "anomalous" : "normal", anomalous ? "Anomalous" : "Normal", `${why} ${words}`);
+  showVerdict(anomalous ? "anomalous" : "normal", anomalous ? "Anomalous" : "Normal", `${why}\n${words}`);
   $("facts").hidden = false;
   $("fact-mse").textContent = number(reply.mse);
   $("fact-threshold").textContent = number(point.threshold);
@@ -65,23 +65,28 @@ export function clearPictures() {
     $(`picture-${view}`).removeAttribute("src");
     $(`picture-${view}`).hidden = true;
   }
+  $("unkept").hidden = true;
+  $("error-most").textContent = "most";
 }
 
+// Shows the three pictures, or says that there are none; the verdict stands either way.
 export async function showPictures(id, signal) {
-  if (id === null) {
-    clearPictures();
-    $("fitted").hidden = false;
-    $("fitted").textContent = "The score is right, but its pictures could not be kept just now.";
-    return;
+  let pictures;
+  try {
+    if (id !== null) pictures = await Promise.all(Object.keys(VIEWS).map((view) => api.picture(id, view, signal)));
+  } catch (error) {
+    if (!(error instanceof api.Problem)) throw error;
   }
-  const blobs = await Promise.all(Object.keys(VIEWS).map((view) => api.picture(id, view, signal)));
   clearPictures();
+  $("unkept").hidden = pictures !== undefined;
+  if (!pictures) return;
   for (const [n, [view, words]] of Object.entries(VIEWS).entries()) {
     const image = $(`picture-${view}`);
-    image.src = URL.createObjectURL(blobs[n]);
+    image.src = URL.createObjectURL(pictures[n].blob);
     image.alt = words;
     image.hidden = false;
   }
+  $("error-most").textContent = number(pictures[2].peak);
 }
 
 function element(name, attributes, text) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.conftest import ROOT, Server
@@ -159,18 +161,29 @@ def draw_six(page: Page) -> None:
     )
 
 
+Refuse = Callable[[str, str], int | None]
+"""Is told method and path of each request, and returns the status with which to refuse it, or None to pass it on."""
+
+
 @pytest.fixture
-def gateway() -> Iterator[Callable[[Server, str], str]]:
+def gateway() -> Iterator[Callable[..., str]]:
     """Return a starter of gateways: each passes on what lies under its prefix, without the prefix, and nothing else."""
     gateways: list[ThreadingHTTPServer] = []
 
-    def start(server: Server, prefix: str) -> str:
+    def start(server: Server, prefix: str = "", refuse: Refuse = lambda *_: None) -> str:
         class Gateway(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 if not self.path.startswith(f"{prefix}/"):
                     self.send_error(404)
                     return
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
+                status = refuse(self.command, self.path)
+                if status is not None:
+                    self.send_response(status)
+                    self.send_header("retry-after", "1")
+                    self.send_header("content-length", "0")
+                    self.end_headers()
+                    return
                 answer = httpx.request(
                     self.command, server.url + self.path.removeprefix(prefix), content=body, headers=dict(self.headers)
                 )
@@ -196,12 +209,15 @@ def gateway() -> Iterator[Callable[[Server, str], str]]:
 
 
 @pytest.fixture
-def photograph() -> Callable[[Page, str], None]:
+def photograph() -> Callable[..., None]:
     """Return a taker of screenshots for the documentation; it takes none unless SCREENSHOTS is set."""
 
-    def take(page: Page, name: str) -> None:
-        if os.environ.get("SCREENSHOTS"):
-            page.evaluate("document.activeElement?.blur()")
-            page.screenshot(path=IMAGES / f"{name}.png", full_page=True)
+    def take(page: Page, name: str, *, whole: bool = True) -> None:
+        if not os.environ.get("SCREENSHOTS"):
+            return
+        page.evaluate("document.activeElement?.blur(); scrollTo(0, 0)")
+        with Image.open(io.BytesIO(page.screenshot(full_page=whole))) as picture:
+            picture.convert("RGB").save(IMAGES / f"{name}.png", optimize=True)
+        assert (IMAGES / f"{name}.png").stat().st_size < 300 * 1024
 
     return take

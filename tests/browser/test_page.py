@@ -9,6 +9,7 @@ import json
 import struct
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
@@ -246,7 +247,7 @@ def test_a_shared_link_shows_the_same_result(open_page: Callable[..., Page]) -> 
     assert all(np.array_equal(picture, shown[view]) for view, picture in pictures(other).items())
 
 
-def test_a_folder_of_200_files(open_page: Callable[..., Page], photograph: Callable[[Page, str], None]) -> None:
+def test_a_folder_of_200_files(open_page: Callable[..., Page], photograph: Callable[..., None]) -> None:
     """200 files are scored, worst first, sortable, with a CSV that has a line for each."""
     page = open_page(path="/#folder")
     rng = np.random.default_rng(0)
@@ -269,7 +270,7 @@ def test_a_folder_of_200_files(open_page: Callable[..., Page], photograph: Calla
     scores = [float(text) for text in cells.all_inner_texts() if text]
     assert len(scores) == 199
     assert scores == sorted(scores, reverse=True)
-    photograph(page, "page-folder")
+    photograph(page, "page-folder", whole=False)
     with page.expect_download() as download:
         page.locator("#folder-csv").click()
     rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_bytes().decode())))
@@ -295,6 +296,18 @@ REFUSALS: dict[str, tuple[str, bytes, str, str]] = {
         "image/png",
         "The image has transparent pixels",
     ),
+    "too many pixels": (
+        "huge.png",
+        pngs.SIGNATURE + pngs.header(9000, 9000) + pngs.chunk(b"IDAT", b"") + pngs.chunk(b"IEND"),
+        "image/png",
+        "The image declares too many pixels",
+    ),
+    "too many bytes": (
+        "padded.png",
+        pngs.plain(None, pngs.chunk(b"teXt", bytes(100_000))),
+        "image/png",
+        "The request body is too large",
+    ),
     "animated": (
         "moving.png",
         pngs.SIGNATURE + pngs.header() + pngs.chunk(b"acTL", struct.pack(">II", 2, 0)),
@@ -316,6 +329,165 @@ def test_each_refusal_is_in_clear_words(name: str, open_page: Callable[..., Page
     expect(page.locator("#verdict-why")).not_to_be_empty()
     expect(page.locator("#facts")).to_be_hidden()
     expect(page.locator("#picture-input")).to_be_hidden()
+
+
+def test_a_score_that_comes_too_late_is_said_to(
+    open_page: Callable[..., Page], make_server: Callable[..., Server]
+) -> None:
+    """When the service gives up on a score, the page says that it was not ready in time, and what to do."""
+    server = make_server(ANOMALY_DEADLINE_MS="1", ANOMALY_BATCH_MAX_DELAY_MS="200").start()
+    page = open_page(server.url)
+    choose(page, "zero.png", (EXAMPLES / "zero.png").read_bytes())
+    expect(page.locator(WORD)).to_have_text("The score was not ready in time")
+    expect(page.locator("#verdict-why")).to_contain_text("Try again")
+
+
+def test_a_service_without_a_model_is_said_to_be(
+    open_page: Callable[..., Page], make_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    """Where nothing can be served the page says that no model is ready, and tries again when told."""
+    (tmp_path / "empty").mkdir()
+    server = make_server(ANOMALY_MODEL_STORE=str(tmp_path / "empty")).start(wait=False)
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        try:
+            if httpx.get(f"{server.url}/livez").status_code == 200:
+                break
+        except httpx.TransportError:
+            time.sleep(0.05)
+    page = open_page(server.url, wait=False)
+    expect(page.locator("#trouble")).to_contain_text("No model is ready")
+    expect(page.locator("#model")).to_be_disabled()
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#trouble")).to_contain_text("No model is ready")
+
+
+def test_a_pasted_image_is_scored(open_page: Callable[..., Page]) -> None:
+    """Ctrl-V with an image on the clipboard scores it, as a dropped one."""
+    page = open_page()
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.evaluate(
+        """async (bytes) => {
+            const blob = new Blob([new Uint8Array(bytes)], {type: "image/png"});
+            await navigator.clipboard.write([new ClipboardItem({"image/png": blob})]);
+        }""",
+        list((EXAMPLES / "six.png").read_bytes()),
+    )
+    page.locator("body").press("Control+v")
+    answered(page)
+    chosen = score_of(page)
+    choose(page, "six.png", (EXAMPLES / "six.png").read_bytes())
+    answered(page)
+    assert score_of(page) == pytest.approx(chosen, rel=1e-3)
+
+
+def test_a_dropped_folder_is_opened(open_page: Callable[..., Page], tmp_path: Path) -> None:
+    """A folder dropped on the page is searched through with its subfolders, and its images are scored."""
+    for name, source in (("a.png", "zero.png"), ("deep/b.png", "six.png"), ("deep/er/c.png", "zero.png")):
+        target = tmp_path / "digits" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((EXAMPLES / source).read_bytes())
+    (tmp_path / "digits" / "notes.txt").write_text("no image")
+    page = open_page()
+    session = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        data = {"items": [], "files": [str(tmp_path / "digits")], "dragOperationsMask": 1}
+        session.send("Input.dispatchDragEvent", {"type": kind, "x": 600, "y": 400, "data": data})
+    expect(page.locator("#folder-status")).to_contain_text("3 of 3 scored · 1 anomalous · 1 skipped")
+    expect(page.locator("#folder-table tbody tr td:first-child").first).to_have_text("b.png")
+
+
+def test_clearing_while_a_finger_is_down(open_page: Callable[..., Page]) -> None:
+    """Clear and undo end the stroke that is being drawn: what the pen does until it is lifted draws nothing."""
+    page = open_page()
+    box = page.locator("#pad").bounding_box()
+    assert box is not None
+    for button in ("clear", "undo"):
+        page.mouse.move(box["x"] + 100, box["y"] + 80)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 110, box["y"] + 200, steps=4)
+        page.locator(f"#{button}").evaluate("button => button.click()")
+        page.mouse.move(box["x"] + 200, box["y"] + 200, steps=4)
+        page.mouse.up()
+        expect(page.locator(WORD)).to_have_text("Nothing to judge yet")
+    draw_zero(page)
+    answered(page)
+
+
+def test_a_small_jpeg_is_not_fitted(open_page: Callable[..., Page]) -> None:
+    """An image that already is 28x28 is scored as it is, whatever kind of file it came in."""
+    page = open_page()
+    with Image.open(EXAMPLES / "zero.png") as zero:
+        for kind in ("JPEG", "WEBP"):
+            choose(
+                page, f"zero.{kind}", pngs.saved(zero.convert("L"), format=kind, quality=95), f"image/{kind.lower()}"
+            )
+            answered(page)
+            expect(page.locator("#fitted")).to_be_hidden()
+            expect(page.locator(WORD)).to_have_text("Normal")
+            page.locator("#fit").select_option("mnist")
+            expect(page.locator("#fitted")).to_be_visible()
+            page.locator("#fit").select_option("auto")
+
+
+def test_the_error_map_has_a_scale(open_page: Callable[..., Page], service: Server) -> None:
+    """The number at the bright end of the scale is the largest squared error, as the service gives it."""
+    page = open_page()
+    expect(page.locator("#error-most")).to_have_text("most")
+    choose(page, "six.png", (EXAMPLES / "six.png").read_bytes())
+    answered(page)
+    reply = httpx.get(f"{service.url}/reconstruction/{page.locator('#fact-id').inner_text()}?view=error")
+    assert float(page.locator("#error-most").inner_text()) == pytest.approx(float(reply.headers["x-error-peak"]), 1e-3)
+    assert float(reply.headers["x-error-peak"]) > score_of(page)
+
+
+def test_a_verdict_outlives_its_pictures(
+    open_page: Callable[..., Page], service: Server, gateway: Callable[..., str]
+) -> None:
+    """When the pictures cannot be fetched the verdict and its numbers stay, and the page says what is lost."""
+    url = gateway(service, refuse=lambda _, path: 503 if path.startswith("/reconstruction/") else None)
+    page = open_page(url)
+    choose(page, "six.png", (EXAMPLES / "six.png").read_bytes())
+    expect(page.locator("#unkept")).to_be_visible()
+    expect(page.locator(WORD)).to_have_text("Anomalous")
+    expect(page.locator("#facts")).to_be_visible()
+    expect(page.locator("#picture-input")).to_be_hidden()
+
+
+def test_a_folder_tries_again(open_page: Callable[..., Page], service: Server, gateway: Callable[..., str]) -> None:
+    """Too many, busy and too late are tried again after the time that the answer names; every file gets its score."""
+    refusals = iter([429, 503, 504])
+    asked: list[float] = []
+
+    def refuse(method: str, path: str) -> int | None:
+        if not path.startswith("/score"):
+            return None
+        asked.append(time.monotonic())
+        return next(refusals, None)
+
+    page = open_page(gateway(service, refuse=refuse), path="/#folder")
+    page.locator("#folder-files").set_input_files([EXAMPLES / "six.png"])
+    expect(page.locator("#folder-status")).to_contain_text("1 of 1 scored · 1 anomalous")
+    assert len(asked) == 4
+    assert min(later - earlier for earlier, later in pairwise(asked)) >= 0.95
+
+
+def test_a_file_that_goes_away_is_a_row(
+    open_page: Callable[..., Page], service: Server, gateway: Callable[..., str], tmp_path: Path
+) -> None:
+    """A file that is deleted after it was chosen is a row with the reason, and the others are scored."""
+    files = [tmp_path / f"{number}.png" for number in range(12)]
+    for file in files:
+        file.write_bytes((EXAMPLES / "zero.png").read_bytes())
+
+    def refuse(method: str, path: str) -> None:
+        if path.startswith("/score"):
+            files[11].unlink(missing_ok=True)
+
+    page = open_page(gateway(service, refuse=refuse), path="/#folder")
+    page.locator("#folder-files").set_input_files(files)
+    expect(page.locator("#folder-status")).to_contain_text("12 of 12 scored · 0 anomalous · 1 refused")
+    expect(page.locator("#folder-table tbody tr").last).to_contain_text("The file cannot be read")
 
 
 def test_a_wrong_size_is_refused_when_fitting_is_off(open_page: Callable[..., Page]) -> None:
@@ -380,7 +552,10 @@ class slow_upload:  # noqa: N801
 def test_an_api_key_is_asked_for_and_sent(
     open_page: Callable[..., Page], make_server: Callable[..., Server], tmp_path: Path
 ) -> None:
-    """Where keys are needed the page asks for one, sends it with every request, and forgets it with the tab."""
+    """Where keys are needed the page asks for one, sends it with every request, and forgets it with the tab.
+
+    An image that was refused for want of a key is judged when there is one.
+    """
     keys = tmp_path / "keys"
     keys.write_text(f"{hashlib.sha256(b'sesame').hexdigest()} someone\n")
     server = make_server(ANOMALY_API_KEYS_FILE=str(keys)).start()
@@ -394,7 +569,12 @@ def test_an_api_key_is_asked_for_and_sent(
     page.locator("#key").fill("sesame")
     page.keyboard.press("Enter")
     expect(page.locator("#trouble")).to_be_hidden()
+    expect(page.locator("#alpha")).to_be_enabled()
+    page.evaluate("sessionStorage.setItem('api-key', 'no longer known')")
     draw_zero(page)
+    expect(page.locator(WORD)).to_have_text("An API key is needed")
+    page.locator("#key").fill("sesame")
+    page.keyboard.press("Enter")
     answered(page)
     page.goto(f"{server.url}/#model")
     expect(page.locator("#card h1")).to_contain_text("Model card")
@@ -439,7 +619,7 @@ def test_everybody_can_use_it(
     scheme: str,
     open_page: Callable[..., Page],
     axe: str,
-    photograph: Callable[[Page, str], None],
+    photograph: Callable[..., None],
 ) -> None:
     """axe-core finds no violation on any view, wide or narrow, light or dark, and nothing is wider than the screen."""
     page = open_page(viewport={"width": width, "height": height}, color_scheme=scheme)
@@ -454,12 +634,14 @@ def test_everybody_can_use_it(
     draw_zero(page)
     answered(page)
     check("a zero")
-    photograph(page, f"page-{device}-{scheme}")
+    if scheme == "dark":
+        photograph(page, f"page-{device}-dark")
     page.locator("#clear").click()
     draw_six(page)
     answered(page)
     check("a six")
-    photograph(page, f"page-six-{device}-{scheme}")
+    if scheme == "light":
+        photograph(page, f"page-{device}-light")
     choose(page, "blank.png", REFUSALS["blank"][1])
     expect(page.locator(WORD)).to_have_text("The image is blank")
     check("a refusal")
@@ -476,4 +658,5 @@ def test_everybody_can_use_it(
     page.locator("nav a[data-view=model]").click()
     expect(page.locator("#card img").last).to_be_visible()
     check("the model")
-    photograph(page, f"model-{device}-{scheme}")
+    if (device, scheme) in (("desktop", "light"), ("phone", "dark")):
+        photograph(page, f"model-{device}-{scheme}", whole=False)

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageOps
+from typer.main import get_command
 
 from tests.cli.conftest import Anomaly, environment
 from tests.conftest import EXAMPLES, MODEL_STORE, ROOT, Server, free_port
+from training.__main__ import app as training
 
 ZERO, SIX = EXAMPLES / "zero.png", EXAMPLES / "six.png"
 STORE = ("--model-store", MODEL_STORE)
@@ -53,6 +55,9 @@ def test_the_service_gives_the_same_codes(anomaly: Anomaly, server: Server) -> N
         (("--alpha", "1e-9"), "needs at least 999999999 calibration images"),
         (("--model", "nobody"), "no such model version"),
         (("--model", "zero-article@999"), "no such model version"),
+        (("--model", "zero-article@v9"), "A query parameter is not valid: model"),
+        (("--model", "zero-article@"), "A query parameter is not valid: model"),
+        (("--alpha", "2"), "A query parameter is not valid: alpha"),
         (("--fit", "sideways"), "sideways"),
         (("--format", "xml"), "xml"),
     ],
@@ -76,6 +81,30 @@ def test_nobody_listens(anomaly: Anomaly) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert "cannot be reached" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://host:port", "http://a..b", "http://\u2400", "ftp://host", ""])
+@pytest.mark.parametrize("command", ["score", "models"])
+def test_what_is_no_url_is_an_error(anomaly: Anomaly, command: str, url: str) -> None:
+    """An address that cannot be one is words and exit code 2: never a traceback, never the code of an anomaly."""
+    done = anomaly(command, *([ZERO] if command == "score" else []), "--url", url, TERMINAL_WIDTH="200")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_nobody_foresaw_is_one_line(tmp_path: Path) -> None:
+    """An error of any kind ends with exit code 2 and one line, so that it can never be taken for an anomaly."""
+    code = (
+        "import sys, cli.__main__ as command\n"
+        "def broken(files): raise RuntimeError('first line\\nsecond')\n"
+        "command.sources = broken\n"
+        f"sys.argv = ['anomaly', 'score', {str(ZERO)!r}]\n"
+        "command.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: RuntimeError: first line second\n"
 
 
 def test_a_damaged_version_is_refused_offline(anomaly: Anomaly, tmp_path: Path) -> None:
@@ -246,6 +275,10 @@ def test_training_is_mounted(anomaly: Anomaly, tmp_path: Path) -> None:
     """`anomaly list` and its neighbours are the training command's own, with their options and exit codes."""
     assert "zero-article" in anomaly("list", "--model-store", MODEL_STORE).stdout
     assert "--anomalies-dir" in anomaly("train", "--help").stdout
+    listed = anomaly("--help").stdout
+    for command in get_command(training).commands:
+        assert f" {command} " in listed
+    assert "anomaly all " in anomaly("all", "--help").stdout
     assert anomaly("promote", "zero-article", "1", "--model-store", tmp_path / "none").returncode == 2
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import io
 import os
 import re
 import subprocess
@@ -15,8 +16,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image, ImageOps
 
-from client import NO_RETRY, AsyncClient, Client, Retry, Score, TimedOut, UnexpectedReply, Unreachable, errors
+from client import NO_RETRY, AsyncClient, Client, Fitted, Retry, Score, TimedOut, UnexpectedReply, Unreachable, errors
 from tests.conftest import EXAMPLES, ROOT, Server, free_port
 
 
@@ -123,7 +125,32 @@ def test_a_file_that_is_not_there(service: Client, tmp_path: Path) -> None:
         service.score(tmp_path / "missing.png")
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://", "service"])
+def test_what_fitting_did_is_typed(service: Client) -> None:
+    """With `fit="mnist"` the score says what was done to the image; without, nothing was."""
+    with Image.open(EXAMPLES / "zero.png") as zero:
+        large = ImageOps.invert(zero.convert("L")).resize((280, 280))
+    buffer = io.BytesIO()
+    large.save(buffer, "PNG")
+    score = service.score(buffer.getvalue(), fit="mnist")
+    assert isinstance(score.fitted, Fitted)
+    assert score.fitted.inverted is True
+    assert list(score.fitted.crop) == score.document["fitted"]["crop"]
+    assert service.score(EXAMPLES / "zero.png").fitted is None
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "127.0.0.1:8000",
+        "ftp://host",
+        "http://",
+        "service",
+        "http://[::1",
+        "http://host:port",
+        "http://a\nb",
+        f"http://{'a' * 70}.com",
+    ],
+)
 def test_what_is_no_url(url: str) -> None:
     """A URL that cannot be one is refused before anything is asked."""
     with pytest.raises(ValueError, match="URL"):

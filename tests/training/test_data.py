@@ -140,11 +140,39 @@ def test_a_folder_of_pngs_is_a_data_set(digits, tmp_path):
     assert (mine.images == digits.images[[0, 1, 2, 4000, 4001]]).all()
 
 
+GREY = {
+    "1 bit": lambda digit: digit.point(lambda value: 255 * (value > 127)).convert("1"),
+    "palette": lambda digit: digit.convert("P"),
+    "equal RGB": lambda digit: digit.convert("RGB"),
+    "opaque alpha": lambda digit: digit.convert("LA"),
+    "16 bits": lambda digit: Image.fromarray(np.asarray(digit).astype(np.uint16) * 257),
+}
+
+
+@pytest.mark.parametrize("kind", GREY)
+def test_a_png_means_what_the_service_takes_it_for(digits, tmp_path, kind):
+    """Every way to store a grey image that the service takes can be learned from, and is the same pixels."""
+    image = GREY[kind](Image.fromarray(digits.images[0]))
+    image.save(tmp_path / "0.png")
+    expected = digits.images[0] if kind != "1 bit" else np.where(digits.images[0] > 127, 255, 0)
+    assert (data.load("folder", tmp_path).images[0] == expected).all()
+
+
+def test_a_folder_says_itself_what_it_is(digits, tmp_path):
+    """A folder of PNGs is `folder`; one with IDX files is `mnist`, whatever else lies there; so is no folder at all."""
+    assert data.set_in(None) == data.set_in(tmp_path) == data.set_in(tmp_path / "nowhere") == "mnist"
+    Image.fromarray(digits.images[0]).save(tmp_path / "0.PNG")
+    assert data.set_in(tmp_path) == "folder"
+    write_idx_folder(tmp_path, digits)
+    assert data.set_in(tmp_path) == "mnist"
+
+
 @pytest.mark.parametrize("kind", ["wrong size", "colour", "not a PNG", "truncated"])
 def test_a_bad_png_is_named(tmp_path, kind):
-    """A file of the folder that is not a 28x28 grey PNG stops the load, by name."""
+    """A file of the folder that the service would not take either stops the load, by name."""
     path = tmp_path / "odd.png"
-    Image.new("RGB" if kind == "colour" else "L", (27 if kind == "wrong size" else 28, 28)).save(path)
+    size = (27 if kind == "wrong size" else 28, 28)
+    (Image.new("RGB", size, "red") if kind == "colour" else Image.new("L", size)).save(path)
     if kind == "not a PNG":
         path.write_bytes(b"text")
     if kind == "truncated":

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -17,7 +18,7 @@ from tests.training.conftest import ROOT
 from training.__main__ import app
 
 runner = CliRunner()
-TRAIN = ("train", "--data", "mnist-5000", "--epochs", "1", "--device", "cpu")
+TRAIN = ("train", "--recipe", "article", "--data", "mnist-5000", "--epochs", "1", "--device", "cpu")
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
@@ -94,7 +95,27 @@ def test_a_mistake_is_one_clear_line(tmp_path, arguments, message):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["", "train", "all", "promote", "rollback", "list", "verify"])
+def test_a_folder_of_pngs_is_all_it_takes(tmp_path, digits):
+    """`train --data-dir DIR_OF_PNGS --name mine` makes a detector of the folder's kind; one anomalous PNG is tested."""
+    for folder, label, count in (("normal", 0, 500), ("odd", 6, 1)):
+        (tmp_path / folder).mkdir()
+        for number, image in enumerate(digits.images[digits.labels == label][:count]):
+            Image.fromarray(image).save(tmp_path / folder / f"{number}.png")
+    arguments = ("train", "--data-dir", tmp_path / "normal", "--name", "mine", "--model-store", tmp_path / "store")
+    code, out, problems = run(*arguments, "--anomalies-dir", tmp_path / "odd", "--device", "cpu")
+    assert code == 0, problems
+    assert f"{tmp_path / 'normal'} holds PNGs: taken as --data folder" in out
+    manifest = Repository(tmp_path / "store").manifest("mine", 1)
+    assert (manifest.recipe.name, manifest.data.name) == ("deep", "folder")
+    assert (manifest.data.train, manifest.data.calibration) == (300, 100)
+    assert (manifest.data.test_normal, manifest.data.test_anomalous) == (100, 1)
+    assert manifest.metrics["auroc"] >= 0.95
+    assert run(*arguments, "--recipe", "instant")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "command", ["", "train", "all", "calibrate", "publish", "promote", "rollback", "list", "verify"]
+)
 def test_help_teaches(command):
     """Every command explains itself."""
     arguments = [part for part in (command, "--help") if part]
@@ -105,7 +126,7 @@ def test_help_teaches(command):
 
 def test_an_interruption_leaves_nothing(tmp_path):
     """Ctrl-C during training exits with 130 and one line, and the model store is as it was."""
-    command = [sys.executable, "-m", "training", "train", "--data", "mnist-5000", "--epochs", "500"]
+    command = [sys.executable, "-m", "training", *TRAIN, "--epochs", "500"]
     process = subprocess.Popen(
         [*command, "--model-store", str(tmp_path / "store")],
         cwd=ROOT,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app.calibration import needed
 from tests.training.conftest import small_order
 from training.datasets import Dataset
 from training.report import histogram, roc
@@ -45,11 +46,26 @@ def test_the_card_says_what_a_reader_must_know(made):
         f"AUROC of **{made.draft.metrics['auroc']:.4f}**",
         "Another camera",
         "--recipe article --normal 0 --name small",
-        "--data mnist-5000 --seed 0 --alpha 0.01 --epochs 2",
+        "--data mnist-5000 \\",
+        "--seed 0 --alpha 0.01 --epochs 2 \\",
+        "--device cpu --threads 1",
+        "at least 99 normal",
         made.draft.data.sha256,
     ):
         assert words in card
     assert all(f"({path.removeprefix('report/')})" in card for path in made.files if path.endswith(".png"))
+
+
+def test_the_card_of_a_folder_says_what_its_command_needs(digits):
+    """Made from a folder with a confidence, the card names the folders and the number of images that these need."""
+    places = np.concatenate([np.flatnonzero(digits.labels == 0), np.flatnonzero(digits.labels == 6)[:1]])
+    labels = np.minimum(digits.labels[places], 1)
+    folder = Dataset("folder", "folder of PNG files", digits.images[places], labels, ("normal", "anomalous"), "x", None)
+    order = replace(small_order(epochs=1), alpha=0.05, confidence=0.9)
+    card = make(order, folder, progress=lambda *_: None).files["report/model-card.md"].decode()
+    assert "--data folder --data-dir FOLDER_OF_NORMAL_PNGS --anomalies-dir FOLDER_OF_ANOMALOUS_PNGS" in card
+    assert "--alpha 0.05 --confidence 0.9" in card
+    assert f"at least {needed(0.05, 0.9)} normal" in card
 
 
 def test_the_card_tells_every_probe_and_its_limits(made):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from PIL import Image
+
 from app.repository import Repository
-from tests.training.conftest import CPU, ROOT
+from tests.training.conftest import CPU, MODEL_STORE, ROOT
+from training.publish import publish_copy
 from training.recipes import RECIPES
 from training.series import path_of
 from training.version import Order
@@ -33,8 +38,13 @@ def run(folder: Path, *arguments: str) -> str:
 
 
 def test_all_digits_are_made_kept_and_published(tmp_path):
-    """Ten models are made and published, their figures kept and summed up; a second run makes only what is missing."""
+    """Ten models are made and published, their figures kept and summed up; a second run makes only what is missing.
+
+    With `--publish`, a version that the store lacks is missing, though its figures be there. Reports show the article's
+    model of the same label where the store has it.
+    """
     store = ("--recipe", "instant", "--publish", "--model-store", str(tmp_path / "store"))
+    publish_copy(tmp_path / "store", MODEL_STORE / "zero-article" / "1", promote=True)
     out = run(tmp_path, *store)
     files = sorted((tmp_path / "results").glob("*.json"))
     rows = [json.loads(path.read_text()) for path in files]
@@ -45,6 +55,15 @@ def test_all_digits_are_made_kept_and_published(tmp_path):
     assert float(last[2]) == round(100 * sum(row["auroc"] for row in rows) / 10, 2)
     repository = Repository(tmp_path / "store")
     assert repository.current("zero-instant") == repository.current("nine-instant") == 1
+    with_article, without = (
+        repository.read(repository.manifest(name, 1), "report/kinds.png") for name in ("zero-instant", "one-instant")
+    )
+    assert height(with_article) > 1.2 * height(without)
+
+    shutil.rmtree(tmp_path / "store" / "two-instant")
+    out = run(tmp_path, *store)
+    assert out.count("(kept)") == 9
+    assert "published two-instant@1 (current)" in out
 
     kept = files[3].read_text()
     files[3].unlink()
@@ -54,6 +73,12 @@ def test_all_digits_are_made_kept_and_published(tmp_path):
     assert repository.versions("three-instant") == [1, 2]
     again = json.loads(files[3].read_text())
     assert again["auroc"] == json.loads(kept)["auroc"]
+
+
+def height(png: bytes) -> int:
+    """Return a picture's height in pixels."""
+    with Image.open(io.BytesIO(png)) as picture:
+        return picture.height
 
 
 def test_an_interruption_keeps_what_is_finished(tmp_path):

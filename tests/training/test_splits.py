@@ -90,3 +90,11 @@ def test_the_articles_split_is_the_articles(full_mnist):
 def test_the_articles_split_needs_six_thousand(digits):
     """A set with fewer images of the class is divided by the standard split, which the manifest then names."""
     assert article(digits, (0,), 0).name == "standard"
+
+
+def test_all_that_is_not_normal_tests():
+    """Without a test file, every image of another label is in the test, be it a single one; of the normals, 20 %."""
+    split = standard(labelled([0] * 50 + [1]), (0,), 0)
+    assert (len(split.train), len(split.calibration)) == (30, 10)
+    assert 50 in split.test
+    assert len(split.test) == 11

@@ -33,7 +33,7 @@ def test_a_version_says_how_it_was_made(made, digits):
     """The manifest names the data by checksum, the split, the seed, the counts and where the images came from."""
     data, recipe = made.draft.data, made.draft.recipe
     assert (data.name, data.source, data.sha256) == (digits.name, digits.source, digits.sha256)
-    assert (data.train, data.calibration, data.test_normal, data.test_anomalous) == (300, 100, 100, 900)
+    assert (data.train, data.calibration, data.test_normal, data.test_anomalous) == (300, 100, 100, 4500)
     assert recipe.parameters == {
         "autoencoder": "article",
         "input_range": [-1.0, 1.0],
@@ -41,6 +41,7 @@ def test_a_version_says_how_it_was_made(made, digits):
         "batch_size": 50,
         "epochs": 2,
         "split": "standard",
+        "threads": 1,
     }
 
 

