@@ -278,6 +278,43 @@ async def test_a_wrong_password_is_an_error_that_does_not_tell_it(shared_redis: 
         await store.close()
 
 
+@pytest.mark.parametrize(
+    ("damage", "boots", "kept"),
+    [(False, "another boot", True), (True, "another boot", False), (True, "", False)],
+    ids=["sound", "damaged", "damaged, of an older version"],
+)
+async def test_sqlite_begins_anew_after_a_crash_of_the_machine_damaged_it(
+    tmp_path: Path, damage: bool, boots: str, kept: bool
+) -> None:
+    """The first to open the file after a start of the machine keeps a sound one and replaces a damaged one."""
+    path = tmp_path / "r.db"
+    store = SqliteStore(path, ttl_seconds=60, max_entries=1000)
+    await store.put([(f"{number:032x}", bytes([number]) * 3000) for number in range(100)])
+    await store.close()
+    (tmp_path / "r.db.lock").write_text(boots)
+    if damage:
+        content = bytearray(path.read_bytes())
+        content[8192 : 20 * 8192] = bytes(19 * 8192)
+        path.write_bytes(content)
+    store = SqliteStore(path, ttl_seconds=60, max_entries=1000)
+    assert (await store.get(f"{7:032x}") is not None) == kept
+    await store.put([("a" * 32, b"new")])
+    assert await store.get("a" * 32) == b"new"
+    await store.close()
+
+
+async def test_sqlite_checks_once_after_a_start_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second process does not check again what the first is writing."""
+    path, checked = tmp_path / "r.db", []
+    monkeypatch.setattr("app.stores.sqlite._is_sound", lambda path: checked.append(path) or True)
+    path.touch()
+    for _ in range(3):
+        store = SqliteStore(path, ttl_seconds=60, max_entries=1000)
+        await store.ping()
+        await store.close()
+    assert checked == [path]
+
+
 async def test_a_hanging_redis_costs_no_more_than_the_time_out(redis_server: RedisServer) -> None:
     """While the server hangs, keeping gives up in time and then at once; when it goes on, keeping works again."""
     assert redis_server.process is not None
