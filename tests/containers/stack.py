@@ -23,17 +23,26 @@ PROJECT = "anomaly-test"
 BATCH_MAX_BYTES = 4 << 20
 TRAIN = ("-p", f"{PROJECT}-train", "--profile", "train", "run", "--rm", "-T")
 SCAN = """
-import json, socket, sys
-from concurrent.futures import ThreadPoolExecutor
-
-def is_open(target):
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex(tuple(target)) == 0
+import errno, json, select, socket, sys, time
 
 targets = [(host, port) for host, ports in json.loads(sys.argv[1]) for port in (ports or range(1, 65536))]
-with ThreadPoolExecutor(64) as pool:
-    print(json.dumps([target for target, found in zip(targets, pool.map(is_open, targets)) if found]))
+found = []
+while targets:
+    poll, waiting, end = select.poll(), {}, time.monotonic() + 1
+    for target in targets[:500]:
+        probe = socket.socket()
+        probe.setblocking(False)
+        if probe.connect_ex(target) in (0, errno.EINPROGRESS):
+            waiting[probe.fileno()] = probe, target
+            poll.register(probe, select.POLLOUT)
+    del targets[:500]
+    while waiting and time.monotonic() < end:
+        for number, _ in poll.poll(100):
+            probe, target = waiting.pop(number)
+            poll.unregister(number)
+            if probe.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
+                found.append(target)
+print(json.dumps(found))
 """
 """Prints which of the targets [address, ports] accept a connection; no ports means all."""
 
@@ -95,10 +104,13 @@ class Logs:
 
     def close(self) -> None:
         """Stop following."""
+        self._events.terminate()
+        self._thread.join(10)
         for process in (self._events, *self._followers):
             process.terminate()
             process.wait(10)
-        self._thread.join(10)
+        assert self._events.stdout is not None
+        self._events.stdout.close()
 
 
 class Stack:
