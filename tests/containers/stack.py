@@ -183,6 +183,16 @@ class Stack:
         done = run(self.docker, "logs", container)
         return done.stdout + done.stderr
 
+    def logged(self, service: str, text: str) -> str:
+        """Return the first line with `text` in the logs of a service; it may be written a moment after the reply."""
+        for _ in range(50):
+            for container in self.containers(service):
+                for line in self.logs(container).splitlines():
+                    if text in line:
+                        return line
+            time.sleep(0.1)
+        raise AssertionError(f"no line of {service} holds {text!r}")
+
     def connect(self, timeout: float = 30) -> http.client.HTTPSConnection:
         """Open a TLS connection to the gateway that trusts the trial certificate and nothing else."""
         context = ssl.create_default_context(cafile=str(self.secrets / "certificate.pem"))

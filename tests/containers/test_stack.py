@@ -226,17 +226,15 @@ def test_no_version_below_tls_1_2(stack: Stack) -> None:
 
 def test_a_request_id_carries_nothing_else(stack: Stack) -> None:
     """A header that is no plain id is replaced by a new one, the same in reply, gateway and service."""
-    (gateway,), replicas = stack.containers("gateway"), stack.containers("api")
     for given in ('ok, x","key_name":"admin', 'x","key_name":"admin, ok', "x" * 65, "one two", ""):
         status, headers, _ = stack.score(x_request_id=given)
         assert status == 200 and re.fullmatch(r"[0-9a-f-]{36}", headers["x-request-id"])
-        assert f'"request_id":"{headers["x-request-id"]}"' in stack.logs(gateway)
-        assert any(f'"{headers["x-request-id"]}"' in stack.logs(replica) for replica in replicas)
-    for container in (gateway, *replicas):
-        assert not re.search(r"admin\b", stack.logs(container))
-    for line in stack.logs(gateway).splitlines():
-        if line.startswith("{"):
-            json.loads(line)
+        for service in ("gateway", "api"):
+            assert json.loads(stack.logged(service, headers["x-request-id"]))["request_id"] == headers["x-request-id"]
+    for container in (*stack.containers("gateway"), *stack.containers("api")):
+        log = stack.logs(container)
+        assert not re.search(r"admin\b", log)
+        assert all(json.loads(line) for line in log.splitlines() if line.startswith("{"))
 
 
 def test_no_spelling_of_an_inside_path_passes(stack: Stack) -> None:
@@ -276,7 +274,7 @@ def test_what_cannot_be_read_is_told_so(stack: Stack) -> None:
     problem = json.loads(body)
     assert (problem["status"], problem["type"]) == (400, "/problems/malformed-request")
     assert problem["instance"] == f"urn:request:{request_id}"
-    assert f'"request_id":"{request_id}"' in stack.logs(stack.containers("gateway")[0])
+    assert json.loads(stack.logged("gateway", request_id))["status"] == 400
     for text in ("nothing\r\n\r\n", head + "no header\r\n\r\n"):
         answer = send(text).decode()
         assert answer.startswith("HTTP/1.1 400 ") and len(answer) < 300 and stack.key not in answer
@@ -316,6 +314,24 @@ def picture(side: int) -> bytes:
     return content.getvalue()
 
 
+def array(count: int) -> bytes:
+    """Return an npy file of black images."""
+    content = io.BytesIO()
+    np.save(content, np.zeros((count, 28, 28), np.uint8))
+    return content.getvalue()
+
+
+def refused_twice(stack: Stack, path: str, body: bytes, limit: int, kind: dict[str, str]) -> None:
+    """Check that a body is refused for its size, by its declaration and without one.
+
+    Only just too large: a client that still sends when it is refused may lose the reply with the connection.
+    """
+    assert 0 < len(body) - limit < 8_000
+    declared = stack.ask("POST", path, b"", content_length=str(len(body)), **kind)
+    for answer in (declared, stack.ask("POST", path, io.BytesIO(body), **kind)):
+        assert refused(answer, 413)["type"] == "/problems/body-too-large"
+
+
 def test_large_images_pass_for_fitting(stack: Stack) -> None:
     """With fit=mnist 300 KB pass the gateway, 2 MiB are the limit, declared or not; without it they are too large."""
     body = picture(560)
@@ -323,28 +339,19 @@ def test_large_images_pass_for_fitting(stack: Stack) -> None:
     for content in (body, io.BytesIO(body)):
         status, _, reply = stack.ask("POST", "/score?fit=mnist", content, **PNG_)
         assert status == 200 and json.loads(reply)["is_anomaly"] is False
-    refused(stack.ask("POST", "/score", body, **PNG_), 413)
-    refused(stack.ask("POST", "/score?fit=strict", body, **PNG_), 413)
-    too_large = picture(1500)
-    assert len(too_large) > 2 << 20
-    for content in (too_large, io.BytesIO(too_large)):
-        answer = stack.ask("POST", "/score?fit=mnist", content, **PNG_)
-        assert refused(answer, 413)["type"] == "/problems/body-too-large"
+    for path in ("/score", "/score?fit=strict", "/score?fit=", "/score?xfit=mnist"):
+        refused(stack.ask("POST", path, b"", content_length=str(len(body)), **PNG_), 413)
+    refused_twice(stack, "/score?fit=mnist", picture(1449), 2 << 20, PNG_)
 
 
 def test_batches_have_one_limit(stack: Stack) -> None:
     """A batch just below the limit is scored, one just above it is refused, declared or chunked."""
-    for count, wanted in ((5_000, 200), (5_400, 413)):
-        content = io.BytesIO()
-        np.save(content, np.zeros((count, 28, 28), np.uint8))
-        assert (len(content.getvalue()) < BATCH_MAX_BYTES) == (wanted == 200)
-        for body in (content.getvalue(), io.BytesIO(content.getvalue())):
-            answer = stack.ask("POST", "/score/batch", body, accept="application/x-npy", **NPY)
-            assert answer[0] == wanted
-            if wanted == 413:
-                assert refused(answer, 413)["type"] == "/problems/body-too-large"
-            else:
-                assert np.load(io.BytesIO(answer[2])).shape == (count,)
+    below = array(5_000)
+    assert len(below) < BATCH_MAX_BYTES
+    for body in (below, io.BytesIO(below)):
+        status, _, scores = stack.ask("POST", "/score/batch", body, accept="application/x-npy", **NPY)
+        assert status == 200 and np.load(io.BytesIO(scores)).shape == (5_000,)
+    refused_twice(stack, "/score/batch", array(5_355), BATCH_MAX_BYTES, NPY)
 
 
 def test_a_key_in_the_gateway_is_a_key_in_the_service(stack: Stack) -> None:
@@ -393,7 +400,7 @@ def until(stack: Stack, key: str, wanted: int) -> None:
     in_a_row = 0
     for _ in range(100):
         in_a_row = in_a_row + 1 if stack.ask("GET", "/models", key=key)[0] == wanted else 0
-        if in_a_row == 15:
+        if in_a_row == 8:
             return
         time.sleep(0.1)
     raise AssertionError(f"no {wanted} within ten seconds")
@@ -414,9 +421,8 @@ def test_key_files_are_read_alike(stack: Stack, tmp_path: Path) -> None:
     until(stack, "commented", 200)
     status, headers, _ = stack.ask("GET", "/models", key="commented")
     assert status == 200
-    logs = [stack.logs(each) for each in (*stack.containers("gateway"), *stack.containers("api"))]
-    lines = [json.loads(line) for log in logs for line in log.splitlines() if headers["x-request-id"] in line]
-    assert [line["key_name"] for line in lines] == ["commented", "commented"]
+    for service in ("gateway", "api"):
+        assert json.loads(stack.logged(service, headers["x-request-id"]))["key_name"] == "commented"
     replace(path, f"{before}{digest}\n{sha256(b'third').hexdigest()} third\n")
     time.sleep(3.5)
     assert stack.ask("GET", "/models", key="third")[0] == 401
@@ -477,7 +483,7 @@ def test_training_publishes_into_an_empty_volume(stack: Stack, training: subproc
 def test_steady_load(stack: Stack, faults: list[tuple[str, Load]]) -> None:
     """Without a fault nothing fails and every score has an id."""
     with stack.under_load() as load:
-        time.sleep(2)
+        pass
     faults.append(("none", load))
     assert load.failures == [] and load.without_id == [] and load.sent > 100
 
@@ -493,21 +499,16 @@ def test_a_killed_replica_fails_nobody(stack: Stack, faults: list[tuple[str, Loa
     assert len(stack.containers("api")) == 2
 
 
-def test_scaling_fails_nobody(stack: Stack, faults: list[tuple[str, Load]]) -> None:
-    """Two replicas to three and three to one, under load: no score fails, and the new replica gets its share."""
-    with stack.under_load(after=2) as load:
-        before = set(stack.containers("api"))
-        stack.up("--no-recreate", "--scale", "api=3")
-        (new,) = set(stack.containers("api")) - before
-    faults.append(("scale 2 to 3", load))
+def test_a_hung_replica_fails_nobody(stack: Stack, faults: list[tuple[str, Load]]) -> None:
+    """A replica that stands still for five seconds fails no score, and none takes the ten seconds that clients wait."""
+    (hung, _) = stack.containers("api")
+    with stack.under_load(before=1, after=2) as load:
+        run(stack.docker, "pause", hung)
+        time.sleep(5)
+        run(stack.docker, "unpause", hung)
+    faults.append(("replica hung for 5 s", load))
     assert load.failures == []
-    assert stack.logs(new).count('"route":"/score"') > 10
-    with stack.under_load() as load:
-        stack.up("--no-recreate", "--scale", "api=1")
-        assert len(stack.containers("api")) == 1
-    faults.append(("scale 3 to 1", load))
-    assert load.failures == []
-    stack.up("--no-recreate")
+    assert 2 < max(load.seconds) < 10
 
 
 def test_a_version_change_fails_nobody(stack: Stack, faults: list[tuple[str, Load]]) -> None:
@@ -516,15 +517,17 @@ def test_a_version_change_fails_nobody(stack: Stack, faults: list[tuple[str, Loa
     def promote(version: int) -> None:
         stack.compose("run", "--rm", "-T", "models", "python", "-c", PROMOTE % version)
 
-    with stack.under_load(after=3.5) as load:
-        promote(2)
-    faults.append(("version 1 to 2", load))
-    assert load.failures == [] and load.versions == {1, 2}
-    with stack.under_load(after=3.5) as load:
-        promote(1)
-    faults.append(("version back to 1", load))
-    assert load.failures == [] and load.versions == {1, 2}
-    assert stack.score()[2]["version"] == 1
+    for fault, version in (("version 1 to 2", 2), ("version back to 1", 1)):
+        with stack.under_load(after=0) as load:
+            promote(version)
+            in_a_row = 0
+            for _ in range(100):
+                in_a_row = in_a_row + 1 if stack.score()[2]["version"] == version else 0
+                if in_a_row == 8:
+                    break
+                time.sleep(0.1)
+        faults.append((fault, load))
+        assert load.failures == [] and load.versions == {1, 2} and in_a_row == 8
 
 
 def test_a_redis_restart_fails_nobody(stack: Stack, faults: list[tuple[str, Load]], notes: list[str]) -> None:
@@ -571,13 +574,29 @@ def test_without_redis_scores_go_on(stack: Stack, faults: list[tuple[str, Load]]
     assert stack.score()[2]["id"]
 
 
+def test_scaling_fails_nobody(stack: Stack, faults: list[tuple[str, Load]]) -> None:
+    """Two replicas to three and three to one, under load: no score fails, and the new replica gets its share."""
+    with stack.under_load(after=2) as load:
+        before = set(stack.containers("api"))
+        stack.up("--no-recreate", "--scale", "api=3")
+        (new,) = set(stack.containers("api")) - before
+    faults.append(("scale 2 to 3", load))
+    assert load.failures == []
+    assert stack.logs(new).count('"route":"/score"') > 10
+    with stack.under_load() as load:
+        stack.up("--no-recreate", "--scale", "api=1")
+        assert len(stack.containers("api")) == 1
+    faults.append(("scale 3 to 1", load))
+    assert load.failures == []
+
+
 def test_ids_survive_a_restart_of_everything(stack: Stack) -> None:
     """Stopped without patience and started anew, the stack keeps what was answered a second before."""
     _, _, reply = stack.score()
     picture = stack.ask("GET", reply["reconstruction"])[2]
     time.sleep(1.2)
     stack.compose("down", "-t", "2")
-    stack.up()
+    stack.up("gateway", "prometheus")
     status, _, body = stack.ask("GET", reply["reconstruction"])
     assert status == 200 and body == picture
 
@@ -585,7 +604,6 @@ def test_ids_survive_a_restart_of_everything(stack: Stack) -> None:
 def test_prometheus_sees_every_replica(stack: Stack) -> None:
     """Prometheus finds both replicas and the gateway, has the series, and every alert rule is healthy."""
     stack.score()
-    stack.up("prometheus")
     (prometheus,) = stack.containers("prometheus")
 
     def query(expression: str) -> list[str]:
@@ -635,9 +653,7 @@ def test_alerts_fire_when_they_should(stack: Stack) -> None:
 
 def test_a_stop_of_the_gateway_cuts_nothing(stack: Stack) -> None:
     """Told to stop, the gateway finishes a batch that is under way, then ends at once and orderly."""
-    content = io.BytesIO()
-    np.save(content, np.zeros((1_000, 28, 28), np.uint8))
-    body, (gateway,) = content.getvalue(), stack.containers("gateway")
+    body, (gateway,) = array(1_000), stack.containers("gateway")
     connection = stack.connect()
     connection.putrequest("POST", "/score/batch")
     headers = {"x-api-key": stack.key, "content-type": "application/x-npy", "content-length": str(len(body))}
