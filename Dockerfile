@@ -54,6 +54,8 @@ COPY --from=train-environment /opt/venv /opt/venv
 COPY app app
 COPY training training
 COPY pyproject.toml ./
+# A new volume takes over the owner of the folder that it covers.
+RUN install -d -o 10001 -g 10001 model_store
 ENV MPLBACKEND=Agg MPLCONFIGDIR=/tmp/matplotlib HOME=/tmp
 USER 10001:10001
 ENTRYPOINT ["python", "-m", "training"]
@@ -70,6 +72,6 @@ ENV ANOMALY_HOST=0.0.0.0 ANOMALY_PORT=8000
 USER 10001:10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=3s --timeout=3s --start-period=60s --retries=3 \
+HEALTHCHECK --interval=2s --timeout=3s --start-period=60s --retries=3 \
     CMD ["python", "-ISc", "import socket as s; c = s.create_connection(('127.0.0.1', 8000), 2); c.sendall(b'GET /readyz HTTP/1.0\\r\\n\\r\\n'); raise SystemExit(b' 200 ' not in c.recv(32))"]
 CMD ["python", "-m", "app"]

@@ -115,7 +115,7 @@ which every variant was tried. The times are of the experiments' machine, which 
 
 ## Again
 
-    python -m training all --recipe deep --data-dir MNIST_FOLDER
+    python -m training all --recipe distilled --data-dir MNIST_FOLDER
     python -m training all --recipe instant --data-dir MNIST_FOLDER
     python -m benchmarks.detector_cost
     python -m benchmarks.write_benchmark results

@@ -20,6 +20,31 @@ from tests.conftest import EXAMPLES, ROOT
 CONNECTIONS = 16
 PNG = {"content-type": "image/png"}
 PROJECT = "anomaly-test"
+BATCH_MAX_BYTES = 4 << 20
+TRAIN = ("-p", f"{PROJECT}-train", "--profile", "train", "run", "--rm", "-T")
+SCAN = """
+import errno, json, select, socket, sys, time
+
+targets = [(host, port) for host, ports in json.loads(sys.argv[1]) for port in (ports or range(1, 65536))]
+found = []
+while targets:
+    poll, waiting, end = select.poll(), {}, time.monotonic() + 1
+    for target in targets[:500]:
+        probe = socket.socket()
+        probe.setblocking(False)
+        if probe.connect_ex(target) in (0, errno.EINPROGRESS):
+            waiting[probe.fileno()] = probe, target
+            poll.register(probe, select.POLLOUT)
+    del targets[:500]
+    while waiting and time.monotonic() < end:
+        for number, _ in poll.poll(100):
+            probe, target = waiting.pop(number)
+            poll.unregister(number)
+            if probe.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
+                found.append(target)
+print(json.dumps(found))
+"""
+"""Prints which of the targets [address, ports] accept a connection; no ports means all."""
 
 
 def run(*command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -33,14 +58,59 @@ def run(*command: str, check: bool = True, **environment: str) -> subprocess.Com
 
 @dataclass
 class Load:
-    """What came of the requests of one fault: how many were sent, which failed, which came back without an id."""
+    """What came of the requests of one fault: how many were sent, which failed, when one came back without an id."""
 
     sent: int = 0
     failures: list[str] = field(default_factory=list)
-    without_id: int = 0
+    without_id: list[float] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
     versions: set[int] = field(default_factory=set)
     seconds: list[float] = field(default_factory=list)
+
+
+class Logs:
+    """Follows the log of every container of the project from its start, so that removing it loses nothing.
+
+    Args:
+        docker: the engine's command.
+        folder: gets one file for each start of a container.
+    """
+
+    def __init__(self, docker: str, folder: Path) -> None:
+        self._docker = docker
+        self.folder = folder
+        folder.mkdir()
+        chosen = ("--filter", "event=start", "--filter", f"label=com.docker.compose.project={PROJECT}")
+        shown = '{{.Actor.ID}} {{index .Actor.Attributes "com.docker.compose.service"}}'
+        since = ("--since", str(int(time.time())))
+        self._events = subprocess.Popen(
+            (docker, "events", *since, *chosen, "--format", shown), stdout=subprocess.PIPE, text=True
+        )
+        self._followers: list[subprocess.Popen[bytes]] = []
+        self._thread = threading.Thread(target=self._follow)
+        self._thread.start()
+
+    def _follow(self) -> None:
+        assert self._events.stdout is not None
+        for number, line in enumerate(self._events.stdout):
+            container, service = line.split()
+            with (self.folder / f"{service}.{number}.log").open("wb") as log:
+                command = (self._docker, "logs", "--follow", container)
+                self._followers.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
+
+    def texts(self) -> dict[str, str]:
+        """Return what was written so far, by `<service>.<number>.log`."""
+        return {path.name: path.read_text(errors="replace") for path in sorted(self.folder.iterdir())}
+
+    def close(self) -> None:
+        """Stop following."""
+        self._events.terminate()
+        self._thread.join(10)
+        for process in (self._events, *self._followers):
+            process.terminate()
+            process.wait(10)
+        assert self._events.stdout is not None
+        self._events.stdout.close()
 
 
 class Stack:
@@ -48,7 +118,7 @@ class Stack:
 
     Args:
         folder: where its secrets are made.
-        port: the one port that it publishes, on loopback.
+        port: the one port that it publishes.
     """
 
     def __init__(self, folder: Path, port: int) -> None:
@@ -57,12 +127,14 @@ class Stack:
         self.secrets = folder / "secrets"
         self.environment = {
             "SECRETS": str(self.secrets),
-            "GATEWAY_PORT": f"127.0.0.1:{port}",
+            "GATEWAY_PORT": str(port),
             "COMPOSE_PROJECT_NAME": PROJECT,
             "RATE_PER_KEY": "1000000",
             "RATE_PER_ADDRESS": "1000000",
+            "BATCH_MAX_BYTES": str(BATCH_MAX_BYTES),
         }
         self.key = self.secret_tool()
+        self.written = Logs(self.docker, folder / "logs")
 
     def secret_tool(self, *arguments: str) -> str:
         """Run deploy/secrets and return the API key that it shows."""
@@ -89,6 +161,10 @@ class Stack:
             options += ["--target", build["target"]] if "target" in build else []
             run(self.docker, "build", *network, *options, "-t", config[service]["image"], build["context"])
 
+    def inside(self, program: str, *arguments: str) -> str:
+        """Run a Python program in one of the replicas, which is inside the stack's network, and return its output."""
+        return self.execute(self.containers("api")[0], "python", "-c", program, *arguments)
+
     def containers(self, service: str) -> list[str]:
         """Return the ids of the running containers of a service."""
         return self.compose("ps", "-q", service).stdout.split()
@@ -107,6 +183,16 @@ class Stack:
         done = run(self.docker, "logs", container)
         return done.stdout + done.stderr
 
+    def logged(self, service: str, text: str) -> str:
+        """Return the first line with `text` in the logs of a service; it may be written a moment after the reply."""
+        for _ in range(50):
+            for container in self.containers(service):
+                for line in self.logs(container).splitlines():
+                    if text in line:
+                        return line
+            time.sleep(0.1)
+        raise AssertionError(f"no line of {service} holds {text!r}")
+
     def connect(self, timeout: float = 30) -> http.client.HTTPSConnection:
         """Open a TLS connection to the gateway that trusts the trial certificate and nothing else."""
         context = ssl.create_default_context(cafile=str(self.secrets / "certificate.pem"))
@@ -121,7 +207,9 @@ class Stack:
         if key is not None:
             sent["x-api-key"] = key or self.key
         try:
-            connection.request(method, path, body, sent)
+            # A refusal may come before the body is through, and the rest of it then finds nobody.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
+                connection.request(method, path, body, sent)
             response = connection.getresponse()
             return response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
         finally:
@@ -132,14 +220,16 @@ class Stack:
         status, given, body = self.ask("POST", "/score", (EXAMPLES / "zero.png").read_bytes(), **{**PNG_, **headers})
         return status, given, json.loads(body)
 
-    def readiness(self, container: str) -> tuple[int, dict[str, Any]]:
-        """Ask one replica from inside whether it is ready."""
+    def readiness(self, container: str, times: int = 1) -> list[tuple[int, dict[str, Any]]]:
+        """Ask one replica from inside whether it is ready, several times, 0.1 s apart."""
         program = (
-            "import http.client as h; c = h.HTTPConnection('127.0.0.1', 8000); c.request('GET', '/readyz');"
-            "r = c.getresponse(); print(r.status, r.read().decode())"
+            "import http.client as h, json, sys, time\n"
+            "for _ in range(int(sys.argv[1])):\n"
+            "    c = h.HTTPConnection('127.0.0.1', 8000); c.request('GET', '/readyz'); r = c.getresponse()\n"
+            "    print(json.dumps([r.status, json.loads(r.read())])); time.sleep(0.1)"
         )
-        status, _, body = self.execute(container, "python", "-c", program).partition(" ")
-        return int(status), json.loads(body)
+        said = self.execute(container, "python", "-c", program, str(times))
+        return [(status, state) for status, state in map(json.loads, said.splitlines())]
 
     @contextlib.contextmanager
     def under_load(self, before: float = 1.5, after: float = 2.0) -> Iterator[Load]:
@@ -167,7 +257,7 @@ class Stack:
                     if problem is not None:
                         load.failures.append(problem)
                     elif reply["id"] is None:
-                        load.without_id += 1
+                        load.without_id.append(time.monotonic())
                     else:
                         load.ids.append(reply["id"])
                         load.versions.add(reply["version"])

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
 import json
 import os
 import re
 import socket
+import subprocess
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
+from app.keys import ApiKeys, KeysError
+from app.settings import Settings
 from tests.conftest import EXAMPLES, ROOT
-from tests.containers.stack import PNG_, Load, Stack, run
+from tests.containers.stack import BATCH_MAX_BYTES, PNG_, PROJECT, SCAN, TRAIN, Load, Stack, run
 
 pytestmark = pytest.mark.containers
-IMAGES = ("api", "gateway", "redis", "prometheus")
+IMAGES = ("api", "gateway", "redis", "prometheus", "train")
+NPY = {"content_type": "application/x-npy"}
 PROFILES = ((), ("train",), ("observability",), ("gpu",), ("train", "observability", "gpu"))
+FETCH = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=5).read().decode())"
 PROMOTE = """
 import json, pathlib, shutil
-model = pathlib.Path("/models/zero-article")
+model = pathlib.Path("/models/zero")
 if not (model / "2").exists():
     shutil.copytree(model / "1", model / ".staging-2")
     manifest = json.loads((model / ".staging-2/manifest.json").read_text())
@@ -55,23 +66,46 @@ def test_compose_file_is_valid(stack: Stack, profiles: tuple[str, ...]) -> None:
         for volume in service.get("volumes", []):
             if volume["type"] == "bind":
                 assert Path(volume["source"]).exists(), volume
+        if name not in {"models", "train"}:
+            folder = service.get("build", {}).get("context", str(ROOT))
+            assert "healthcheck" in service or "HEALTHCHECK" in Path(folder, "Dockerfile").read_text(), name
+        waited_for = {each: needed["condition"] for each, needed in service.get("depends_on", {}).items()}
+        assert waited_for.pop("models", "service_completed_successfully") == "service_completed_successfully"
+        assert set(waited_for.values()) <= {"service_healthy"}, name
     for secret in config["secrets"].values():
         assert Path(secret["file"]).is_file()
 
 
-def test_up_without_secrets_says_what_to_do(stack: Stack) -> None:
+def test_compose_and_service_agree(stack: Stack) -> None:
+    """By default compose serves the service's default model, and gateway and service have the same limits."""
+    without = dict.fromkeys(("BATCH_MAX_BYTES", "FIT_MAX_BYTES", "DEFAULT_MODEL", "API_REPLICAS"), "")
+    services = json.loads(stack.compose("config", "--format", "json", **without).stdout)["services"]
+    api, gateway = services["api"]["environment"], services["gateway"]["environment"]
+    default = {name: field.default for name, field in Settings.model_fields.items()}
+    assert api["ANOMALY_DEFAULT_MODEL"] == default["default_model"]
+    assert api["ANOMALY_BULK_MAX_BODY_BYTES"] == gateway["BATCH_MAX_BYTES"] == str(default["bulk_max_body_bytes"])
+    assert api["ANOMALY_FIT_MAX_BODY_BYTES"] == gateway["FIT_MAX_BYTES"] == str(default["fit_max_body_bytes"])
+    assert services["api"]["deploy"]["replicas"] == 2
+    scaled = json.loads(stack.compose("config", "--format", "json", API_REPLICAS="5").stdout)["services"]
+    assert scaled["api"]["deploy"]["replicas"] == 5
+
+
+@pytest.mark.parametrize("secrets", ["", "/nowhere/secrets"], ids=["unset", "missing folder"])
+def test_up_without_secrets_says_what_to_do(stack: Stack, secrets: str) -> None:
     """Without secrets, compose refuses in one line that names the command which makes them."""
-    refused = run(stack.docker, "compose", "--env-file", "/dev/null", "up", "-d", "--no-build", check=False, SECRETS="")
+    up = ("compose", "-p", "anomaly-nothing", "--env-file", "/dev/null", "up", "-d", "--no-build", "--pull", "never")
+    refused = run(stack.docker, *up, check=False, SECRETS=secrets)
     assert refused.returncode != 0
     assert "make secrets" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
+    assert not Path("/nowhere").exists()
 
 
-def test_image_is_small_and_holds_only_the_service(stack: Stack) -> None:
+def test_image_is_small_and_holds_only_the_service(stack: Stack, notes: list[str]) -> None:
     """The CPU image stays below 1.2 GB and has no pip, no compiler, no training code, no tests and no secrets."""
-    size = stack.inspect("anomaly-api:dev")["Size"] / 1e9
-    print(f"image size: {size:.2f} GB")  # noqa: T201
-    assert size < 1.2
+    sizes = {name: stack.inspect(f"anomaly-{name}:dev")["Size"] / 1e9 for name in IMAGES}
+    notes.append("image sizes: " + ", ".join(f"{name} {size:.2f} GB" for name, size in sizes.items()))
+    assert sizes["api"] < 1.2
     container = stack.containers("api")[0]
     for absent in ("pip", "pip3", "gcc", "cc", "make", "curl", "git"):
         assert stack.execute(container, "sh", "-c", f"command -v {absent} || echo none").strip() == "none"
@@ -96,8 +130,8 @@ def test_hardening_is_in_force(stack: Stack, service: str) -> None:
         assert "Read-only file system" in stack.execute(container, "touch", "/models/written", check=False)
 
 
-def test_one_port_is_open(stack: Stack) -> None:
-    """The engine forwards one port of the host; it is the gateway's."""
+def test_one_port_is_published(stack: Stack) -> None:
+    """The engine publishes one port of the stack; it is the gateway's."""
     published = {
         (service, binding["HostPort"])
         for service in ("gateway", "api", "redis")
@@ -106,14 +140,56 @@ def test_one_port_is_open(stack: Stack) -> None:
         for binding in bindings or []
     }
     assert published == {("gateway", str(stack.port))}
-    ours = stack.inspect(stack.containers("gateway")[0])["Name"]
-    proxies = {
+
+
+def listening_ports(stack: Stack, container: str) -> set[int]:
+    """Return the TCP ports on which any process of a container listens."""
+    table = stack.execute(container, "cat", "/proc/net/tcp", "/proc/net/tcp6")
+    return {int(match, 16) for match in re.findall(r"^ *\d+: [0-9A-F]+:([0-9A-F]{4}) \S+ 0A ", table, re.MULTILINE)}
+
+
+def listening_elsewhere() -> set[int]:
+    """Return the ports on which this machine listens for something else than an engine."""
+    return {
         connection.laddr.port
         for connection in psutil.net_connections("tcp")
-        if connection.status == "LISTEN" and connection.pid and psutil.Process(connection.pid).name() == "docker-proxy"
+        if connection.status == "LISTEN"
+        and not (connection.pid and psutil.Process(connection.pid).name() == "docker-proxy")
     }
-    if "BUILD_NETWORK" in os.environ:  # an engine of our own: whatever it forwards is ours
-        assert proxies == {stack.port}, ours
+
+
+def test_a_port_scan_from_another_network_finds_one_port(stack: Stack, notes: list[str]) -> None:
+    """From another network the engine has one port open on the host, and no container of the stack has any.
+
+    The ports of the containers are really open: whoever is inside reaches them.
+    """
+    targets = []
+    for service in ("gateway", "api", "redis"):
+        for container in stack.containers(service):
+            ports = sorted(listening_ports(stack, container))
+            networks = stack.inspect(container)["NetworkSettings"]["Networks"]
+            assert ports and networks
+            targets += [[network["IPAddress"], ports] for network in networks.values()]
+    inside = json.loads(stack.inside(SCAN, json.dumps(targets)))
+    assert {port for _, port in inside} >= {6379, 8000, 8405, 8443}
+    network = f"{PROJECT}-elsewhere"
+    run(stack.docker, "network", "create", network)
+    try:
+        host = json.loads(run(stack.docker, "network", "inspect", network).stdout)[0]["IPAM"]["Config"][0]["Gateway"]
+        scanner = ("run", "--rm", "--network", network, "anomaly-api:dev", "python", "-c", SCAN)
+        others = listening_elsewhere()
+        found = json.loads(run(stack.docker, *scanner, json.dumps([*targets, [host, []]])).stdout)
+        others |= listening_elsewhere()
+    finally:
+        run(stack.docker, "network", "rm", network)
+    of_the_host = {port for address, port in found if address == host}
+    of_the_stack = [target for target in found if target[0] != host]
+    notes.append(
+        f"port scan from another network: of 65,535 ports of the host the engine has {sorted(of_the_host - others)}; "
+        f"{len(of_the_stack)} ports of the stack's containers answer, to an inside container {len(inside)} do"
+    )
+    assert of_the_host - others == {stack.port}
+    assert of_the_stack == []
 
 
 def test_journey(stack: Stack) -> None:
@@ -148,6 +224,62 @@ def test_no_version_below_tls_1_2(stack: Stack) -> None:
         assert not plain.recv(64).startswith(b"HTTP")
 
 
+def test_a_request_id_carries_nothing_else(stack: Stack) -> None:
+    """A header that is no plain id is replaced by a new one, the same in reply, gateway and service."""
+    for given in ('ok, x","key_name":"admin', 'x","key_name":"admin, ok', "x" * 65, "one two", ""):
+        status, headers, _ = stack.score(x_request_id=given)
+        assert status == 200 and re.fullmatch(r"[0-9a-f-]{36}", headers["x-request-id"])
+        for service in ("gateway", "api"):
+            assert json.loads(stack.logged(service, headers["x-request-id"]))["request_id"] == headers["x-request-id"]
+    for container in (*stack.containers("gateway"), *stack.containers("api")):
+        log = stack.logs(container)
+        assert not re.search(r"admin\b", log)
+        assert all(json.loads(line) for line in log.splitlines() if line.startswith("{"))
+
+
+def test_no_spelling_of_an_inside_path_passes(stack: Stack) -> None:
+    """Metrics and probes stay inside however the path is written; a real path still passes."""
+    spellings = (
+        "/metrics", "/%6detrics", "/%6Detrics", "//metrics", "/./metrics", "/metrics/", "/metrics%2f", "/metrics%2F..",
+        "/x/../metrics", "/x/%2e%2e/metrics", "/%2e/metrics", "/metrics?x", "/metrics;x", "/metrics%00", "/metrics%20",
+        "/livez", "/li%76ez", "/readyz/", "/%72eadyz", f"https://localhost:{stack.port}/metrics",
+        f"https://localhost:{stack.port}/%6detrics", "/page/../metrics", "/page/..%2fmetrics",
+    )  # fmt: skip
+    for path in spellings:
+        for key in ("", None):
+            answer = stack.ask("GET", path, key=key)
+            assert refused(answer, 404)["type"] == "/problems/not-found", path
+            assert b"http_requests" not in answer[2]
+    for path in ("/", "/page/page.js", "/models/zero/versions/1/report/model-card.md", "/models/zero?x="):
+        assert stack.ask("GET", path)[0] == 200, path
+
+
+def test_what_cannot_be_read_is_told_so(stack: Stack) -> None:
+    """A body that breaks is a problem with the id that the log has; bytes that are no HTTP get HAProxy's bare 400."""
+
+    def send(*pieces: str) -> bytes:
+        connection = stack.connect(timeout=10)
+        connection.connect()
+        for piece in pieces:
+            connection.sock.sendall(piece.encode())
+            time.sleep(0.2)
+        answer = b"".join(iter(functools.partial(connection.sock.recv, 4096), b""))
+        connection.close()
+        return answer
+
+    head = f"POST /score HTTP/1.1\r\nHost: localhost\r\nX-API-Key: {stack.key}\r\nContent-Type: image/png\r\n"
+    answer = send(head + "Transfer-Encoding: chunked\r\n\r\n", "4\r\nabcd\r\n", "no number\r\n").decode()
+    headers, _, body = answer.partition("\r\n\r\n")
+    (request_id,) = re.findall(r"^x-request-id: ([0-9a-f-]{36})\r$", headers, re.MULTILINE)
+    problem = json.loads(body)
+    assert (problem["status"], problem["type"]) == (400, "/problems/malformed-request")
+    assert problem["instance"] == f"urn:request:{request_id}"
+    assert json.loads(stack.logged("gateway", request_id))["status"] == 400
+    for text in ("nothing\r\n\r\n", head + "no header\r\n\r\n"):
+        answer = send(text).decode()
+        assert answer.startswith("HTTP/1.1 400 ") and len(answer) < 300 and stack.key not in answer
+
+
 def refused(answer: tuple[int, dict[str, str], bytes], status: int) -> dict[str, Any]:
     """Check that an answer is a problem of a status, and return it."""
     assert answer[0] == status, answer
@@ -169,11 +301,57 @@ def test_refusals(stack: Stack) -> None:
         refused(stack.ask("GET", path), 404)
     assert refused(stack.ask("POST", "/score", b"x" * 65537, **PNG_), 413)["type"] == "/problems/body-too-large"
     refused(stack.ask("POST", "/score", io.BytesIO(b"x" * 90000), **PNG_), 413)
-    refused(stack.ask("POST", "/score/batch", b"", content_length=str(64 << 20), **PNG_), 413)
     refused(stack.ask("POST", "/score", zero, content_type="application/x-pickle"), 415)
     refused(stack.ask("POST", "/score", b"GIF89a", **PNG_), 422)
     refused(stack.ask("POST", "/score", b"", **PNG_), 400)
     refused(stack.ask("GET", "/nowhere"), 404)
+
+
+def picture(side: int) -> bytes:
+    """Return the shipped zero, enlarged to `side` pixels and not compressed: a PNG of about side x side bytes."""
+    content = io.BytesIO()
+    Image.open(EXAMPLES / "zero.png").resize((side, side)).save(content, "PNG", compress_level=0)
+    return content.getvalue()
+
+
+def array(count: int) -> bytes:
+    """Return an npy file of black images."""
+    content = io.BytesIO()
+    np.save(content, np.zeros((count, 28, 28), np.uint8))
+    return content.getvalue()
+
+
+def refused_twice(stack: Stack, path: str, body: bytes, limit: int, kind: dict[str, str]) -> None:
+    """Check that a body is refused for its size, by its declaration and without one.
+
+    Only just too large: a client that still sends when it is refused may lose the reply with the connection.
+    """
+    assert 0 < len(body) - limit < 8_000
+    declared = stack.ask("POST", path, b"", content_length=str(len(body)), **kind)
+    for answer in (declared, stack.ask("POST", path, io.BytesIO(body), **kind)):
+        assert refused(answer, 413)["type"] == "/problems/body-too-large"
+
+
+def test_large_images_pass_for_fitting(stack: Stack) -> None:
+    """With fit=mnist 300 KB pass the gateway, 2 MiB are the limit, declared or not; without it they are too large."""
+    body = picture(560)
+    assert 300_000 < len(body) < 2 << 20
+    for content in (body, io.BytesIO(body)):
+        status, _, reply = stack.ask("POST", "/score?fit=mnist", content, **PNG_)
+        assert status == 200 and json.loads(reply)["is_anomaly"] is False
+    for path in ("/score", "/score?fit=strict", "/score?fit=", "/score?xfit=mnist"):
+        refused(stack.ask("POST", path, b"", content_length=str(len(body)), **PNG_), 413)
+    refused_twice(stack, "/score?fit=mnist", picture(1449), 2 << 20, PNG_)
+
+
+def test_batches_have_one_limit(stack: Stack) -> None:
+    """A batch just below the limit is scored, one just above it is refused, declared or chunked."""
+    below = array(5_000)
+    assert len(below) < BATCH_MAX_BYTES
+    for body in (below, io.BytesIO(below)):
+        status, _, scores = stack.ask("POST", "/score/batch", body, accept="application/x-npy", **NPY)
+        assert status == 200 and np.load(io.BytesIO(scores)).shape == (5_000,)
+    refused_twice(stack, "/score/batch", array(5_355), BATCH_MAX_BYTES, NPY)
 
 
 def test_a_key_in_the_gateway_is_a_key_in_the_service(stack: Stack) -> None:
@@ -186,47 +364,93 @@ def test_a_key_in_the_gateway_is_a_key_in_the_service(stack: Stack) -> None:
 
 
 def test_slow_clients_are_let_go(stack: Stack) -> None:
-    """A client that drips its headers or its body is answered 408 or cut off within ten seconds."""
-    head = f"POST /score HTTP/1.1\r\nHost: localhost\r\nX-API-Key: {stack.key}\r\nContent-Type: image/png\r\n"
-    for opening in (head, head + "Content-Length: 400\r\n\r\n"):
+    """A client that drips its headers or image, or stops in a batch, is answered 408 or cut off in ten seconds."""
+
+    def drip(where: str) -> float:
+        path = {"large image": "/score?fit=mnist", "batch": "/score/batch"}.get(where, "/score")
+        kind = "application/x-npy" if where == "batch" else "image/png"
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nX-API-Key: {stack.key}\r\nContent-Type: {kind}\r\n"
         connection = stack.connect()
         connection.connect()
         began = time.monotonic()
-        connection.sock.sendall(opening.encode())
+        connection.sock.sendall((head if where == "headers" else head + "Content-Length: 60000\r\n\r\n").encode())
         connection.sock.settimeout(0.5)
         answer = None
         while answer is None and time.monotonic() - began < 12:
             try:
-                connection.sock.sendall(b"x")
+                if where != "batch":  # each piece of a batch has its own time
+                    connection.sock.sendall(b"x")
                 answer = connection.sock.recv(4096)
             except TimeoutError:
                 continue
             except OSError:
                 answer = b""
-        assert time.monotonic() - began < 10
-        assert answer is not None and (answer == b"" or b" 408 " in answer.partition(b"\r\n")[0])
+        seconds = time.monotonic() - began
         connection.close()
+        assert answer is not None and (answer == b"" or b" 408 " in answer.partition(b"\r\n")[0]), where
+        return seconds
+
+    with ThreadPoolExecutor() as pool:
+        seconds = list(pool.map(drip, ("headers", "image", "large image", "batch")))
+    assert min(seconds) > 4 and max(seconds) < 10
+
+
+def until(stack: Stack, key: str, wanted: int) -> None:
+    """Return when every replica answers a key with a status; fail after ten seconds."""
+    in_a_row = 0
+    for _ in range(100):
+        in_a_row = in_a_row + 1 if stack.ask("GET", "/models", key=key)[0] == wanted else 0
+        if in_a_row == 8:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"no {wanted} within ten seconds")
+
+
+def replace(path: Path, text: str) -> None:
+    """Replace a file by rename, as an editor or a tool does."""
+    path.with_name("new").write_text(text)
+    path.with_name("new").replace(path)
+
+
+def test_key_files_are_read_alike(stack: Stack, tmp_path: Path) -> None:
+    """Comments mean the same to gateway and service; a file that makes no sense is taken up by neither."""
+    path = stack.secrets / "keys" / "api_keys"
+    before = path.read_text()
+    digest = sha256(b"commented").hexdigest()
+    replace(path, f'# who may ask\n\n  {digest} \t commented   # since May "admin"\n{before}')
+    until(stack, "commented", 200)
+    status, headers, _ = stack.ask("GET", "/models", key="commented")
+    assert status == 200
+    for service in ("gateway", "api"):
+        assert json.loads(stack.logged(service, headers["x-request-id"]))["key_name"] == "commented"
+    replace(path, f"{before}{digest}\n{sha256(b'third').hexdigest()} third\n")
+    time.sleep(3.5)
+    assert stack.ask("GET", "/models", key="third")[0] == 401
+    assert stack.ask("GET", "/models", key="commented")[0] == 200
+    assert "not changed: line 2 of" in stack.logs(stack.containers("gateway")[0])
+    replace(path, before)
+    until(stack, "commented", 401)
+    tmp_path.chmod(0o755)
+    gateway = ("run", "--rm", "--network", "none", "-v", f"{tmp_path}:/run/keys:ro", "anomaly-gateway:dev")
+    for wrong in (f"{digest.upper()} commented", f"{digest} commented twice", f"{digest} a\u00e4", f"{digest}# a", ""):
+        (tmp_path / "api_keys").write_text(f"# first\n{wrong}\n")
+        refused = run(stack.docker, *gateway, check=False)
+        assert refused.returncode == 2 and digest not in refused.stderr
+        with pytest.raises(KeysError) as error:
+            ApiKeys(tmp_path / "api_keys")
+        assert ("line 2" in refused.stderr) == ("line 2" in str(error.value)) or "\u00e4" in wrong
 
 
 def test_keys_rotate_without_a_restart(stack: Stack, faults: list[tuple[str, Load]]) -> None:
     """A key added under load works within seconds, taken out it stops working, and no request fails meanwhile."""
-
-    def until(key: str, wanted: int) -> None:
-        for _ in range(40):
-            if stack.ask("GET", "/models", key=key)[0] == wanted:
-                return
-            time.sleep(0.25)
-        raise AssertionError(f"no {wanted} within ten seconds")
-
     started = [stack.inspect(each)["State"]["StartedAt"] for each in stack.containers("gateway")]
     path = stack.secrets / "keys" / "api_keys"
     before = path.read_text()
     with stack.under_load() as load:
         second = stack.secret_tool("key", "second")
-        until(second, 200)
-        (path.parent / "new").write_text(before)
-        (path.parent / "new").replace(path)
-        until(second, 401)
+        until(stack, second, 200)
+        replace(path, before)
+        until(stack, second, 401)
     faults.append(("API keys changed twice", load))
     assert load.failures == []
     assert [stack.inspect(each)["State"]["StartedAt"] for each in stack.containers("gateway")] == started
@@ -244,71 +468,89 @@ def test_reconstructions_of_another_key_are_not_found(stack: Stack) -> None:
         time.sleep(0.25)
     assert status == 404
     assert stack.ask("GET", reply["reconstruction"])[0] == 200
-    path.chmod(0o644)
-    path.write_text(before)
+    replace(path, before)
+
+
+def test_training_publishes_into_an_empty_volume(stack: Stack, training: subprocess.Popen[str]) -> None:
+    """`docker compose run train` on a volume that was never used: the version is there, good, current, not root's."""
+    said, _ = training.communicate(timeout=120)
+    assert training.returncode == 0 and "published trial@1 (current)" in said
+    look = "python -m training verify && stat -c 'owner %u' model_store/trial/1/model.pt model_store/trial/CURRENT"
+    seen = stack.compose(*TRAIN, "--entrypoint", "sh", "train", "-c", look).stdout
+    assert "trial@1: good" in seen and seen.count("owner 10001") == 2
 
 
 def test_steady_load(stack: Stack, faults: list[tuple[str, Load]]) -> None:
     """Without a fault nothing fails and every score has an id."""
     with stack.under_load() as load:
-        time.sleep(2)
+        pass
     faults.append(("none", load))
-    assert load.failures == [] and load.without_id == 0 and load.sent > 100
+    assert load.failures == [] and load.without_id == [] and load.sent > 100
 
 
 def test_a_killed_replica_fails_nobody(stack: Stack, faults: list[tuple[str, Load]]) -> None:
-    """`kill -9` of a replica under load fails no score: the other one answers in its place."""
-    with stack.under_load(after=4) as load:
+    """`kill -9` of a replica under load fails no score: the other one answers in its place until it is back."""
+    with stack.under_load(after=1) as load:
         run(stack.docker, "kill", stack.containers("api")[0])
+        time.sleep(2)
+        stack.up("--no-recreate")
     faults.append(("replica killed", load))
     assert load.failures == []
-    stack.up("--no-recreate")
     assert len(stack.containers("api")) == 2
 
 
-def test_scaling_fails_nobody(stack: Stack, faults: list[tuple[str, Load]]) -> None:
-    """Two replicas to three and three to one, under load: no score fails, and the new replica gets its share."""
-    with stack.under_load(after=4) as load:
-        before = set(stack.containers("api"))
-        stack.up("--no-recreate", "--scale", "api=3")
-        (new,) = set(stack.containers("api")) - before
-    faults.append(("scale 2 to 3", load))
+def test_a_hung_replica_fails_nobody(stack: Stack, faults: list[tuple[str, Load]]) -> None:
+    """A replica that stands still for five seconds fails no score, and none takes the ten seconds that clients wait."""
+    (hung, _) = stack.containers("api")
+    with stack.under_load(before=1, after=2) as load:
+        run(stack.docker, "pause", hung)
+        time.sleep(5)
+        run(stack.docker, "unpause", hung)
+    faults.append(("replica hung for 5 s", load))
     assert load.failures == []
-    assert stack.logs(new).count('"route":"/score"') > 10
-    with stack.under_load() as load:
-        stack.up("--no-recreate", "--scale", "api=1")
-    faults.append(("scale 3 to 1", load))
-    assert load.failures == []
-    assert len(stack.containers("api")) == 1
-    stack.up("--no-recreate")
+    assert 2 < max(load.seconds) < 10
 
 
 def test_a_version_change_fails_nobody(stack: Stack, faults: list[tuple[str, Load]]) -> None:
     """Promote and roll back in the mounted volume, under load: both versions answer, no score fails."""
 
     def promote(version: int) -> None:
-        volume = ("-v", "anomaly-test_models:/models", "--network", "none")
-        run(stack.docker, "run", "--rm", *volume, "anomaly-api:dev", "python", "-c", PROMOTE % version)
+        stack.compose("run", "--rm", "-T", "models", "python", "-c", PROMOTE % version)
 
-    with stack.under_load(after=5) as load:
-        promote(2)
-    faults.append(("version 1 to 2", load))
-    assert load.failures == [] and load.versions == {1, 2}
-    with stack.under_load(after=5) as load:
-        promote(1)
-    faults.append(("version back to 1", load))
-    assert load.failures == [] and load.versions == {1, 2}
-    assert stack.score()[2]["version"] == 1
+    for fault, version in (("version 1 to 2", 2), ("version back to 1", 1)):
+        with stack.under_load(after=0) as load:
+            promote(version)
+            in_a_row = 0
+            for _ in range(100):
+                in_a_row = in_a_row + 1 if stack.score()[2]["version"] == version else 0
+                if in_a_row == 8:
+                    break
+                time.sleep(0.1)
+        faults.append((fault, load))
+        assert load.failures == [] and load.versions == {1, 2} and in_a_row == 8
 
 
-def test_a_redis_restart_fails_nobody(stack: Stack, faults: list[tuple[str, Load]]) -> None:
-    """Redis restarts under load: no score fails, a bounded number has no id, and ids from before are found."""
+def test_a_redis_restart_fails_nobody(stack: Stack, faults: list[tuple[str, Load]], notes: list[str]) -> None:
+    """Redis restarts under load: no score fails, and ids from before are found.
+
+    Ids are null only while it is away and in the second or so until the service looks again.
+    """
+    (redis,) = stack.containers("redis")
     with stack.under_load(after=4) as load:
         known = list(load.ids)
+        went = time.monotonic()
         stack.compose("restart", "redis")
+        while "fine" not in stack.execute(redis, "sh", "-c", "healthy && echo fine", check=False):
+            time.sleep(0.1)
+        back = time.monotonic()
     faults.append(("redis restarted", load))
     assert load.failures == []
-    assert load.without_id < load.sent / 2
+    nulls = [moment - went for moment in load.without_id]
+    if nulls:
+        notes.append(
+            f"redis was away for {back - went:.1f} s; ids were null from {min(nulls):.1f} s to {max(nulls):.1f} s"
+        )
+        assert min(nulls) >= 0 and max(nulls) < back - went + 2
     assert stack.score()[2]["id"]
     assert stack.ask("GET", f"/reconstruction/{known[-1]}")[0] == 200
 
@@ -319,27 +561,42 @@ def test_without_redis_scores_go_on(stack: Stack, faults: list[tuple[str, Load]]
     with stack.under_load(before=0.5, after=1) as load:
         stack.compose("stop", "redis")
         time.sleep(1.5)
-        states = [stack.readiness(replica) for _ in range(6) for replica in (first, second)]
+        states = [state for replica in (first, second) for state in stack.readiness(replica, times=6)]
     faults.append(("redis stopped", load))
-    assert load.failures == [] and load.without_id > 0
+    assert load.failures == [] and load.without_id
     assert {status for status, _ in states} == {200}
     assert {state["store"] for _, state in states} == {"down"}
     assert stack.score()[2]["id"] is None
     stack.compose("start", "redis")
     for _ in range(40):
-        if all(stack.readiness(replica)[1]["store"] == "up" for replica in (first, second)):
+        if all(stack.readiness(replica)[0][1]["store"] == "up" for replica in (first, second)):
             break
-        time.sleep(0.25)
     assert stack.score()[2]["id"]
 
 
+def test_scaling_fails_nobody(stack: Stack, faults: list[tuple[str, Load]]) -> None:
+    """Two replicas to three and three to one, under load: no score fails, and the new replica gets its share."""
+    with stack.under_load(after=2) as load:
+        before = set(stack.containers("api"))
+        stack.up("--no-recreate", "--scale", "api=3")
+        (new,) = set(stack.containers("api")) - before
+    faults.append(("scale 2 to 3", load))
+    assert load.failures == []
+    assert stack.logs(new).count('"route":"/score"') > 10
+    with stack.under_load() as load:
+        stack.up("--no-recreate", "--scale", "api=1")
+        assert len(stack.containers("api")) == 1
+    faults.append(("scale 3 to 1", load))
+    assert load.failures == []
+
+
 def test_ids_survive_a_restart_of_everything(stack: Stack) -> None:
-    """`compose down` and `up` keep what was answered a second before: Redis' log is on a volume."""
+    """Stopped without patience and started anew, the stack keeps what was answered a second before."""
     _, _, reply = stack.score()
     picture = stack.ask("GET", reply["reconstruction"])[2]
     time.sleep(1.2)
-    stack.compose("down", "-t", "10")
-    stack.up()
+    stack.compose("down", "-t", "2")
+    stack.up("gateway", "prometheus")
     status, _, body = stack.ask("GET", reply["reconstruction"])
     assert status == 200 and body == picture
 
@@ -347,7 +604,6 @@ def test_ids_survive_a_restart_of_everything(stack: Stack) -> None:
 def test_prometheus_sees_every_replica(stack: Stack) -> None:
     """Prometheus finds both replicas and the gateway, has the series, and every alert rule is healthy."""
     stack.score()
-    stack.up("prometheus")
     (prometheus,) = stack.containers("prometheus")
 
     def query(expression: str) -> list[str]:
@@ -365,32 +621,101 @@ def test_prometheus_sees_every_replica(stack: Stack) -> None:
         "event_loop_lag_seconds_count", "haproxy_frontend_http_requests_total",
     ):  # fmt: skip
         assert query(series), series
-    rules = (ROOT / "deploy" / "prometheus" / "alerts.yml").read_text()
-    for name in set(re.findall(r"\b([a-z_]+)(?=\{|\[|\))", rules)) & {"score_shed_total", "store_up", "ready"}:
-        assert query(name), name
+    rules = json.loads(stack.inside(FETCH, "http://prometheus:9090/api/v1/rules"))["data"]["groups"]
+    assert {rule["health"] for group in rules for rule in group["rules"]} == {"ok"}
 
 
-def test_limits_by_key_and_by_refusals(stack: Stack) -> None:
-    """Above the rate of a key, and above the rate of wrong keys from an address, the answer is 429 with Retry-After."""
-    stack.up("--no-deps", "gateway", RATE_PER_KEY="20", RATE_REFUSED="10")
-    for _ in range(40):
-        if stack.ask("GET", "/docs", key=None)[0] == 200:
-            break
-        time.sleep(0.25)
+def test_every_series_of_alerts_and_dashboard_exists(stack: Stack) -> None:
+    """Each series that an alert rule or a panel names is one of the service's or the gateway's /metrics."""
+    known = {"up"}
+    for address in ("http://127.0.0.1:8000/metrics", "http://gateway:8405/metrics"):
+        for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", stack.inside(FETCH, address), re.MULTILINE):
+            parts = ("_bucket", "_sum", "_count") if kind == "histogram" else ("",)
+            known |= {name + part for part in parts}
+    panels = json.loads((ROOT / "deploy/grafana/provisioning/dashboards/anomaly.json").read_text())["panels"]
+    rules = json.loads(stack.inside(FETCH, "http://prometheus:9090/api/v1/rules"))["data"]["groups"]
+    expressions = [rule["query"] for group in rules for rule in group["rules"]]
+    assert len(expressions) > 10
+    expressions += [target["expr"] for panel in panels for target in panel["targets"]]
+    for expression in expressions:
+        plain = re.sub(r"\{[^}]*\}|\[[^]]*\]|\b(by|offset) ?(\([^)]*\)|\w+)", " ", expression)
+        series = {word for word in re.findall(r"\b[a-z_]\w*\b(?! *\()", plain) if word not in {"or", "and", "by"}}
+        assert series and series <= known, expression
+
+
+def test_alerts_fire_when_they_should(stack: Stack) -> None:
+    """Series played against the rules: probes hide no errors; a refused version and a lost gateway are told."""
+    folder = ("-v", f"{ROOT}/tests/containers:/tests:ro", "-v", f"{ROOT}/deploy/prometheus:/rules:ro")
+    played = ("anomaly-prometheus:dev", "promtool", "test", "rules", "/tests/alerts.yml")
+    said = run(stack.docker, "run", "--rm", "--network", "none", *folder, *played)
+    assert "SUCCESS" in said.stdout + said.stderr
+
+
+def test_a_stop_of_the_gateway_cuts_nothing(stack: Stack) -> None:
+    """Told to stop, the gateway finishes a batch that is under way, then ends at once and orderly."""
+    body, (gateway,) = array(1_000), stack.containers("gateway")
+    connection = stack.connect()
+    connection.putrequest("POST", "/score/batch")
+    headers = {"x-api-key": stack.key, "content-type": "application/x-npy", "content-length": str(len(body))}
+    for name, value in headers.items():
+        connection.putheader(name, value)
+    connection.endheaders(body[:1000])
+    began = time.monotonic()
+    with ThreadPoolExecutor() as pool:
+        stopped = pool.submit(run, stack.docker, "stop", gateway)
+        time.sleep(1.5)
+        assert not stopped.done()
+        connection.send(body[1000:])
+        response = connection.getresponse()
+        assert response.status == 200 and json.loads(response.read())["count"] == 1_000
+        connection.close()
+        stopped.result()
+    assert time.monotonic() - began < 10
+    assert stack.inspect(gateway)["State"]["ExitCode"] == 0
+
+
+def test_limits_by_key_refusals_address_and_connections(stack: Stack) -> None:
+    """Above the rate of a key, of wrong keys or of an address the answer is 429 with Retry-After.
+
+    Connections of one address above their number are closed.
+    """
+    limits = {"RATE_PER_KEY": "20", "RATE_REFUSED": "10", "RATE_PER_ADDRESS": "100", "CONNECTIONS_PER_ADDRESS": "20"}
+    stack.up("--no-deps", "gateway", **limits)
+    time.sleep(1)
+    many = []
+    for _ in range(30):
+        with contextlib.suppress(OSError):
+            connection = stack.connect(timeout=5)
+            connection.connect()
+            many.append(connection)
+    assert len(many) == 20
+    many[0].request("GET", "/docs")
+    assert many[0].getresponse().status == 200
+    for connection in many:
+        connection.close()
+    time.sleep(0.5)
     answers = [stack.ask("GET", "/models") for _ in range(30)]
     assert [answer[0] for answer in answers].count(200) == 20
-    assert refused(answers[-1], 429)["type"] == "/problems/too-many-requests"
+    assert refused(answers[-1], 429)["title"] == "Too many requests with this key"
     assert answers[-1][1]["retry-after"] == "10"
     answers = [stack.ask("GET", "/models", key=f"guess-{number}") for number in range(16)]
-    assert refused(answers[0], 401) and refused(answers[-1], 429)
+    assert refused(answers[0], 401) and refused(answers[-1], 429)["title"] == "Too many refused keys from this address"
+    answers = [stack.ask("GET", "/docs", key=None) for _ in range(80)]
+    assert refused(answers[-1], 429)["title"] == "Too many requests from this address"
+    assert refused(answers[-1], 429)["type"] == "/problems/too-many-requests"
+    assert answers[-1][1]["retry-after"] == "10"
 
 
-def test_nothing_secret_was_written(stack: Stack) -> None:
-    """After all of the above no log line of any container holds a key, its hash, a password, a path or a stack."""
-    hashes = [line.split()[0] for line in (stack.secrets / "keys" / "api_keys").read_text().splitlines()]
+def test_nothing_secret_was_written(stack: Stack, notes: list[str]) -> None:
+    """No log line of any container that ever ran holds a key, its hash, a password, a path or a stack."""
+    logs = stack.written.texts()
+    hashes = re.findall(r"[0-9a-f]{64}", (stack.secrets / "keys" / "api_keys").read_text())
     secrets = [stack.key, (stack.secrets / "redis_password").read_text().strip(), *hashes, "/srv/app", "Traceback"]
-    for service in ("gateway", "api", "redis"):
-        for container in stack.containers(service):
-            log = stack.logs(container)
-            assert log
-            assert [secret for secret in secrets if secret in log] == []
+    starts = Counter(name.partition(".")[0] for name in logs)
+    assert starts["gateway"] >= 3 and starts["api"] >= 6 and starts["redis"] >= 4
+    assert any('"journey-score"' in text for name, text in logs.items() if name.startswith("api"))
+    assert any('"journey-score"' in text for name, text in logs.items() if name.startswith("gateway"))
+    for name, text in logs.items():
+        assert [secret for secret in secrets if secret in text] == [], name
+    lines = sum(text.count("\n") for text in logs.values())
+    notes.append(f"log lines searched for secrets: {lines:,}, of {len(logs)} starts of containers")
