@@ -62,7 +62,7 @@ MODEL_STORE = Path("model_store")
 @app.command()
 def train(
     *,
-    recipe: Annotated[str, typer.Option(help=f"How to make it: {', '.join(RECIPES)}.")] = "distilled",
+    recipe: Annotated[str, typer.Option(help=f"How to make it: {', '.join(RECIPES)}.")] = "deep",
     normal: Annotated[str, typer.Option(help="The normal class: a label, several (`3,5`), or `all`.")] = "0",
     name: Annotated[str | None, typer.Option(help="Name in the model store; else made up: `zero-article`.")] = None,
     data: Annotated[
@@ -113,7 +113,7 @@ def train(
 @app.command("all")
 def all_labels(
     *,
-    recipe: Annotated[str, typer.Option(help=f"How to make them: {', '.join(RECIPES)}.")] = "distilled",
+    recipe: Annotated[str, typer.Option(help=f"How to make them: {', '.join(RECIPES)}.")] = "deep",
     seeds: Annotated[str, typer.Option(help="Seeds, with commas between.")] = "0",
     data: Annotated[str, typer.Option(help=f"Data set: {', '.join(LOADERS)}.")] = "mnist",
     data_dir: Annotated[Path | None, typer.Option(help="Folder that holds it, as for `train`.")] = None,
@@ -134,7 +134,7 @@ def all_labels(
 
     Ctrl-C is safe: finished results are kept, and the same command goes on with the missing ones.
 
-    Example: `python -m training all --recipe distilled --seeds 0,1,2 --jobs 2 --data-dir ../mnist`
+    Example: `python -m training all --recipe deep --seeds 0,1,2 --jobs 2 --data-dir ../mnist`
     """
     with _plain_errors():
         chosen, on, dataset = _recipe(recipe).with_epochs(epochs), choose_device(device), load(data, data_dir)

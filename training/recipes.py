@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from training.deep import fit_deep
-from training.distilled import fit_distilled
 from training.instant import fit_instant
 from training.scoring import REASONS, SCORE_SPACE
 from training.train import Fit, fit_article
@@ -68,18 +67,6 @@ _STANDARDISED = {
     "components": 128,
 }
 
-_DEEP: dict[str, Any] = {
-    **_STANDARDISED,
-    "widths": [1024, 512, 128],
-    "brush": 256,
-    "damage": {"gain": 0.5, "loss": 0.5, "noise": 0.1},
-    "precision": "bfloat16",
-    "learning_rate": 2e-3,
-    "weight_decay": 1e-3,
-    "batch_size": 256,
-    "epochs": 100,
-}
-
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -104,20 +91,15 @@ RECIPES: dict[str, Recipe] = {
             name="deep",
             summary="a dense autoencoder between 128 principal components that has learned to undo stroke damage",
             fit=fit_deep,
-            parameters=_DEEP,
-            score_space=SCORE_SPACE,
-            reasons=REASONS,
-        ),
-        Recipe(
-            name="distilled",
-            summary="a third of its size: a dense autoencoder that redraws as `deep` and `instant` do on average",
-            fit=fit_distilled,
             parameters={
-                **_DEEP,
-                "teacher_widths": _DEEP["widths"],
-                "neighbours": 40,
-                "penalty": 200.0,
+                **_STANDARDISED,
                 "widths": [512, 256, 64],
+                "brush": 256,
+                "damage": {"gain": 0.5, "loss": 0.5, "noise": 0.1},
+                "precision": "bfloat16",
+                "learning_rate": 2e-3,
+                "weight_decay": 1e-3,
+                "batch_size": 256,
                 "epochs": 200,
             },
             score_space=SCORE_SPACE,

@@ -13,7 +13,6 @@ ORDER = (
     ("autoencoders", "damage", "memory", "scoring"),
     ("data", "splits", "train"),
     ("deep", "instant", "reexpressed"),
-    ("distilled",),
     ("recipes", "calibrate", "export", "publish", "pictures", "limits"),
     ("evaluate", "card", "examples", "reference"),
     ("report",),

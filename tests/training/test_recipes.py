@@ -141,16 +141,15 @@ def test_a_garment_can_be_normal(name):
     assert draft.metrics["auroc"] > 0.9
 
 
-@pytest.mark.parametrize("name", ["deep", "distilled"])
-def test_any_number_of_steps_can_be_trained(name, digits):
+def test_any_number_of_steps_can_be_trained(digits):
     """Ten optimiser steps, on which the schedule's warm-up is one step, are no different from nine or eleven."""
     losses: list[float] = []
     for epochs in (9, 10, 11):
-        recipe = RECIPES[name].with_epochs(epochs * (2 if name == "distilled" else 1))
+        recipe = RECIPES["deep"].with_epochs(epochs)
         losses.clear()
         recipe.fit(
             digits.images[:40], recipe.parameters,
             seed=0, device=CPU, progress=lambda _epoch, loss: losses.append(loss),
         )  # fmt: skip
+        assert len(losses) == epochs
         assert np.isfinite(losses).all()
-        assert len(losses) == recipe.parameters["epochs"]
