@@ -24,12 +24,13 @@ from torch.nn import functional
 
 from app.detector import torchscript_allowed
 from benchmarks.processes import ROOT
-from training.autoencoders import DenseAutoencoder
+from training.autoencoders import ArticleAutoencoder, DenseAutoencoder, ScaledScoring
 from training.damage import another_hand
 from training.data import load
 from training.deep import Lesson, MakeLesson, stroke_lesson, teach
 from training.instant import fit_instant
 from training.recipes import RECIPES
+from training.reexpressed import ReexpressedArticle
 from training.scoring import StandardisedScoring, rounded
 from training.standardisation import OrientedGradients, in_chunks
 from training.subspace import PrincipalComponents, principal_components
@@ -159,10 +160,10 @@ class Bench:
         return self.taught(lambda: ConvolutionalAutoencoder(self.subspace, channels, code, project=False), **other)
 
     def teacher(self) -> nn.Module:
-        """Return the network of `deep`, at its full length."""
-        if "deep" not in self.made:
-            self.made["deep"] = self.dense(*DEEP["widths"], epochs=DEEP["epochs"])
-        return self.made["deep"]
+        """Return a large network after long lessons."""
+        if "teacher" not in self.made:
+            self.made["teacher"] = self.dense(1024, 512, 128, epochs=100)
+        return self.made["teacher"]
 
 
 def projected(network: nn.Module) -> nn.Module:
@@ -200,6 +201,7 @@ def memory_of(bench: Bench) -> nn.Module:
 
 
 VARIANTS: dict[str, Make] = {
+    "memory (`instant`)": memory_of,
     "dense 1024-512-128": lambda bench: bench.dense(1024, 512, 128),
     "dense 512-256-64": lambda bench: bench.dense(512, 256, 64),
     "dense 512-256-64, 200 epochs": lambda bench: bench.dense(512, 256, 64, epochs=200),
@@ -208,7 +210,7 @@ VARIANTS: dict[str, Make] = {
     "convolutions 32, 64, code 128": lambda bench: bench.made.setdefault(
         "convolutional", bench.convolutional(32, 64, code=128)
     ),
-    "the same, projected on the components": lambda bench: projected(bench.made["convolutional"]),
+    "convolutions 32, 64, projected on the components": lambda bench: projected(bench.made["convolutional"]),
     "convolutions 32, 64, code 128, learning rate 1e-3": lambda bench: bench.convolutional(
         32, 64, code=128, learning_rate=1e-3
     ),
@@ -216,15 +218,15 @@ VARIANTS: dict[str, Make] = {
     "128 learned slots, dense 1024-512-128": lambda bench: bench.taught(
         lambda: SlottedAutoencoder(bench.subspace, (1024, 512, 128), 256, 128)
     ),
-    "deep": lambda bench: bench.teacher(),
-    "deep, rank 128 of each wide layer": lambda bench: low_rank(bench.teacher(), 128),
-    "deep distilled into 512-256-64": lambda bench: bench.dense(
+    "dense 1024-512-128, 100 epochs": lambda bench: bench.teacher(),
+    "the same, rank 128 of each wide layer": lambda bench: low_rank(bench.teacher(), 128),
+    "the same, distilled into 512-256-64": lambda bench: bench.dense(
         512, 256, 64, epochs=100, lesson=lesson_of([bench.teacher()])
     ),
-    "deep and memory distilled into 512-256-64": lambda bench: bench.dense(
+    "the same and a memory, distilled into 512-256-64": lambda bench: bench.dense(
         512, 256, 64, epochs=100, lesson=lesson_of([bench.teacher(), memory_of(bench)])
     ),
-    "deep and memory distilled into 1024-512-128": lambda bench: bench.dense(
+    "the same and a memory, distilled into 1024-512-128": lambda bench: bench.dense(
         1024, 512, 128, epochs=100, lesson=lesson_of([bench.teacher(), memory_of(bench)])
     ),
 }
@@ -277,9 +279,8 @@ def costs(names: Sequence[str]) -> dict[str, list[float]]:
     bench = Bench(learned[:512], epochs=1, most_epochs=1)
     images = torch.from_numpy(normals[:32])[:, None]
     modules = {}
-    for name in [*names, "instant"]:
-        network = memory_of(Bench(learned, epochs=1)) if name == "instant" else VARIANTS[name](bench)
-        scoring = StandardisedScoring(bench.standardise, network, **DEEP["guards"]).eval()
+    for name in [*names, "article"]:
+        scoring = _scoring(name, bench, learned)
         with torchscript_allowed():
             modules[name] = torch.jit.freeze(torch.jit.script(scoring))
     taken: dict[str, list[float]] = {name: [] for name in modules}
@@ -291,6 +292,15 @@ def costs(names: Sequence[str]) -> dict[str, list[float]]:
                 if turn >= 30:
                     taken[name].append((time.process_time() - began) / len(images) * 1e6)
     return {name: [min(times), float(np.median(times))] for name, times in taken.items()}
+
+
+def _scoring(name: str, bench: Bench, learned: Batch) -> nn.Module:
+    if name == "article":
+        article = ScaledScoring(ReexpressedArticle(ArticleAutoencoder()), -1.0, 1.0)
+        return article.requires_grad_(requires_grad=False).eval()
+    # A memory costs what it remembers: it gets all images.
+    network = memory_of(Bench(learned, epochs=1)) if name.startswith("memory") else VARIANTS[name](bench)
+    return StandardisedScoring(bench.standardise, network, **DEEP["guards"]).eval()
 
 
 def main() -> None:
