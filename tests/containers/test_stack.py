@@ -610,17 +610,22 @@ def test_prometheus_sees_every_replica(stack: Stack) -> None:
         said = stack.execute(prometheus, "promtool", "query", "instant", "http://127.0.0.1:9090", expression)
         return [line for line in said.splitlines() if "=>" in line]
 
-    for _ in range(60):
-        if len(query('up{job="api"} == 1')) == 2 and len(query('up{job="gateway"} == 1')) == 1:
-            break
-        time.sleep(0.5)
-    assert len(query('up{job="api"} == 1')) == 2
+    def wait_for(expression: str, count: int) -> None:
+        # Looked at every five seconds: what a replica knows now may be here only then.
+        for _ in range(60):
+            if len(query(expression)) >= count:
+                return
+            time.sleep(0.5)
+        raise AssertionError(f"{expression} has not {count} series")
+
+    wait_for('up{job="api"} == 1', 2)
+    wait_for('up{job="gateway"} == 1', 1)
     for series in (
         "http_requests_total", "score_stage_seconds_count", "batch_images_count", "queue_images", "score_shed_total",
         "score_mse_count", "score_verdicts_total", "store_up", "model_version", "start_seconds", "ready",
         "event_loop_lag_seconds_count", "haproxy_frontend_http_requests_total",
     ):  # fmt: skip
-        assert query(series), series
+        wait_for(series, 1)
     rules = json.loads(stack.inside(FETCH, "http://prometheus:9090/api/v1/rules"))["data"]["groups"]
     assert {rule["health"] for group in rules for rule in group["rules"]} == {"ok"}
 
