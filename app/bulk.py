@@ -24,7 +24,7 @@ import numpy as np
 
 from app.bodies import ClientLeft, Receive
 from app.bulk_bodies import Chunk, chunks, pieces
-from app.engine import BulkScores, Engine, Serving
+from app.engine import Engine
 from app.keys import owned
 from app.metrics import STAGES, Metrics
 from app.problems import InternalError, Overloaded, Problem
@@ -33,6 +33,7 @@ from app.record import Record
 from app.replies import logged, new_ids, server_timing
 from app.schemas import BatchQuery, ScoreResponse
 from app.scoring import parse_query, threshold_of
+from app.serving import BulkScores, Serving
 from app.settings import Settings
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]

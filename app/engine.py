@@ -1,6 +1,6 @@
-"""Model versions in memory: which answers, how it scores, when it is replaced.
+"""Model versions in memory: which answers, when it is loaded, when it is replaced.
 
-Knows: versions, micro-batches, the inference thread. Does not know: HTTP, PNG, stores.
+Knows: versions, the inference thread, the model store's changes. Does not know: HTTP, PNG, stores.
 """
 
 from __future__ import annotations
@@ -11,21 +11,14 @@ import functools
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from app.batcher import MicroBatcher
-from app.calibration import Calibration
 from app.detector import Detector, DetectorError, choose_device, keep_memory, use_one_thread
-from app.manifest import Manifest
 from app.metrics import Metrics
 from app.problems import DeadlineExceeded, InternalError, ModelNotFound, ModelUnavailable, Overloaded
-from app.repository import Artifact, Repository, RepositoryError
+from app.repository import Repository, RepositoryError
+from app.serving import BulkScores, Finish, Serving, Waiting, as_detected
 from app.settings import Settings
 from app.worker import Worker
 
@@ -34,155 +27,6 @@ _log = logging.getLogger(__name__)
 _FAILURES_UNREADY = 3
 _REFUSED_SECONDS = 30.0
 """How long a version beside the current one stays refused before it is read again."""
-_NO_PLANES, _NO_PEAKS = np.zeros((0, 3, 28, 28), np.uint8), np.zeros(0, np.float32)
-
-Answer = TypeVar("Answer")
-Order = TypeVar("Order")
-
-
-class Waiting(NamedTuple, Generic[Order]):
-    """An image in the queue.
-
-    Attributes:
-        image: raw pixels, uint8 [28, 28] as bytes.
-        since: when it came, in `perf_counter` seconds.
-        order: what whoever finishes the micro-batch must know of the request.
-    """
-
-    image: bytes
-    since: float
-    order: Order
-
-
-class Detection(NamedTuple):
-    """What a model version made of one image.
-
-    Attributes:
-        mse: the anomaly score.
-        reason: the guard that decided, or None.
-        pixels: input, reconstruction and error map, uint8 [3, 28, 28], as bytes.
-        error_peak: the squared error that 255 stands for in the error map.
-        queue_seconds, forward_seconds: where the time went.
-    """
-
-    mse: float
-    reason: str | None
-    pixels: bytes
-    error_peak: float
-    queue_seconds: float
-    forward_seconds: float
-
-
-@dataclass(frozen=True)
-class BulkScores:
-    """What a model version made of N images of a batch request; the pictures are empty unless they were asked for.
-
-    Attributes:
-        mse: float32 [N].
-        reasons: the guard that decided, for each image.
-        planes: uint8 [N, 3, 28, 28], input, reconstruction and error map.
-        peak: float32 [N], the squared error that 255 stands for in the error map.
-        queue_seconds, forward_seconds: where the time went.
-    """
-
-    mse: NDArray[np.float32]
-    reasons: list[str | None]
-    planes: NDArray[np.uint8]
-    peak: NDArray[np.float32]
-    queue_seconds: float = 0.0
-    forward_seconds: float = 0.0
-
-
-Finish = Callable[["Serving", Sequence[Waiting[Any]], Sequence[Detection]], Awaitable[Sequence[Any]]]
-"""Turns the detections of one micro-batch of a version into what `Engine.score` returns, or raises, for each."""
-
-
-async def as_detected(_: Serving, __: Sequence[Waiting[Any]], detections: Sequence[Detection]) -> Sequence[Detection]:
-    """Finish a micro-batch by changing nothing."""
-    return detections
-
-
-class Serving:
-    """One loaded version with its queue."""
-
-    def __init__(
-        self,
-        artifact: Artifact,
-        detector: Detector,
-        worker: Worker,
-        settings: Settings,
-        metrics: Metrics,
-        *,
-        finish: Finish,
-    ) -> None:
-        self.manifest: Manifest = artifact.manifest
-        self.calibration: Calibration = artifact.calibration
-        self.failures = 0
-        self._golden = np.ascontiguousarray(artifact.golden.images[:1])
-        self._detector = detector
-        self._worker = worker
-        self._metrics = metrics
-        self.batcher: MicroBatcher[Waiting[Any], Detection, Any] = MicroBatcher(
-            self._run,
-            functools.partial(finish, self),
-            max_size=settings.batch_max_size,
-            max_waiting=settings.queue_max_images,
-            max_delay=settings.batch_max_delay_ms / 1000,
-        )
-
-    async def probe(self) -> None:
-        """Score one golden image outside the queue; a success clears the count of failures."""
-        images = self._golden.tobytes()
-        with contextlib.suppress(Exception):
-            await self._run([Waiting(images, time.perf_counter(), None)])
-
-    async def run_many(self, pixels: bytearray, since: float, *, draw: bool) -> BulkScores:
-        """Score one chunk of a batch request, in the thread's turn; `Engine.score_many` says the rest."""
-        work = functools.partial(self._detect_many, pixels, since, draw=draw)
-        return await self._in_thread(work, len(pixels) // 784)
-
-    async def _in_thread(self, work: Callable[[], Answer], count: int) -> Answer:
-        try:
-            found = await self._worker.do(work)
-        except Exception:
-            self.failures += 1
-            self._metrics.model_failures.inc()
-            _log.exception("forward pass failed", extra={"model": self.manifest.name, "images": count})
-            raise
-        self.failures = 0
-        self._metrics.batch_images.observe(count)
-        return found
-
-    def _detect_many(self, pixels: bytearray, since: float, *, draw: bool) -> BulkScores:
-        started = time.perf_counter()
-        images = np.frombuffer(pixels, np.uint8).reshape(-1, 1, 28, 28)
-        planes, peak = _NO_PLANES, _NO_PEAKS
-        if draw:
-            found = self._detector.draw(images)
-            mse, codes, planes, peak = found.mse, found.reason, found.planes, found.peak
-        else:
-            mse, codes = self._detector.score(images)
-        reasons = (None, *self.manifest.reasons)
-        said = [reasons[code] for code in codes.tolist()]
-        return BulkScores(mse, said, planes, peak, started - since, time.perf_counter() - started)
-
-    async def _run(self, items: list[Waiting[Any]]) -> Sequence[Detection]:
-        return await self._in_thread(functools.partial(self._detect, items), len(items))
-
-    def _detect(self, items: list[Waiting[Any]]) -> list[Detection]:
-        started = time.perf_counter()
-        count = len(items)
-        images = np.frombuffer(bytearray().join([item.image for item in items]), np.uint8).reshape(count, 1, 28, 28)
-        found = self._detector.draw(images)
-        content, size = found.planes.tobytes(), found.planes[0].nbytes
-        forward = time.perf_counter() - started
-        reasons = (None, *self.manifest.reasons)
-        return [
-            Detection(mse, reasons[code], content[n * size : (n + 1) * size], peak, started - items[n].since, forward)
-            for n, (mse, code, peak) in enumerate(
-                zip(found.mse.tolist(), found.reason.tolist(), found.peak.tolist(), strict=True)
-            )
-        ]
 
 
 class Engine:

@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 from pydantic_core import to_json
 
 from app import images
-from app.engine import Detection, Serving, Waiting
 from app.keys import owned
 from app.metrics import STAGES, Metrics
 from app.problems import InternalError
 from app.reconstructions import Reconstructions
 from app.record import PIXELS, Record
 from app.schemas import Fitted
+from app.serving import Detection, Serving, Waiting
 
 
 class Order(NamedTuple):

@@ -19,12 +19,13 @@ from pydantic import BaseModel, ValidationError
 from app import fit, images
 from app.bodies import Receive, image_of, read_body
 from app.calibration import Calibration, CalibrationError
-from app.engine import Engine, Serving
+from app.engine import Engine
 from app.manifest import Manifest
 from app.metrics import Metrics
 from app.problems import InvalidParameter, MalformedRequest, Overloaded, UnsupportedAlpha
 from app.replies import Order, Reply
 from app.schemas import Fitted, ScoreQuery
+from app.serving import Serving
 from app.settings import Settings
 
 Query = TypeVar("Query", bound=BaseModel)

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from app.calibration import Calibration
-from app.engine import Detection, Waiting
 from app.metrics import Metrics
 from app.problems import InternalError
 from app.reconstructions import Reconstructions
 from app.record import unpack
 from app.replies import Order, Replies, Reply, new_ids
 from app.schemas import Fitted, ScoreResponse
+from app.serving import Detection, Waiting
 from app.stores.sqlite import SqliteStore
 
 SERVING: Any = SimpleNamespace(
