@@ -37,8 +37,8 @@ from training.subspace import PrincipalComponents, principal_components
 
 RESULTS = ROOT / "benchmarks" / "results" / "variants.json"
 DEEP = RECIPES["deep"].parameters
-CELLS = 14
-DIRECTIONS = 6
+
+MAPS = 6
 Batch = np.ndarray[Any, np.dtype[np.uint8]]
 
 
@@ -52,20 +52,20 @@ class ConvolutionalAutoencoder(nn.Module):
         self.subspace = subspace
         self.project = project
         self.encoder = nn.Sequential(
-            nn.Conv2d(DIRECTIONS, fine, 3, padding=1), nn.SiLU(),
+            nn.Conv2d(MAPS, fine, 3, padding=1), nn.SiLU(),
             nn.Conv2d(fine, coarse, 3, stride=2, padding=1), nn.SiLU(),
             nn.Flatten(), nn.Linear(coarse * 49, code), nn.SiLU(),
         )  # fmt: skip
         self.decoder = nn.Sequential(
             nn.Linear(code, coarse * 49), nn.SiLU(), nn.Unflatten(1, (coarse, 7, 7)),
             nn.ConvTranspose2d(coarse, fine, 2, stride=2), nn.SiLU(),
-            nn.Conv2d(fine, DIRECTIONS, 3, padding=1), nn.Flatten(),
+            nn.Conv2d(fine, MAPS, 3, padding=1), nn.Flatten(),
         )  # fmt: skip
         self.painter = nn.Sequential(nn.Linear(code, 256), nn.SiLU(), nn.Linear(256, 784), nn.Sigmoid())
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Redraw features, float32 [N, F]; return them redrawn, and as pixels [N, 784] in 0..1."""
-        code = self.encoder(features.view(-1, DIRECTIONS, CELLS, CELLS))
+        code = self.encoder(features.view(-1, 6, 14, 14))
         redrawn = self.decoder(code)
         if self.project:
             redrawn = self.subspace.back(self.subspace(redrawn))
@@ -235,6 +235,8 @@ VARIANTS: dict[str, Make] = {
 def split(digit: int) -> tuple[Batch, Batch, Batch]:
     """Return the development split of a digit: to learn from, held-out normals, anomalies; uint8 [n, 28, 28]."""
     found = load("mnist")
+    if found.test_start is None:
+        raise SystemExit("the development split is of MNIST's training file: name its folder in DATA_DIR")
     images, labels = found.images[: found.test_start], found.labels[: found.test_start]
     own = np.random.RandomState(0).permutation(np.flatnonzero(labels == digit))
     cut = int(0.8 * len(own))
