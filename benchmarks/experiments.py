@@ -219,14 +219,14 @@ VARIANTS: dict[str, Make] = {
         lambda: SlottedAutoencoder(bench.subspace, (1024, 512, 128), 256, 128)
     ),
     "dense 1024-512-128, 100 epochs": lambda bench: bench.teacher(),
-    "the same, rank 128 of each wide layer": lambda bench: low_rank(bench.teacher(), 128),
-    "the same, distilled into 512-256-64": lambda bench: bench.dense(
+    "large network, rank 128 of each wide layer": lambda bench: low_rank(bench.teacher(), 128),
+    "large network, distilled into 512-256-64": lambda bench: bench.dense(
         512, 256, 64, epochs=100, lesson=lesson_of([bench.teacher()])
     ),
-    "the same and a memory, distilled into 512-256-64": lambda bench: bench.dense(
+    "large network and memory, distilled into 512-256-64": lambda bench: bench.dense(
         512, 256, 64, epochs=100, lesson=lesson_of([bench.teacher(), memory_of(bench)])
     ),
-    "the same and a memory, distilled into 1024-512-128": lambda bench: bench.dense(
+    "large network and memory, distilled into 1024-512-128": lambda bench: bench.dense(
         1024, 512, 128, epochs=100, lesson=lesson_of([bench.teacher(), memory_of(bench)])
     ),
 }

@@ -189,7 +189,7 @@ def effort(rows: Sequence[Row]) -> str:
     """Say how long the shipped recipe took."""
     seconds = [row["seconds"] for row in rows if row["recipe"] == SHIPPED and row["seed"] == 0]
     return (
-        f"Made and tested in {min(seconds):.0f} to {max(seconds):.0f} s a digit on one core, beside another process:\n"
+        f"\nMade and tested in {min(seconds):.0f} to {max(seconds):.0f} s a digit on one core, beside another process:\n"
         f"{sum(seconds) / 120:.0f} minutes for all ten on two cores."
     )
 
@@ -282,7 +282,7 @@ def front_table(front: Sequence[Row]) -> str:
 
 def plot(front: Sequence[Row], article: float) -> bytes:
     """Draw AUROC of digits 2 and 8, which every variant was tried on, against cost; returns a PNG."""
-    figure = Figure(figsize=(7.4, 4.6), dpi=110, layout="constrained")
+    figure = Figure(figsize=(7.4, 5.2), dpi=110, layout="constrained")
     axes = figure.subplots()
     for number, each in enumerate(front, 1):
         x, y = each["microseconds"][1], mean(each["auroc"])
@@ -292,7 +292,7 @@ def plot(front: Sequence[Row], article: float) -> bytes:
             label=f"{number}  {each['variant']}",
         )  # fmt: skip
         axes.annotate(str(number), (x, y), xytext=(7, 4), textcoords="offset points", fontsize=9, color="#1f2933")
-    axes.legend(loc="lower right", fontsize=8, frameon=True, edgecolor="#e4e7eb", handlelength=0.8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False, handlelength=0.8)
     axes.axvline(article, color="#7b8794", linestyle=":", linewidth=1.2)
     axes.annotate("the article's network\n(AUROC 66.5 and 62.1)", (article, 0.03), xycoords=("data", "axes fraction"),
                   xytext=(6, 0), textcoords="offset points", fontsize=9, color="#7b8794")  # fmt: skip
