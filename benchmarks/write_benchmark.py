@@ -189,7 +189,7 @@ def effort(rows: Sequence[Row]) -> str:
     """Say how long the shipped recipe took."""
     seconds = [row["seconds"] for row in rows if row["recipe"] == SHIPPED and row["seed"] == 0]
     return (
-        f"\nMade and tested in {min(seconds):.0f} to {max(seconds):.0f} s a digit on one core, beside another process:\n"
+        f"\nMade and tested in {min(seconds):.0f} to {max(seconds):.0f} s a digit on one core, beside other work:\n"
         f"{sum(seconds) / 120:.0f} minutes for all ten on two cores."
     )
 
