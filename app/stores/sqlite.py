@@ -29,9 +29,8 @@ CREATE TABLE IF NOT EXISTS entries (
 """
 _SWEEP_EVERY = 256
 """Entries between two sweeps. A sweep removes at most twice as many, so no write waits long for one."""
-
-
-_MAX_ROWS_LOG2 = 8
+_MOST_ROWS = 64
+"""Rows of one statement; one of each length is kept prepared."""
 
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -48,7 +47,7 @@ def _is_sound(path: Path) -> bool:
 
 
 @lru_cache
-def _insert(rows: int) -> str:
+def _insertion(rows: int) -> str:
     return f"INSERT INTO entries (key, expires, content) VALUES {', '.join(['(?, ?, ?)'] * rows)}"  # noqa: S608
 
 
@@ -120,7 +119,9 @@ class SqliteStore:
             with self._beside(".lock").open("a+") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 self._check_after_boot(lock)
-                connection = sqlite3.connect(self._path, timeout=5.0, isolation_level=None)
+                connection = sqlite3.connect(
+                    self._path, timeout=5.0, isolation_level=None, cached_statements=_MOST_ROWS + 16
+                )
                 # A page holds three entries.
                 connection.execute("PRAGMA page_size=8192")
                 connection.execute("PRAGMA journal_mode=WAL")
@@ -146,24 +147,29 @@ class SqliteStore:
         lock.write(boot)
 
     def _put(self, connection: sqlite3.Connection, entries: Sequence[tuple[str, bytes]]) -> None:
+        if not entries:
+            return
         expires = self._clock() + self._ttl
-        values = [value for key, content in entries for value in (key, expires, content)]
+        self._since_sweep += len(entries)
+        if len(entries) <= _MOST_ROWS and self._since_sweep < _SWEEP_EVERY:
+            # Alone, a statement is a transaction. Each one gives Python's lock away, and waits for it afterwards.
+            self._insert(connection, entries, expires)
+            return
         connection.execute("BEGIN IMMEDIATE")
         try:
-            start = 0
-            while start < len(entries):
-                # One statement for many rows gives Python's lock back and forth once; powers of two, so that few
-                # statements are ever prepared.
-                rows = 1 << min((len(entries) - start).bit_length() - 1, _MAX_ROWS_LOG2)
-                connection.execute(_insert(rows), values[3 * start : 3 * (start + rows)])
-                start += rows
-            self._since_sweep += len(entries)
+            for start in range(0, len(entries), _MOST_ROWS):
+                self._insert(connection, entries[start : start + _MOST_ROWS], expires)
             if self._since_sweep >= _SWEEP_EVERY:
                 self._sweep(connection)
             connection.execute("COMMIT")
         except BaseException:
             connection.execute("ROLLBACK")
             raise
+
+    @staticmethod
+    def _insert(connection: sqlite3.Connection, entries: Sequence[tuple[str, bytes]], expires: float) -> None:
+        values = [value for key, content in entries for value in (key, expires, content)]
+        connection.execute(_insertion(len(entries)), values)
 
     def _get(self, connection: sqlite3.Connection, key: str) -> bytes | None:
         row = connection.execute("SELECT content, expires FROM entries WHERE key = ?", (key,)).fetchone()
