@@ -2,10 +2,10 @@
 
 Knows: the order of the steps, the three forms of the reply. Does not know: the framework.
 
-A request has at most one chunk at the inference thread and one that waits for its turn, so of its body no more is in
-memory; of its reply, what is not yet sent: in JSON, which begins with the counts, all of it. What is read is bounded by
-what is scored: a client that sends faster waits on TCP. A client that sends or reads too slowly is let go of, because
-it holds one of few places.
+A request has at most three chunks of its body in memory: one that is being scored, one that the inference thread takes
+next, so that it never waits for the event loop, and one that has just been read; of its reply, what is not yet sent: in
+JSON, which begins with the counts, all of it. What is read is bounded by what is scored: a client that sends faster
+waits on TCP. A client that sends or reads too slowly is let go of, because it holds one of few places.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import math
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
@@ -24,7 +26,7 @@ import numpy as np
 
 from app.bodies import ClientLeft, Receive
 from app.bulk_bodies import Chunk, chunks, pieces
-from app.engine import Engine
+from app.engine import CHUNKS_AT_ONCE, Engine
 from app.keys import owned
 from app.metrics import STAGES, Metrics
 from app.problems import InternalError, Overloaded, Problem
@@ -162,53 +164,55 @@ class BulkScorer:
             scope.get("facts", {}).update(job.facts())
 
     async def _scored(self, job: _Job, found: AsyncIterator[Chunk]) -> AsyncIterator[_Scored]:
-        """Yield the results of each chunk in order, while the next chunk is being read."""
-        running: asyncio.Task[_Scored] | None = None
+        """Yield the results of each chunk in order, while the next ones are on their way."""
+        on_way: deque[tuple[Chunk, asyncio.Task[BulkScores]]] = deque()
         broken: Problem | None = None
         try:
             try:
                 async for chunk in found:
-                    before = None if running is None else await running
-                    running = asyncio.create_task(self._score(job, chunk))
-                    if before is not None:
-                        yield before
+                    on_way.append((chunk, asyncio.create_task(self._forward(job, chunk))))
+                    if len(on_way) > CHUNKS_AT_ONCE:
+                        yield await self._results(job, *on_way.popleft())
             except Problem as problem:  # what came before it still has its results
                 broken = problem
-            if running is not None:
-                yield await running
+            while on_way:
+                yield await self._results(job, *on_way.popleft())
             if broken is not None:
                 raise broken
         finally:
-            if running is not None:
-                running.cancel()
+            for _, forward in on_way:
+                forward.cancel()
 
-    async def _score(self, job: _Job, chunk: Chunk) -> _Scored:
+    async def _forward(self, job: _Job, chunk: Chunk) -> BulkScores:
+        """Score the images of a chunk; when the model fails, each of them gets its problem."""
+        if chunk.count == len(chunk.problems):
+            return _NOTHING
+        try:
+            return await self._engine.score_many(job.serving, chunk.pixels, draw=job.store)
+        except InternalError as problem:
+            chunk.problems = dict.fromkeys(range(chunk.count), problem) | chunk.problems
+            return _NOTHING
+
+    async def _results(self, job: _Job, chunk: Chunk, forward: asyncio.Task[BulkScores]) -> _Scored:
+        found = await forward
         good = [place for place in range(chunk.count) if place not in chunk.problems]
-        found = _NOTHING
-        if good:
-            try:
-                found = await self._engine.score_many(job.serving, chunk.pixels, draw=job.store)
-            except InternalError as problem:
-                chunk.problems.update(dict.fromkeys(good, problem))
-                good = []
-        for place, finite in zip(good, np.isfinite(found.mse).tolist(), strict=True):
-            if not finite:
+        mses = found.mse.tolist()
+        for place, mse in zip(good, mses, strict=True):
+            if not math.isfinite(mse):
                 chunk.problems[place] = InternalError("the model gave a score that is not a number")
-        mses = found.mse.astype(float)
-        calibration = job.serving.calibration
-        p_values = calibration.p_values(mses)
+        p_values = job.serving.calibration.p_values(mses)
         ids: list[str | None] = [None] * len(good)
         began = time.perf_counter()
         if job.store:
-            ids = await self._keep(job, found, mses.tolist(), p_values)
+            ids = await self._keep(job, found, mses, p_values)
         stages = chunk.decode_seconds, found.queue_seconds, found.forward_seconds, time.perf_counter() - began
         for place, seconds in enumerate(stages):
             job.tally.seconds[place] += seconds
         self._count(job, mses)
         if not chunk.problems:
-            return _Scored(mses.tolist(), p_values, found.reasons, ids, {})
-        by_place = dict(zip(good, zip(mses.tolist(), p_values, found.reasons, ids, strict=True), strict=True))
-        rows = [by_place.get(place, (float("nan"), 1.0, None, None)) for place in range(chunk.count)]
+            return _Scored(mses, p_values, found.reasons, ids, {})
+        by_place = dict(zip(good, zip(mses, p_values, found.reasons, ids, strict=True), strict=True))
+        rows = [by_place.get(place, (math.nan, 1.0, None, None)) for place in range(chunk.count)]
         return _Scored(
             [r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows], [r[3] for r in rows], chunk.problems
         )
@@ -241,9 +245,9 @@ class BulkScorer:
             .encode()
         )
 
-    def _count(self, job: _Job, mses: np.ndarray[Any, np.dtype[np.float64]]) -> None:
-        finite = mses[np.isfinite(mses)]
-        anomalous = int((finite > job.threshold).sum())
+    def _count(self, job: _Job, mses: list[float]) -> None:
+        finite = [mse for mse in mses if math.isfinite(mse)]
+        anomalous = sum(mse > job.threshold for mse in finite)
         self._metrics.scores(job.serving.manifest.name, len(finite) - anomalous, anomalous, finite)
 
 
@@ -313,7 +317,7 @@ class _Lines:
         await self._send({"type": "http.response.body", "body": b""})
 
 
-class _Whole:
+class _Whole(ABC):
     """A reply that is sent when all is scored: JSON, or npy of the scores alone. `_pieces` holds it, piece by piece."""
 
     begun = False
@@ -324,8 +328,8 @@ class _Whole:
         self._send = send
         self._pieces: deque[bytes] = deque()
 
-    def add(self, scored: _Scored) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def add(self, scored: _Scored) -> None: ...
 
     async def finish(self) -> None:
         self._complete()
@@ -339,10 +343,11 @@ class _Whole:
     async def fail(self, problem: Problem) -> None:
         raise problem
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        return
 
-    def _complete(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _complete(self) -> None: ...
 
 
 class _Document(_Whole):

@@ -25,6 +25,8 @@ from app.worker import Worker
 _log = logging.getLogger(__name__)
 
 _FAILURES_UNREADY = 3
+CHUNKS_AT_ONCE = 2
+"""Of all batch requests: one that is being scored, and one that the thread takes as soon as it is free."""
 _REFUSED_SECONDS = 30.0
 """How long a version beside the current one stays refused before it is read again."""
 
@@ -65,7 +67,7 @@ class Engine:
         self._out_of_reach = False
         self._retiring: set[asyncio.Task[None]] = set()
         self._watcher: asyncio.Task[None] | None = None
-        self._bulk_turn = asyncio.Lock()
+        self._bulk_turns = asyncio.Semaphore(CHUNKS_AT_ONCE)
 
     async def start(self) -> None:
         """Load what is current, and watch the model store from now on. A refused version is logged, not raised."""
@@ -155,8 +157,8 @@ class Engine:
     async def score_many(self, serving: Serving, pixels: bytearray, *, draw: bool) -> BulkScores:
         """Score one chunk of a batch request.
 
-        Of all batch requests together one chunk is at the inference thread, so a micro-batch of single scores waits
-        for one chunk at most, and the batch requests take turns.
+        A micro-batch of single scores goes before every chunk that waits, so it waits for one at most; the batch
+        requests take turns.
 
         Args:
             serving: from `select`.
@@ -167,7 +169,7 @@ class Engine:
             InternalError: the model failed.
         """
         since = time.perf_counter()
-        async with self._bulk_turn:
+        async with self._bulk_turns:
             try:
                 return await serving.run_many(pixels, since, draw=draw)
             except Exception:  # it was logged where it happened

@@ -130,13 +130,13 @@ class Serving:
             await self._run([Waiting(images, time.perf_counter(), None)])
 
     async def run_many(self, pixels: bytearray, since: float, *, draw: bool) -> BulkScores:
-        """Score one chunk of a batch request, in the thread's turn; `Engine.score_many` says the rest."""
+        """Score one chunk of a batch request after the micro-batches that wait; `Engine.score_many` says the rest."""
         work = functools.partial(self._detect_many, pixels, since, draw=draw)
-        return await self._in_thread(work, len(pixels) // 784)
+        return await self._in_thread(work, len(pixels) // 784, patient=True)
 
-    async def _in_thread(self, work: Callable[[], Answer], count: int) -> Answer:
+    async def _in_thread(self, work: Callable[[], Answer], count: int, *, patient: bool = False) -> Answer:
         try:
-            found = await self._worker.do(work)
+            found = await self._worker.do(work, patient=patient)
         except Exception:
             self.failures += 1
             self._metrics.model_failures.inc()

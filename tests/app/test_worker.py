@@ -36,6 +36,19 @@ async def test_work_is_done_in_order_in_one_thread(worker):
     assert worker.began == ["tested"]
 
 
+async def test_patient_work_lets_all_other_work_go_first(worker):
+    """What is patient is done in its own order, when nothing else waits."""
+    gate, done = threading.Event(), []
+    first = asyncio.create_task(worker.do(lambda: gate.wait(5)))
+    await asyncio.sleep(0.01)
+    patient = [asyncio.create_task(worker.do(lambda n=n: done.append(f"patient {n}"), patient=True)) for n in range(3)]
+    urgent = [asyncio.create_task(worker.do(lambda n=n: done.append(f"urgent {n}"))) for n in range(3)]
+    await asyncio.sleep(0.01)
+    gate.set()
+    await asyncio.gather(first, *patient, *urgent)
+    assert done == ["urgent 0", "urgent 1", "urgent 2", "patient 0", "patient 1", "patient 2"]
+
+
 async def test_an_error_reaches_its_waiter_alone(worker):
     """What the work raises is raised where it is awaited, and the next piece is done."""
     broken, fine = await asyncio.gather(worker.do(lambda: 1 // 0), worker.do(lambda: 1), return_exceptions=True)
