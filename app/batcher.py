@@ -2,7 +2,7 @@
 
 Knows: queues, deadlines, order. Does not know: images, models, HTTP.
 
-    submit ▸ queue ▸ run, one micro-batch at a time ▸ finish, beside the next micro-batch's run ▸ the callers
+    submit ▸ queue ▸ run, in order of arrival ▸ finish, beside the next micro-batch's run ▸ the callers
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ Result = TypeVar("Result")
 
 
 class MicroBatcher(Generic[Item, Made, Result]):
-    """Turns single calls into calls with a list of what is waiting, one list at a time, in order of arrival.
+    """Turns single calls into calls with a list of what is waiting, in order of arrival.
 
     Work-conserving: a batch is whatever waits when the one before is done; a lone item never waits for company
-    unless `max_delay` says so.
+    unless `max_delay` says so. What is too much for one batch is given to `run` in several at once: while thousands of
+    requests come in, the event loop turns too slowly to hand over one batch a turn.
 
     Args:
-        run: gets 1 to `max_size` items and makes something of each, in the same order; one call at a time.
+        run: gets 1 to `max_size` items and makes something of each, in the same order. It is called again before its
+            last call has returned, and does its calls one after the other.
         finish: turns what `run` made into what the callers get, while the next micro-batch runs. An exception among
             its results is raised for that caller alone.
         max_size: most items in one call.
@@ -57,18 +59,19 @@ class MicroBatcher(Generic[Item, Made, Result]):
         # One timer for all deadlines: a timer of its own costs a caller more than all the rest of `submit`.
         self._deadlines: dict[asyncio.Future[Result], float] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._handed = 0
         self._runner: asyncio.Task[None] | None = None
         self._running_since: float | None = None
         self._closed = False
 
     @property
     def waiting(self) -> int:
-        """Items that have been accepted and not yet handed to `run`."""
-        return len(self._waiting)
+        """Items that have been accepted and are not among those that `run` is busy with."""
+        return len(self._waiting) + self._handed
 
     @property
     def busy_seconds(self) -> float:
-        """How long the call in progress has taken so far; 0.0 between calls."""
+        """How long ago `run` got something to do, or last finished some of it; 0.0 while it has nothing to do."""
         return 0.0 if self._running_since is None else self._clock() - self._running_since
 
     async def submit(self, item: Item, *, deadline: float) -> Result:
@@ -92,7 +95,7 @@ class MicroBatcher(Generic[Item, Made, Result]):
         """
         if self._closed:
             raise ModelUnavailable("the model version is being retired")
-        if len(self._waiting) >= self._max_waiting:
+        if self.waiting >= self._max_waiting:
             raise Overloaded(f"{self._max_waiting} images are waiting already")
         loop = future.get_loop()
         self._waiting.append((item, future))
@@ -131,9 +134,7 @@ class MicroBatcher(Generic[Item, Made, Result]):
             while self._waiting:
                 if self._max_delay and len(self._waiting) < self._max_size:
                     await asyncio.sleep(self._max_delay)
-                batch = self._take()
-                if batch:
-                    await self._run_one(batch)
+                await self._run_all(list(iter(self._take, [])))
         finally:
             self._runner = None
 
@@ -147,10 +148,21 @@ class MicroBatcher(Generic[Item, Made, Result]):
                 batch.append((item, future))
         return batch
 
+    async def _run_all(self, batches: list[list[tuple[Item, asyncio.Future[Result]]]]) -> None:
+        self._handed = sum(map(len, batches))
+        self._running_since = self._clock()
+        # The first needs no task of its own, and is mostly the only one.
+        later = [asyncio.create_task(self._run_one(batch)) for batch in batches[1:]]
+        try:
+            for place, batch in enumerate(batches):
+                self._handed -= len(batch)
+                await (later[place - 1] if place else self._run_one(batch))
+        finally:
+            self._handed, self._running_since = 0, None
+
     async def _run_one(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
         items = [item for item, _ in batch]
         futures = [future for _, future in batch]
-        self._running_since = self._clock()
         try:
             made = await self._run(items)
             _compare(items, made)
@@ -161,7 +173,7 @@ class MicroBatcher(Generic[Item, Made, Result]):
                 raise
             return
         finally:
-            self._running_since = None
+            self._running_since = self._clock()
         task = asyncio.create_task(self._finish_one(items, futures, made))
         self._finishing.add(task)
         task.add_done_callback(self._finishing.discard)

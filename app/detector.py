@@ -104,14 +104,21 @@ def _unpacked(rows: NDArray[np.uint8]) -> Pictures:
 def keep_memory() -> None:
     """Tell glibc to keep freed memory for the next micro-batch: asking the kernel anew costs more than the model.
 
-    Nothing happens where the C library has no `mallopt`.
+    Call it before any thread is started. Nothing happens where the C library has no `mallopt`.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 32 * 1024 * 1024)
         mallopt(_M_TRIM_THRESHOLD, 256 * 1024 * 1024)
         # Else each thread keeps a heap of its own: tens of megabytes that no thread needs, and no faster here.
-        mallopt(_M_ARENA_MAX, 2)
+        mallopt(_M_ARENA_MAX, 1)
+
+
+def give_memory_back() -> None:
+    """Tell glibc to give the kernel what is free now: loading a version needs more than serving it."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8

@@ -14,7 +14,13 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from app.detector import Detector, DetectorError, choose_device, keep_memory, use_one_thread
+from app.detector import (
+    Detector,
+    DetectorError,
+    choose_device,
+    give_memory_back,
+    use_one_thread,
+)
 from app.metrics import Metrics
 from app.problems import DeadlineExceeded, InternalError, ModelNotFound, ModelUnavailable, Overloaded
 from app.repository import Repository, RepositoryError
@@ -71,7 +77,6 @@ class Engine:
 
     async def start(self) -> None:
         """Load what is current, and watch the model store from now on. A refused version is logged, not raised."""
-        keep_memory()
         await self.refresh()
         self._watcher = asyncio.create_task(self._watch())
 
@@ -148,11 +153,18 @@ class Engine:
         Raises:
             Overloaded, ModelUnavailable: it was not accepted.
         """
-        try:
-            serving.batcher.enqueue(Waiting(image, time.perf_counter(), order), future, deadline=self._deadline)
-        except Overloaded:
+        self.check_room(serving)
+        serving.batcher.enqueue(Waiting(image, time.perf_counter(), order), future, deadline=self._deadline)
+
+    def check_room(self, serving: Serving, coming: int = 0) -> None:
+        """Find out whether one more image would be accepted, when `coming` others are before it.
+
+        Raises:
+            Overloaded: it would not.
+        """
+        if serving.batcher.waiting + coming >= self._settings.queue_max_images:
             self._metrics.shed.inc()
-            raise
+            raise Overloaded(f"{self._settings.queue_max_images} images are waiting already")
 
     async def score_many(self, serving: Serving, pixels: bytearray, *, draw: bool) -> BulkScores:
         """Score one chunk of a batch request.
@@ -241,6 +253,7 @@ class Engine:
         load = functools.partial(Detector.load, artifact, self.device, sizes)
         with ThreadPoolExecutor(1, initializer=use_one_thread) as loader:
             detector = await loop.run_in_executor(loader, load)
+            await loop.run_in_executor(loader, give_memory_back)
         return Serving(artifact, detector, self._worker, self._settings, self._metrics, finish=self._finish)
 
     async def _load_extra(self, name: str, version: int) -> Serving:

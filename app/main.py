@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 
 from app import logs, settings
 from app.bulk import BulkScorer
+from app.detector import keep_memory
 from app.edge import Edge
 from app.engine import Engine
 from app.keys import ApiKeys
@@ -40,6 +41,8 @@ from app.vitals import watch
 _log = logging.getLogger(__name__)
 
 _SWITCH_SECONDS = 0.0005
+_COLLECT_AFTER = 20_000, 20, 50
+"""New objects before the youngest generation is collected, collections of it before the next one is, and so on."""
 
 
 def create_app(settings: Settings, *, store: Store | None = None) -> Edge:
@@ -112,6 +115,7 @@ def _store(settings: Settings) -> Store:
 
 def from_environment() -> Edge:
     """Make the application from the environment: the factory that uvicorn calls."""
+    keep_memory()
     chosen = settings.from_environment()
     logs.configure(chosen.log_level)
     # A micro-batch that is done waits for Python's lock while the event loop is busy: at most so long.
@@ -136,9 +140,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         services.metrics.start_seconds.set(seconds)
         readiness = services.readiness()
         _log.info("started", extra={"seconds": round(seconds, 3), **readiness.model_dump()})
-        # What is alive now stays alive: the collector need not look at it again with every generation.
+        # What is alive now stays alive: the collector need not look at it again with every generation. What comes
+        # later is mostly gone without it: thousands of open connections need not be looked at every few requests.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*_COLLECT_AFTER)
         yield
 
 

@@ -23,8 +23,9 @@ The last part of `type` is stable: clients branch on it. `docs/api.md` explains 
 
 from __future__ import annotations
 
-import json
 from http import HTTPStatus
+
+from pydantic_core import to_json
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -67,7 +68,7 @@ class Problem(Exception):
 
 def render(problem: Problem, instance: str | None = None) -> bytes:
     """Return a problem as the bytes of its JSON document."""
-    return json.dumps(problem.document(instance), separators=(",", ":")).encode()
+    return to_json(problem.document(instance))
 
 
 class InternalError(Problem):

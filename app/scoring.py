@@ -82,13 +82,15 @@ class Scorer:
             ClientLeft: nobody waits for the reply any more.
         """
         query = parse_query(ScoreQuery, scope["query_string"]) if scope["query_string"] else _NO_QUERY
+        serving = await self._engine.select(query.model)
+        # Refused before its body is looked at: a flood must cost as little as it can.
+        self._engine.check_room(serving, len(self._arrivals))
         fitted: Fitted | None = None
         seconds = 0.0
         if query.fit == "mnist":
             image, fitted, seconds = await self._fit(headers, receive)
         else:
             image = await image_of(_content_type(headers), await self._read(headers, receive, self._limit))
-        serving = await self._engine.select(query.model)
         threshold, alpha = threshold_of(serving.manifest, serving.calibration, query.alpha)
         order = Order(threshold, alpha, scope.get("owner"), fitted, query.include == "reconstruction")
         arrival = _Arrival(image, seconds, serving, order, asyncio.get_running_loop().create_future())

@@ -44,7 +44,7 @@ class Settings(BaseSettings):
     max_extra_versions: int = Field(4, ge=1)
     """Versions beside the current ones that are kept loaded after somebody asked for `name@version`."""
 
-    batch_max_size: int = Field(64, ge=1, le=4096)
+    batch_max_size: int = Field(32, ge=1, le=4096)
     """Most images scored in one forward pass."""
     batch_max_delay_ms: float = Field(0.0, ge=0)
     """How long a batch waits for company; 0 takes what is there."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import app.__main__ as service
-from app import bodies, edge, engine, images, logs, main, protocol, scoring
+from app import bodies, edge, images, logs, main, protocol, scoring
 
 
 def _replies_in_two_pieces() -> None:
@@ -33,11 +33,12 @@ def _every_image_decoded_alone() -> None:
 
 
 def _memory_given_back() -> None:
-    engine.keep_memory = lambda: None
+    main.keep_memory = lambda: None
 
 
 def _collector_looks_at_all() -> None:
     gc.freeze = lambda: None
+    main._COLLECT_AFTER = gc.get_threshold()
 
 
 def _python_switches_as_it_likes() -> None:
@@ -71,7 +72,7 @@ TRICKS: dict[str, tuple[str, Callable[[], None]]] = {
     "usual": ("a plain PNG in its usual form is known by its first 33 bytes", _every_png_checked_chunk_by_chunk),
     "together": ("what arrives in one turn of the event loop is decoded in one go", _every_image_decoded_alone),
     "memory": ("glibc keeps freed memory (`mallopt`)", _memory_given_back),
-    "freeze": ("what is alive after the start is out of the collector's sight (`gc.freeze`)", _collector_looks_at_all),
+    "freeze": ("the collector looks away: `gc.freeze` after the start, and seldom later", _collector_looks_at_all),
     "switch": ("Python's lock changes hands after 0.5 ms, not 5 ms", _python_switches_as_it_likes),
     "edge": ("`POST /score` is answered before the framework", _score_behind_the_framework),
     "form": ("a form with one file is cut, not parsed (measured with multipart bodies)", _every_form_parsed_in_full),

@@ -16,17 +16,19 @@ Finish = Callable[[list[int], Sequence[int]], Awaitable[Sequence[int | Exception
 
 
 class Squares:
-    """Squares lists of integers, remembers them, and can be made to wait."""
+    """Squares lists of integers, one after the other, remembers them, and can be made to wait."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
+        self.turn = asyncio.Lock()
         self.gate = asyncio.Event()
         self.gate.set()
 
     async def __call__(self, items: list[int]) -> Sequence[int]:
         """Square each item, when the gate is open."""
-        self.batches.append(items)
-        await self.gate.wait()
+        async with self.turn:
+            self.batches.append(items)
+            await self.gate.wait()
         return [item * item for item in items]
 
 
@@ -89,6 +91,42 @@ async def test_what_waits_goes_together() -> None:
     assert run.batches == [[0, 1, 2, 3], [4, 5]]
 
 
+async def test_several_batches_are_handed_over_at_once() -> None:
+    """What is too much for one batch waits for no turn of the event loop, and counts as waiting all the same."""
+    calls: list[list[int]] = []
+    turns = asyncio.Semaphore(0)
+
+    async def run(items: list[int]) -> Sequence[int]:
+        calls.append(items)
+        await turns.acquire()
+        return items
+
+    batcher = MicroBatcher(run, unchanged, max_size=2, max_waiting=3)
+
+    async def submitted(*items: int) -> list[asyncio.Task[int]]:
+        tasks = [asyncio.create_task(batcher.submit(item, deadline=5)) for item in items]
+        await asyncio.sleep(0.01)
+        return tasks
+
+    tasks = await submitted(0)
+    tasks += await submitted(1, 2, 3)
+    assert (calls, batcher.waiting) == ([[0]], 3)
+    turns.release()
+    await tasks[0]
+    tasks += await submitted(4)
+    assert (calls, batcher.waiting) == ([[0], [1, 2], [3]], 2)
+    turns.release()
+    await tasks[1]
+    assert batcher.waiting == 1
+    tasks += await submitted(5, 6)
+    with pytest.raises(Overloaded):
+        await batcher.submit(7, deadline=5)
+    for _ in range(3):
+        turns.release()
+    assert await asyncio.gather(*tasks) == [0, 1, 2, 3, 4, 5, 6]
+    assert (calls[3:], batcher.waiting) == ([[4, 5], [6]], 0)
+
+
 async def test_full_queue_refuses_at_once() -> None:
     """One item more than may wait is refused, and those accepted are answered."""
     run = Squares()
@@ -110,7 +148,7 @@ async def test_deadline_is_kept_while_waiting_and_while_running() -> None:
     run.gate.clear()
     batcher = batcher_of(run, max_size=1)
     first = asyncio.create_task(batcher.submit(1, deadline=0.02))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.005)
     second = asyncio.create_task(batcher.submit(2, deadline=0.02))
     for task in (first, second):
         with pytest.raises(DeadlineExceeded):
@@ -170,15 +208,17 @@ async def test_ten_thousand_callers_who_leave_hold_nothing() -> None:
     run = Squares()
     run.gate.clear()
     batcher = batcher_of(run, max_size=64, max_waiting=20_000)
+    first = asyncio.create_task(batcher.submit(3, deadline=60))
+    await asyncio.sleep(0.01)
     tasks = [asyncio.create_task(batcher.submit(item, deadline=60)) for item in range(10_000)]
     await asyncio.sleep(0.01)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     run.gate.set()
-    assert await batcher.submit(7, deadline=5) == 49
+    assert await asyncio.gather(first, batcher.submit(7, deadline=5)) == [9, 49]
     assert batcher.waiting == 0
-    assert sum(map(len, run.batches)) == 64 + 1
+    assert run.batches == [[3], [7]]
     assert not batcher._deadlines
 
 
