@@ -33,6 +33,7 @@ _log = logging.getLogger(__name__)
 _FAILURES_UNREADY = 3
 CHUNKS_AT_ONCE = 2
 """Of all batch requests: one that is being scored, and one that the thread takes as soon as it is free."""
+_RETIRE_SECONDS = 0.1
 _REFUSED_SECONDS = 30.0
 """How long a version beside the current one stays refused before it is read again."""
 
@@ -312,7 +313,12 @@ class Engine:
         return serving
 
     def _retire(self, serving: Serving) -> None:
-        task = asyncio.create_task(serving.batcher.aclose())
+        async def retire() -> None:
+            # Whoever selected it a moment ago is still on the way to its queue.
+            await asyncio.sleep(_RETIRE_SECONDS)
+            await serving.batcher.aclose()
+
+        task = asyncio.create_task(retire())
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 

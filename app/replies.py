@@ -13,6 +13,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pydantic_core import to_json
@@ -27,7 +28,8 @@ from app.schemas import Fitted
 from app.serving import Detection, Serving, Waiting
 
 
-class Order(NamedTuple):
+@dataclass(slots=True)
+class Order:
     """What a request wants of its reply.
 
     Attributes:

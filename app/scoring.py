@@ -36,10 +36,9 @@ _NO_QUERY = ScoreQuery()
 
 
 class _Arrival(NamedTuple):
-    """An image whose request has been read: a PNG, or the pixels that `fit` made of one in `seconds`."""
+    """An image whose request has been read: a PNG, or the pixels that `fit` made of one."""
 
     image: bytes
-    seconds: float
     serving: Serving
     order: Order
     future: asyncio.Future[Reply]
@@ -82,18 +81,18 @@ class Scorer:
             ClientLeft: nobody waits for the reply any more.
         """
         query = parse_query(ScoreQuery, scope["query_string"]) if scope["query_string"] else _NO_QUERY
-        serving = await self._engine.select(query.model)
         # Refused before its body is looked at: a flood must cost as little as it can.
-        self._engine.check_room(serving, len(self._arrivals))
+        self._engine.check_room(await self._engine.select(query.model), len(self._arrivals))
         fitted: Fitted | None = None
         seconds = 0.0
         if query.fit == "mnist":
             image, fitted, seconds = await self._fit(headers, receive)
         else:
             image = await image_of(_content_type(headers), await self._read(headers, receive, self._limit))
+        serving = await self._engine.select(query.model)  # another version may answer since the body began to arrive
         threshold, alpha = threshold_of(serving.manifest, serving.calibration, query.alpha)
-        order = Order(threshold, alpha, scope.get("owner"), fitted, query.include == "reconstruction")
-        arrival = _Arrival(image, seconds, serving, order, asyncio.get_running_loop().create_future())
+        order = Order(threshold, alpha, scope.get("owner"), fitted, query.include == "reconstruction", seconds)
+        arrival = _Arrival(image, serving, order, asyncio.get_running_loop().create_future())
         if not self._arrivals:
             arrival.future.get_loop().call_soon(self._take_in)
         self._arrivals.append(arrival)
@@ -109,8 +108,8 @@ class Scorer:
             try:
                 if arrival.order.fitted is None:
                     image = images.decode(image)
-                order = arrival.order._replace(decode_seconds=arrival.seconds + time.perf_counter() - began)
-                self._engine.enqueue(arrival.serving, image, order, arrival.future)
+                arrival.order.decode_seconds += time.perf_counter() - began
+                self._engine.enqueue(arrival.serving, image, arrival.order, arrival.future)
             except Exception as error:  # it is the caller's, who knows problems from failures
                 arrival.future.set_exception(error)
 

@@ -57,7 +57,10 @@ def single(found: Cell) -> str:
         [name, f"{seconds:.2f}", f"{found['memory_mb'][name][0]:.0f}", f"{found['memory_mb'][name][1]:.0f}"]
         for name, seconds in found["start_seconds"].items()
     ]
-    return text + "\nStart and memory, after the load\n\n" + table(["system", "start s", "RSS MB", "PSS MB"], rows)
+    text += "\nStart and memory, after the load; the service has this model alone\n\n"
+    text += table(["system", "start s", "RSS MB", "PSS MB"], rows)
+    rows = [[name, f"{took:.2f}"] for name, took in found["stages_ms"].items()]
+    return text + "\nWhere the time of a lone request goes\n\n" + table(["stage", "ms"], rows)
 
 
 def batch(found: Cell) -> str:
@@ -94,14 +97,16 @@ def closed(found: Cell) -> str:
 def open_loop(found: Cell) -> str:
     """Return the table of fixed rates."""
     rows = []
-    for name in ("half", "twice", "after"):
+    names = {"half": "half", "bare": "half, bare ASGI", "twice": "twice", "after": "after"}
+    for name, shown in names.items():
         cell = found[name]
         statuses = ", ".join(f"{status}: {count:,}" for status, count in cell["statuses"].items())
         times = [f"{cell[key]:.1f}" if cell[key] is not None else "-" for key in ("p50_ms", "p99_ms", "max_ms")]
         lost = cell["unanswered"] + cell["lost_connections"]
-        rows.append([f"{name}, {cell['rate']:,.0f}/s", statuses, *times, str(lost)])
+        rows.append([f"{shown}, {cell['rate']:,.0f}/s", statuses, *times, str(lost)])
     note = (
-        f"\nThe closed loop's most was {found['most']:,.0f} a second; `after` is a tenth of it, one second later.\n\n"
+        f"\nThe closed loop's most was {found['most']:,.0f} a second; `after` is a tenth of it, one second later.\n"
+        "Latency counts from when a request was due. Each row is the round whose p99 is in the middle.\n\n"
     )
     return note + table(["rate", "replies", "p50 ms", "p99 ms", "max ms", "lost"], rows)
 

@@ -8,7 +8,7 @@ import logging
 import re
 import shutil
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,25 @@ async def test_promotion_switches_without_losing_a_request(
         done.set()
         await asyncio.gather(*tasks)
         assert seen == {1, 2}
+
+
+async def test_a_body_may_arrive_while_versions_change(
+    make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
+) -> None:
+    """A request whose body takes longer than a change of versions is answered by the version that answers then."""
+    store = model_stores.copy(tmp_path / "store", 1, 2, current=1)
+    async with running(make_settings(model_store=store)) as client:
+        engine = services(client).engine
+
+        async def body() -> AsyncIterator[bytes]:
+            yield zero[:20]
+            model_stores.promote(store, 2)
+            await engine.refresh()
+            await asyncio.gather(*engine._retiring)
+            yield zero[20:]
+
+        response = await client.post("/score", content=body(), headers={"content-type": "image/png"})
+        assert (response.status_code, response.json().get("version")) == (200, 2)
 
 
 @pytest.mark.parametrize(
