@@ -76,9 +76,9 @@ class _Drawing(torch.nn.Module):
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         mse, reconstruction, error_map, reason = self.scoring(images)
         peak = error_map.flatten(1).amax(1).clamp_min(1e-12)
-        shares = error_map * (255 / peak)[:, None, None]
-        redrawn = (reconstruction * 255).round().to(torch.uint8)
-        return mse, torch.cat([images, redrawn, shares.round().to(torch.uint8)[:, None]], 1), peak, reason
+        shares = error_map.unsqueeze(1) / peak.view(-1, 1, 1, 1)
+        drawn = torch.cat([reconstruction, shares], 1).mul_(255).round_().to(torch.uint8)
+        return mse, torch.cat([images, drawn], 1), peak, reason
 
 
 _PLANES = 3 * 28 * 28

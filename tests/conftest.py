@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -25,6 +26,12 @@ from app.settings import Settings
 ROOT = Path(__file__).parent.parent
 MODEL_STORE = ROOT / "model_store"
 EXAMPLES = ROOT / "examples"
+
+
+def pytest_configure() -> None:
+    """Let the processes that tests start be interrupted, even when the tests run in the background, deaf to Ctrl-C."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:
