@@ -23,9 +23,10 @@ Result = TypeVar("Result")
 class MicroBatcher(Generic[Item, Made, Result]):
     """Turns single calls into calls with a list of what is waiting, in order of arrival.
 
-    Work-conserving: a batch is whatever waits when the one before is done; a lone item never waits for company
+    Work-conserving: a batch is whatever waits when what went before is done; a lone item never waits for company
     unless `max_delay` says so. What is too much for one batch is given to `run` in several at once: while thousands of
-    requests come in, the event loop turns too slowly to hand over one batch a turn.
+    requests come in, the event loop turns too slowly to hand over one batch a turn. Who leaves after that is run for
+    nothing.
 
     Args:
         run: gets 1 to `max_size` items and makes something of each, in the same order. It is called again before its

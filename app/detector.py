@@ -115,7 +115,7 @@ def keep_memory() -> None:
 
 
 def give_memory_back() -> None:
-    """Tell glibc to give the kernel what is free now: loading a version needs more than serving it."""
+    """Tell glibc to give the kernel what is free now: starting needs more than serving. All threads wait meanwhile."""
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if malloc_trim is not None:
         malloc_trim(0)

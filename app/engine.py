@@ -79,6 +79,7 @@ class Engine:
     async def start(self) -> None:
         """Load what is current, and watch the model store from now on. A refused version is logged, not raised."""
         await self.refresh()
+        give_memory_back()
         self._watcher = asyncio.create_task(self._watch())
 
     async def aclose(self) -> None:
@@ -170,8 +171,8 @@ class Engine:
     async def score_many(self, serving: Serving, pixels: bytearray, *, draw: bool) -> BulkScores:
         """Score one chunk of a batch request.
 
-        A micro-batch of single scores goes before every chunk that waits, so it waits for one at most; the batch
-        requests take turns.
+        The micro-batches of each version and the chunks of all batch requests take turns, so a micro-batch waits for
+        one chunk at most. Chunks of one request are on their way together, and each counts its own waiting.
 
         Args:
             serving: from `select`.
@@ -254,7 +255,6 @@ class Engine:
         load = functools.partial(Detector.load, artifact, self.device, sizes)
         with ThreadPoolExecutor(1, initializer=use_one_thread) as loader:
             detector = await loop.run_in_executor(loader, load)
-            await loop.run_in_executor(loader, give_memory_back)
         return Serving(artifact, detector, self._worker, self._settings, self._metrics, finish=self._finish)
 
     async def _load_extra(self, name: str, version: int) -> Serving:

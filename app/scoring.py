@@ -39,7 +39,6 @@ class _Arrival(NamedTuple):
     """An image whose request has been read: a PNG, or the pixels that `fit` made of one."""
 
     image: bytes
-    serving: Serving
     order: Order
     future: asyncio.Future[Reply]
 
@@ -61,7 +60,7 @@ class Scorer:
         self._fit_pixels = settings.fit_max_pixels
         self._fit_waiting = settings.fit_max_waiting
         self._fits = 0
-        self._arrivals: list[_Arrival] = []
+        self._arrivals: dict[Serving, list[_Arrival]] = {}
         # Large images are decoded one at a time, beside the event loop: memory stays flat, scores go on.
         self._fitter = ThreadPoolExecutor(1, thread_name_prefix="fit")
         self._body_timeout = settings.body_timeout_ms / 1000
@@ -81,27 +80,28 @@ class Scorer:
             ClientLeft: nobody waits for the reply any more.
         """
         query = parse_query(ScoreQuery, scope["query_string"]) if scope["query_string"] else _NO_QUERY
-        # Refused before its body is looked at: a flood must cost as little as it can.
-        self._engine.check_room(await self._engine.select(query.model), len(self._arrivals))
         fitted: Fitted | None = None
         seconds = 0.0
         if query.fit == "mnist":
             image, fitted, seconds = await self._fit(headers, receive)
         else:
             image = await image_of(_content_type(headers), await self._read(headers, receive, self._limit))
-        serving = await self._engine.select(query.model)  # another version may answer since the body began to arrive
+        serving = await self._engine.select(query.model)
+        arrivals = self._arrivals.setdefault(serving, [])
+        # Refused before the image is decoded: a flood must cost as little as it can.
+        self._engine.check_room(serving, len(arrivals))
         threshold, alpha = threshold_of(serving.manifest, serving.calibration, query.alpha)
         order = Order(threshold, alpha, scope.get("owner"), fitted, query.include == "reconstruction", seconds)
-        arrival = _Arrival(image, serving, order, asyncio.get_running_loop().create_future())
-        if not self._arrivals:
-            arrival.future.get_loop().call_soon(self._take_in)
-        self._arrivals.append(arrival)
+        loop = asyncio.get_running_loop()
+        arrival = _Arrival(image, order, loop.create_future())
+        if not arrivals:
+            loop.call_soon(self._take_in, serving)
+        arrivals.append(arrival)
         return await arrival.future
 
-    def _take_in(self) -> None:
+    def _take_in(self, serving: Serving) -> None:
         """Decode what arrived in this turn of the event loop, in one go: alone, an image costs three times as much."""
-        arrivals, self._arrivals = self._arrivals, []
-        for arrival in arrivals:
+        for arrival in self._arrivals.pop(serving):
             if arrival.future.done():  # the caller left
                 continue
             began, image = time.perf_counter(), arrival.image
@@ -109,7 +109,7 @@ class Scorer:
                 if arrival.order.fitted is None:
                     image = images.decode(image)
                 arrival.order.decode_seconds += time.perf_counter() - began
-                self._engine.enqueue(arrival.serving, image, arrival.order, arrival.future)
+                self._engine.enqueue(serving, image, arrival.order, arrival.future)
             except Exception as error:  # it is the caller's, who knows problems from failures
                 arrival.future.set_exception(error)
 

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -130,13 +130,13 @@ class Serving:
             await self._run([Waiting(images, time.perf_counter(), None)])
 
     async def run_many(self, pixels: bytearray, since: float, *, draw: bool) -> BulkScores:
-        """Score one chunk of a batch request after the micro-batches that wait; `Engine.score_many` says the rest."""
+        """Score one chunk of a batch request, in the turn of all batch requests; `Engine.score_many` says the rest."""
         work = functools.partial(self._detect_many, pixels, since, draw=draw)
-        return await self._in_thread(work, len(pixels) // 784, patient=True)
+        return await self._in_thread(work, len(pixels) // 784, lane="bulk")
 
-    async def _in_thread(self, work: Callable[[], Answer], count: int, *, patient: bool = False) -> Answer:
+    async def _in_thread(self, work: Callable[[], Answer], count: int, lane: Hashable) -> Answer:
         try:
-            found = await self._worker.do(work, patient=patient)
+            found = await self._worker.do(work, lane)
         except Exception:
             self.failures += 1
             self._metrics.model_failures.inc()
@@ -160,7 +160,7 @@ class Serving:
         return BulkScores(mse, said, planes, peak, started - since, time.perf_counter() - started)
 
     async def _run(self, items: list[Waiting[Any]]) -> Sequence[Detection]:
-        return await self._in_thread(functools.partial(self._detect, items), len(items))
+        return await self._in_thread(functools.partial(self._detect, items), len(items), lane=self)
 
     def _detect(self, items: list[Waiting[Any]]) -> list[Detection]:
         started = time.perf_counter()

@@ -1,6 +1,6 @@
-"""A thread that works for the event loop, one piece of work after the other, what is urgent first.
+"""A thread that works for the event loop, one piece of work after the other.
 
-Knows: threads, futures. Does not know: what the work is.
+Knows: threads, futures, whose turn it is. Does not know: what the work is.
 
 `concurrent.futures` does the same with a future, a lock and a condition of its own for every piece, which costs a lone
 request as much as decoding its image.
@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -31,19 +31,22 @@ class Worker:
     def __init__(self, name: str, begin: Callable[[], None] | None = None) -> None:
         self._name = name
         self._begin = begin
-        self._urgent: deque[Piece] = deque()
-        self._patient: deque[Piece] = deque()
-        # One item for each piece in the two queues, and the first that is False after the last one.
+        self._lock = threading.Lock()
+        self._lanes: dict[Hashable, deque[Piece]] = {}
+        self._served: Hashable = None
+        # One True for each piece in a lane, and False after the last one.
         self._given: SimpleQueue[bool] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    async def do(self, work: Callable[[], Answer], *, patient: bool = False) -> Answer:
-        """Return what `work` returns, or raise what it raises, when its turn has come. Cancelling does not stop it.
+    async def do(self, work: Callable[[], Answer], lane: Hashable = None) -> Answer:
+        """Return what `work` returns, or raise what it raises, when its turn has come.
+
+        Work that was begun is finished even if nobody waits for it any more; what was not is dropped.
 
         Args:
             work: called in the thread.
-            patient: do all other work that waits first.
+            lane: who wants it. Lanes take turns, piece by piece; within a lane the order is that of the calls.
 
         Raises:
             RuntimeError: the worker has been closed.
@@ -55,7 +58,8 @@ class Worker:
             self._thread.start()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
-        (self._patient if patient else self._urgent).append((work, future, loop))
+        with self._lock:
+            self._lanes.setdefault(lane, deque()).append((work, future, loop))
         self._given.put(True)
         return await future
 
@@ -70,16 +74,26 @@ class Worker:
         if self._begin is not None:
             self._begin()
         while self._given.get():
-            work, future, loop = (self._urgent or self._patient).popleft()
+            work, future, loop = self._next()
             answer, error = None, None
             try:
-                answer = work()
+                answer = None if future.done() else work()
             except BaseException as raised:  # it is the waiter's, whatever it is
                 error = raised
             # A loop that has ended has nobody left who waits.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(_settle, future, answer, error)
             del work, future, answer, error  # an idle thread holds nothing
+
+    def _next(self) -> Piece:
+        with self._lock:
+            if self._served in self._lanes:  # behind those who came while it was served
+                self._lanes[self._served] = self._lanes.pop(self._served)
+            self._served, pieces = next(iter(self._lanes.items()))
+            piece = pieces.popleft()
+            if not pieces:
+                del self._lanes[self._served]
+            return piece
 
 
 def _settle(future: asyncio.Future[Any], answer: object, error: BaseException | None) -> None:

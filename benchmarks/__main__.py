@@ -11,6 +11,7 @@ import functools
 import gzip
 import io
 import json
+import math
 import os
 import platform
 import shutil
@@ -258,7 +259,8 @@ def open_loop(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path
             time.sleep(1)  # what is measured next is whether a second is enough to recover
             rounds["after"].append(drive(server, most / 10, 256, 2))
         middle = {
-            name: sorted(cells, key=lambda cell: cell["p99_ms"])[len(cells) // 2] for name, cells in rounds.items()
+            name: sorted(cells, key=lambda cell: cell["p99_ms"] or math.inf)[len(cells) // 2]
+            for name, cells in rounds.items()
         }
         return {"most": most, **middle}
     finally:

@@ -83,15 +83,21 @@ def _drive(opened: list[Connection], requests: list[bytes], rate: float, seconds
             waiting.append((requests[sent % len(requests)], due))
             sent += 1
         while waiting and free:
-            free.popleft().ask(*waiting.popleft())
+            try:
+                free.popleft().ask(*waiting.popleft())
+            except OSError:
+                lost += 1
         events = poller.poll(0)
         for descriptor, _ in events:
             connection = connections[descriptor]
             try:
                 found = connection.reply()
-            except ConnectionError:
+            except OSError:
                 poller.unregister(descriptor)
-                lost += 1
+                if connection in free:
+                    free.remove(connection)
+                else:
+                    lost += 1
                 continue
             if found is not None:
                 replies.append((found[0], time.perf_counter() - connection.due, found[1]))
@@ -107,7 +113,7 @@ def _drive(opened: list[Connection], requests: list[bytes], rate: float, seconds
         "sent": total,
         "statuses": {str(status): statuses[status] for status in sorted(statuses)},
         "unanswered": total - len(replies),
-        "lost_connections": lost,
+        "lost_connections": lost,  # of requests under way, which are among the unanswered
         "refusals_without_retry_after": sum(1 for status, _, hinted in replies if status == 503 and not hinted),
         "p50_ms": 1e3 * good[len(good) // 2] if good else None,
         "p99_ms": 1e3 * good[int(len(good) * 0.99)] if good else None,

@@ -102,8 +102,7 @@ def open_loop(found: Cell) -> str:
         cell = found[name]
         statuses = ", ".join(f"{status}: {count:,}" for status, count in cell["statuses"].items())
         times = [f"{cell[key]:.1f}" if cell[key] is not None else "-" for key in ("p50_ms", "p99_ms", "max_ms")]
-        lost = cell["unanswered"] + cell["lost_connections"]
-        rows.append([f"{shown}, {cell['rate']:,.0f}/s", statuses, *times, str(lost)])
+        rows.append([f"{shown}, {cell['rate']:,.0f}/s", statuses, *times, str(cell["unanswered"])])
     note = (
         f"\nThe closed loop's most was {found['most']:,.0f} a second; `after` is a tenth of it, one second later.\n"
         "Latency counts from when a request was due. Each row is the round whose p99 is in the middle.\n\n"

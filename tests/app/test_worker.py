@@ -36,17 +36,37 @@ async def test_work_is_done_in_order_in_one_thread(worker):
     assert worker.began == ["tested"]
 
 
-async def test_patient_work_lets_all_other_work_go_first(worker):
-    """What is patient is done in its own order, when nothing else waits."""
+async def test_lanes_take_turns(worker):
+    """Each lane in its own order, one piece of each in turn, and whoever comes new before whoever was just served."""
     gate, done = threading.Event(), []
-    first = asyncio.create_task(worker.do(lambda: gate.wait(5)))
+
+    def given(lane: str, count: int) -> list[asyncio.Task[None]]:
+        pieces = [lambda n=n: done.append(f"{lane}{n}") for n in range(count)]
+        return [asyncio.create_task(worker.do(piece, lane)) for piece in pieces]
+
+    first = asyncio.create_task(worker.do(lambda: gate.wait(5), "a"))
     await asyncio.sleep(0.01)
-    patient = [asyncio.create_task(worker.do(lambda n=n: done.append(f"patient {n}"), patient=True)) for n in range(3)]
-    urgent = [asyncio.create_task(worker.do(lambda n=n: done.append(f"urgent {n}"))) for n in range(3)]
+    tasks = given("a", 4)
+    await asyncio.sleep(0.01)
+    tasks += given("b", 2) + given("c", 1)
     await asyncio.sleep(0.01)
     gate.set()
-    await asyncio.gather(first, *patient, *urgent)
-    assert done == ["urgent 0", "urgent 1", "urgent 2", "patient 0", "patient 1", "patient 2"]
+    await asyncio.gather(first, *tasks)
+    assert done == ["b0", "c0", "a0", "b1", "a1", "a2", "a3"]
+
+
+async def test_what_nobody_waits_for_is_not_begun(worker):
+    """Of cancelled work only what had begun is done."""
+    gate, done = threading.Event(), []
+    first = asyncio.create_task(worker.do(lambda: gate.wait(5)))
+    second = asyncio.create_task(worker.do(lambda: done.append("second")))
+    await asyncio.sleep(0.01)
+    second.cancel()
+    third = asyncio.create_task(worker.do(lambda: done.append("third")))
+    await asyncio.sleep(0.01)
+    gate.set()
+    await asyncio.gather(first, third)
+    assert done == ["third"]
 
 
 async def test_an_error_reaches_its_waiter_alone(worker):
