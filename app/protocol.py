@@ -30,7 +30,6 @@ class _Joined:
         self._loop = loop
         self._pieces: list[bytes] = []
         self._size = 0
-        self.is_closing = transport.is_closing  # asked for every reply
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -64,9 +65,9 @@ async def test_each_order_has_its_own_reply(kept):
     replies = await finished(
         kept,
         (ORDER, detection(0.2)),
-        (ORDER._replace(threshold=0.1, alpha=0.8), detection(0.2)),
-        (ORDER._replace(fitted=fitted), detection(4.0, "empty")),
-        (ORDER._replace(embed=True), detection(0.2)),
+        (replace(ORDER, threshold=0.1, alpha=0.8), detection(0.2)),
+        (replace(ORDER, fitted=fitted), detection(4.0, "empty")),
+        (replace(ORDER, embed=True), detection(0.2)),
     )
     said = [json.loads(reply.body) for reply in replies]
     assert [each["is_anomaly"] for each in said] == [False, True, True, False]
@@ -79,7 +80,7 @@ async def test_each_order_has_its_own_reply(kept):
 
 async def test_another_key_does_not_find_it(kept):
     """What one API key's owner scored is kept under that owner's name."""
-    ((reply,)) = await finished(kept, (ORDER._replace(owner="line-1"), detection(0.2)))
+    ((reply,)) = await finished(kept, (replace(ORDER, owner="line-1"), detection(0.2)))
     key = json.loads(reply.body)["id"]
     assert await kept.find(key) is None
     assert await kept.find(f"line-1/{key}") is not None
