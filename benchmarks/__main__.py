@@ -203,8 +203,8 @@ def fairness(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path)
     body.write_bytes(npy(10_000))
     script = (
         "import sys,httpx\nb=open(sys.argv[2],'rb').read()\n"
-        "while True: httpx.post(sys.argv[1],content=b,headers={'content-type':'application/x-npy',"
-        "'accept':'application/x-npy'},timeout=300)"
+        "while True:\n httpx.post(sys.argv[1],content=b,headers={'content-type':'application/x-npy',"
+        "'accept':'application/x-npy'},timeout=300)\n print(flush=True)"
     )
     url = f"{server.url}/score/batch?model={model}"
 
@@ -212,14 +212,16 @@ def fairness(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path)
         return wrk(server, bodies, form="raw", path=f"/score?model={model}", connections=4, seconds=chosen.seconds)
 
     def loaded() -> Cell:
-        clients = [subprocess.Popen([sys.executable, "-c", script, url, str(body)]) for _ in range(2)]
+        command = [sys.executable, "-c", script, url, str(body)]
+        clients = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
         try:
-            time.sleep(1)
+            for client in clients:  # each has had a reply and is at its next request
+                assert client.stdout is not None and client.stdout.readline()
             return measure()
         finally:
             for client in clients:
                 client.kill()
-                client.wait()
+                client.communicate()
 
     try:
         measure()

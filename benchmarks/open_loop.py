@@ -19,6 +19,7 @@ from collections import Counter, deque
 from pathlib import Path
 
 _NAP_SECONDS = 0.0003
+"""Between two looks when nothing has come. epoll waits in whole milliseconds, in which several requests become due."""
 _PATIENCE_SECONDS = 10.0
 
 

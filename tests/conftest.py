@@ -148,14 +148,14 @@ class Server:
             self.wait_ready()
         return self
 
-    def wait_ready(self, seconds: float = 60) -> None:
-        """Return when /readyz says yes; fail with the log when it does not."""
+    def wait_ready(self, path: str = "/readyz", seconds: float = 60) -> None:
+        """Return when `path` answers 200; fail with the log when it does not."""
         until = time.monotonic() + seconds
         while time.monotonic() < until and self.process is not None and self.process.poll() is None:
             with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                if httpx.get(f"{self.url}{path}", timeout=5).status_code == 200:
                     return
-            time.sleep(0.05)
+            time.sleep(0.05)  # a server that is ready tells nobody
         raise AssertionError(f"the server did not become ready:\n{self.log()}")
 
     def stop(self, signal_name: str = "terminate") -> int:

@@ -54,7 +54,7 @@ class RedisServer:
         for _ in range(200):
             with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
                 return
-            time.sleep(0.05)
+            time.sleep(0.05)  # a Redis that listens tells nobody
         raise AssertionError((self.folder / "redis.log").read_text())
 
     def end(self, number: int = signal.SIGTERM) -> None:

@@ -169,14 +169,15 @@ class Elsewhere(http.server.BaseHTTPRequestHandler):
     """Some other server: a page for every question. What it was asked is kept."""
 
     asked: list[tuple[str, str | None]]
+    over: threading.Event
 
     def do_GET(self) -> None:
-        """Answer with a page, or not for a while."""
+        """Answer with a page, or not before the test is over."""
         length = int(self.headers.get("content-length") or 0)
         self.rfile.read(length)
         type(self).asked.append((self.path, self.headers.get("x-api-key")))
         if "silent" in self.path:
-            time.sleep(1.5)
+            type(self).over.wait(30)
         status = 404 if "missing" in self.path else 302 if "moved" in self.path else 200
         self.send_response(status)
         self.send_header("content-type", "text/html")
@@ -193,11 +194,12 @@ class Elsewhere(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def elsewhere() -> Iterator[str]:
     """Yield the URL of a real server that is not this service."""
-    Elsewhere.asked = []
+    Elsewhere.asked, Elsewhere.over = [], threading.Event()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
+    Elsewhere.over.set()
     server.shutdown()
     thread.join()
     server.server_close()
