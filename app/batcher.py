@@ -96,8 +96,7 @@ class MicroBatcher(Generic[Item, Made, Result]):
         """
         if self._closed:
             raise ModelUnavailable("the model version is being retired")
-        if self.waiting >= self._max_waiting:
-            raise Overloaded(f"{self._max_waiting} images are waiting already")
+        self.check_room()
         loop = future.get_loop()
         self._waiting.append((item, future))
         if self._runner is None:
@@ -105,6 +104,15 @@ class MicroBatcher(Generic[Item, Made, Result]):
         self._deadlines[future] = expiry = loop.time() + deadline
         if self._timer is None or expiry < self._timer.when():
             self._arm(loop, expiry)
+
+    def check_room(self, coming: int = 0) -> None:
+        """Find out whether one more item would be accepted, when `coming` others are before it.
+
+        Raises:
+            Overloaded: it would not.
+        """
+        if self.waiting + coming >= self._max_waiting:
+            raise Overloaded(f"{self._max_waiting} images are waiting already")
 
     async def aclose(self) -> None:
         """Refuse new items and wait until the accepted ones have their results."""

@@ -155,18 +155,19 @@ class Engine:
         Raises:
             Overloaded, ModelUnavailable: it was not accepted.
         """
-        self.check_room(serving)
-        serving.batcher.enqueue(Waiting(image, time.perf_counter(), order), future, deadline=self._deadline)
+        try:
+            serving.batcher.enqueue(Waiting(image, time.perf_counter(), order), future, deadline=self._deadline)
+        except Overloaded:
+            self._metrics.shed.inc()
+            raise
 
     def check_room(self, serving: Serving, coming: int = 0) -> None:
-        """Find out whether one more image would be accepted, when `coming` others are before it.
-
-        Raises:
-            Overloaded: it would not.
-        """
-        if serving.batcher.waiting + coming >= self._settings.queue_max_images:
+        """Find out whether one more image would be accepted; `MicroBatcher.check_room` says the rest."""
+        try:
+            serving.batcher.check_room(coming)
+        except Overloaded:
             self._metrics.shed.inc()
-            raise Overloaded(f"{self._settings.queue_max_images} images are waiting already")
+            raise
 
     async def score_many(self, serving: Serving, pixels: bytearray, *, draw: bool) -> BulkScores:
         """Score one chunk of a batch request.
