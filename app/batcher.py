@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
+from app.deadlines import Deadlines
 from app.problems import DeadlineExceeded, InternalError, ModelUnavailable, Overloaded
 
 Item = TypeVar("Item")
@@ -35,6 +36,7 @@ class MicroBatcher(Generic[Item, Made, Result]):
             its results is raised for that caller alone.
         max_size: most items in one call.
         max_waiting: most items that may wait; one more is refused.
+        deadline: seconds after which nobody waits for a result any more, and `DeadlineExceeded` takes its place.
         max_delay: seconds that the first item of a batch waits for company.
         clock: monotonic seconds.
     """
@@ -46,6 +48,7 @@ class MicroBatcher(Generic[Item, Made, Result]):
         *,
         max_size: int,
         max_waiting: int,
+        deadline: float,
         max_delay: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -57,9 +60,7 @@ class MicroBatcher(Generic[Item, Made, Result]):
         self._max_delay = max_delay
         self._clock = clock
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
-        # One timer for all deadlines: a timer of its own costs a caller more than all the rest of `submit`.
-        self._deadlines: dict[asyncio.Future[Result], float] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._deadlines: Deadlines[asyncio.Future[Result]] = Deadlines(deadline, _too_late)
         self._handed = 0
         self._runner: asyncio.Task[None] | None = None
         self._running_since: float | None = None
@@ -75,20 +76,18 @@ class MicroBatcher(Generic[Item, Made, Result]):
         """How long ago `run` got something to do, or last finished some of it; 0.0 while it has nothing to do."""
         return 0.0 if self._running_since is None else self._clock() - self._running_since
 
-    async def submit(self, item: Item, *, deadline: float) -> Result:
+    async def submit(self, item: Item) -> Result:
         """Wait for the result of one item. Arguments and errors as for `enqueue`."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self.enqueue(item, future, deadline=deadline)
+        self.enqueue(item, future)
         return await future
 
-    def enqueue(self, item: Item, future: asyncio.Future[Result], *, deadline: float) -> None:
+    def enqueue(self, item: Item, future: asyncio.Future[Result]) -> None:
         """Accept one item, whose result or error `future` will hold.
 
         Args:
             item: what `run` will get in its list.
             future: fresh; whoever cancels it wants no result any more.
-            deadline: seconds from now after which nobody waits for the result any more; `future` then holds
-                `DeadlineExceeded`.
 
         Raises:
             Overloaded: too many items are waiting; this one was not accepted.
@@ -97,13 +96,10 @@ class MicroBatcher(Generic[Item, Made, Result]):
         if self._closed:
             raise ModelUnavailable("the model version is being retired")
         self.check_room()
-        loop = future.get_loop()
         self._waiting.append((item, future))
         if self._runner is None:
-            self._runner = loop.create_task(self._drain())
-        self._deadlines[future] = expiry = loop.time() + deadline
-        if self._timer is None or expiry < self._timer.when():
-            self._arm(loop, expiry)
+            self._runner = asyncio.create_task(self._drain())
+        self._deadlines.begin(future)
 
     def check_room(self, coming: int = 0) -> None:
         """Find out whether one more item would be accepted, when `coming` others are before it.
@@ -121,23 +117,6 @@ class MicroBatcher(Generic[Item, Made, Result]):
             await asyncio.shield(self._runner)
         await asyncio.gather(*self._finishing)
 
-    def _arm(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = loop.call_at(when, self._expire, loop)
-
-    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = None
-        now = loop.time()
-        for future, expiry in list(self._deadlines.items()):
-            if future.done():
-                del self._deadlines[future]
-            elif expiry <= now:
-                del self._deadlines[future]
-                future.set_exception(DeadlineExceeded("the deadline passed before the model had answered"))
-        if self._deadlines:
-            self._arm(loop, min(self._deadlines.values()))
-
     async def _drain(self) -> None:
         try:
             while self._waiting:
@@ -152,7 +131,7 @@ class MicroBatcher(Generic[Item, Made, Result]):
         while self._waiting and len(batch) < self._max_size:
             item, future = self._waiting.popleft()
             if future.done():  # the caller left, or its deadline has passed
-                self._deadlines.pop(future, None)
+                self._deadlines.end(future)
             else:
                 batch.append((item, future))
         return batch
@@ -197,7 +176,7 @@ class MicroBatcher(Generic[Item, Made, Result]):
                 raise
             return
         for future, result in zip(futures, results, strict=True):
-            self._deadlines.pop(future, None)
+            self._deadlines.end(future)
             if future.done():
                 continue
             if isinstance(result, Exception):
@@ -207,9 +186,14 @@ class MicroBatcher(Generic[Item, Made, Result]):
 
     def _fail(self, futures: Sequence[asyncio.Future[Result]], error: BaseException) -> None:
         for future in futures:
-            self._deadlines.pop(future, None)
+            self._deadlines.end(future)
             if not future.done():
                 future.set_exception(_for_waiters(error))
+
+
+def _too_late(future: asyncio.Future[Result]) -> None:
+    if not future.done():
+        future.set_exception(DeadlineExceeded("the deadline passed before the model had answered"))
 
 
 def _compare(items: Sequence[object], results: Sequence[object]) -> None:

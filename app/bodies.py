@@ -13,6 +13,7 @@ from python_multipart.exceptions import MultipartParseError
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from app.deadlines import Deadlines
 from app.problems import (
     BodyTimeout,
     BodyTooLarge,
@@ -33,27 +34,40 @@ class ClientLeft(Exception):
     """The client closed the connection before its request was whole; nobody is there to answer."""
 
 
-async def read_body(receive: Receive, *, declared: bytes | None, limit: int, timeout: float) -> bytes:
-    """Read a whole request body.
+class BodyReader:
+    """Reads whole request bodies.
 
     Args:
-        receive: the ASGI channel.
-        declared: the header Content-Length, when there is one.
-        limit: most bytes.
-        timeout: seconds in which the whole body must arrive.
-
-    Raises:
-        BodyTooLarge: by its declaration or by what came, chunked bodies included.
-        BodyTimeout: it did not arrive in time.
-        ClientLeft: the connection closed first.
+        timeout: seconds in which a whole body must arrive.
     """
-    if declared is not None and declared.isdigit() and int(declared) > limit:
-        raise BodyTooLarge(f"the body has {int(declared)} bytes, the limit is {limit}")
-    parts: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(timeout):
-            while True:
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._deadlines: Deadlines[asyncio.Task[Any]] = Deadlines(timeout, self._interrupt)
+        self._interrupted: set[asyncio.Task[Any]] = set()
+
+    async def read(self, receive: Receive, *, declared: bytes | None, limit: int) -> bytes:
+        """Read one body.
+
+        Args:
+            receive: the ASGI channel.
+            declared: the header Content-Length, when there is one.
+            limit: most bytes.
+
+        Raises:
+            BodyTooLarge: by its declaration or by what came, chunked bodies included.
+            BodyTimeout: it did not arrive in time.
+            ClientLeft: the connection closed first.
+        """
+        if declared is not None and declared.isdigit() and int(declared) > limit:
+            raise BodyTooLarge(f"the body has {int(declared)} bytes, the limit is {limit}")
+        task = asyncio.current_task()
+        assert task is not None
+        parts: list[bytes] = []
+        size, more = 0, True
+        self._deadlines.begin(task)
+        try:
+            while more:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise ClientLeft
@@ -61,10 +75,20 @@ async def read_body(receive: Receive, *, declared: bytes | None, limit: int, tim
                 size += len(parts[-1])
                 if size > limit:
                     raise BodyTooLarge(f"the body has more than {limit} bytes")
-                if not message.get("more_body", False):
-                    return parts[0] if len(parts) == 1 else b"".join(parts)
-    except TimeoutError:
-        raise BodyTimeout(f"the body was not complete after {timeout:g} s") from None
+                more = message.get("more_body", False)
+        except asyncio.CancelledError:
+            # If somebody else has cancelled the task as well, that counts.
+            if task in self._interrupted and task.uncancel() == 0:
+                raise BodyTimeout(f"the body was not complete after {self._timeout:g} s") from None
+            raise
+        finally:
+            self._deadlines.end(task)
+            self._interrupted.discard(task)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _interrupt(self, task: asyncio.Task[Any]) -> None:
+        self._interrupted.add(task)
+        task.cancel()
 
 
 async def image_of(content_type: str, body: bytes) -> bytes:

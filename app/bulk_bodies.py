@@ -67,7 +67,7 @@ async def pieces(
         slowest: bytes a second; all the waiting together may take `timeout` and what this rate makes of the bytes.
 
     Raises:
-        BodyTooLarge, BodyTimeout, ClientLeft: as for `app.bodies.read_body`.
+        BodyTooLarge, BodyTimeout, ClientLeft: as for `app.bodies.BodyReader`.
     """
     if declared is not None and declared.isdigit() and int(declared) > limit:
         raise BodyTooLarge(f"the body has {int(declared)} bytes, the limit is {limit}")

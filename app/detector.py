@@ -111,7 +111,7 @@ def keep_memory() -> None:
         mallopt(_M_MMAP_THRESHOLD, 32 * 1024 * 1024)
         mallopt(_M_TRIM_THRESHOLD, 256 * 1024 * 1024)
         # Else each thread keeps a heap of its own: tens of megabytes that no thread needs, and no faster here.
-        mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_ARENA_MAX, 3)
 
 
 def give_memory_back() -> None:

@@ -60,7 +60,6 @@ class Engine:
         self.device = choose_device(settings.device)
         self.default_model = settings.default_model
         self._settings = settings
-        self._deadline = settings.deadline_ms / 1000
         self._metrics = metrics
         self._finish = finish
         self._worker = Worker("inference", use_one_thread)
@@ -156,7 +155,7 @@ class Engine:
             Overloaded, ModelUnavailable: it was not accepted.
         """
         try:
-            serving.batcher.enqueue(Waiting(image, time.perf_counter(), order), future, deadline=self._deadline)
+            serving.batcher.enqueue(Waiting(image, time.perf_counter(), order), future)
         except Overloaded:
             self._metrics.shed.inc()
             raise

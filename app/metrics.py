@@ -33,7 +33,7 @@ class Metrics:
         )
         stage = Histogram(
             "score_stage_seconds",
-            "Where the time of scores went: decode and queue once an image, forward and store once a micro-batch.",
+            "Where the time of a micro-batch went: decode of all its images, queue of the one that waited longest.",
             ("stage",),
             buckets=_SECONDS,
             registry=self.registry,
@@ -100,15 +100,10 @@ class Metrics:
         series[0].inc()
         series[1].observe(seconds)
 
-    def stages(self, decode: Iterable[float], queue: Iterable[float], forward: float, store: float) -> None:
-        """Count the seconds of `STAGES` of one micro-batch: what each image took, and what all took together."""
-        per_image = self._stages[:2]
-        for histogram, each in zip(per_image, (decode, queue), strict=True):
-            observe = histogram.observe
-            for seconds in each:
-                observe(seconds)
-        self._stages[2].observe(forward)
-        self._stages[3].observe(store)
+    def micro_batch(self, stages: Iterable[float]) -> None:
+        """Count the seconds that a micro-batch spent in each of `STAGES`."""
+        for histogram, seconds in zip(self._stages, stages, strict=True):
+            histogram.observe(seconds)
 
     def batch(self, stages: Iterable[float]) -> None:
         """Count the seconds that a batch request spent in each of `STAGES`."""

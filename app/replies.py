@@ -167,8 +167,9 @@ class Replies:
         anomalous = sum(document["is_anomaly"] for document in documents)
         mses = [detection.mse for detection in found]
         self._metrics.scores(documents[0]["model"], len(documents) - anomalous, anomalous, mses)
-        decode, queue = [order.decode_seconds for order in orders], [detection.queue_seconds for detection in found]
-        self._metrics.stages(decode, queue, found[0].forward_seconds, stored)
+        decode = sum(order.decode_seconds for order in orders)
+        queue = max(detection.queue_seconds for detection in found)
+        self._metrics.micro_batch((decode, queue, found[0].forward_seconds, stored))
 
 
 def _embedded(document: dict[str, Any], detection: Detection) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Awaitable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl
 from pydantic import BaseModel, ValidationError
 
 from app import fit, images
-from app.bodies import Receive, image_of, read_body
+from app.bodies import BodyReader, Receive, image_of
 from app.calibration import Calibration, CalibrationError
 from app.engine import Engine
 from app.manifest import Manifest
@@ -63,7 +63,7 @@ class Scorer:
         self._arrivals: dict[Serving, list[_Arrival]] = {}
         # Large images are decoded one at a time, beside the event loop: memory stays flat, scores go on.
         self._fitter = ThreadPoolExecutor(1, thread_name_prefix="fit")
-        self._body_timeout = settings.body_timeout_ms / 1000
+        self._bodies = BodyReader(settings.body_timeout_ms / 1000)
 
     async def __call__(
         self, scope: MutableMapping[str, Any], headers: Mapping[bytes, bytes], receive: Receive
@@ -117,9 +117,8 @@ class Scorer:
         """Let go of the thread that fits images."""
         self._fitter.shutdown(wait=False, cancel_futures=True)
 
-    async def _read(self, headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> bytes:
-        declared = headers.get(b"content-length")
-        return await read_body(receive, declared=declared, limit=limit, timeout=self._body_timeout)
+    def _read(self, headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> Awaitable[bytes]:
+        return self._bodies.read(receive, declared=headers.get(b"content-length"), limit=limit)
 
     async def _fit(self, headers: Mapping[bytes, bytes], receive: Receive) -> tuple[bytes, Fitted, float]:
         """Read a large image and fit it. Returns its pixels, what was done, and the seconds that it took."""

@@ -120,6 +120,7 @@ class Serving:
             functools.partial(finish, self),
             max_size=settings.batch_max_size,
             max_waiting=settings.queue_max_images,
+            deadline=settings.deadline_ms / 1000,
             max_delay=settings.batch_max_delay_ms / 1000,
         )
 

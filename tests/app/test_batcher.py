@@ -38,7 +38,7 @@ async def unchanged(_: list[int], made: Sequence[int]) -> Sequence[int]:
 
 
 def batcher_of(run: Squares, finish: Finish = unchanged, **options: float) -> MicroBatcher[int, int, int]:
-    return MicroBatcher(run, finish, **{"max_size": 4, "max_waiting": 100, **options})
+    return MicroBatcher(run, finish, **{"max_size": 4, "max_waiting": 100, "deadline": 60.0, **options})
 
 
 @given(
@@ -60,7 +60,7 @@ def test_no_caller_ever_gets_anothers_answer(
         async def call(place: int, item: int) -> int:
             for _ in range(yields[place]):
                 await asyncio.sleep(0)
-            return await batcher.submit(item, deadline=5)
+            return await batcher.submit(item)
 
         tasks = [asyncio.create_task(call(place, item)) for place, item in enumerate(items)]
         await asyncio.sleep(0)
@@ -83,7 +83,7 @@ async def test_what_waits_goes_together() -> None:
     run = Squares()
     run.gate.clear()
     batcher = batcher_of(run)
-    tasks = [asyncio.create_task(batcher.submit(item, deadline=5)) for item in range(6)]
+    tasks = [asyncio.create_task(batcher.submit(item)) for item in range(6)]
     await asyncio.sleep(0.01)
     assert run.batches == [[0, 1, 2, 3]]
     run.gate.set()
@@ -101,10 +101,10 @@ async def test_several_batches_are_handed_over_at_once() -> None:
         await turns.acquire()
         return items
 
-    batcher = MicroBatcher(run, unchanged, max_size=2, max_waiting=3)
+    batcher = MicroBatcher(run, unchanged, max_size=2, max_waiting=3, deadline=60.0)
 
     async def submitted(*items: int) -> list[asyncio.Task[int]]:
-        tasks = [asyncio.create_task(batcher.submit(item, deadline=5)) for item in items]
+        tasks = [asyncio.create_task(batcher.submit(item)) for item in items]
         await asyncio.sleep(0.01)
         return tasks
 
@@ -120,7 +120,7 @@ async def test_several_batches_are_handed_over_at_once() -> None:
     assert batcher.waiting == 1
     tasks += await submitted(5, 6)
     with pytest.raises(Overloaded):
-        await batcher.submit(7, deadline=5)
+        await batcher.submit(7)
     for _ in range(3):
         turns.release()
     assert await asyncio.gather(*tasks) == [0, 1, 2, 3, 4, 5, 6]
@@ -132,12 +132,12 @@ async def test_full_queue_refuses_at_once() -> None:
     run = Squares()
     run.gate.clear()
     batcher = batcher_of(run, max_size=1, max_waiting=2)
-    tasks = [asyncio.create_task(batcher.submit(0, deadline=5))]
+    tasks = [asyncio.create_task(batcher.submit(0))]
     await asyncio.sleep(0.01)
-    tasks += [asyncio.create_task(batcher.submit(item, deadline=5)) for item in (1, 2)]
+    tasks += [asyncio.create_task(batcher.submit(item)) for item in (1, 2)]
     await asyncio.sleep(0.01)
     with pytest.raises(Overloaded):
-        await batcher.submit(3, deadline=5)
+        await batcher.submit(3)
     run.gate.set()
     assert await asyncio.gather(*tasks) == [0, 1, 4]
 
@@ -146,15 +146,15 @@ async def test_deadline_is_kept_while_waiting_and_while_running() -> None:
     """A caller hears of its deadline when it passes, and an item nobody waits for is never run."""
     run = Squares()
     run.gate.clear()
-    batcher = batcher_of(run, max_size=1)
-    first = asyncio.create_task(batcher.submit(1, deadline=0.02))
+    batcher = batcher_of(run, max_size=1, deadline=0.02)
+    first = asyncio.create_task(batcher.submit(1))
     await asyncio.sleep(0.005)
-    second = asyncio.create_task(batcher.submit(2, deadline=0.02))
+    second = asyncio.create_task(batcher.submit(2))
     for task in (first, second):
         with pytest.raises(DeadlineExceeded):
             await task
     run.gate.set()
-    assert await batcher.submit(3, deadline=5) == 9
+    assert await batcher.submit(3) == 9
     assert run.batches == [[1], [3]]
 
 
@@ -166,10 +166,8 @@ async def test_failure_reaches_every_waiter_and_only_them() -> None:
             raise ZeroDivisionError
         return items
 
-    batcher = MicroBatcher(run, unchanged, max_size=3, max_waiting=10)
-    answers = await asyncio.gather(
-        *(batcher.submit(item, deadline=5) for item in (12, 13, 14, 15)), return_exceptions=True
-    )
+    batcher = MicroBatcher(run, unchanged, max_size=3, max_waiting=10, deadline=60.0)
+    answers = await asyncio.gather(*(batcher.submit(item) for item in (12, 13, 14, 15)), return_exceptions=True)
     assert [type(answer) for answer in answers[:3]] == [InternalError] * 3
     assert answers[3] == 15
     assert isinstance(answers[0].__cause__, ZeroDivisionError)
@@ -181,9 +179,9 @@ async def test_wrong_number_of_results_is_an_error() -> None:
     async def run(items: list[int]) -> Sequence[int]:
         return items[1:]
 
-    batcher = MicroBatcher(run, unchanged, max_size=3, max_waiting=10)
+    batcher = MicroBatcher(run, unchanged, max_size=3, max_waiting=10, deadline=60.0)
     with pytest.raises(InternalError):
-        await batcher.submit(1, deadline=5)
+        await batcher.submit(1)
 
 
 async def test_closing_answers_what_was_accepted() -> None:
@@ -191,13 +189,13 @@ async def test_closing_answers_what_was_accepted() -> None:
     run = Squares()
     run.gate.clear()
     batcher = batcher_of(run, max_size=1)
-    tasks = [asyncio.create_task(batcher.submit(item, deadline=5)) for item in range(3)]
+    tasks = [asyncio.create_task(batcher.submit(item)) for item in range(3)]
     await asyncio.sleep(0)
     closing = asyncio.create_task(batcher.aclose())
     await asyncio.sleep(0.01)
     assert not closing.done()
     with pytest.raises(ModelUnavailable):
-        await batcher.submit(9, deadline=5)
+        await batcher.submit(9)
     run.gate.set()
     await closing
     assert [task.result() for task in tasks] == [0, 1, 4]
@@ -208,15 +206,15 @@ async def test_ten_thousand_callers_who_leave_hold_nothing() -> None:
     run = Squares()
     run.gate.clear()
     batcher = batcher_of(run, max_size=64, max_waiting=20_000)
-    first = asyncio.create_task(batcher.submit(3, deadline=60))
+    first = asyncio.create_task(batcher.submit(3))
     await asyncio.sleep(0.01)
-    tasks = [asyncio.create_task(batcher.submit(item, deadline=60)) for item in range(10_000)]
+    tasks = [asyncio.create_task(batcher.submit(item)) for item in range(10_000)]
     await asyncio.sleep(0.01)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     run.gate.set()
-    assert await asyncio.gather(first, batcher.submit(7, deadline=5)) == [9, 49]
+    assert await asyncio.gather(first, batcher.submit(7)) == [9, 49]
     assert batcher.waiting == 0
     assert run.batches == [[3], [7]]
     assert not batcher._deadlines
@@ -225,10 +223,10 @@ async def test_ten_thousand_callers_who_leave_hold_nothing() -> None:
 async def test_a_delay_gathers_company() -> None:
     """With `max_delay` the first item of a batch waits for those that follow soon after."""
     run = Squares()
-    batcher = MicroBatcher(run, unchanged, max_size=8, max_waiting=10, max_delay=0.05)
-    first = asyncio.create_task(batcher.submit(1, deadline=5))
+    batcher = MicroBatcher(run, unchanged, max_size=8, max_waiting=10, deadline=60.0, max_delay=0.05)
+    first = asyncio.create_task(batcher.submit(1))
     await asyncio.sleep(0.01)
-    second = asyncio.create_task(batcher.submit(2, deadline=5))
+    second = asyncio.create_task(batcher.submit(2))
     assert await asyncio.gather(first, second) == [1, 4]
     assert run.batches == [[1, 2]]
 
@@ -243,8 +241,8 @@ async def test_the_next_batch_runs_while_the_one_before_is_finished() -> None:
         return made
 
     batcher = batcher_of(run, finish, max_size=1)
-    slow = asyncio.create_task(batcher.submit(1, deadline=5))
-    assert await batcher.submit(2, deadline=5) == 4
+    slow = asyncio.create_task(batcher.submit(1))
+    assert await batcher.submit(2) == 4
     assert not slow.done()
     closing = asyncio.create_task(batcher.aclose())
     await asyncio.sleep(0.01)
@@ -261,7 +259,7 @@ async def test_an_exception_among_the_results_is_for_its_caller_alone() -> None:
         return [Overloaded("nine") if square == 9 else square for square in made]
 
     batcher = batcher_of(Squares(), finish)
-    answers = await asyncio.gather(*(batcher.submit(n, deadline=5) for n in (2, 3, 4)), return_exceptions=True)
+    answers = await asyncio.gather(*(batcher.submit(n) for n in (2, 3, 4)), return_exceptions=True)
     assert [answers[0], answers[2]] == [4, 16]
     assert isinstance(answers[1], Overloaded)
     assert not batcher._deadlines
@@ -279,6 +277,6 @@ async def test_a_batch_that_cannot_be_finished_fails_its_own_callers(broken: lis
         return broken
 
     batcher = batcher_of(Squares(), finish, max_size=2)
-    answers = await asyncio.gather(*(batcher.submit(n, deadline=5) for n in (12, 13, 14)), return_exceptions=True)
+    answers = await asyncio.gather(*(batcher.submit(n) for n in (12, 13, 14)), return_exceptions=True)
     assert [type(answer) for answer in answers[:2]] == [InternalError] * 2
     assert answers[2] == 196

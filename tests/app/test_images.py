@@ -6,6 +6,7 @@ import io
 import struct
 import tracemalloc
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -218,6 +219,67 @@ def test_everything_else_is_refused(name: str) -> None:
     with pytest.raises(expected) as caught:
         images.decode(png)
     assert type(caught.value) is expected
+
+
+@pytest.mark.parametrize("interlace", [0, 1])
+@pytest.mark.parametrize(
+    ("colour", "depths"), [(0, (1, 2, 4, 8, 16)), (2, (8, 16)), (3, (1, 2, 4, 8)), (4, (8, 16)), (6, (8, 16))]
+)
+def test_missing_pixels_are_no_black_ones(colour: int, depths: tuple[int, ...], interlace: int) -> None:
+    """Compressed data that ends well, but a byte early, is refused; with that byte it is not, whatever the kind."""
+    for depth in depths:
+        size = _size(28, 28, depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour], interlace)
+        start = pngs.SIGNATURE + pngs.header(depth=depth, colour=colour, interlace=interlace)
+        if colour == 3:
+            start += pngs.chunk(b"PLTE", bytes(3 * 2**depth))
+
+        def png(missing: int, start: bytes = start, size: int = size) -> bytes:
+            return start + pngs.chunk(b"IDAT", zlib.compress(bytes(size - missing))) + pngs.chunk(b"IEND")
+
+        if colour in (4, 6):  # all zeros: alpha as well
+            with pytest.raises(problems.Transparent):
+                images.decode(png(0))
+            with pytest.raises(problems.BlankImage):
+                images.decode_any(png(0), 784)
+        else:
+            assert images.decode(png(0)) == bytes(784)
+            assert images.decode_any(png(0), 784).size == (28, 28)
+        for missing in (1, size // 2, size):
+            with pytest.raises(problems.CorruptPng):
+                images.decode(png(missing))
+            with pytest.raises(problems.CorruptPng):
+                images.decode_any(png(missing), 784)
+
+
+def _size(width: int, height: int, bits: int, interlace: int) -> int:
+    # Counted pixel by pixel, by the table of passes in the PNG specification, 8.2.
+    grid = ("16462646", "77777777", "56565656", "77777777", "36463646", "77777777", "56565656", "77777777")
+    rows: dict[tuple[str, int], int] = {}
+    for y in range(height):
+        for x in range(width):
+            key = (grid[y % 8][x % 8], y) if interlace else ("0", y)
+            rows[key] = rows.get(key, 0) + 1
+    return sum(1 + (pixels * bits + 7) // 8 for pixels in rows.values())
+
+
+def test_decoding_leaves_nothing_behind() -> None:
+    """Images decoded in turn and in several threads at once do not mix, a broken one between them included."""
+    rng = np.random.default_rng(0)
+    wanted = [rng.integers(0, 256, (28, 28), dtype=np.uint8) for _ in range(40)]
+    files = [pngs.plain(image) for image in wanted]
+    broken = pngs.SIGNATURE + pngs.header() + pngs.chunk(b"IDAT", zlib.compress(b"\0" * 29 * 14)) + pngs.chunk(b"IEND")
+
+    def decode_all(start: int) -> None:
+        for round_ in range(20 * len(files)):
+            place = (start + round_) % len(files)
+            if round_ % 7 == 0:
+                with pytest.raises(problems.CorruptPng):
+                    images.decode(broken)
+            assert images.decode(files[place]) == wanted[place].tobytes()
+
+    with ThreadPoolExecutor(4) as threads:
+        for done in [threads.submit(decode_all, start) for start in (0, 11, 23, 31)]:
+            done.result()
 
 
 @pytest.mark.parametrize("name", [name for name in REFUSED if "header, " in name or "header after" in name])

@@ -13,7 +13,8 @@ import torch
 from app.calibration import Calibration
 from tests.conftest import ROOT
 from training.autoencoders import ArticleAutoencoder, ScaledScoring
-from training.reexpressed import reexpressed
+from training.reexpressed import ReexpressedGradients, reexpressed
+from training.standardisation import OrientedGradients
 
 
 def scoring(seed: int) -> ScaledScoring:
@@ -34,6 +35,28 @@ def test_same_function(seed: int) -> None:
         mse, picture, *_ = fast(images)
     assert ((mse - slow_mse).abs() / slow_mse).max() <= 1e-6
     assert (picture - slow_picture).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 33])
+def test_same_scores_for_every_batch_size(count: int) -> None:
+    """A lone image, which takes a way of its own, and batches of any size score as the slow form does."""
+    module = scoring(7)
+    images = torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8)
+    with torch.inference_mode():
+        slow, fast = module(images)[0], reexpressed(module)(images)[0]
+    assert ((fast - slow).abs() / slow).max() <= 1e-6
+
+
+def test_same_standardisation() -> None:
+    """The gradients for serving are those that were trained with: within 1e-5 of the root mean square, which is 1."""
+    slow = OrientedGradients(directions=6, cells=14, edge_sigma=0.7, pool_sigma=1.7)
+    pixels = torch.rand(40, 28, 28)
+    pixels[0], pixels[1] = 0.0, 1.0
+    kept = pixels.clone()
+    with torch.inference_mode():
+        difference = (ReexpressedGradients(slow)(pixels) - slow(pixels)).abs().max()
+    assert difference <= 1e-5
+    assert (pixels == kept).all()
 
 
 def test_same_verdicts_on_the_test_set() -> None:

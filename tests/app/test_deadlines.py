@@ -1,0 +1,116 @@
+"""Deadlines of many things, and the time that a request body may take."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import MutableMapping
+from typing import Any
+
+import pytest
+
+from app.bodies import BodyReader
+from app.deadlines import Deadlines
+from app.problems import BodyTimeout
+
+
+async def test_what_takes_too_long_is_named_once_and_in_order() -> None:
+    """Of many things, those that ended are not named, and the others when their own time is over."""
+    late: list[tuple[str, float]] = []
+    deadlines = Deadlines[str](0.05, lambda key: late.append((key, time.monotonic())))
+    began: dict[str, float] = {}
+    for key in ("a", "b", "c", "d"):
+        began[key] = time.monotonic()
+        deadlines.begin(key)
+        await asyncio.sleep(0.02)
+    deadlines.end("c")
+    deadlines.end("never begun")
+    while deadlines:
+        await asyncio.sleep(0.01)
+    assert [key for key, _ in late] == ["a", "b", "d"]
+    assert all(when - began[key] >= 0.045 for key, when in late)
+
+
+async def test_deadlines_go_on_after_a_pause() -> None:
+    """When all have ended before their time, what begins later still has its deadline; who missed it may begin anew."""
+    late = asyncio.Event()
+    deadlines = Deadlines[int](0.02, lambda _: late.set())
+    deadlines.begin(1)
+    deadlines.end(1)
+    await asyncio.sleep(0.05)
+    assert not late.is_set()
+    for _ in range(2):
+        deadlines.begin(1)
+        await asyncio.wait_for(late.wait(), 5)
+        late.clear()
+
+
+def pieces(*bodies: bytes) -> Any:
+    """Return an ASGI channel that gives these pieces of a body that has another one, which never comes."""
+    left = list(bodies)
+
+    async def receive() -> MutableMapping[str, Any]:
+        if not left:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": left.pop(0), "more_body": True}
+
+    return receive
+
+
+async def test_a_slow_body_is_given_up_and_its_task_goes_on() -> None:
+    """A body that is not whole in time is a `BodyTimeout`; the task that read it can await other things afterwards."""
+    reader = BodyReader(0.05)
+    began = time.monotonic()
+    with pytest.raises(BodyTimeout, match=r"0\.05 s"):
+        await reader.read(pieces(b"a", b"b"), declared=None, limit=10)
+    assert time.monotonic() - began >= 0.045
+    await asyncio.sleep(0)
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+
+
+async def test_each_body_has_its_own_time() -> None:
+    """Two tasks that read at once are given up one after the other, and a third that is whole is not."""
+    reader, ends = BodyReader(0.05), []
+
+    async def read(name: str, wait: float) -> None:
+        await asyncio.sleep(wait)
+        try:
+            await reader.read(pieces(b"a"), declared=None, limit=10)
+        except BodyTimeout:
+            ends.append(name)
+
+    async def whole() -> bytes:
+        async def receive() -> MutableMapping[str, Any]:
+            return {"type": "http.request", "body": b"abc", "more_body": False}
+
+        body = await reader.read(receive, declared=b"3", limit=10)
+        await asyncio.sleep(0.1)
+        return body
+
+    *_, body = await asyncio.gather(read("second", 0.02), read("first", 0.0), whole())
+    assert ends == ["first", "second"]
+    assert body == b"abc"
+
+
+async def test_a_cancelled_reader_is_cancelled() -> None:
+    """Who cancels the task that reads is not told of a time-out, and nothing is left behind."""
+    reader = BodyReader(0.03)
+    task = asyncio.create_task(reader.read(pieces(), declared=None, limit=10))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not reader._deadlines
+
+
+async def test_cancelled_and_too_late_at_once() -> None:
+    """When the time is over in the same moment, the cancellation counts."""
+    reader = BodyReader(0.03)
+    task = asyncio.create_task(reader.read(pieces(), declared=None, limit=10))
+    await asyncio.sleep(0)
+    reader._interrupt(task)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
