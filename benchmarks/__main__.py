@@ -93,7 +93,6 @@ def single(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -
     """Single scores at every concurrency, against floors and the tutorial's server."""
     repository = Repository(ROOT / "model_store")
     artifact = ROOT / "model_store" / model / str(repository.current(model)) / "model.pt"
-    path = f"/score?model={model}"
     only = folder / f"only-{model}"
     shutil.copytree(ROOT / "model_store" / model, only / model, symlinks=True)
     servers = [
@@ -105,8 +104,8 @@ def single(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -
     ]
     ours, bare, fastapi_raw, fastapi_upload, naive = servers
     systems = {
-        "service, raw": (ours, "raw", path),
-        "service, multipart": (ours, "multipart", path),
+        "service, raw": (ours, "raw", "/score"),
+        "service, multipart": (ours, "multipart", "/score"),
         "bare ASGI, raw": (bare, "raw", "/score"),
         "FastAPI constant, raw": (fastapi_raw, "raw", "/score"),
         "FastAPI empty UploadFile": (fastapi_upload, "multipart", "/score"),

@@ -5,13 +5,14 @@ Settings come from the environment, as for `python -m app`. Only for measuring: 
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import app.__main__ as service
-from app import bodies, edge, images, logs, main, protocol, scoring
+from app import batcher, bodies, edge, images, logs, main, protocol, scoring
 
 
 def _replies_in_two_pieces() -> None:
@@ -53,6 +54,25 @@ def _score_behind_the_framework() -> None:
     edge.Edge._fast = through
 
 
+class _Timers:
+    """Stands in for `app.deadlines.Deadlines`, with a timer for each thing."""
+
+    def __init__(self, seconds: float, missed: Callable[[Any], object]) -> None:
+        self._seconds, self._missed = seconds, missed
+        self._timers: dict[Any, asyncio.TimerHandle] = {}
+
+    def begin(self, key: object) -> None:
+        self._timers[key] = asyncio.get_running_loop().call_later(self._seconds, self._missed, key)
+
+    def end(self, key: object) -> None:
+        if key in self._timers:
+            self._timers.pop(key).cancel()
+
+
+def _a_timer_for_every_deadline() -> None:
+    bodies.Deadlines = batcher.Deadlines = _Timers
+
+
 def _every_form_parsed_in_full() -> None:
     bodies._only_part = lambda _parameters, _body: None
 
@@ -71,6 +91,7 @@ TRICKS: dict[str, tuple[str, Callable[[], None]]] = {
     "joined": ("head and body of a reply leave in one system call", _replies_in_two_pieces),
     "usual": ("a plain PNG in its usual form is known by its first 33 bytes", _every_png_checked_chunk_by_chunk),
     "together": ("what arrives in one turn of the event loop is decoded in one go", _every_image_decoded_alone),
+    "timer": ("one timer for all deadlines, of bodies and of scores", _a_timer_for_every_deadline),
     "memory": ("glibc keeps freed memory (`mallopt`)", _memory_given_back),
     "freeze": ("the collector looks away: `gc.freeze` after the start, and seldom later", _collector_looks_at_all),
     "switch": ("Python's lock changes hands after 0.5 ms, not 5 ms", _python_switches_as_it_likes),
