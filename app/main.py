@@ -8,7 +8,6 @@ import gc
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -40,7 +39,6 @@ from app.vitals import watch
 
 _log = logging.getLogger(__name__)
 
-_SWITCH_SECONDS = 0.0005
 _COLLECT_AFTER = 20_000, 20, 50
 """New objects before the youngest generation is collected, collections of it before the next one is, and so on."""
 
@@ -118,8 +116,6 @@ def from_environment() -> Edge:
     keep_memory()
     chosen = settings.from_environment()
     logs.configure(chosen.log_level)
-    # A micro-batch that is done waits for Python's lock while the event loop is busy: at most so long.
-    sys.setswitchinterval(_SWITCH_SECONDS)
     return create_app(chosen)
 
 

@@ -89,14 +89,20 @@ def interleaved(cells: dict[str, Callable[[], Cell]], rounds: int) -> dict[str, 
     return {name: medians(measured) for name, measured in found.items()}
 
 
+def only(model: str, folder: Path) -> dict[str, str]:
+    """Return the settings of a service that has one model and no other, as those who count megabytes run it."""
+    store = folder / f"only-{model}"
+    if not store.exists():
+        shutil.copytree(ROOT / "model_store" / model, store / model, symlinks=True)
+    return {"ANOMALY_MODEL_STORE": str(store), "ANOMALY_DEFAULT_MODEL": model}
+
+
 def single(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -> Cell:
     """Single scores at every concurrency, against floors and the tutorial's server."""
     repository = Repository(ROOT / "model_store")
     artifact = ROOT / "model_store" / model / str(repository.current(model)) / "model.pt"
-    only = folder / f"only-{model}"
-    shutil.copytree(ROOT / "model_store" / model, only / model, symlinks=True)
     servers = [
-        service(folder, f"service-{model}", ANOMALY_MODEL_STORE=str(only), ANOMALY_DEFAULT_MODEL=model),
+        service(folder, f"service-{model}", **only(model, folder)),
         peer("bare", folder),
         peer("fastapi_raw", folder),
         peer("fastapi_upload", folder),
@@ -236,19 +242,18 @@ def open_loop(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path
     Of the rounds each rate shows the one whose p99 is in the middle. Beside half: a bare ASGI server at the same rate,
     for what the generator itself takes.
     """
-    server, bare = service(folder, f"open-{model}"), peer("bare", folder)
-    path = f"/score?model={model}"
+    server, bare = service(folder, f"open-{model}", **only(model, folder)), peer("bare", folder)
 
     def drive(server: Server, rate: float, connections: int, seconds: float) -> Cell:
         command = [sys.executable, "-m", "benchmarks.open_loop", str(server.port), str(bodies), str(rate)]
-        command += [str(seconds), "--connections", str(connections), "--path", path]
+        command += [str(seconds), "--connections", str(connections)]
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         cell: Cell = json.loads(run.stdout)
         print(f"  {server.name} {cell}", flush=True)
         return cell
 
     try:
-        ask = functools.partial(wrk, server, bodies, form="raw", path=path, connections=64)
+        ask = functools.partial(wrk, server, bodies, form="raw", path="/score", connections=64)
         ask(seconds=1)
         most = statistics.median(ask(seconds=chosen.seconds)["rate"] for _ in range(chosen.rounds))
         print(f"{model}, open loop; most {most:.0f}/s", flush=True)
@@ -271,13 +276,12 @@ def open_loop(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path
 
 def workers(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -> Cell:
     """One worker and two."""
-    servers = {n: service(folder, f"workers-{n}", ANOMALY_WORKERS=str(n)) for n in (1, 2)}
-    path = f"/score?model={model}"
+    servers = {n: service(folder, f"workers-{n}", ANOMALY_WORKERS=str(n), **only(model, folder)) for n in (1, 2)}
     try:
         print(f"{model}, workers", flush=True)
         cells = {
             f"{n} worker{'s' * (n > 1)}": lambda server=server: wrk(
-                server, bodies, form="raw", path=path, connections=64, seconds=chosen.seconds
+                server, bodies, form="raw", path="/score", connections=64, seconds=chosen.seconds
             )
             for n, server in servers.items()
         }
@@ -386,13 +390,13 @@ def _fill(server: Server, entries: int, model: str) -> None:
 
 def soak(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -> Cell:
     """Memory over many requests."""
-    server = service(folder, f"soak-{model}")
+    server = service(folder, f"soak-{model}", **only(model, folder))
     found: Cell = {"requests": 0, "rss_mb": {}}
     try:
         print(f"{model}, soak", flush=True)
         while found["requests"] < chosen.soak:
             found["rss_mb"][str(found["requests"])] = server.memory_mb()[0]
-            cell = wrk(server, bodies, form="raw", path=f"/score?model={model}", connections=64, seconds=10)
+            cell = wrk(server, bodies, form="raw", path="/score", connections=64, seconds=10)
             found["requests"] += round(10 * cell["rate"])
             print(f"  {found['requests']} requests, {server.memory_mb()[0]:.0f} MB", flush=True)
         found["rss_mb"][str(found["requests"])] = server.memory_mb()[0]

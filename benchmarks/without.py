@@ -42,10 +42,6 @@ def _collector_looks_at_all() -> None:
     main._COLLECT_AFTER = gc.get_threshold()
 
 
-def _python_switches_as_it_likes() -> None:
-    main._SWITCH_SECONDS = sys.getswitchinterval()
-
-
 def _score_behind_the_framework() -> None:
     async def through(self: edge.Edge, *given: Any) -> int:
         scope, _, receive, send, facts = given
@@ -94,7 +90,6 @@ TRICKS: dict[str, tuple[str, Callable[[], None]]] = {
     "timer": ("one timer for all deadlines, of bodies and of scores", _a_timer_for_every_deadline),
     "memory": ("glibc keeps freed memory (`mallopt`)", _memory_given_back),
     "freeze": ("the collector looks away: `gc.freeze` after the start, and seldom later", _collector_looks_at_all),
-    "switch": ("Python's lock changes hands after 0.5 ms, not 5 ms", _python_switches_as_it_likes),
     "edge": ("`POST /score` is answered before the framework", _score_behind_the_framework),
     "form": ("a form with one file is cut, not parsed (measured with multipart bodies)", _every_form_parsed_in_full),
     "log": ("log lines are gathered for 50 ms and written at once", _a_write_for_every_log_line),
