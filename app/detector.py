@@ -110,7 +110,8 @@ def keep_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 32 * 1024 * 1024)
         mallopt(_M_TRIM_THRESHOLD, 256 * 1024 * 1024)
-        # Else each thread keeps a heap of its own: tens of megabytes that no thread needs, and no faster here.
+        # A heap for each busy thread: event loop, inference, store. With one they wait for each other; with more, idle
+        # threads keep megabytes that nobody needs.
         mallopt(_M_ARENA_MAX, 3)
 
 

@@ -154,7 +154,10 @@ def tricks(found: Cell) -> str:
         for name, cell in found["tricks"].items()
     ]
     head = ["trick", "requests/s without", "with", "gain", "CPU us saved", "p99 without, to with"]
-    return "\n64 connections; each pair measured in turn.\n\n" + table(head, rows)
+    note = (
+        "\n64 connections; each pair measured in turn. Below a twentieth is noise; the table at the end is finer.\n\n"
+    )
+    return note + table(head, rows)
 
 
 def soak(found: Cell) -> str:
