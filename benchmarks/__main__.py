@@ -296,28 +296,25 @@ def workers(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) 
 
 
 def tricks(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -> Cell:
-    """The service with each of its tricks taken out, beside the whole service."""
-    whole = service(folder, "whole", ANOMALY_DEFAULT_MODEL=model)
+    """The service with each of its tricks taken out, beside the whole service; both have a store of the same age."""
     found: Cell = {}
-    try:
-        print(f"{model}, tricks", flush=True)
-        for name in TRICKS:
-            form = "multipart" if name == "form" else "raw"
-            server = service(
-                folder, f"without-{name}", command=["benchmarks.without", name], ANOMALY_DEFAULT_MODEL=model
-            )
-            ask = functools.partial(
-                wrk, bodies=bodies, form=form, path="/score", connections=64, seconds=chosen.seconds / 2
-            )
-            try:
-                ask(server)
-                cells = {"without": lambda ask=ask, server=server: ask(server), "with": lambda ask=ask: ask(whole)}
-                found[name] = interleaved(cells, chosen.rounds)
-            finally:
-                server.stop()
-        return {"tricks": found}
-    finally:
-        whole.stop()
+    print(f"{model}, tricks", flush=True)
+    for name in TRICKS:
+        whole = service(folder, f"beside-{name}", ANOMALY_DEFAULT_MODEL=model)
+        server = service(folder, f"without-{name}", command=["benchmarks.without", name], ANOMALY_DEFAULT_MODEL=model)
+        form = "multipart" if name == "form" else "raw"
+        ask = functools.partial(
+            wrk, bodies=bodies, form=form, path="/score", connections=64, seconds=chosen.seconds / 2
+        )  # fmt: skip
+        try:
+            ask(server)
+            ask(whole)
+            cells = {"without": functools.partial(ask, server), "with": functools.partial(ask, whole)}
+            found[name] = interleaved(cells, chosen.rounds)
+        finally:
+            server.stop()
+            whole.stop()
+    return {"tricks": found}
 
 
 def growth(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -> Cell:
