@@ -43,29 +43,18 @@ class ReexpressedArticle(nn.Module):
         return pixels.permute(0, 1, 3, 5, 2, 4, 6).reshape(n, 1, 28, 28)
 
 
-class ReexpressedGradients(nn.Module):
+class ReexpressedGradients(OrientedGradients):
     """The standardisation for serving: pooled from the left first, so that the right has half as many short rows."""
 
-    smooth: Tensor
-    slope: Tensor
-    pool: Tensor
-    directions: Tensor
-
     def __init__(self, gradients: OrientedGradients) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         for name, values in gradients.named_buffers():
             self.register_buffer(name, values)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Standardise as `OrientedGradients` does."""
-        across = self.smooth @ (pixels @ self.slope.T)
-        down = self.slope @ (pixels @ self.smooth.T)
-        gradient = torch.stack([across, down], dim=1).flatten(2)
-        edges = (self.directions @ gradient).relu_()
-        edges = edges.view(edges.shape[0], edges.shape[1], pixels.shape[1], pixels.shape[2])
-        features = ((self.pool @ edges) @ self.pool.T).flatten(1)
-        standardised: Tensor = features / features.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-6)
-        return standardised
+    def pooled(self, edges: Tensor) -> Tensor:
+        """Pool as `OrientedGradients` does."""
+        pooled: Tensor = (self.pool @ edges) @ self.pool.T
+        return pooled
 
 
 def _halved(planes: Tensor) -> Tensor:

@@ -51,9 +51,14 @@ class OrientedGradients(nn.Module):
         gradient = torch.stack([across, down], dim=1).flatten(2)
         edges = (self.directions @ gradient).clamp_min(0.0)
         edges = edges.view(edges.shape[0], edges.shape[1], pixels.shape[1], pixels.shape[2])
-        features = (self.pool @ (edges @ self.pool.T)).flatten(1)
+        features = self.pooled(edges).flatten(1)
         standardised: Tensor = features / features.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-6)
         return standardised
+
+    def pooled(self, edges: Tensor) -> Tensor:
+        """Pool float32 [N, directions, 28, 28] to [N, directions, cells, cells]."""
+        pooled: Tensor = self.pool @ (edges @ self.pool.T)
+        return pooled
 
 
 def in_chunks(standardise: nn.Module, pixels: Tensor) -> Tensor:

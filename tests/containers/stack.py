@@ -190,7 +190,7 @@ class Stack:
                 for line in self.logs(container).splitlines():
                     if text in line:
                         return line
-            time.sleep(0.1)
+            time.sleep(0.1)  # the engine hands logs over when it pleases, and a line that has not come tells nobody
         raise AssertionError(f"no line of {service} holds {text!r}")
 
     def connect(self, timeout: float = 30) -> http.client.HTTPSConnection:
@@ -221,7 +221,7 @@ class Stack:
         return status, given, json.loads(body)
 
     def readiness(self, container: str, times: int = 1) -> list[tuple[int, dict[str, Any]]]:
-        """Ask one replica from inside whether it is ready, several times, 0.1 s apart."""
+        """Ask one replica from inside whether it is ready, several times, 0.1 s apart: the pause is what is sampled."""
         program = (
             "import http.client as h, json, sys, time\n"
             "for _ in range(int(sys.argv[1])):\n"
@@ -267,6 +267,7 @@ class Stack:
         for thread in threads:
             thread.start()
         try:
+            # Traffic must be flowing when the fault comes, and what it breaks later (a deadline is 2 s) counts as well.
             time.sleep(before)
             yield load
             time.sleep(after)
