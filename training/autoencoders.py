@@ -118,7 +118,7 @@ class ScaledScoring(nn.Module):
         """
         inputs = self.scale(images)
         reconstruction = self.autoencoder(inputs)
-        error_map = (inputs - reconstruction).square().mean(dim=1)
+        error_map = (inputs - reconstruction).square().squeeze(1)
         mse = error_map.mean(dim=(1, 2))
         reason = torch.zeros(mse.shape, dtype=torch.int8, device=mse.device)
         return mse, reconstruction, error_map, reason

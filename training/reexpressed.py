@@ -20,7 +20,10 @@ class ReexpressedArticle(nn.Module):
     places: one convolution with four times the channels, whose maxima are of whole blocks of memory. A transposed
     convolution of 2x2 with stride 2 is a linear layer at each place, whose outputs are the four pixels. Together half
     of the time in full batches. ReLU comes after the maximum, where it has a quarter of the work and gives the same.
+    Pixels come out patch by patch: picking each by its place costs a tenth of turning axes, which moves two at once.
     """
+
+    places: Tensor
 
     def __init__(self, article: ArticleAutoencoder) -> None:
         super().__init__()
@@ -29,6 +32,8 @@ class ReexpressedArticle(nn.Module):
         self.first, self.second = first, second
         self.first_pooled, self.second_pooled = _pooled(first), _pooled(second)
         self.third, self.fourth = _linear(third), _linear(fourth)
+        places = torch.arange(784).view(7, 7, 2, 2, 2, 2)
+        self.register_buffer("places", places.permute(0, 2, 4, 1, 3, 5).flatten())
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Redraw standardised inputs."""
@@ -39,8 +44,8 @@ class ReexpressedArticle(nn.Module):
         else:
             code = torch.relu(_best(self.second_pooled(torch.relu(_best(self.first_pooled(inputs))))))
         wide = torch.relu(self.third(code.permute(0, 2, 3, 1))).view(n, 7, 7, 2, 2, 16)
-        pixels = torch.sigmoid(self.fourth(wide)).view(n, 7, 7, 2, 2, 2, 2)
-        return pixels.permute(0, 1, 3, 5, 2, 4, 6).reshape(n, 1, 28, 28)
+        pixels = torch.sigmoid(self.fourth(wide)).flatten(1)
+        return pixels.index_select(1, self.places).view(n, 1, 28, 28)
 
 
 class ReexpressedGradients(OrientedGradients):

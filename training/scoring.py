@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from training.standardisation import OrientedGradients
+from training.standardisation import SIDE, OrientedGradients
 
 REASONS = ("empty", "too_much_ink")
 """Names of the guards, in the order of their codes."""
@@ -30,6 +30,7 @@ class StandardisedScoring(nn.Module):
     most_ink: Final[float]
     guard_error: Final[float]
     cells: Final[int]
+    cell_of_pixel: Tensor
 
     def __init__(
         self,
@@ -56,6 +57,8 @@ class StandardisedScoring(nn.Module):
         self.most_ink = most_ink
         self.guard_error = guard_error
         self.cells = standardise.pool.shape[0]
+        side = torch.arange(SIDE) * self.cells // SIDE
+        self.register_buffer("cell_of_pixel", (side[:, None] * self.cells + side).flatten())
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Score raw pixels, uint8 [N, 1, 28, 28].
@@ -77,8 +80,7 @@ class StandardisedScoring(nn.Module):
         ink = pixels.sum(dim=(1, 2))
         reason = (ink < self.least_ink).to(torch.int8) + 2 * (ink > self.most_ink).to(torch.int8)
         errors = errors.masked_fill((reason > 0)[:, None, None], self.guard_error)
-        scale = pixels.shape[1] // self.cells
-        error_map = errors.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2)
+        error_map = errors.flatten(1).index_select(1, self.cell_of_pixel).view(pixels.shape)
         return error_map.mean(dim=(1, 2)), drawing[:count].view(images.shape), error_map, reason
 
 
