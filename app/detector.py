@@ -102,7 +102,7 @@ def _unpacked(rows: NDArray[np.uint8]) -> Pictures:
 
 
 def keep_memory() -> None:
-    """Tell glibc to keep freed memory for the next micro-batch: asking the kernel anew costs more than the model.
+    """Tell glibc to keep freed memory for the next chunk of a batch request: asking the kernel anew costs a twentieth.
 
     Call it before any thread is started. Nothing happens where the C library has no `mallopt`.
     """

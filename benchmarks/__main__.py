@@ -302,10 +302,7 @@ def tricks(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -
     for name in TRICKS:
         whole = service(folder, f"beside-{name}", ANOMALY_DEFAULT_MODEL=model)
         server = service(folder, f"without-{name}", command=["benchmarks.without", name], ANOMALY_DEFAULT_MODEL=model)
-        form = "multipart" if name == "form" else "raw"
-        ask = functools.partial(
-            wrk, bodies=bodies, form=form, path="/score", connections=64, seconds=chosen.seconds / 2
-        )  # fmt: skip
+        ask = _ask_for(name, model, bodies, chosen.seconds / 2)
         try:
             ask(server)
             ask(whole)
@@ -315,6 +312,20 @@ def tricks(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -
             server.stop()
             whole.stop()
     return {"tricks": found}
+
+
+def _ask_for(trick: str, model: str, bodies: Path, seconds: float) -> Callable[[Server], Cell]:
+    """Return what measures a server with requests for which a trick is there."""
+    if trick != "memory":
+        form = "multipart" if trick == "form" else "raw"
+        return functools.partial(wrk, bodies=bodies, form=form, path="/score", connections=64, seconds=seconds)
+    body = npy(10_000)
+
+    def batches(server: Server) -> Cell:
+        cell = post_array(server, body, 10_000, "application/x-npy", model, times=3)
+        return {"rate": cell["images_per_second"], "cpu_us": cell["cpu_us"]}
+
+    return batches
 
 
 def growth(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -> Cell:

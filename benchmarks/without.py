@@ -88,7 +88,7 @@ TRICKS: dict[str, tuple[str, Callable[[], None]]] = {
     "usual": ("a plain PNG in its usual form is known by its first 33 bytes", _every_png_checked_chunk_by_chunk),
     "together": ("what arrives in one turn of the event loop is decoded in one go", _every_image_decoded_alone),
     "timer": ("one timer for all deadlines, of bodies and of scores", _a_timer_for_every_deadline),
-    "memory": ("glibc keeps freed memory (`mallopt`)", _memory_given_back),
+    "memory": ("glibc keeps freed memory: `mallopt` (images a second of batch requests)", _memory_given_back),
     "freeze": ("the collector looks away: `gc.freeze` after the start, and seldom later", _collector_looks_at_all),
     "edge": ("`POST /score` is answered before the framework", _score_behind_the_framework),
     "form": ("a form with one file is cut, not parsed (measured with multipart bodies)", _every_form_parsed_in_full),

@@ -149,7 +149,7 @@ def tricks(found: Cell) -> str:
             f"{cell['with']['rate']:,.0f}",
             f"{cell['with']['rate'] / cell['without']['rate']:.2f}",
             f"{cell['without']['cpu_us'] - cell['with']['cpu_us']:.0f}",
-            f"{cell['without']['p99_ms'] / cell['with']['p99_ms']:.2f}",
+            f"{cell['without']['p99_ms'] / cell['with']['p99_ms']:.2f}" if "p99_ms" in cell["with"] else "",
         ]
         for name, cell in found["tricks"].items()
     ]
