@@ -438,7 +438,7 @@ def machine(device: str) -> Cell:
         "gpu": torch.cuda.get_device_name(torch.device(device)) if device.startswith("cuda") else None,
         "processor": names[0].partition(":")[2].strip() if names else platform.machine(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9),
-        "python": platform.python_version() + (", the system's" if sys.base_prefix == "/usr" else ""),
+        "python": platform.python_version() + (" (the system's)" if sys.base_prefix == "/usr" else ""),
         "torch": torch.__version__,
     }
 

@@ -20,8 +20,9 @@ Cell = dict[str, Any]
 INTRODUCTION = """# Performance
 
 Written by `python -m benchmarks.write_performance` from `benchmarks/results/`. Measure your own machine with
-`make bench`; compare figures within one run only, never across machines or days. The interpreter counts as well: with
-Debian's, which the image has, a score takes a tenth less than with one built without profile (`make install PYTHON=`).
+`make bench`; compare figures within one run only, never across machines or days. The interpreter counts as well: under
+Debian's, which the image has, a score takes a tenth less than under one that was built without a profile
+(`make install PYTHON=` chooses).
 
 Each system is measured in turn, round after round, and figures are medians of the rounds. `CPU us` is user and system
 time of the server's whole process tree, divided by requests: the figure that a busy neighbour disturbs least.
