@@ -315,6 +315,16 @@ async def test_sqlite_checks_once_after_a_start_of_the_machine(tmp_path: Path, m
     assert checked == [path]
 
 
+async def test_sqlite_copies_its_log_before_it_is_long(tmp_path: Path) -> None:
+    """The log stays small, for scores wait while it is copied: SQLite by itself lets it grow to 8 MB."""
+    store = SqliteStore(tmp_path / "entries.db", ttl_seconds=60, max_entries=10_000)
+    for group in range(150):
+        await store.put([(f"{group:06}{number:02}", bytes(2700)) for number in range(20)])
+    log = tmp_path / "entries.db-wal"
+    assert 0 < log.stat().st_size < 4_000_000
+    await store.close()
+
+
 async def test_a_hanging_redis_costs_no_more_than_the_time_out(redis_server: RedisServer) -> None:
     """While the server hangs, keeping gives up in time and then at once; when it goes on, keeping works again."""
     assert redis_server.process is not None
