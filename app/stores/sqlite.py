@@ -180,15 +180,11 @@ class SqliteStore:
         return row[0] if row is not None and row[1] > self._clock() else None
 
     def _sweep(self, connection: sqlite3.Connection) -> None:
-        limit, now = 2 * self._since_sweep, self._clock()
-        self._since_sweep = 0
+        limit = 2 * self._since_sweep
         (newest,) = connection.execute("SELECT max(number) FROM entries").fetchone()
-        last = newest - self._max_entries
-        oldest, expires = connection.execute("SELECT number, expires FROM entries ORDER BY number LIMIT 1").fetchone()
-        if oldest > last and expires > now:
-            return
         connection.execute(
             "DELETE FROM entries WHERE number IN (SELECT number FROM entries ORDER BY number LIMIT ?)"
             " AND (number <= ? OR expires <= ?)",
-            (limit, last, now),
+            (limit, newest - self._max_entries, self._clock()),
         )
+        self._since_sweep = 0

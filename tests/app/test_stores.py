@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -313,6 +315,22 @@ async def test_sqlite_checks_once_after_a_start_of_the_machine(tmp_path: Path, m
         await store.ping()
         await store.close()
     assert checked == [path]
+
+
+async def test_sqlite_lets_entries_go_that_lie_behind_longer_lived_ones(tmp_path: Path) -> None:
+    """After a restart with a shorter life, what has expired leaves the file although older entries live on."""
+    path, clock = tmp_path / "r.db", [1000.0]
+    before = SqliteStore(path, ttl_seconds=86_400, max_entries=10_000, clock=lambda: clock[0])
+    await before.put([("long-lived", b"old")])
+    await before.close()
+    store = SqliteStore(path, ttl_seconds=60, max_entries=10_000, clock=lambda: clock[0])
+    await store.put([(f"short-lived-{number}", b"new") for number in range(200)])
+    clock[0] += 61
+    await store.put([(f"fresh-{number}", b"new") for number in range(300)])
+    await store.close()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        found = {key for (key,) in connection.execute("SELECT key FROM entries")}
+    assert found == {"long-lived", *(f"fresh-{number}" for number in range(300))}
 
 
 async def test_sqlite_copies_its_log_before_it_is_long(tmp_path: Path) -> None:
