@@ -221,7 +221,8 @@ class Stack:
         return status, given, json.loads(body)
 
     def readiness(self, container: str, times: int = 1) -> list[tuple[int, dict[str, Any]]]:
-        """Ask one replica from inside whether it is ready, several times, 0.1 s apart: the pause is what is sampled."""
+        """Ask one replica from inside whether it is ready, several times, 0.1 s apart."""
+        # It pauses because what is asked for is what the replica says over that time, and not in one moment of it.
         program = (
             "import http.client as h, json, sys, time\n"
             "for _ in range(int(sys.argv[1])):\n"
@@ -267,10 +268,9 @@ class Stack:
         for thread in threads:
             thread.start()
         try:
-            # Traffic must be flowing when the fault comes, and what it breaks later (a deadline is 2 s) counts as well.
-            time.sleep(before)
+            time.sleep(before)  # the load itself: traffic must have been flowing for a while when the fault comes
             yield load
-            time.sleep(after)
+            time.sleep(after)  # what the fault breaks only later counts as well: a deadline is 2 s
         finally:
             stop.set()
             for thread in threads:
