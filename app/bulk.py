@@ -241,7 +241,7 @@ class BulkScorer:
                 reason=reason,
                 reconstruction=f"{self._settings.root_path}/reconstruction/{key}",
             )
-            .model_dump_json(exclude={"reconstruction_png"})
+            .model_dump_json(exclude={"reconstruction_png", "fitted"})
             .encode()
         )
 

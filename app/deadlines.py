@@ -1,11 +1,12 @@
 """Time limits of many things at once.
 
-Knows: asyncio's clock. Does not know: what takes its time, and what happens to it afterwards.
+Knows: the clock, asyncio's timers. Does not know: what takes its time, and what happens to it afterwards.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -35,21 +36,21 @@ class Deadlines(Generic[Key]):
 
     def begin(self, key: Key) -> None:
         """Count from now."""
-        loop = asyncio.get_running_loop()
-        self._expiry[key] = expiry = loop.time() + self._seconds
-        if self._timer is None:
-            self._timer = loop.call_at(expiry, self._look, loop)
+        self._expiry[key] = time.monotonic() + self._seconds
+        if self._timer is None:  # asking for the event loop is a system call
+            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._look)
 
     def end(self, key: Key) -> None:
         """Count no longer. Nothing happens when it has missed its deadline, or never began."""
         self._expiry.pop(key, None)
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _look(self) -> None:
         self._timer = None
         late: list[Key] = []
+        now = time.monotonic()
         for key, expiry in self._expiry.items():
-            if expiry > loop.time():
-                self._timer = loop.call_at(expiry, self._look, loop)
+            if expiry > now:
+                self._timer = asyncio.get_running_loop().call_later(expiry - now, self._look)
                 break
             late.append(key)
         for key in late:

@@ -70,15 +70,21 @@ class Reply(NamedTuple):
 
 def logged(stages: Sequence[float]) -> dict[str, int]:
     """Return the seconds of each of `STAGES` as members of a log line, in microseconds."""
-    return {name: int(1e6 * seconds) for name, seconds in zip(_MEMBERS, stages, strict=True)}
+    decode, queue, forward, store = stages
+    return {
+        "decode_us": int(1e6 * decode),
+        "queue_us": int(1e6 * queue),
+        "forward_us": int(1e6 * forward),
+        "store_us": int(1e6 * store),
+    }
 
 
 def server_timing(stages: Sequence[float]) -> str:
     """Return the value of the header Server-Timing (W3C), in milliseconds, for the seconds of each of `STAGES`."""
-    return _TIMING % tuple(1e3 * seconds for seconds in stages)
+    decode, queue, forward, store = stages
+    return _TIMING % (1e3 * decode, 1e3 * queue, 1e3 * forward, 1e3 * store)
 
 
-_MEMBERS = tuple(f"{stage}_us" for stage in STAGES)
 _TIMING = ", ".join(f"{stage};dur=%.3f" for stage in STAGES)
 
 
@@ -133,7 +139,13 @@ class Replies:
         stored = time.perf_counter() - began
         for place, order, document, body, detection in zip(places, orders, documents, bodies, found, strict=True):
             stages = (order.decode_seconds, detection.queue_seconds, detection.forward_seconds, stored)
-            facts = {name: document[name] for name in ("model", "version", "is_anomaly", "mse")} | logged(stages)
+            facts = {
+                "model": document["model"],
+                "version": document["version"],
+                "is_anomaly": document["is_anomaly"],
+                "mse": document["mse"],
+                **logged(stages),
+            }
             results[place] = Reply(_embedded(document, detection) if order.embed else body, stages, facts)
         if records:
             self._count(documents, orders, found, stored)
