@@ -30,7 +30,7 @@ CREATE TABLE IF NOT EXISTS entries (
 _SWEEP_EVERY = 256
 """Entries between two sweeps. A sweep removes at most twice as many, so no write waits long for one."""
 _PAGE_BYTES = 8192
-"""A page holds three entries."""
+"""A page holds three entries, when the replies in them have no more than 300 bytes."""
 _PAGES_LOGGED = 200
 """Pages in the log after which they are copied to the file; scores wait 3 ms for it, with the usual 1,000 7 ms."""
 _MOST_ROWS = 64

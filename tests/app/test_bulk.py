@@ -151,10 +151,12 @@ async def test_problems_stand_in_the_place_of_their_item(client: httpx.AsyncClie
 async def test_only_stored_batches_have_ids(client: httpx.AsyncClient) -> None:
     """With store=true each good item can be fetched, with its own reply and picture; by default nothing is kept."""
     images = digits(10)
+    members = (await raw(client, pngs.plain(images[0]))).json().keys()
     assert all("id" not in item for item in (await bulk(client, images)).json()["items"])
     items = (await bulk(client, images, query="?store=true")).json()["items"]
     for image, item in zip(images, items, strict=True):
         kept = await client.get(item["reconstruction"], headers={"accept": "application/json"})
+        assert kept.json().keys() == members
         assert kept.json()["mse"] == item["mse"]
         assert kept.json()["id"] == item["id"]
         picture = await client.get(item["reconstruction"] + "?view=input")
