@@ -70,15 +70,20 @@ def test_importing_the_client_imports_nothing_heavy() -> None:
     assert loaded.isdisjoint({"torch", "numpy", "pydantic", "PIL", "fastapi", "starlette", "app", "training", "cli"})
 
 
-def test_the_client_starts_at_once() -> None:
-    """A fresh process that imports the client takes less than 0.2 s of CPU time in all, the best of seven."""
-    code = "import client, time; print(time.process_time())"
+def test_the_client_starts_as_fast_as_httpx() -> None:
+    """A fresh process that imports the client takes at most a quarter more CPU time than one that imports httpx.
 
-    def seconds() -> float:
+    Whatever else the machine does hits both alike: they take turns, and the best of seven counts.
+    """
+
+    def seconds(module: str) -> float:
+        code = f"import {module}, time; print(time.process_time())"
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
         return float(done.stdout)
 
-    assert min(seconds() for _ in range(7)) < 0.2
+    rounds = [(seconds("client"), seconds("httpx")) for _ in range(7)]
+    client, httpx = (min(each) for each in zip(*rounds, strict=True))
+    assert client < 1.25 * httpx
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "client").glob("*.py")), ids=lambda path: path.name)
