@@ -24,6 +24,9 @@ Written by `python -m benchmarks.write_performance` from `benchmarks/results/`. 
 Debian's, which the image has, a score takes a tenth less than under one that was built without a profile
 (`make install PYTHON=` chooses).
 
+Sections are runs of their own, each with its date. Neighbours on the machine make one section two or three times as
+slow as another, and slow the model down more than anything else: what is to be compared stands in one table.
+
 Each system is measured in turn, round after round, and figures are medians of the rounds. `CPU us` is user and system
 time of the server's whole process tree, divided by requests: the figure that a busy neighbour disturbs least.
 The service runs as `make serve` runs it: one worker, SQLite store on, a log line for each request.
