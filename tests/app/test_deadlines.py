@@ -8,6 +8,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 import pytest
+import uvloop
 
 from app.bodies import BodyReader
 from app.deadlines import Deadlines
@@ -43,6 +44,28 @@ async def test_deadlines_go_on_after_a_pause() -> None:
         deadlines.begin(1)
         await asyncio.wait_for(late.wait(), 5)
         late.clear()
+
+
+def test_a_deadline_takes_no_more_than_a_few_looks() -> None:
+    """uvloop's timers go off early; what is due in less than a millisecond is waited for, not asked about at once."""
+
+    class Counted(Deadlines[int]):
+        looks = 0
+
+        def _look(self) -> None:
+            self.looks += 1
+            super()._look()
+
+    async def scenario() -> int:
+        deadlines = Counted(0.02, lambda _: None)
+        for key in range(200):
+            deadlines.begin(key)
+            await asyncio.sleep(0.0005 * (key % 8))
+        while deadlines:
+            await asyncio.sleep(0.005)
+        return deadlines.looks
+
+    assert uvloop.run(scenario()) <= 3 * 200
 
 
 def pieces(*bodies: bytes) -> Any:
