@@ -18,8 +18,6 @@ import time
 from collections import Counter, deque
 from pathlib import Path
 
-_NAP_SECONDS = 0.0003
-"""Between two looks when nothing has come. epoll waits in whole milliseconds, in which several requests become due."""
 _PATIENCE_SECONDS = 10.0
 
 
@@ -63,14 +61,17 @@ class Connection:
 def drive(port: int, requests: list[bytes], rate: float, seconds: float, count: int) -> dict[str, object]:
     """Send at one rate over `count` connections, wait up to ten seconds for the rest, and return what happened."""
     with contextlib.ExitStack() as stack:
+        # Before the connections: `select` takes no descriptor above 1023.
+        poller = stack.enter_context(select.epoll())
         opened = [Connection(port) for _ in range(count)]
         for connection in opened:
             stack.enter_context(connection.socket)
-        return _drive(opened, requests, rate, seconds)
+        return _drive(poller, opened, requests, rate, seconds)
 
 
-def _drive(opened: list[Connection], requests: list[bytes], rate: float, seconds: float) -> dict[str, object]:
-    poller = select.epoll()
+def _drive(
+    poller: select.epoll, opened: list[Connection], requests: list[bytes], rate: float, seconds: float
+) -> dict[str, object]:
     connections = {connection.socket.fileno(): connection for connection in opened}
     for descriptor in connections:
         poller.register(descriptor, select.EPOLLIN)
@@ -88,8 +89,10 @@ def _drive(opened: list[Connection], requests: list[bytes], rate: float, seconds
                 free.popleft().ask(*waiting.popleft())
             except OSError:
                 lost += 1
-        events = poller.poll(0)
-        for descriptor, _ in events:
+        # epoll waits in whole milliseconds, in which several requests become due; `select` waits for it to the point.
+        until_next = began + sent / rate if sent < total else until
+        select.select([poller], [], [], max(0.0, until_next - time.perf_counter()))
+        for descriptor, _ in poller.poll(0):
             connection = connections[descriptor]
             try:
                 found = connection.reply()
@@ -103,9 +106,6 @@ def _drive(opened: list[Connection], requests: list[bytes], rate: float, seconds
             if found is not None:
                 replies.append((found[0], time.perf_counter() - connection.due, found[1]))
                 free.append(connection)
-        if not events:
-            time.sleep(_NAP_SECONDS)  # a wait by epoll would be three times as long
-    poller.close()
     good = sorted(seconds for status, seconds, _ in replies if status == 200)
     statuses = Counter(status for status, _, _ in replies)
     return {
