@@ -155,7 +155,7 @@ class Server:
             with contextlib.suppress(httpx.TransportError):
                 if httpx.get(f"{self.url}{path}", timeout=5).status_code == 200:
                     return
-            time.sleep(0.05)  # a server that is ready tells nobody
+            time.sleep(0.05)  # /readyz is there to be asked; nothing calls back
         raise AssertionError(f"the server did not become ready:\n{self.log()}")
 
     def stop(self, signal_name: str = "terminate") -> int:

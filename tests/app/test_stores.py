@@ -56,7 +56,7 @@ class RedisServer:
         for _ in range(200):
             with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
                 return
-            time.sleep(0.05)  # a Redis that listens tells nobody
+            time.sleep(0.05)  # its log says when it listens, and a log cannot be waited for with a limit
         raise AssertionError((self.folder / "redis.log").read_text())
 
     def end(self, number: int = signal.SIGTERM) -> None:

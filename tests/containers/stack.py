@@ -190,7 +190,7 @@ class Stack:
                 for line in self.logs(container).splitlines():
                     if text in line:
                         return line
-            time.sleep(0.1)  # the engine hands logs over when it pleases, and a line that has not come tells nobody
+            time.sleep(0.1)  # the line may be in any replica; following each would take a thread for each
         raise AssertionError(f"no line of {service} holds {text!r}")
 
     def connect(self, timeout: float = 30) -> http.client.HTTPSConnection:
