@@ -85,9 +85,9 @@ class _Scored:
     """A chunk with its results: `mse` has NaN where an item has a problem; `ids` only what was kept."""
 
     mse: list[float]
-    p_values: list[float]
     reasons: list[str | None]
     ids: list[str | None]
+    anomalous: int
     problems: dict[int, Problem]
 
 
@@ -152,7 +152,7 @@ class BulkScorer:
                 reply.add(scored)
                 job.tally.count += len(scored.mse)
                 job.tally.failed += len(scored.problems)
-                job.tally.anomalous += sum(mse > threshold for mse in scored.mse)
+                job.tally.anomalous += scored.anomalous
             await reply.finish()
         except Problem as problem:
             if not reply.begun:
@@ -196,29 +196,30 @@ class BulkScorer:
     async def _results(self, job: _Job, chunk: Chunk, forward: asyncio.Task[BulkScores]) -> _Scored:
         found = await forward
         good = [place for place in range(chunk.count) if place not in chunk.problems]
-        mses = found.mse.tolist()
-        for place, mse in zip(good, mses, strict=True):
-            if not math.isfinite(mse):
-                chunk.problems[place] = InternalError("the model gave a score that is not a number")
-        p_values = job.serving.calibration.p_values(mses)
+        scores = found.mse.astype(np.float64)
+        finite = np.isfinite(scores)
+        for index in np.flatnonzero(~finite):
+            chunk.problems[good[index]] = InternalError("the model gave a score that is not a number")
+        scores[~finite] = math.nan
+        mses = scores.tolist()
         ids: list[str | None] = [None] * len(good)
         began = time.perf_counter()
         if job.store:
-            ids = await self._keep(job, found, mses, p_values)
+            ids = await self._keep(job, found, mses)
         stages = chunk.decode_seconds, found.queue_seconds, found.forward_seconds, time.perf_counter() - began
         for place, seconds in enumerate(stages):
             job.tally.seconds[place] += seconds
-        self._count(job, mses)
+        anomalous = int(np.count_nonzero(scores > job.threshold))
+        self._metrics.scores(job.serving.manifest.name, scores[finite].tolist(), anomalous)
         if not chunk.problems:
-            return _Scored(mses, p_values, found.reasons, ids, {})
-        by_place = dict(zip(good, zip(mses, p_values, found.reasons, ids, strict=True), strict=True))
-        rows = [by_place.get(place, (math.nan, 1.0, None, None)) for place in range(chunk.count)]
-        return _Scored(
-            [r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows], [r[3] for r in rows], chunk.problems
-        )
+            return _Scored(mses, found.reasons, ids, anomalous, {})
+        by_place = dict(zip(good, zip(mses, found.reasons, ids, strict=True), strict=True))
+        rows = [by_place.get(place, (math.nan, None, None)) for place in range(chunk.count)]
+        return _Scored([r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows], anomalous, chunk.problems)
 
-    async def _keep(self, job: _Job, found: BulkScores, mses: list[float], p_values: list[float]) -> list[str | None]:
+    async def _keep(self, job: _Job, found: BulkScores, mses: list[float]) -> list[str | None]:
         keys, owner = new_ids(len(mses)), job.scope.get("owner")
+        p_values = job.serving.calibration.p_values(mses)
         records = []
         for place, key in enumerate(keys):
             response = self._response(job, key, mses[place], p_values[place], found.reasons[place])
@@ -244,11 +245,6 @@ class BulkScorer:
             .model_dump_json(exclude={"reconstruction_png", "fitted"})
             .encode()
         )
-
-    def _count(self, job: _Job, mses: list[float]) -> None:
-        finite = [mse for mse in mses if math.isfinite(mse)]
-        anomalous = sum(mse > job.threshold for mse in finite)
-        self._metrics.scores(job.serving.manifest.name, len(finite) - anomalous, anomalous, finite)
 
 
 _NOTHING = BulkScores(np.zeros(0, np.float32), [], np.zeros((0, 3, 28, 28), np.uint8), np.zeros(0, np.float32))
@@ -423,8 +419,9 @@ def _start(job: _Job, kind: bytes, length: int | None = None) -> dict[str, Any]:
 
 def _items(job: _Job, scored: _Scored) -> list[str]:
     first, threshold, prefix = job.tally.count, job.threshold, job.scope.get("root_path", "")
+    p_values = job.serving.calibration.p_values(scored.mse)
     lines = []
-    for place, (mse, p_value, reason) in enumerate(zip(scored.mse, scored.p_values, scored.reasons, strict=True)):
+    for place, (mse, p_value, reason) in enumerate(zip(scored.mse, p_values, scored.reasons, strict=True)):
         if place in scored.problems:
             lines.append(_problem_item(first + place, scored.problems[place]))
             continue

@@ -178,7 +178,7 @@ class Replies:
     ) -> None:
         anomalous = sum(document["is_anomaly"] for document in documents)
         mses = [detection.mse for detection in found]
-        self._metrics.scores(documents[0]["model"], len(documents) - anomalous, anomalous, mses)
+        self._metrics.scores(documents[0]["model"], mses, anomalous)
         decode = sum(order.decode_seconds for order in orders)
         queue = max(detection.queue_seconds for detection in found)
         self._metrics.micro_batch((decode, queue, found[0].forward_seconds, stored))
