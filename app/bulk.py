@@ -17,7 +17,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -195,10 +195,12 @@ class BulkScorer:
 
     async def _results(self, job: _Job, chunk: Chunk, forward: asyncio.Task[BulkScores]) -> _Scored:
         found = await forward
-        good = [place for place in range(chunk.count) if place not in chunk.problems]
+        good: Sequence[int] = range(chunk.count)
+        if chunk.problems:
+            good = [place for place in good if place not in chunk.problems]
         scores = found.mse.astype(np.float64)
         finite = np.isfinite(scores)
-        for index in np.flatnonzero(~finite):
+        for index in np.flatnonzero(~finite).tolist():
             chunk.problems[good[index]] = InternalError("the model gave a score that is not a number")
         scores[~finite] = math.nan
         mses = scores.tolist()

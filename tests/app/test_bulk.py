@@ -363,21 +363,26 @@ class Broken:
         if self._calls == 2:
             raise RuntimeError("out of memory at /secret/path")
         mse, reason = self._detector.score(images)
-        if self._calls == 3:
-            mse[1] = np.nan
+        if self._calls % 4 == 3:
+            mse[1:3] = np.nan, np.inf
         return mse, reason
 
 
 async def test_a_chunk_that_fails_is_its_own_problem(make_settings: Callable[..., Settings]) -> None:
-    """When the model fails for one chunk, or gives NaN for one image, exactly those items say so."""
+    """When the model fails for one chunk, or gives no number for some images, exactly those items say so."""
     async with running(make_settings(bulk_chunk_images=4)) as client:
         serving = services(client).engine.current("zero-article")
         serving._detector = Broken(serving._detector)
         reply = await bulk(client, digits(16))
         assert "secret" not in reply.text
         failed = [item["index"] for item in reply.json()["items"] if "problem" in item]
-        assert failed == [4, 5, 6, 7, 9]
+        assert failed == [4, 5, 6, 7, 9, 10]
         assert {item["problem"]["status"] for item in reply.json()["items"] if "problem" in item} == {500}
+        scored = [item for item in reply.json()["items"] if "problem" not in item]
+        assert reply.json()["anomalous"] == sum(item["is_anomaly"] for item in scored)
+        again = await bulk(client, digits(16), accept="application/x-npy")
+        assert np.flatnonzero(np.isnan(np.load(io.BytesIO(again.content)))).tolist() == [9, 10]
+        assert np.isfinite(np.load(io.BytesIO(again.content))).sum() == 14
 
 
 async def test_memory_does_not_grow_with_the_body() -> None:

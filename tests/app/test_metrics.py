@@ -1,0 +1,61 @@
+"""The histograms count as the library's own do, and faster ways must not change a bucket."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+from prometheus_client import CollectorRegistry, Histogram
+
+from app.metrics import Metrics, _Histogram
+
+BOUNDS = (0.1, 0.5, 1.0, 4.0)
+
+
+def _counted(kind: type[Histogram], count: Callable[[Histogram], None]) -> dict[tuple[str, str], float]:
+    registry = CollectorRegistry()
+    count(kind("seconds", "Of the test.", ("route",), buckets=BOUNDS, registry=registry).labels("/score"))
+    samples = [sample for metric in registry.collect() for sample in metric.samples]
+    return {
+        (sample.name, sample.labels.get("le", "")): sample.value
+        for sample in samples
+        if not sample.name.endswith("_created")
+    }
+
+
+def _values() -> list[float]:
+    chance = random.Random(7)
+    # Bounds belong to their bucket; what is beyond all of them to the last.
+    return [*BOUNDS, -1.0, 0.0, 4.000001, 1e9, *(chance.uniform(0.0, 5.0) for _ in range(200))]
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_histograms_count_as_the_library_does(at_once: bool) -> None:
+    values = _values()
+
+    def one_by_one(histogram: Histogram) -> None:
+        for value in values:
+            histogram.observe(value)
+
+    def all_at_once(histogram: Histogram) -> None:
+        assert isinstance(histogram, _Histogram)
+        histogram.observe_all(values[:3])
+        histogram.observe_all([])
+        histogram.observe_all(values[3:])
+
+    expected = _counted(Histogram, one_by_one)
+    assert len(expected) == len(BOUNDS) + 3
+    assert _counted(_Histogram, all_at_once if at_once else one_by_one) == pytest.approx(expected)
+
+
+def test_scores_are_counted_by_verdict_and_by_bucket() -> None:
+    metrics = Metrics()
+    metrics.scores("zero", [0.0005, 0.4, 0.4, 9.0], anomalous=1)
+    lines = metrics.exposition().decode().splitlines()
+    assert 'score_verdicts_total{model="zero",verdict="normal"} 3.0' in lines
+    assert 'score_verdicts_total{model="zero",verdict="anomalous"} 1.0' in lines
+    assert 'score_mse_bucket{le="0.001",model="zero"} 1.0' in lines
+    assert 'score_mse_bucket{le="0.5",model="zero"} 3.0' in lines
+    assert 'score_mse_bucket{le="+Inf",model="zero"} 4.0' in lines
+    assert 'score_mse_count{model="zero"} 4.0' in lines
