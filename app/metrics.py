@@ -24,10 +24,10 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 class _Histogram(Histogram):
-    """The library's histogram, which finds a bucket by bisection and takes many values with one step a bucket.
+    """The library's histogram, with a cheaper way to count a value and one to count many.
 
-    The library compares with one bound after the other, value by value: of each of its values half, and of many at once
-    five sixths, of what counting costs. That is felt where every request and every image is counted.
+    The library compares a value with one bound after the other. Bisection halves what a value costs, and counted
+    together each costs a sixth, which matters where every request and every image is counted.
     """
 
     def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
