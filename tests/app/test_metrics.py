@@ -25,6 +25,7 @@ def _counted(kind: type[Histogram], count: Callable[[Histogram], None]) -> dict[
 
 
 def _values() -> list[float]:
+    """Return values of every bucket."""
     chance = random.Random(7)
     # Bounds belong to their bucket; what is beyond all of them to the last.
     return [*BOUNDS, -1.0, 0.0, 4.000001, 1e9, *(chance.uniform(0.0, 5.0) for _ in range(200))]
@@ -32,6 +33,7 @@ def _values() -> list[float]:
 
 @pytest.mark.parametrize("at_once", [False, True])
 def test_histograms_count_as_the_library_does(at_once: bool) -> None:
+    """Value by value and all at once, every bucket, the sum and the count are the library's."""
     values = _values()
 
     def one_by_one(histogram: Histogram) -> None:
@@ -50,6 +52,7 @@ def test_histograms_count_as_the_library_does(at_once: bool) -> None:
 
 
 def test_scores_are_counted_by_verdict_and_by_bucket() -> None:
+    """What is above its threshold and what is not are told apart, and all scores are in the histogram."""
     metrics = Metrics()
     metrics.scores("zero", [0.0005, 0.4, 0.4, 9.0], anomalous=1)
     lines = metrics.exposition().decode().splitlines()
