@@ -57,7 +57,7 @@ def test_the_tutorial_works_word_for_word(tmp_path: Path) -> None:
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     ) as shell:  # fmt: skip
         try:
-            said, _ = shell.communicate(timeout=240)
+            said, _ = shell.communicate(timeout=480)
         finally:
             if shell.poll() is None:
                 os.killpg(shell.pid, signal.SIGKILL)
