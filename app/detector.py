@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -66,39 +65,81 @@ class Pictures:
     reason: NDArray[np.int8]
 
 
-class _Drawing(torch.nn.Module):
-    """A scoring module that also turns its floats into pixels: one call into torch, for which Python's lock is free."""
+_DRAWN = np.dtype(
+    [("planes", np.uint8, (3, 28, 28)), ("mse", np.float32), ("peak", np.float32), ("reason", np.float32)]
+)
+_SCORED = np.dtype([("mse", np.float32), ("reason", np.float32)])
+"""What is written of each image in one piece, without gaps."""
 
-    def __init__(self, scoring: torch.jit.ScriptModule) -> None:
+
+class _Drawing(torch.nn.Module):
+    """A scoring module that also turns its floats into pixels, and writes each image's `_DRAWN` to a row."""
+
+    def __init__(self, scoring: torch.jit.ScriptModule, device: torch.device) -> None:
         super().__init__()
         self.scoring = scoring
+        self.device = device
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        mse, reconstruction, error_map, reason = self.scoring(images)
+    def forward(self, images: torch.Tensor, count: int, rows: torch.Tensor, numbers: torch.Tensor) -> None:
+        given = images[:count].to(self.device, non_blocking=True)
+        mse, reconstruction, error_map, reason = self.scoring(given)
         peak = error_map.flatten(1).amax(1).clamp_min(1e-12)
         shares = error_map.unsqueeze(1) / peak.view(-1, 1, 1, 1)
-        drawn = torch.cat([reconstruction, shares], 1).mul_(255).round_().to(torch.uint8)
-        return mse, torch.cat([images, drawn], 1), peak, reason
+        planes = rows[:count, :2352].view(count, 3, 28, 28)
+        planes[:, :1].copy_(given)
+        planes[:, 1:].copy_(torch.cat([reconstruction, shares], 1).mul_(255).round_())
+        numbers[:count, 588:].copy_(torch.stack([mse, peak, reason.to(torch.float32)], 1))
 
 
-_PLANES = 3 * 28 * 28
+class _Scoring(torch.nn.Module):
+    """A scoring module that writes each image's `_SCORED` to a row."""
+
+    def __init__(self, scoring: torch.jit.ScriptModule, device: torch.device) -> None:
+        super().__init__()
+        self.scoring = scoring
+        self.device = device
+
+    def forward(self, images: torch.Tensor, count: int, _: torch.Tensor, numbers: torch.Tensor) -> None:
+        mse, _, _, reason = self.scoring(images[:count].to(self.device, non_blocking=True))
+        numbers[:count].copy_(torch.stack([mse, reason.to(torch.float32)], 1))
 
 
-def _packed(mse: torch.Tensor, planes: torch.Tensor, peak: torch.Tensor, reason: torch.Tensor) -> torch.Tensor:
-    """Return all outputs as uint8 [N, 2361], so that one copy brings them back from a GPU: `_unpacked` reads it."""
-    numbers = torch.stack([mse, peak], 1).view(torch.uint8)
-    return torch.cat([planes.flatten(1), numbers, reason[:, None].view(torch.uint8)], 1)
+class _Caller:
+    """Calls one of the modules above from memory to memory, one thread at a time.
 
+    Every tensor that Python lets go of gives Python's lock away, and a busy event loop lets this thread wait for it
+    each time. So none is made: images and rows have memory that is written anew with every call.
+    """
 
-def _unpacked(rows: NDArray[np.uint8]) -> Pictures:
-    """Return what `_packed` packed; nothing of it shares memory with `rows`."""
+    def __init__(self, module: torch.nn.Module, row: np.dtype[np.void], device: torch.device) -> None:
+        self._module: torch.jit.ScriptModule = torch.jit.freeze(torch.jit.script(module).eval())
+        self._row = row
+        self._device = device
+        self._room = 0
 
-    def column(start: int, kind: type[np.generic]) -> NDArray[Any]:
-        size = np.dtype(kind).itemsize
-        return np.ascontiguousarray(rows[:, start : start + size]).view(kind)[:, 0]
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.void]:
+        """Return the row of each of N images, uint8 [N, 1, 28, 28] and contiguous, in memory of its own."""
+        count = len(images)
+        if count > self._room:
+            self._make_room(count)
+        # Bytes are copied without giving the lock away; numpy gives it away.
+        self._given[: images.nbytes] = images.data.cast("B")
+        with torch.inference_mode():
+            self._module(self._images, count, self._rows, self._numbers)
+            if self._answer is not self._rows:
+                self._answer[:count].copy_(self._rows[:count])
+        return np.frombuffer(self._written[: count * self._row.itemsize].tobytes(), self._row)
 
-    planes = rows[:, :_PLANES].reshape(-1, 3, 28, 28).copy()
-    return Pictures(column(_PLANES, np.float32), planes, column(_PLANES + 4, np.float32), column(_PLANES + 8, np.int8))
+    def _make_room(self, count: int) -> None:
+        """Make memory on the device and, where that is not here, memory here that the device copies from and to."""
+        away = self._device.type == "cuda"
+        self._images = torch.empty((count, 1, 28, 28), dtype=torch.uint8, pin_memory=away)
+        self._rows = torch.empty((count, self._row.itemsize), dtype=torch.uint8, device=self._device)
+        self._numbers = self._rows.view(torch.float32)
+        self._answer = torch.empty(self._rows.shape, dtype=torch.uint8, pin_memory=True) if away else self._rows
+        self._given = self._images.numpy().data.cast("B")
+        self._written = self._answer.numpy().data.cast("B")
+        self._room = count
 
 
 def keep_memory() -> None:
@@ -151,38 +192,19 @@ def use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
-class _Staging:
-    """Memory that the operating system may not move, so that a GPU copies to or from it directly.
-
-    It is written anew with every call: one thread at a time, and the copy of the call before must be over.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._pinned = device.type == "cuda"
-        self._memory = torch.empty(0, dtype=torch.uint8)
-
-    def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a tensor's bytes, uint8 of its shape, in this memory."""
-        if self._memory.numel() < tensor.numel():
-            self._memory = torch.empty(tensor.numel(), dtype=torch.uint8, pin_memory=self._pinned)
-        return self._memory[: tensor.numel()].view(tensor.shape).copy_(tensor)
-
-
 class Detector:
     """A scoring module on its device, ready to score.
 
     Build it with `Detector.load`, which refuses anything that does not reproduce its golden scores.
     """
 
-    def __init__(self, module: torch.jit.ScriptModule, device: torch.device, *, packed: bool | None = None) -> None:
+    def __init__(self, module: torch.jit.ScriptModule, device: torch.device) -> None:
         self._device = device
-        # On a GPU every copy has its price, however small it is; on the CPU packing would be one more.
-        self._packed = device.type == "cuda" if packed is None else packed
-        self._up, self._down = _Staging(device), _Staging(device)
         with torchscript_allowed():
             # A frozen module has no parameters left to move: the device comes first.
             module = module.eval().to(device)
-            self._drawing: torch.jit.ScriptModule = torch.jit.freeze(torch.jit.script(_Drawing(module)).eval())
+            self._draw = _Caller(_Drawing(module, device), _DRAWN, device)
+            self._score = _Caller(_Scoring(module, device), _SCORED, device)
             self._module: torch.jit.ScriptModule = torch.jit.freeze(module)
 
     @classmethod
@@ -208,20 +230,19 @@ class Detector:
         return detector
 
     @classmethod
-    def open(cls, content: bytes, device: torch.device, *, packed: bool | None = None) -> Detector:
+    def open(cls, content: bytes, device: torch.device) -> Detector:
         """Open TorchScript bytes without checking any score: for training, which records the golden scores with it.
 
         Args:
             content: of `model.pt`.
             device: where to score.
-            packed: whether pictures come back from the device in one copy; None: when it is a GPU.
 
         Raises:
             RuntimeError: the bytes are no TorchScript module.
         """
         with torchscript_allowed():
             module = torch.jit.load(io.BytesIO(content), map_location="cpu")  # type: ignore[no-untyped-call]
-        return cls(module, device, packed=packed)
+        return cls(module, device)
 
     def detect(self, images: NDArray[np.uint8]) -> Detections:
         """Score a micro-batch.
@@ -233,28 +254,18 @@ class Detector:
             RuntimeError: the module failed on this device (out of memory, for one).
         """
         with torch.inference_mode():
-            mse, reconstruction, error_map, reason = self._module(self._there(images))
-            return Detections(_here(mse), _here(reconstruction), _here(error_map), _here(reason))
+            found = self._module(torch.from_numpy(images).to(self._device))
+            return Detections(*(tensor.cpu().numpy() for tensor in found))
 
     def score(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
         """Score many images and make nothing else of them: mse and reason. Arguments and errors as for `detect`."""
-        with torch.inference_mode():
-            mse, _, _, reason = self._module(self._there(images))
-            return _here(mse), _here(reason)
+        rows = self._score(images)
+        return rows["mse"], rows["reason"].astype(np.int8)
 
     def draw(self, images: NDArray[np.uint8]) -> Pictures:
         """Score a micro-batch and make the pictures that are kept of it. Arguments and errors as for `detect`."""
-        with torch.inference_mode():
-            if self._packed:
-                batch = self._up.of(torch.from_numpy(images))
-                rows = _packed(*self._drawing(batch.to(self._device, non_blocking=True)))
-                return _unpacked(self._down.of(rows).numpy())
-            mse, planes, peak, reason = self._drawing(self._there(images))
-            return Pictures(_here(mse), _here(planes), _here(peak), _here(reason))
-
-    def _there(self, images: NDArray[np.uint8]) -> torch.Tensor:
-        batch = torch.from_numpy(images)
-        return batch if self._device.type == "cpu" else batch.to(self._device)
+        rows = self._draw(images)
+        return Pictures(rows["mse"], rows["planes"], rows["peak"], rows["reason"].astype(np.int8))
 
     def warm_up(self, batch_sizes: Iterable[int]) -> float:
         """Score each batch size twice, because TorchScript optimises on the second call. Returns the seconds taken."""
@@ -264,12 +275,6 @@ class Detector:
                 self.draw(np.zeros((size, 1, 28, 28), np.uint8))
                 self.score(np.zeros((size, 1, 28, 28), np.uint8))
         return time.perf_counter() - started
-
-
-def _here(tensor: torch.Tensor) -> NDArray[Any]:
-    # Each `to` and `cpu` gives Python's lock away, even where nothing is to be copied, and a busy event loop lets
-    # this thread wait for it half a millisecond each time.
-    return tensor.numpy() if tensor.device.type == "cpu" else tensor.cpu().numpy()
 
 
 @contextmanager

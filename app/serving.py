@@ -168,11 +168,10 @@ class Serving:
         count = len(items)
         images = np.frombuffer(bytearray().join([item.image for item in items]), np.uint8).reshape(count, 1, 28, 28)
         found = self._detector.draw(images)
-        content, size = found.planes.tobytes(), found.planes[0].nbytes
         forward = time.perf_counter() - started
         reasons = (None, *self.manifest.reasons)
         return [
-            Detection(mse, reasons[code], content[n * size : (n + 1) * size], peak, started - items[n].since, forward)
+            Detection(mse, reasons[code], found.planes[n].tobytes(), peak, started - items[n].since, forward)
             for n, (mse, code, peak) in enumerate(
                 zip(found.mse.tolist(), found.reason.tolist(), found.peak.tolist(), strict=True)
             )

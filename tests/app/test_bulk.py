@@ -364,6 +364,7 @@ class Broken:
             raise RuntimeError("out of memory at /secret/path")
         mse, reason = self._detector.score(images)
         if self._calls % 4 == 3:
+            mse = mse.copy()
             mse[1:3] = np.nan, np.inf
         return mse, reason
 
