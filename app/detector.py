@@ -81,14 +81,15 @@ class _Drawing(torch.nn.Module):
         self.device = device
 
     def forward(self, images: torch.Tensor, count: int, rows: torch.Tensor, numbers: torch.Tensor) -> None:
+        # `numbers` are the bytes of `rows` as float32: TorchScript cannot see one as the other itself.
         given = images[:count].to(self.device, non_blocking=True)
         mse, reconstruction, error_map, reason = self.scoring(given)
         peak = error_map.flatten(1).amax(1).clamp_min(1e-12)
         shares = error_map.unsqueeze(1) / peak.view(-1, 1, 1, 1)
-        planes = rows[:count, :2352].view(count, 3, 28, 28)
+        planes = rows[:count, : 3 * 28 * 28].view(count, 3, 28, 28)
         planes[:, :1].copy_(given)
         planes[:, 1:].copy_(torch.cat([reconstruction, shares], 1).mul_(255).round_())
-        numbers[:count, 588:].copy_(torch.stack([mse, peak, reason.to(torch.float32)], 1))
+        numbers[:count, 3 * 28 * 28 // 4 :].copy_(torch.stack([mse, peak, reason.to(torch.float32)], 1))
 
 
 class _Scoring(torch.nn.Module):
