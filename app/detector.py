@@ -133,6 +133,7 @@ class _Caller:
 
     def _make_room(self, count: int) -> None:
         """Make memory on the device and, where that is not here, memory here that the device copies from and to."""
+        self._room = 0  # should memory run out half-way, the next call begins anew
         away = self._device.type == "cuda"
         self._images = torch.empty((count, 1, 28, 28), dtype=torch.uint8, pin_memory=away)
         self._rows = torch.empty((count, self._row.itemsize), dtype=torch.uint8, device=self._device)

@@ -97,6 +97,28 @@ def test_an_answer_stays_what_it_was(name: str) -> None:
             assert (found.dtype, found.tolist()) == (np.int8, floats.reason.tolist())
 
 
+def test_memory_that_runs_out_leaves_no_wrong_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When there is no memory for a larger batch, half of it made, the next smaller one is scored as ever."""
+    detector = Detector.open(artifact("zero-article").model, CPU)
+    images = digits(8)[:, None]
+    expected = detector.detect(images).mse
+    for call in (lambda given: detector.draw(given).mse, lambda given: detector.score(given)[0]):
+        assert np.array_equal(call(images[:4]), expected[:4])
+        made = [torch.zeros((8, 1, 28, 28), dtype=torch.uint8)]
+
+        def run_out(*_: object, made: list[torch.Tensor] = made, **__: object) -> torch.Tensor:
+            if not made:
+                raise RuntimeError("out of memory")
+            return made.pop()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "empty", run_out)
+            with pytest.raises(RuntimeError, match="out of memory"):
+                call(images)
+        assert np.array_equal(call(images[:4]), expected[:4])
+        assert np.array_equal(call(images), expected)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here")
 def test_a_gpu_gives_the_same_verdicts() -> None:

@@ -262,7 +262,7 @@ def test_what_cannot_be_read_is_told_so(stack: Stack) -> None:
         connection.connect()
         for piece in pieces:
             connection.sock.sendall(piece.encode())
-            time.sleep(0.2)
+            time.sleep(0.2)  # pieces that arrive together are judged by the gateway alone, before the service sees any
         answer = b"".join(iter(functools.partial(connection.sock.recv, 4096), b""))
         connection.close()
         return answer
