@@ -184,9 +184,12 @@ def gateway() -> Iterator[Callable[..., str]]:
                     self.send_header("content-length", "0")
                     self.end_headers()
                     return
-                answer = httpx.request(
-                    self.command, server.url + self.path.removeprefix(prefix), content=body, headers=dict(self.headers)
-                )
+                url = server.url + self.path.removeprefix(prefix)
+                try:
+                    answer = httpx.request(self.command, url, content=body, headers=dict(self.headers))
+                except httpx.TransportError:
+                    self.send_error(502)
+                    return
                 self.send_response(answer.status_code)
                 for name, value in answer.headers.items():
                     self.send_header(name, value)
