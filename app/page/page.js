@@ -216,8 +216,9 @@ $("alpha-reset").addEventListener("click", () => {
   if (state.source) judge();
 });
 function askForKey() {
+  if ($("key-dialog").open) return; // what is being typed stays, whatever else is refused meanwhile
   $("key").value = api.key.get();
-  if (!$("key-dialog").open) $("key-dialog").showModal();
+  $("key-dialog").showModal();
 }
 $("key-open").addEventListener("click", askForKey);
 $("key-dialog").addEventListener("close", async () => {

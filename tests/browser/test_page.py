@@ -569,7 +569,10 @@ def test_an_api_key_is_asked_for_and_sent(
     draw_zero(page)
     expect(page.locator(WORD)).to_have_text("An API key is needed")
     page.locator("#key").fill("sesame")
-    page.keyboard.press("Enter")
+    with page.expect_response("**/score?*") as late:
+        page.evaluate("document.getElementById('fit').dispatchEvent(new Event('change'))")
+    expect(page.get_by_text(late.value.headers["x-request-id"])).to_be_visible()
+    page.keyboard.press("Enter")  # refused once more while the key is typed, the page leaves it alone
     answered(page)
     page.goto(f"{server.url}/#model")
     expect(page.locator("#card h1")).to_contain_text("Model card")
