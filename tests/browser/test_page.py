@@ -32,7 +32,8 @@ def score_of(page: Page) -> float:
 
 
 def answered(page: Page) -> None:
-    expect(page.locator("#share")).to_be_visible()
+    # Chromium encodes a drawing when it is idle, which it may not be for long where other tests run beside.
+    expect(page.locator("#share")).to_be_visible(timeout=20_000)
     expect(page.locator("#answer")).not_to_have_class("answer stale")
     for view in ("input", "reconstruction", "error"):
         expect(page.locator(f"#picture-{view}")).to_be_visible()
@@ -568,6 +569,7 @@ def test_an_api_key_is_asked_for_and_sent(
     page.evaluate("sessionStorage.setItem('api-key', 'no longer known')")
     draw_zero(page)
     expect(page.locator(WORD)).to_have_text("An API key is needed")
+    expect(page.locator("#answer")).not_to_contain_class("stale")
     page.locator("#key").fill("sesame")
     with page.expect_response("**/score?*") as late:
         page.evaluate("document.getElementById('fit').dispatchEvent(new Event('change'))")
