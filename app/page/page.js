@@ -133,7 +133,7 @@ const pad = new Pad($("pad"), () => {
   $("pad").parentElement.classList.toggle("used", !pad.empty);
   leaveShared();
   if (pad.empty) return nothing();
-  state.source = async () => ({ png: await pad.png(), fit: "mnist" });
+  state.source = async () => ({ png: pad.png(), fit: "mnist" });
   $("answer").classList.add("stale");
   timer ??= setTimeout(judge, WAIT_MS);
 });

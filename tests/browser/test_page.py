@@ -32,8 +32,7 @@ def score_of(page: Page) -> float:
 
 
 def answered(page: Page) -> None:
-    # Chromium encodes a drawing when it is idle, which it may not be for long where other tests run beside.
-    expect(page.locator("#share")).to_be_visible(timeout=20_000)
+    expect(page.locator("#share")).to_be_visible()
     expect(page.locator("#answer")).not_to_have_class("answer stale")
     for view in ("input", "reconstruction", "error"):
         expect(page.locator(f"#picture-{view}")).to_be_visible()
