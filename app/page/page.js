@@ -224,7 +224,9 @@ $("key-open").addEventListener("click", askForKey);
 $("key-dialog").addEventListener("close", async () => {
   if ($("key-dialog").returnValue !== "save") return;
   api.key.set($("key").value.trim());
-  if ((await start()) && state.source && !state.reply) judge(); // what was refused without the key
+  const unanswered = asking !== null || !state.reply; // refused without the key, or asked with another
+  asking?.abort();
+  if ((await start()) && state.source && unanswered) judge();
 });
 $("copy").addEventListener("click", async () => {
   const link = new URL(location.href);

@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests import pngs
 from tests.browser.conftest import draw_six, draw_zero, stroke
@@ -575,6 +575,24 @@ def test_an_api_key_is_asked_for_and_sent(
     expect(page.get_by_text(late.value.headers["x-request-id"])).to_be_visible()
     page.keyboard.press("Enter")  # refused once more while the key is typed, the page leaves it alone
     answered(page)
+
+    page.evaluate("sessionStorage.setItem('api-key', 'no longer known')")
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/score?*", hold, times=1)
+    with page.expect_request("**/score?*"):
+        page.evaluate("document.getElementById('fit').dispatchEvent(new Event('change'))")
+    page.locator("#key-open").click()
+    page.locator("#key").fill("sesame")
+    with page.expect_response("**/score?*"):
+        page.keyboard.press("Enter")
+    held[0].continue_()  # what was asked with the old key is refused when the new one has been taken
+    answered(page)
+    expect(page.locator("#key-dialog")).to_be_hidden()
+
     page.goto(f"{server.url}/#model")
     expect(page.locator("#card h1")).to_contain_text("Model card")
     expect(page.locator("#card img").first).to_be_visible()
