@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -77,15 +77,15 @@ def score(
         wanted = list(sources(files))
         if not wanted:
             raise typer.BadParameter(f"there is no PNG file in {', '.join(files)}")
-        scorer = _scorer(model_store, Ask(url, key_file, concurrency, patience), Verdict(model, alpha, fit))
-        writer = WRITERS[output](sys.stdout)
+        ask = Ask(url, key_file, concurrency, patience)
         code = NORMAL
-        try:
+        with (
+            closing(_scorer(model_store, ask, Verdict(model, alpha, fit))) as scorer,
+            closing(WRITERS[output](sys.stdout)) as writer,
+        ):
             for result in _with_bar(scorer.results(wanted), len(wanted), show=not quiet):
                 writer.add(result)
                 code = max(code, _code(result))
-        finally:
-            writer.close()
         raise typer.Exit(code)
 
 
@@ -109,9 +109,12 @@ def watch(
     A file is taken when it has not changed between two looks, so none is read half-written. While the service is away
     nothing is lost: what arrived meanwhile is scored when it is back.
     """
-    with _plain_errors(), _stopping() as stop:
-        ask = Ask(url, key_file, concurrency, _WATCH_PATIENCE)
-        scorer = _scorer(model_store, ask, Verdict(model, alpha, fit))
+    ask = Ask(url, key_file, concurrency, _WATCH_PATIENCE)
+    with (
+        _plain_errors(),
+        _stopping() as stop,
+        closing(_scorer(model_store, ask, Verdict(model, alpha, fit))) as scorer,
+    ):
         writer = STREAMING[output](sys.stdout)
         arrivals = Arrivals(folder)
         if not existing:

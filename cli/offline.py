@@ -69,6 +69,9 @@ class Offline:
             except ServiceError as error:
                 yield Result(source.name, error)
 
+    def close(self) -> None:
+        """Hold nothing open: there is nothing to close."""
+
     def score(self, png: bytes) -> Score:
         """Score one PNG.
 

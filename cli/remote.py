@@ -56,6 +56,10 @@ class Remote:
         for outcome in outcomes:
             yield Result(names.popleft(), outcome)
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
 
 def api_key(file: Path | None) -> str | None:
     """Return the key: from a file, or from the environment; never from the command line, which others can read.

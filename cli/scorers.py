@@ -53,3 +53,6 @@ class Scorer(Protocol):
         Raises:
             ServiceError: what would befall every other image as well.
         """
+
+    def close(self) -> None:
+        """Let go of what it holds."""

@@ -92,7 +92,9 @@ def gallery(examples: Sequence[Example], title: str) -> bytes:
     for column, (example, name) in enumerate(zip(examples, titles, strict=True)):
         x = left + column * (cell + gap)
         middle = x + cell / 2
-        images = (example.image, example.reconstruction, example.error_map, example.reference)
+        images: list[NDArray[Any]] = [example.image, example.reconstruction, example.error_map]
+        if example.reference is not None:
+            images.append(example.reference)
         for y, image, look in zip(tops, images, looks, strict=False):
             axes.imshow(image, extent=(x, x + cell, y + cell, y), **look)
         axes.text(middle, top - 0.06, name, fontsize=size, color=_INK, ha="center", va="bottom")

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from cli.__main__ import app
 from tests.conftest import ROOT, Server
 from tests.training.conftest import full_mnist_folder
 from training.data import idx_folder, mnist_sample
@@ -34,6 +36,21 @@ def anomaly() -> Anomaly:
             cwd=ROOT, env=environment(**chosen), input=stdin, capture_output=True, timeout=120, check=False,
         )  # fmt: skip
         return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return run
+
+
+@pytest.fixture
+def in_process() -> Anomaly:
+    """Return the same runner without a process: for what does not depend on one, since a process takes seconds."""
+
+    def run(*arguments: str | Path, stdin: bytes = b"", **chosen: str) -> subprocess.CompletedProcess[str]:
+        others = dict.fromkeys(os.environ.keys() - environment().keys())
+        result = CliRunner().invoke(
+            app, [str(each) for each in arguments], input=stdin, env={**others, **environment(**chosen)},
+            prog_name="anomaly", catch_exceptions=False,
+        )  # fmt: skip
+        return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
 
     return run
 

@@ -42,10 +42,10 @@ def test_the_exit_code_is_the_verdict(anomaly: Anomaly, files: tuple[Path, ...],
     assert done.returncode == code, done.stderr
 
 
-def test_the_service_gives_the_same_codes(anomaly: Anomaly, server: Server) -> None:
+def test_the_service_gives_the_same_codes(in_process: Anomaly, server: Server) -> None:
     """The exit codes by URL are those offline."""
     ask = ("--url", server.url, *ARTICLE, *STRICT)
-    codes = [anomaly("score", *files, *ask).returncode for files in ((ZERO,), (ZERO, SIX), (SIX, ROOT / "LICENSE"))]
+    codes = [in_process("score", *files, *ask).returncode for files in ((ZERO,), (ZERO, SIX), (SIX, ROOT / "LICENSE"))]
     assert codes == [0, 1, 2]
 
 
@@ -64,20 +64,20 @@ def test_the_service_gives_the_same_codes(anomaly: Anomaly, server: Server) -> N
     ids=str,
 )
 def test_what_makes_no_sense_is_an_error(
-    anomaly: Anomaly, server: Server, options: tuple[str, ...], words: str
+    in_process: Anomaly, server: Server, options: tuple[str, ...], words: str
 ) -> None:
     """Options that cannot be met end with code 2 and words on the error stream, the same offline and by URL."""
     for where in (STORE, ("--url", server.url)):
-        done = anomaly("score", ZERO, *where, *options)
+        done = in_process("score", ZERO, *where, *options)
         assert done.returncode == 2
         assert words in done.stderr
         assert done.stdout == ""
         assert "Traceback" not in done.stderr
 
 
-def test_nobody_listens(anomaly: Anomaly) -> None:
+def test_nobody_listens(in_process: Anomaly) -> None:
     """A service that is not there is one line and exit code 2."""
-    done = anomaly("score", ZERO, "--url", f"http://127.0.0.1:{free_port()}")
+    done = in_process("score", ZERO, "--url", f"http://127.0.0.1:{free_port()}")
     assert (done.returncode, done.stdout) == (2, "")
     assert "cannot be reached" in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -85,9 +85,9 @@ def test_nobody_listens(anomaly: Anomaly) -> None:
 
 @pytest.mark.parametrize("url", ["http://[::1", "http://host:port", "http://a..b", "http://\u2400", "ftp://host", ""])
 @pytest.mark.parametrize("command", ["score", "models"])
-def test_what_is_no_url_is_an_error(anomaly: Anomaly, command: str, url: str) -> None:
+def test_what_is_no_url_is_an_error(in_process: Anomaly, command: str, url: str) -> None:
     """An address that cannot be one is words and exit code 2: never a traceback, never the code of an anomaly."""
-    done = anomaly(command, *([ZERO] if command == "score" else []), "--url", url, TERMINAL_WIDTH="200")
+    done = in_process(command, *([ZERO] if command == "score" else []), "--url", url, TERMINAL_WIDTH="200")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr
     assert "Traceback" not in done.stderr
@@ -107,7 +107,7 @@ def test_what_nobody_foresaw_is_one_line(tmp_path: Path) -> None:
     assert done.stderr == "error: RuntimeError: first line second\n"
 
 
-def test_a_damaged_version_is_refused_offline(anomaly: Anomaly, tmp_path: Path) -> None:
+def test_a_damaged_version_is_refused_offline(in_process: Anomaly, tmp_path: Path) -> None:
     """Offline too, no byte is run that its manifest does not vouch for."""
     source = MODEL_STORE / "zero-article"
     for path in source.rglob("*"):
@@ -115,20 +115,20 @@ def test_a_damaged_version_is_refused_offline(anomaly: Anomaly, tmp_path: Path) 
             target = tmp_path / "zero-article" / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes() + (b"x" if path.name == "model.pt" else b""))
-    done = anomaly("score", ZERO, "--model-store", tmp_path, *ARTICLE)
+    done = in_process("score", ZERO, "--model-store", tmp_path, *ARTICLE)
     assert done.returncode == 2
     assert "model.pt is not the file that was published" in done.stderr
 
 
-def test_json_is_the_services_reply_with_the_file(anomaly: Anomaly, server: Server) -> None:
+def test_json_is_the_services_reply_with_the_file(in_process: Anomaly, server: Server) -> None:
     """JSON and JSON lines hold what the service answers, member for member, and name the file."""
     for where in (STORE, ("--url", server.url)):
-        done = anomaly("score", ZERO, ROOT / "LICENSE", *where, "--format", "json")
+        done = in_process("score", ZERO, ROOT / "LICENSE", *where, "--format", "json")
         score, refusal = json.loads(done.stdout)
         assert score["file"] == str(ZERO)
         assert {"id", "model", "version", "mse", "threshold", "alpha", "p_value", "is_anomaly", "reason"} < set(score)
         assert refusal["problem"]["type"] == "/problems/not-a-png"
-        lines = anomaly("score", ZERO, ROOT / "LICENSE", *where, "-f", "jsonl").stdout.splitlines()
+        lines = in_process("score", ZERO, ROOT / "LICENSE", *where, "-f", "jsonl").stdout.splitlines()
         again = [json.loads(line) for line in lines]
         for document in (score, again[0]):
             document.pop("id")
@@ -136,9 +136,9 @@ def test_json_is_the_services_reply_with_the_file(anomaly: Anomaly, server: Serv
         assert again == [score, refusal]
 
 
-def test_csv_is_one_line_a_file(anomaly: Anomaly) -> None:
+def test_csv_is_one_line_a_file(in_process: Anomaly) -> None:
     """CSV has a head line, one line for each file, and the exact numbers."""
-    done = anomaly("score", EXAMPLES, ROOT / "LICENSE", *STORE, *ARTICLE, *STRICT, "--format", "csv")
+    done = in_process("score", EXAMPLES, ROOT / "LICENSE", *STORE, *ARTICLE, *STRICT, "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     assert [(Path(row["file"]).name, row["verdict"]) for row in rows] == [
         ("six.png", "anomalous"),
@@ -146,13 +146,13 @@ def test_csv_is_one_line_a_file(anomaly: Anomaly) -> None:
         ("LICENSE", "not scored"),
     ]
     assert rows[2]["problem"] == "/problems/not-a-png"
-    document = json.loads(anomaly("score", SIX, *STORE, *ARTICLE, "-f", "jsonl").stdout)
+    document = json.loads(in_process("score", SIX, *STORE, *ARTICLE, "-f", "jsonl").stdout)
     assert float(rows[0]["mse"]) == document["mse"]
 
 
-def test_the_table_is_readable(anomaly: Anomaly) -> None:
+def test_the_table_is_readable(in_process: Anomaly) -> None:
     """The table names every file with its verdict, and counts; nothing is cut where the output is no terminal."""
-    done = anomaly("score", EXAMPLES, ROOT / "LICENSE", *STORE, *ARTICLE, *STRICT)
+    done = in_process("score", EXAMPLES, ROOT / "LICENSE", *STORE, *ARTICLE, *STRICT)
     assert f"{SIX}" in done.stdout
     assert "The file is not a PNG" in done.stdout
     assert done.stdout.splitlines()[-1] == "3 images: 1 normal, 1 anomalous, 1 not scored"
@@ -166,12 +166,12 @@ def test_the_standard_input(anomaly: Anomaly, zero: bytes) -> None:
     assert piped == {**named, "file": "-"}
 
 
-def test_a_folder_is_searched_through(anomaly: Anomaly, tmp_path: Path, zero: bytes) -> None:
+def test_a_folder_is_searched_through(in_process: Anomaly, tmp_path: Path, zero: bytes) -> None:
     """Subfolders count, hidden files and other suffixes do not, and the order is that of the names."""
     for name in ("b.PNG", "deep/er/a.png", ".hidden.png", ".cache/c.png", "note.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(zero)
-    lines = anomaly("score", tmp_path, *STORE, "-f", "jsonl").stdout.splitlines()
+    lines = in_process("score", tmp_path, *STORE, "-f", "jsonl").stdout.splitlines()
     assert [json.loads(line)["file"] for line in lines] == [str(tmp_path / "b.PNG"), str(tmp_path / "deep/er/a.png")]
 
 
@@ -206,17 +206,17 @@ def test_a_thousand_digits_score_the_same_offline(anomaly: Anomaly, server: Serv
 
 
 def test_several_at_a_time_differ_at_most_in_the_last_bit(
-    anomaly: Anomaly, server: Server, thousand_digits: Path
+    in_process: Anomaly, server: Server, thousand_digits: Path
 ) -> None:
     """Micro-batches of several images move a score by no more than rounding, and the output keeps its order."""
-    alone = anomaly("score", thousand_digits, *STORE, "-f", "jsonl")
-    together = anomaly("score", thousand_digits, "--url", server.url, "--concurrency", "16", "-f", "jsonl")
+    alone = in_process("score", thousand_digits, *STORE, "-f", "jsonl")
+    together = in_process("score", thousand_digits, "--url", server.url, "--concurrency", "16", "-f", "jsonl")
     pairs = list(zip(*(map(json.loads, done.stdout.splitlines()) for done in (alone, together)), strict=True))
     assert [a["file"] for a, _ in pairs] == [b["file"] for _, b in pairs]
     assert [a["mse"] for a, _ in pairs] == pytest.approx([b["mse"] for _, b in pairs], rel=1e-6)
 
 
-def test_an_image_of_any_size_fits_offline_as_by_url(anomaly: Anomaly, server: Server, tmp_path: Path) -> None:
+def test_an_image_of_any_size_fits_offline_as_by_url(in_process: Anomaly, server: Server, tmp_path: Path) -> None:
     """With `--fit mnist` a large dark-on-bright digit gets the service's score and the service's account of the fit."""
     photo = Image.new("L", (400, 300), 240)
     with Image.open(SIX) as six:
@@ -225,12 +225,12 @@ def test_an_image_of_any_size_fits_offline_as_by_url(anomaly: Anomaly, server: S
     Image.new("L", (90, 90), 200).save(tmp_path / "wall.png")
     documents = []
     for where in (STORE, ("--url", server.url)):
-        done = anomaly("score", tmp_path, *where, *ARTICLE, "--fit", "mnist", "-f", "json")
+        done = in_process("score", tmp_path, *where, *ARTICLE, "--fit", "mnist", "-f", "json")
         score, blank = json.loads(done.stdout)
         assert blank["problem"]["type"] == "/problems/blank-image"
         assert score["fitted"]["inverted"] is True
         documents.append({name: value for name, value in score.items() if name not in {"id", "reconstruction"}})
-        assert anomaly("score", tmp_path, *where).returncode == 2
+        assert in_process("score", tmp_path, *where).returncode == 2
     assert documents[0] == documents[1]
 
 
@@ -271,15 +271,15 @@ def test_the_models_of_a_service(anomaly: Anomaly, server: Server) -> None:
     assert "the digit 0" in done.stdout
 
 
-def test_training_is_mounted(anomaly: Anomaly, tmp_path: Path) -> None:
+def test_training_is_mounted(anomaly: Anomaly, in_process: Anomaly, tmp_path: Path) -> None:
     """`anomaly list` and its neighbours are the training command's own, with their options and exit codes."""
     assert "zero-article" in anomaly("list", "--model-store", MODEL_STORE).stdout
-    assert "--anomalies-dir" in anomaly("train", "--help").stdout
-    listed = anomaly("--help").stdout
+    assert "--anomalies-dir" in in_process("train", "--help").stdout
+    listed = in_process("--help").stdout
     for command in get_command(training).commands:
         assert f" {command} " in listed
-    assert "anomaly all " in anomaly("all", "--help").stdout
-    assert anomaly("promote", "zero-article", "1", "--model-store", tmp_path / "none").returncode == 2
+    assert "anomaly all " in in_process("all", "--help").stdout
+    assert in_process("promote", "zero-article", "1", "--model-store", tmp_path / "none").returncode == 2
 
 
 def test_the_shell_completes(anomaly: Anomaly) -> None:
