@@ -34,6 +34,11 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the tests that take long; the order of all others stays."""
+    items.sort(key=lambda item: "long" not in item.keywords)
+
+
 def pytest_report_header() -> str:
     """Say before the first test which digits the tests use."""
     from tests.training.conftest import full_mnist_folder

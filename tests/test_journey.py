@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import pytest
 from PIL import Image
 
 from tests.conftest import ROOT, Server
@@ -21,6 +22,7 @@ def training(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=True)
 
 
+@pytest.mark.long
 def test_from_training_to_a_picture(
     make_server: Callable[..., Server], tmp_path: Path, zero: bytes, six: bytes
 ) -> None:

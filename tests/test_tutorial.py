@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT, free_port
 
 TUTORIAL = ROOT / "docs" / "tutorial.md"
@@ -32,6 +34,7 @@ def path_with_the_command(folder: Path) -> str:
     return f"{folder}:{here}:{os.environ['PATH']}"
 
 
+@pytest.mark.long
 def test_the_tutorial_works_word_for_word(tmp_path: Path) -> None:
     """Every command runs without an error in one shell; only the port differs, since 8000 may be somebody's.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 
 from tests import model_stores
 from tests.conftest import Server
@@ -39,6 +40,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.long
 def test_two_workers_are_one_service(make_server: Callable[..., Server], zero: bytes, tmp_path: Path) -> None:
     """Ids of one worker are found by all, /metrics is the same whoever answers, a killed worker comes back."""
     server = make_server(ANOMALY_WORKERS="2").start()

@@ -308,6 +308,7 @@ def mixture(zero: bytes) -> list[tuple[int, dict[str, Any]]]:
     return good * (len(refused) // len(good)) + refused
 
 
+@pytest.mark.long
 async def test_ten_thousand_mixed_requests_leave_memory_flat(client: httpx.AsyncClient, zero: bytes) -> None:
     """Good and bad requests of every kind mixed: each gets exactly its own status, and memory does not grow."""
     requests = mixture(zero)

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from app.repository import Repository
@@ -37,6 +38,7 @@ def run(folder: Path, *arguments: str) -> str:
     return found.stdout
 
 
+@pytest.mark.long
 def test_all_digits_are_made_kept_and_published(tmp_path):
     """Ten models are made and published, their figures kept and summed up; a second run makes only what is missing.
 
@@ -81,6 +83,7 @@ def height(png: bytes) -> int:
         return picture.height
 
 
+@pytest.mark.long
 def test_an_interruption_keeps_what_is_finished(tmp_path):
     """Ctrl-C exits with 130, leaves no process and no half-written file, and the next run goes on."""
     arguments = ("--recipe", "article", "--epochs", "25", "--jobs", "2")
