@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 import typer
@@ -21,17 +21,19 @@ from app.calibration import CalibrationError
 from app.detector import Detector, DetectorError, DeviceError, choose_device
 from app.manifest import Manifest
 from app.repository import MODEL_NAME, Repository, RepositoryError
-from training import publish, series
+from training import publish
 from training.data import LOADERS, load, read_pngs, set_in
 from training.datasets import DataError, Dataset
 from training.export import ExportError
 from training.publish import PublishError
-from training.recalibrate import RecalibrationError, recalibrate
 from training.recipes import RECIPES, Recipe
 from training.reference import model_name, reference, reference_version
 from training.summary import summary_table
 from training.train import TrainingError
-from training.version import Made, Order, make
+
+# What only making a model needs, statistics and plots, takes seconds to import: the commands that make one do.
+if TYPE_CHECKING:
+    from training.version import Made, Order
 
 _EXPECTED = (
     CalibrationError,
@@ -40,7 +42,6 @@ _EXPECTED = (
     DeviceError,
     ExportError,
     PublishError,
-    RecalibrationError,
     RepositoryError,
     TrainingError,
 )
@@ -94,6 +95,8 @@ def train(
     Example: `python -m training train --data-dir photos/normal --name mine --promote`
     """
     with _plain_errors():
+        from training.version import Order
+
         torch.set_num_threads(threads)
         chosen = _recipe(recipe).with_epochs(epochs)
         on = choose_device(device)
@@ -137,6 +140,9 @@ def all_labels(
     Example: `python -m training all --recipe deep --seeds 0,1,2 --jobs 2 --data-dir ../mnist`
     """
     with _plain_errors():
+        from training import series
+        from training.version import Order
+
         chosen, on, dataset = _recipe(recipe).with_epochs(epochs), choose_device(device), load(data, data_dir)
         console.print(f"data: {dataset.name}, {len(dataset.labels):,} images from: {dataset.source}")
         orders = [
@@ -195,6 +201,8 @@ def calibrate(
     Example: `python -m training calibrate mine --data-dir photos/new-camera --promote`
     """
     with _plain_errors():
+        from training.recalibrate import recalibrate
+
         torch.set_num_threads(1)
         repository = Repository(model_store)
         origin = _origin(repository, model)
@@ -357,6 +365,8 @@ def _manifests(repository: Repository, name: str) -> Iterator[Manifest]:
 
 
 def _make_with_bar(order: Order, dataset: Dataset, beside: Detector | None) -> Made:
+    from training.version import make
+
     columns = (TextColumn("epoch"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
     epochs = order.recipe.parameters.get("epochs")
     with Progress(*columns, console=console, transient=True, disable=not sys.stdout.isatty()) as bar:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from app.calibration import CalibrationError
 from app.detector import Detector
 from app.manifest import Manifest, Recalibration
 from app.repository import Repository
@@ -28,7 +29,7 @@ _KEPT = ("test_normal", "test_anomalous", "auroc", "average_precision", "final_l
 """Figures that no threshold enters: they are of the model, which stays."""
 
 
-class RecalibrationError(Exception):
+class RecalibrationError(CalibrationError):
     """There is nothing to choose a threshold anew from, or for."""
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-TRAINING = Path(__file__).parent.parent.parent / "training"
+ROOT = Path(__file__).parent.parent.parent
+TRAINING = ROOT / "training"
 ORDER = (
     ("datasets", "probes", "standardisation", "subspace"),
     ("autoencoders", "damage", "memory", "scoring"),
@@ -55,3 +58,11 @@ def test_only_export_names_torchscript():
     """No other module of training names torch.jit."""
     naming = [path.stem for path in TRAINING.glob("*.py") if "torch.jit" in path.read_text()]
     assert naming == ["export"]
+
+
+def test_keeping_a_model_store_needs_neither_statistics_nor_plots():
+    """`promote` in a hurry does not wait for what only training uses."""
+    code = "import sys, training.__main__; print(sorted({name.partition('.')[0] for name in sys.modules}))"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "'torch'" in found
+    assert not any(f"'{name}'" in found for name in ("scipy", "sklearn", "pandas", "matplotlib"))
