@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.conftest import ROOT
-from tests.containers.stack import CONNECTIONS, PROJECT, TRAIN, Load, Stack, run
+from tests.containers.images import build, run
+from tests.containers.stack import CONNECTIONS, PROJECT, TRAIN, Load, Stack
 
 _FAULTS: list[tuple[str, Load]] = []
 _NOTES: list[str] = []
@@ -24,8 +24,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     stack = Stack(tmp_path_factory.mktemp("stack"), int(os.environ.get("CONTAINER_PORT", "18443")))
     run(stack.docker, "compose", "-p", PROJECT, "down", "-t", "1", "-v", "--remove-orphans", **stack.environment)
     try:
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda chain: stack.build(*chain), (("api", "train"), ("redis", "gateway", "prometheus"))))
+        build()
         stack.up()
         yield stack
     finally:

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import EXAMPLES, ROOT
+from tests.conftest import EXAMPLES
+from tests.containers.images import run
 
 CONNECTIONS = 16
 PNG = {"content-type": "image/png"}
@@ -45,15 +46,6 @@ while targets:
 print(json.dumps(found))
 """
 """Prints which of the targets [address, ports] accept a connection; no ports means all."""
-
-
-def run(*command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in the repository and return what it said."""
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
-    assert not check or done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done
 
 
 @dataclass
@@ -149,17 +141,6 @@ class Stack:
         """Run `docker compose up` and return when all that it started is healthy."""
         options = ("-d", "--no-build", "--pull", "never", "--wait", "--wait-timeout", "120")
         self.compose("up", *options, *arguments, **environment)
-
-    def build(self, *services: str) -> None:
-        """Build images as docker-compose.yml says. `docker build` reads the same file through `compose config`."""
-        said = self.compose("--profile", "*", "config", "--format", "json")
-        config = json.loads(said.stdout)["services"]
-        network = ["--network", os.environ["BUILD_NETWORK"]] if "BUILD_NETWORK" in os.environ else []
-        for service in services:
-            build = config[service]["build"]
-            options = [f"--build-arg={name}={value}" for name, value in build.get("args", {}).items()]
-            options += ["--target", build["target"]] if "target" in build else []
-            run(self.docker, "build", *network, *options, "-t", config[service]["image"], build["context"])
 
     def inside(self, program: str, *arguments: str) -> str:
         """Run a Python program in one of the replicas, which is inside the stack's network, and return its output."""

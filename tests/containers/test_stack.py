@@ -25,7 +25,8 @@ from PIL import Image
 from app.keys import ApiKeys, KeysError
 from app.settings import Settings
 from tests.conftest import EXAMPLES, ROOT
-from tests.containers.stack import BATCH_MAX_BYTES, PNG_, PROJECT, SCAN, TRAIN, Load, Stack, run
+from tests.containers.images import run
+from tests.containers.stack import BATCH_MAX_BYTES, PNG_, PROJECT, SCAN, TRAIN, Load, Stack
 
 pytestmark = pytest.mark.containers
 IMAGES = ("api", "gateway", "redis", "prometheus", "train")
