@@ -167,11 +167,11 @@ class Stack:
     def logged(self, service: str, text: str) -> str:
         """Return the first line with `text` in the logs of a service; it may be written a moment after the reply."""
         for _ in range(50):
-            for container in self.containers(service):
-                for line in self.logs(container).splitlines():
-                    if text in line:
+            for name, written in self.written.texts().items():
+                for line in written.splitlines():
+                    if name.startswith(f"{service}.") and text in line:
                         return line
-            time.sleep(0.1)  # the line may be in any replica; following each would take a thread for each
+            time.sleep(0.1)  # the followers write files, and a file cannot be waited for
         raise AssertionError(f"no line of {service} holds {text!r}")
 
     def connect(self, timeout: float = 30) -> http.client.HTTPSConnection:
