@@ -10,10 +10,12 @@ import os
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.samples import Sample
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _BATCH_SECONDS = (0.001, 0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -23,23 +25,43 @@ STAGES = ("decode", "queue", "forward", "store")
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
-class _Histogram(Histogram):
-    """The library's histogram, with a cheaper way to count a value and one to count many.
+_MOST_HELD = 500
 
-    The library compares a value with one bound after the other. Bisection halves what a value costs, and counted
-    together each costs a sixth, which matters where every request and every image is counted.
+
+class _Histogram(Histogram):
+    """The library's histogram, which counts values when somebody looks, or when there are many.
+
+    The library compares each value with one bound after the other, which matters where every request and every image is
+    counted. Bisection halves that, and counted together each value costs a sixth. Only for the event loop's thread.
     """
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        self._held: list[float] = []
+        # Where processes share their numbers, somebody else looks.
+        self._most = 1 if _shared() else _MOST_HELD
+        super().__init__(*given, **named)
 
     def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
         """Count one value."""
-        if exemplar is None:
-            self._sum.inc(amount)
-            self._buckets[bisect_left(self._upper_bounds, amount)].inc(1)
-        else:
+        if exemplar is not None:
             super().observe(amount, exemplar)
+            return
+        self._held.append(amount)
+        if len(self._held) >= self._most:
+            self._settle()
 
     def observe_all(self, amounts: Sequence[float]) -> None:
         """Count many values."""
+        self._held.extend(amounts)
+        if len(self._held) >= self._most:
+            self._settle()
+
+    def _child_samples(self) -> Iterable[Sample]:
+        self._settle()
+        return super()._child_samples()
+
+    def _settle(self) -> None:
+        amounts, self._held = self._held, []
         counts = [0] * len(self._upper_bounds)
         for amount in amounts:
             counts[bisect_left(self._upper_bounds, amount)] += 1
@@ -115,7 +137,9 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        # Looking up a series by its labels costs more than counting in it.
         self._request_series: dict[tuple[str, int], tuple[Counter, _Histogram]] = {}
+        self._model_series: dict[str, tuple[Counter, Counter, _Histogram]] = {}
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """Count one answered request."""
@@ -138,19 +162,27 @@ class Metrics:
 
     def scores(self, model: str, mses: Sequence[float], anomalous: int) -> None:
         """Count the images that one micro-batch scored, `anomalous` of them above their threshold."""
-        for verdict, count in (("normal", len(mses) - anomalous), ("anomalous", anomalous)):
+        series = self._model_series.get(model)
+        if series is None:
+            verdicts = self._verdicts.labels(model, "normal"), self._verdicts.labels(model, "anomalous")
+            self._model_series[model] = series = *verdicts, self._mse.labels(model)
+        for counter, count in ((series[0], len(mses) - anomalous), (series[1], anomalous)):
             if count:
-                self._verdicts.labels(model, verdict).inc(count)
-        self._mse.labels(model).observe_all(mses)
+                counter.inc(count)
+        series[2].observe_all(mses)
 
     def exposition(self) -> bytes:
         """Return every series in Prometheus' text format, summed over all worker processes."""
-        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        if _shared():
             _forget_dead(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
             return generate_latest(registry)
         return generate_latest(self.registry)
+
+
+def _shared() -> bool:
+    return "PROMETHEUS_MULTIPROC_DIR" in os.environ
 
 
 def _forget_dead(folder: Path) -> None:

@@ -50,7 +50,8 @@ def test_two_workers_are_one_service(make_server: Callable[..., Server], zero: b
     for reply in replies:
         for _ in range(3):
             assert httpx.get(server.url + reply.json()["reconstruction"], timeout=30).status_code == 200
-    assert {series(server, "score_verdicts_total") for _ in range(10)} == {40.0}
+    for name in ("score_verdicts_total", "score_mse_count"):
+        assert {series(server, name) for _ in range(10)} == {40.0}
     assert {series(server, "store_up") for _ in range(5)} == {1.0}
 
     victim = workers_of(server)[0]
