@@ -98,6 +98,11 @@ async def image_of(content_type: str, body: bytes) -> bytes:
         UnsupportedMediaType: neither `image/png` nor `multipart/form-data`.
         MalformedRequest: one of its kinds says what is wrong with the form.
     """
+    return plain_image_of(content_type, body) or await _parsed(content_type, body)
+
+
+def plain_image_of(content_type: str, body: bytes) -> bytes | None:
+    """Return what `image_of` returns, or None for a form that only the full parser can judge. Errors as for it."""
     kind, _, parameters = content_type.partition(";")
     kind = kind.strip().lower()
     if kind == "image/png":
@@ -108,7 +113,7 @@ async def image_of(content_type: str, body: bytes) -> bytes:
         raise UnsupportedMediaType(f"the content type is {kind[:80] or 'missing'}")
     if not body:
         raise EmptyBody("the form has no bytes")
-    return _only_part(parameters, body) or await _parsed(content_type, body)
+    return _only_part(parameters, body)
 
 
 def _only_part(parameters: str, body: bytes) -> bytes | None:

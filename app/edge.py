@@ -7,14 +7,16 @@ Knows: ASGI, request ids, the access log, the last resort for errors. Does not k
 
 from __future__ import annotations
 
+import asyncio
 import binascii
+import functools
 import itertools
 import logging
 import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from app.bodies import ClientLeft, Receive
 from app.keys import ApiKeys, is_public
@@ -30,19 +32,52 @@ Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
+SCORE = "/score"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _PROBES = frozenset({"/livez", "/readyz", "/metrics"})
 _JSON = (b"content-type", b"application/json")
 _PRIVATE = (b"cache-control", b"no-store")
 
 
-class Answer(Protocol):
-    """A function that answers one route without the framework."""
+class Answer(NamedTuple):
+    """A reply to be sent in one piece.
+
+    Attributes:
+        status, body: of the reply.
+        headers: names in lower case.
+    """
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+class Score(Protocol):
+    """Answers `POST /score` without the framework."""
 
     async def __call__(
         self, scope: MutableMapping[str, Any], headers: Mapping[bytes, bytes], receive: Receive
     ) -> Reply:
         """Answer one request, or raise a problem."""
+
+    def begin(
+        self, scope: MutableMapping[str, Any], headers: Mapping[bytes, bytes], body: bytes
+    ) -> asyncio.Future[Reply] | None:
+        """Begin to answer a request whose body is there, or raise a problem; None leaves it to a call."""
+
+
+class _Request:
+    """What is known of a request besides what it asks."""
+
+    __slots__ = ("facts", "headers", "id", "method", "started")
+
+    def __init__(self, scope: MutableMapping[str, Any], fresh_id: Callable[[], bytes]) -> None:
+        self.started = time.perf_counter()
+        self.method = scope["method"]
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        given = self.headers.get(b"x-request-id", b"")
+        self.id = (given if _REQUEST_ID.fullmatch(given) else fresh_id()).decode()
+        self.facts: dict[str, Any] = {}
 
 
 class Edge:
@@ -57,7 +92,7 @@ class Edge:
     """
 
     def __init__(
-        self, app: App, *, score: Answer, metrics: Metrics, log: AccessLog, keys: ApiKeys | None = None
+        self, app: App, *, score: Score, metrics: Metrics, log: AccessLog, keys: ApiKeys | None = None
     ) -> None:
         self._app = app
         self._score = score
@@ -67,128 +102,151 @@ class Edge:
         self._process = binascii.hexlify(os.urandom(6))
         self._number = itertools.count()
 
-    def _fresh_id(self) -> bytes:
-        """Return a request id: of this process by chance, and in it by number. It is a name, not a secret."""
-        return b"%s-%x" % (self._process, next(self._number))
-
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one ASGI connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             self._log.flush()  # the lifespan is over
             return
-        started = time.perf_counter()
-        headers = dict(scope["headers"])
-        given = headers.get(b"x-request-id", b"")
-        request_id = given if _REQUEST_ID.fullmatch(given) else self._fresh_id()
-        scope["request_id"] = request_id.decode()
-        facts: dict[str, Any] = {}
-        if self._keys is not None and not self._known(scope, headers, facts):
-            route, status = "unauthorized", await _refuse(Unauthorized(), scope["request_id"], send, facts)
-        elif scope["path"] == "/score" and scope["method"] == "POST":
-            route, status = "/score", await self._fast(scope, headers, receive, send, facts)
+        request = _Request(scope, self._fresh_id)
+        scope["request_id"] = request.id
+        if not self._known(scope, request):
+            route, status = "unauthorized", await _send(send, _refusal(Unauthorized(), request))
+        elif scope["path"] == SCORE and scope["method"] == "POST":
+            route, status = SCORE, await self._fast(scope, request, receive, send)
         else:
-            status = await self._framework(scope, receive, send, facts)
+            status = await self._framework(scope, request, receive, send)
             route = _route(scope)
-        seconds = time.perf_counter() - started
+        self._answered(request, route, status)
+
+    def begin(self, scope: MutableMapping[str, Any], body: bytes, respond: Callable[[Answer], object]) -> bool:
+        """Answer a `POST /score` that came whole as a call would, without a task and messages of its own.
+
+        Args:
+            scope: of the ASGI connection.
+            body: all of it.
+            respond: is called once with the answer, now or later.
+
+        Returns:
+            Whether it will be answered; if not, nothing has been done, and a call answers.
+        """
+        request = _Request(scope, self._fresh_id)
+        if not self._known(scope, request):
+            return False
+        try:
+            future = self._score.begin(scope, request.headers, body)
+        except Exception as error:  # a problem, or a failure
+            self._respond(request, respond, _refusal(error, request))
+            return True
+        if future is not None:
+            future.add_done_callback(functools.partial(self._scored, request, respond))
+        return future is not None
+
+    def _scored(self, request: _Request, respond: Callable[[Answer], object], future: asyncio.Future[Reply]) -> None:
+        error = future.exception()
+        answer = _answer(future.result(), request) if error is None else _refusal(error, request)
+        self._respond(request, respond, answer)
+
+    def _respond(self, request: _Request, respond: Callable[[Answer], object], answer: Answer) -> None:
+        respond(answer)
+        self._answered(request, SCORE, answer.status)
+
+    def _answered(self, request: _Request, route: str, status: int) -> None:
+        seconds = time.perf_counter() - request.started
         self._metrics.request(route, status, seconds)
         if route in _PROBES and status == 200:
             return  # several a second, and nobody learns anything from them
         self._log.write(
             {
                 "time": time.time(),
-                "request_id": scope["request_id"],
-                "method": scope["method"],
+                "request_id": request.id,
+                "method": request.method,
                 "route": route,
                 "status": status,
                 "seconds": round(seconds, 6),
-                **facts,
+                **request.facts,
             }
         )
 
-    def _known(self, scope: MutableMapping[str, Any], headers: Mapping[bytes, bytes], facts: dict[str, Any]) -> bool:
-        assert self._keys is not None
-        if is_public(scope["path"]):
+    def _fresh_id(self) -> bytes:
+        """Return a request id: of this process by chance, and in it by number. It is a name, not a secret."""
+        return b"%s-%x" % (self._process, next(self._number))
+
+    def _known(self, scope: MutableMapping[str, Any], request: _Request) -> bool:
+        if self._keys is None or is_public(scope["path"]):
             return True
-        owner = self._keys.owner(headers.get(b"x-api-key", b""))
+        owner = self._keys.owner(request.headers.get(b"x-api-key", b""))
         if owner is not None:
-            scope["owner"] = facts["key_name"] = owner
+            scope["owner"] = request.facts["key_name"] = owner
         return owner is not None
 
-    async def _fast(
-        self,
-        scope: MutableMapping[str, Any],
-        headers: Mapping[bytes, bytes],
-        receive: Receive,
-        send: Send,
-        facts: dict[str, Any],
-    ) -> int:
+    async def _fast(self, scope: MutableMapping[str, Any], request: _Request, receive: Receive, send: Send) -> int:
         try:
-            reply = await self._score(scope, headers, receive)
+            answer = _answer(await self._score(scope, request.headers, receive), request)
         except ClientLeft:
             return 499
-        except Problem as problem:
-            return await _refuse(problem, scope["request_id"], send, facts)
-        except Exception:
-            _log.exception("request failed", extra={"request_id": scope["request_id"]})
-            return await _refuse(InternalError(), scope["request_id"], send, facts)
-        facts.update(reply.facts)
-        await send(
-            {
-                "type": "http.response.start",
-                "status": 200,
-                "headers": [
-                    _JSON,
-                    _PRIVATE,
-                    (b"content-length", b"%d" % len(reply.body)),
-                    (b"x-request-id", scope["request_id"].encode()),
-                    (b"server-timing", reply.timing.encode()),
-                ],
-            }
-        )
-        await send({"type": "http.response.body", "body": reply.body})
-        return 200
+        except Exception as error:  # a problem, or a failure
+            answer = _refusal(error, request)
+        return await _send(send, answer)
 
-    async def _framework(
-        self, scope: MutableMapping[str, Any], receive: Receive, send: Send, facts: dict[str, Any]
-    ) -> int:
+    async def _framework(self, scope: MutableMapping[str, Any], request: _Request, receive: Receive, send: Send) -> int:
         if len(scope["query_string"]) > LONGEST_QUERY:
             problem = MalformedRequest(f"the query has more than {LONGEST_QUERY} bytes")
-            return await _refuse(problem, scope["request_id"], send, facts)
+            return await _send(send, _refusal(problem, request))
         status = 0
-        scope["facts"] = facts
+        scope["facts"] = request.facts
 
         async def observed(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", scope["request_id"].encode())]
+                message["headers"] = [*message["headers"], (b"x-request-id", request.id.encode())]
             await send(message)
 
         try:
             await self._app(scope, receive, observed)
         except ClientLeft:
             return status or 499
-        except Exception:
-            _log.exception("request failed", extra={"request_id": scope["request_id"]})
+        except Exception as error:
+            refusal = _refusal(error, request)
             if status == 0:
-                return await _refuse(InternalError(), scope["request_id"], send, facts)
+                return await _send(send, refusal)
         return status or 499
 
 
-async def _refuse(problem: Problem, request_id: str, send: Send, facts: dict[str, Any]) -> int:
-    """Send a problem, and close the connection after a body that was not read: none of it is the next request."""
-    if isinstance(problem, InternalError) and problem.__cause__ is not None:
-        _log.error("request failed: %s", type(problem.__cause__).__name__, extra={"request_id": request_id})
-    facts["problem"] = problem.type
-    body = render(problem, request_id)
-    headers = [(name.encode(), value.encode()) for name, value in problem.headers().items()]
-    headers += [(b"content-length", b"%d" % len(body)), (b"x-request-id", request_id.encode())]
-    if problem.status in (401, 408, 413):
+def _answer(reply: Reply, request: _Request) -> Answer:
+    request.facts.update(reply.facts)
+    headers = [
+        _JSON,
+        _PRIVATE,
+        (b"content-length", b"%d" % len(reply.body)),
+        (b"x-request-id", request.id.encode()),
+        (b"server-timing", reply.timing.encode()),
+    ]
+    return Answer(200, headers, reply.body)
+
+
+def _refusal(error: BaseException, request: _Request) -> Answer:
+    """Turn a problem or a failure into an answer, and close the connection after a body that may not have been read."""
+    extra = {"request_id": request.id}
+    if not isinstance(error, Problem):
+        _log.error("request failed", exc_info=error, extra=extra)
+        error = InternalError()
+    elif isinstance(error, InternalError) and error.__cause__ is not None:
+        _log.error("request failed: %s", type(error.__cause__).__name__, extra=extra)
+    request.facts["problem"] = error.type
+    body = render(error, request.id)
+    headers = [(name.encode(), value.encode()) for name, value in error.headers().items()]
+    headers += [(b"content-length", b"%d" % len(body)), (b"x-request-id", request.id.encode())]
+    if error.status in (401, 408, 413):
         headers.append((b"connection", b"close"))
-    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-    return problem.status
+    return Answer(error.status, headers, body)
+
+
+async def _send(send: Send, answer: Answer) -> int:
+    await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+    await send({"type": "http.response.body", "body": answer.body})
+    return answer.status
 
 
 def _route(scope: MutableMapping[str, Any]) -> str:

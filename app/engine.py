@@ -111,6 +111,12 @@ class Engine:
         """Return the names of all models that are served or refused, sorted."""
         return sorted({*self._current, *self._refused})
 
+    def loaded(self, reference: str | None) -> Serving | None:
+        """Return the version that a request means if it is the current one of its model; `select` says the rest."""
+        name, _, version = (reference or self.default_model).partition("@")
+        serving = self._current.get(name)
+        return serving if serving is None or not version or serving.manifest.version == int(version) else None
+
     async def select(self, reference: str | None) -> Serving:
         """Return the version that a request means, loading it when it is not the current one.
 
@@ -123,10 +129,10 @@ class Engine:
             DeadlineExceeded: it is still being loaded; later requests find it.
             Overloaded: too many versions are being loaded, or too many requests wait for that.
         """
-        name, _, version = (reference or self.default_model).partition("@")
-        serving = self._current.get(name)
-        if serving is not None and (not version or serving.manifest.version == int(version)):
+        serving = self.loaded(reference)
+        if serving is not None:
             return serving
+        name, _, version = (reference or self.default_model).partition("@")
         if version:
             return await self._load_extra(name, int(version))
         if reference is None or name in self._refused:

@@ -1,16 +1,22 @@
-"""What the server itself does of HTTP: replies in one piece, a problem for what is none, an end to who takes nothing.
+"""What the server itself does of HTTP, and where it does more than uvicorn.
 
-Knows: uvicorn's protocol class, transports. Does not know: requests; there need not be one here.
+Replies go in one piece, what is no HTTP gets a problem, who takes nothing is let go of, and a `POST /score` that came
+whole is answered without what an ASGI server does for requests of any kind.
+
+Knows: uvicorn's protocol class, transports. Does not know: what a score is.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from app.edge import SCORE, Answer, Edge
 from app.problems import MalformedRequest, render
+
+_SCORE = SCORE.encode()
 
 STUCK_SECONDS = 60.0
 """How long a client may take nothing of a reply that is larger than what the connection buffers."""
@@ -55,10 +61,111 @@ class _Joined:
             self._transport.write(data)
 
 
+class _Exchange:
+    """One request that came whole, and its reply in one piece. Takes the place of what uvicorn calls a cycle."""
+
+    __slots__ = ("_protocol", "disconnected", "keep_alive", "response_complete")
+
+    def __init__(self, protocol: Protocol, *, keep_alive: bool) -> None:
+        self._protocol = protocol
+        self.keep_alive = keep_alive
+        self.disconnected = self.response_complete = False
+
+    @property
+    def message_event(self) -> _Exchange:
+        return self
+
+    def set(self) -> None:
+        """Nobody waits for a message."""
+
+    def respond(self, answer: Answer) -> None:
+        """Send the reply; a client that has left gets none."""
+        status, headers, body = answer
+        self.response_complete = True
+        protocol = self._protocol
+        if self.disconnected or protocol.transport.is_closing():
+            return
+        pieces = [STATUS_LINE[status], *[b"%b: %b\r\n" % header for header in headers]]
+        closes = (b"connection", b"close") in headers
+        if not (self.keep_alive or closes):
+            pieces.append(b"connection: close\r\n")
+        protocol.transport.write(b"".join([*pieces, b"\r\n", body]))
+        if closes or not self.keep_alive:
+            protocol.transport.close()
+        protocol.on_response_complete()
+
+
 class Protocol(HttpToolsProtocol):
-    """HTTP/1.1 as uvicorn speaks it; bytes that are none are answered with a problem."""
+    """HTTP/1.1 as uvicorn speaks it; bytes that are none are answered with a problem.
+
+    A `POST /score` that is whole when it is first looked at, as most are, is given to the edge as it is. A task and a
+    channel of messages would cost it a quarter of the event loop's work. Every other request is uvicorn's.
+    """
 
     _stuck: asyncio.TimerHandle | None = None
+    _held: list[bytes] | None = None
+    """The body so far of a request that may prove to be whole."""
+
+    def data_received(self, data: bytes) -> None:
+        """Take what has come. A request of which more is to come is uvicorn's."""
+        super().data_received(data)
+        if self._held is not None:
+            self._give_up()
+
+    def on_headers_complete(self) -> None:
+        """Begin a request, or hold it until all is seen of what has come."""
+        if self._may_be_whole():
+            self._held = []
+        else:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of a body."""
+        if self._held is not None:
+            self._held.append(body)
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Begin a request that was held, now that it is known to be whole."""
+        if self._held is None:
+            super().on_message_complete()
+        elif self._begin(self._held):
+            self._held = None
+        else:
+            self._give_up()
+            super().on_message_complete()
+
+    def _may_be_whole(self) -> bool:
+        return (
+            (self.url == _SCORE or (self.url.startswith(_SCORE + b"?") and b"#" not in self.url))
+            and self.parser.get_method() == b"POST"
+            and self.parser.get_http_version() == "1.1"
+            and not self.expect_100_continue
+            and not self.parser.should_upgrade()
+            # Its reply waits for nothing else: neither for the reply before it, nor for a client that is behind.
+            and (self.cycle is None or self.cycle.response_complete)
+            and not self.flow.write_paused
+        )
+
+    def _begin(self, held: list[bytes]) -> bool:
+        self.scope["method"], self.scope["path"] = "POST", SCORE
+        self.scope["query_string"] = self.url[len(_SCORE) + 1 :]
+        before, exchange = self.cycle, _Exchange(self, keep_alive=self.parser.should_keep_alive())
+        self.cycle = exchange  # type: ignore[assignment]
+        edge: Edge = cast(Any, self.app)
+        begun = edge.begin(cast(Any, self.scope), b"".join(held), exchange.respond)
+        if not begun:
+            self.cycle = before
+        return begun
+
+    def _give_up(self) -> None:
+        """Give what was held to uvicorn, unless the connection was closed over what came after it."""
+        held, self._held = self._held, None
+        if held is not None and not self.transport.is_closing():
+            super().on_headers_complete()
+            for piece in held:
+                super().on_body(piece)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin a connection."""

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl
 from pydantic import BaseModel, ValidationError
 
 from app import fit, images
-from app.bodies import BodyReader, Receive, image_of
+from app.bodies import BodyReader, Receive, image_of, plain_image_of
 from app.calibration import Calibration, CalibrationError
 from app.engine import Engine
 from app.manifest import Manifest
@@ -79,7 +79,7 @@ class Scorer:
             Problem: one of its kinds says why there is no score.
             ClientLeft: nobody waits for the reply any more.
         """
-        query = parse_query(ScoreQuery, scope["query_string"]) if scope["query_string"] else _NO_QUERY
+        query = _query_of(scope)
         fitted: Fitted | None = None
         seconds = 0.0
         if query.fit == "mnist":
@@ -87,17 +87,45 @@ class Scorer:
         else:
             image = await image_of(_content_type(headers), await self._read(headers, receive, self._limit))
         serving = await self._engine.select(query.model)
+        return await self._arrive(serving, image, query, scope.get("owner"), fitted=fitted, seconds=seconds)
+
+    def begin(
+        self, scope: MutableMapping[str, Any], headers: Mapping[bytes, bytes], body: bytes
+    ) -> asyncio.Future[Reply] | None:
+        """Begin to answer a request whose body is there. Arguments and errors as for a call, which answers the others.
+
+        Returns:
+            What will be the reply; None when more must be waited for than the score, and nothing was done.
+        """
+        query = _query_of(scope)
+        if query.fit == "mnist" or len(body) > self._limit:
+            return None
+        image, serving = plain_image_of(_content_type(headers), body), self._engine.loaded(query.model)
+        if image is None or serving is None:
+            return None
+        return self._arrive(serving, image, query, scope.get("owner"))
+
+    def _arrive(
+        self,
+        serving: Serving,
+        image: bytes,
+        query: ScoreQuery,
+        owner: str | None,
+        *,
+        fitted: Fitted | None = None,
+        seconds: float = 0.0,
+    ) -> asyncio.Future[Reply]:
         arrivals = self._arrivals.setdefault(serving, [])
         # Refused before the image is decoded: a flood must cost as little as it can.
         self._engine.check_room(serving, len(arrivals))
         threshold, alpha = threshold_of(serving.manifest, serving.calibration, query.alpha)
-        order = Order(threshold, alpha, scope.get("owner"), fitted, query.include == "reconstruction", seconds)
+        order = Order(threshold, alpha, owner, fitted, query.include == "reconstruction", seconds)
         loop = asyncio.get_running_loop()
-        arrival = _Arrival(image, order, loop.create_future())
+        future: asyncio.Future[Reply] = loop.create_future()
         if not arrivals:
             loop.call_soon(self._take_in, serving)
-        arrivals.append(arrival)
-        return await arrival.future
+        arrivals.append(_Arrival(image, order, future))
+        return future
 
     def _take_in(self, serving: Serving) -> None:
         """Decode what arrived in this turn of the event loop, in one go: alone, an image costs three times as much."""
@@ -135,6 +163,11 @@ class Scorer:
             self._fits -= 1
         fitted = Fitted(inverted=found.inverted, crop=found.crop)
         return found.pixels, fitted, time.perf_counter() - started
+
+
+def _query_of(scope: MutableMapping[str, Any]) -> ScoreQuery:
+    text = scope["query_string"]
+    return parse_query(ScoreQuery, text) if text else _NO_QUERY
 
 
 def _content_type(headers: Mapping[bytes, bytes]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import app.__main__ as service
-from app import batcher, bodies, edge, images, logs, main, protocol, scoring
+from app import batcher, bodies, edge, images, logs, main, metrics, protocol, scoring
 
 
 def _replies_in_two_pieces() -> None:
@@ -44,10 +44,14 @@ def _collector_looks_at_all() -> None:
 
 def _score_behind_the_framework() -> None:
     async def through(self: edge.Edge, *given: Any) -> int:
-        scope, _, receive, send, facts = given
-        return await self._framework(scope, receive, send, facts)
+        return await self._framework(*given)
 
     edge.Edge._fast = through
+    _every_score_in_messages()
+
+
+def _every_score_in_messages() -> None:
+    protocol.Protocol._may_be_whole = lambda _self: False
 
 
 class _Timers:
@@ -73,6 +77,10 @@ def _every_form_parsed_in_full() -> None:
     bodies._only_part = lambda _parameters, _body: None
 
 
+def _every_value_counted_at_once() -> None:
+    metrics._MOST_HELD = 1
+
+
 def _a_write_for_every_log_line() -> None:
     write = logs.AccessLog.write
 
@@ -91,6 +99,8 @@ TRICKS: dict[str, tuple[str, Callable[[], None]]] = {
     "memory": ("glibc keeps freed memory: `mallopt` (images a second of batch requests)", _memory_given_back),
     "freeze": ("the collector looks away: `gc.freeze` after the start, and seldom later", _collector_looks_at_all),
     "edge": ("`POST /score` is answered before the framework", _score_behind_the_framework),
+    "whole": ("a `POST /score` that came whole needs no task and no messages", _every_score_in_messages),
+    "counts": ("histograms count when somebody looks, or for 500 values at once", _every_value_counted_at_once),
     "form": ("a form with one file is cut, not parsed (measured with multipart bodies)", _every_form_parsed_in_full),
     "log": ("log lines are gathered for 50 ms and written at once", _a_write_for_every_log_line),
 }

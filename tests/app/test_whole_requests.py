@@ -1,0 +1,336 @@
+"""`POST /score` over real connections: a request that comes whole takes a shorter way, and nobody can tell."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+from PIL import Image
+from uvicorn.server import ServerState
+
+from app.edge import Edge
+from app.main import create_app
+from app.protocol import Protocol
+from app.settings import Settings
+from tests.conftest import lifespan
+
+
+@dataclass
+class Side:
+    """The server's side of all connections."""
+
+    port: int
+    app: Edge
+    state: ServerState
+    short: int = 0
+    """Requests that took the shorter way."""
+    protocols: list[Protocol] = field(default_factory=list)
+
+
+@asynccontextmanager
+async def serving(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Side]:
+    """Run an application behind real connections."""
+    app = create_app(settings)
+    config, state = uvicorn.Config(app, lifespan="off", log_config=None, proxy_headers=False), ServerState()
+    config.load()
+    async with lifespan(app):
+        side = Side(0, app, state)
+
+        def make() -> Protocol:
+            side.protocols.append(Protocol(config, state, {}))
+            return side.protocols[-1]
+
+        begin = Edge.begin
+
+        def counted(self: Edge, *given: Any) -> bool:
+            begun = begin(self, *given)
+            side.short += begun
+            return begun
+
+        monkeypatch.setattr(Edge, "begin", counted)
+        server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+        side.port = server.sockets[0].getsockname()[1]
+        yield side
+        server.close()
+        for protocol in state.connections.copy():
+            protocol.transport.abort()
+        await server.wait_closed()
+
+
+@pytest.fixture
+async def side(make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Side]:
+    """Yield an application with the shipped model store behind real connections."""
+    async with serving(make_settings(), monkeypatch) as side:
+        yield side
+
+
+def request(body: bytes, kind: str = "image/png", query: str = "", **headers: str) -> bytes:
+    """Return a request as it goes over the wire; `_` in the names of headers is `-`."""
+    lines = [f"POST /score{query} HTTP/1.1", "host: x", f"content-type: {kind}", f"content-length: {len(body)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def form(*files: bytes) -> bytes:
+    """Return a form with files."""
+    parts = [b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n%b\r\n' % file for file in files]
+    return b"".join(parts) + b"--b--\r\n"
+
+
+@dataclass
+class Got:
+    """A reply."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+async def read(reader: asyncio.StreamReader) -> Got:
+    """Read one reply."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()
+    headers = dict(line.split(": ", 1) for line in head[1:-1])
+    assert len(headers) == len(head) - 2
+    return Got(int(head[0].split()[1]), headers, await reader.readexactly(int(headers["content-length"])))
+
+
+async def ask(side: Side, *pieces: bytes) -> Got:
+    """Send a request piece by piece, each seen by the server before the next one is sent, and read the reply."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
+    for place, piece in enumerate(pieces):
+        if place:
+            await asyncio.sleep(0.05)  # the server sends nothing that would say that it has the piece before
+        writer.write(piece)
+    async with asyncio.timeout(30):
+        got = await read(reader)
+    writer.close()
+    return got
+
+
+def comparable(got: Got) -> tuple[int, dict[str, str], Any]:
+    """Return what two answers to the same request have in common."""
+    document = json.loads(got.body)
+    for name in ("id", "reconstruction", "instance"):
+        if name in document:
+            document[name] = bool(document[name])
+    headers = {name: value for name, value in got.headers.items() if name not in ("server-timing", "x-request-id")}
+    assert ("server-timing" in got.headers) == (got.status == 200)
+    assert got.headers["x-request-id"]
+    return got.status, headers, document
+
+
+FORM = "multipart/form-data; boundary=b"
+ALIKE: dict[str, tuple[Callable[[bytes], bytes], int, bool]] = {
+    "raw": (request, 200, True),
+    "form": (lambda png: request(form(png), FORM), 200, True),
+    "model": (lambda png: request(png, query="?model=zero"), 200, True),
+    "version": (lambda png: request(png, query="?model=zero@1&alpha=0.05"), 200, True),
+    "embedded": (lambda png: request(png, query="?include=reconstruction"), 200, True),
+    "fitted": (lambda _: request(_digit(), query="?fit=mnist"), 200, False),
+    "form that is parsed": (lambda png: request(form(png).replace(b'"a"', b'"a"; x=y'), FORM + "; c=d"), 200, False),
+    "no PNG": (lambda _: request(b"no PNG"), 422, True),
+    "empty form": (lambda _: request(form(b""), FORM), 400, False),
+    "two files": (lambda png: request(form(png, png), FORM), 400, False),
+    "other type": (lambda png: request(png, "text/plain"), 415, True),
+    "unknown parameter": (lambda png: request(png, query="?x=1"), 422, True),
+    "parameter twice": (lambda png: request(png, query="?alpha=0.1&alpha=0.2"), 422, True),
+    "small alpha": (lambda png: request(png, query="?alpha=0.0000001"), 422, True),
+    "fragment": (lambda png: request(png, query="?model=zero#x"), 200, False),
+    "no model": (lambda png: request(png, query="?model=none"), 404, False),
+    "no version": (lambda png: request(png, query="?model=zero@99"), 404, False),
+    "too large": (lambda _: request(b"x" * 70_000), 413, False),
+}
+
+
+def _digit() -> bytes:
+    file = io.BytesIO()
+    picture = np.full((90, 90), 255, np.uint8)
+    picture[20:70, 40:50] = 0
+    Image.fromarray(picture).save(file, "PNG")
+    return file.getvalue()
+
+
+async def test_whole_or_in_pieces_a_request_gets_the_same_answer(side: Side, zero: bytes) -> None:
+    """Status, headers and document do not depend on how a request came; only the way to them does."""
+    for name, (make, status, short) in ALIKE.items():
+        asked, before = make(zero), side.short
+        cut = asked.index(b"\r\n\r\n") + 4
+        in_pieces = await ask(side, asked[:cut], asked[cut:])
+        assert side.short == before, name
+        whole = await ask(side, asked)
+        assert side.short - before == short, name
+        assert whole.status == status, name
+        assert comparable(whole) == comparable(in_pieces), name
+
+
+async def test_no_body_is_whole(side: Side) -> None:
+    """A request without a body is refused, also when its head came in two pieces."""
+    asked = request(b"")
+    for pieces in ([asked], [asked[:30], asked[30:]]):
+        got = await ask(side, *pieces)
+        assert (got.status, json.loads(got.body)["type"]) == (400, "/problems/empty-body")
+    assert side.short == 2
+
+
+async def test_requests_that_come_together_are_answered_in_order(side: Side, zero: bytes, six: bytes) -> None:
+    """Of several requests in one piece the first takes the shorter way, and each reply is that of its request."""
+    asked = [request(png, x_request_id=f"r{place}") for place, png in enumerate([zero, six, b"no PNG", zero])]
+    reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
+    writer.write(b"".join(asked) + b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+    async with asyncio.timeout(30):
+        got = [await read(reader) for _ in range(5)]
+    writer.close()
+    assert [each.headers["x-request-id"] for each in got[:4]] == ["r0", "r1", "r2", "r3"]
+    assert [each.status for each in got] == [200, 200, 422, 200, 200]
+    assert json.loads(got[0].body)["mse"] == json.loads(got[3].body)["mse"] != json.loads(got[1].body)["mse"]
+    assert side.short == 1
+
+
+async def test_a_connection_goes_on(side: Side, zero: bytes) -> None:
+    """One request after the other on one connection; what comes in pieces and other routes in between."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
+    async with asyncio.timeout(30):
+        for place in range(9):
+            asked = [request(zero), b"GET /models HTTP/1.1\r\nhost: x\r\n\r\n", request(zero)][place % 3]
+            for piece in [asked[:-50], asked[-50:]] if place % 3 == 2 else [asked]:
+                writer.write(piece)
+                await asyncio.sleep(0.02)  # so that the pieces are read one by one
+            assert (await read(reader)).status == 200
+    writer.close()
+    assert side.short == 3
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+async def test_a_client_that_wants_the_connection_closed_has_it_closed(side: Side, zero: bytes, version: str) -> None:
+    """The reply says so, and nothing comes after it."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
+    writer.write(request(zero, connection="close").replace(b"HTTP/1.1", b"HTTP/" + version.encode()))
+    async with asyncio.timeout(30):
+        got = await read(reader)
+        assert await reader.read() == b""
+    writer.close()
+    assert (got.status, got.headers["connection"]) == (200, "close")
+    assert side.short == (version == "1.1")
+
+
+async def test_a_stop_answers_what_was_begun(side: Side, zero: bytes) -> None:
+    """A server that is told to stop while a score is under way sends it, and closes the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
+    writer.write(request(zero))
+    async with asyncio.timeout(30):
+        while not side.short:
+            await asyncio.sleep(0)
+        side.protocols[0].shutdown()
+        got = await read(reader)
+        assert await reader.read() == b""
+    writer.close()
+    assert (got.status, got.headers["connection"]) == (200, "close")
+
+
+async def test_a_client_that_leaves_harms_nobody(side: Side, zero: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """A client that is gone before its reply leaves no connection and no error behind; others are answered."""
+    with caplog.at_level(logging.WARNING):
+        for _ in range(5):
+            _, writer = await asyncio.open_connection("127.0.0.1", side.port)
+            writer.write(request(zero))
+            await writer.drain()
+            writer.transport.abort()
+        async with asyncio.timeout(30):
+            assert (await ask(side, request(zero))).status == 200
+            while side.state.connections:
+                await asyncio.sleep(0.01)
+    assert side.short == 6
+    assert caplog.records == []
+
+
+async def test_a_client_that_is_behind_waits(side: Side, zero: bytes) -> None:
+    """While replies wait for a client to take them, its next request is not begun."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
+    writer.write(request(zero))
+    async with asyncio.timeout(30):
+        assert (await read(reader)).status == 200
+        (protocol,) = side.protocols
+        protocol.pause_writing()
+        writer.write(request(zero))
+        while not side.state.tasks:
+            await asyncio.sleep(0)
+        protocol.resume_writing()
+        assert (await read(reader)).status == 200
+    writer.close()
+    assert side.short == 1
+
+
+async def test_a_failure_is_answered(
+    side: Side, zero: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever fails on the shorter way gets the last resort for errors: a problem, and a line in the log."""
+
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("app.scoring.threshold_of", broken)
+    whole = await ask(side, request(zero, x_request_id="mine"))
+    assert (whole.status, json.loads(whole.body)["type"]) == (500, "/problems/internal-error")
+    assert json.loads(whole.body)["instance"] == "urn:request:mine"
+    assert side.short == 1
+    assert [(line.message, line.request_id) for line in caplog.records] == [("request failed", "mine")]  # type: ignore[attr-defined]
+
+
+async def test_metrics_and_log_do_not_tell_them_apart(
+    make_settings: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
+    zero: bytes,
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    """Both ways are counted alike and have the same line in the log."""
+    async with serving(make_settings(log_requests=True), monkeypatch) as side:
+        for png in (zero, b"no PNG"):
+            asked = request(png, x_request_id="whole")
+            await ask(side, asked)
+            asked = request(png, x_request_id="pieces")
+            await ask(side, asked[:-3], asked[-3:])
+        assert side.short == 2
+        reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
+        writer.write(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n")
+        metrics = (await read(reader)).body.decode().splitlines()
+        writer.close()
+    for status in (200, 422):
+        assert f'http_requests_total{{route="/score",status="{status}"}} 2.0' in metrics
+    assert 'http_request_seconds_count{route="/score"} 4.0' in metrics
+    lines = [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()]
+    by_name = {name: [line for line in lines if line["request_id"] == name] for name in ("whole", "pieces")}
+    for whole, in_pieces in zip(by_name["whole"], by_name["pieces"], strict=True):
+        assert list(whole) == list(in_pieces)
+        same = ("method", "route", "status", "model", "version", "mse", "is_anomaly", "problem")
+        assert [whole.get(name) for name in same] == [in_pieces.get(name) for name in same]
+
+
+async def test_keys_are_asked_for(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, zero: bytes, tmp_path: Path
+) -> None:
+    """A whole request needs its API key as every other does, and its owner is known."""
+    (tmp_path / "keys").write_text(f"{hashlib.sha256(b'secret').hexdigest()} line-1\n")
+    async with serving(make_settings(api_keys_file=tmp_path / "keys"), monkeypatch) as side:
+        refused = await ask(side, request(zero))
+        assert (refused.status, refused.headers["connection"], side.short) == (401, "close", 0)
+        scored = await ask(side, request(zero, x_api_key="secret"))
+        assert (scored.status, side.short) == (200, 1)
+        path = json.loads(scored.body)["reconstruction"]
+        got = {}
+        for key in ("secret", "other"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
+            writer.write(f"GET {path} HTTP/1.1\r\nhost: x\r\nx-api-key: {key}\r\n\r\n".encode())
+            got[key] = (await read(reader)).status
+            writer.close()
+    assert got == {"secret": 200, "other": 401}
