@@ -378,14 +378,18 @@ class _Scores(_Whole):
 
     _kind = b"application/x-npy"
 
+    def __init__(self, job: _Job, send: Send) -> None:
+        super().__init__(job, send)
+        self._scores = bytearray()
+
     def add(self, scored: _Scored) -> None:
-        self._pieces.append(np.asarray(scored.mse, "<f4").tobytes())
+        self._scores += np.asarray(scored.mse, "<f4").tobytes()
 
     def _complete(self) -> None:
         head = io.BytesIO()
         shape = {"descr": "<f4", "fortran_order": False, "shape": (self._job.tally.count,)}
         np.lib.format.write_array_header_1_0(head, shape)
-        self._pieces.appendleft(head.getvalue())
+        self._pieces += head.getvalue(), bytes(self._scores)
 
 
 _FORMS: dict[str, Callable[[_Job, Send], _Reply]] = {

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
+from collections import Counter as Tally
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ class _Histogram(Histogram):
     """The library's histogram, which counts values when somebody looks, or when there are many.
 
     The library compares each value with one bound after the other, which matters where every request and every image is
-    counted. Bisection halves that, and counted together each value costs a sixth. Only for the event loop's thread.
+    counted. Here a value costs the interpreter nothing but its place in a list. Only for the event loop's thread.
     """
 
     def __init__(self, *given: Any, **named: Any) -> None:
@@ -62,13 +64,9 @@ class _Histogram(Histogram):
 
     def _settle(self) -> None:
         amounts, self._held = self._held, []
-        counts = [0] * len(self._upper_bounds)
-        for amount in amounts:
-            counts[bisect_left(self._upper_bounds, amount)] += 1
         self._sum.inc(sum(amounts))
-        for bucket, count in zip(self._buckets, counts, strict=True):
-            if count:
-                bucket.inc(count)
+        for bucket, count in Tally(map(partial(bisect_left, self._upper_bounds), amounts)).items():
+            self._buckets[bucket].inc(count)
 
 
 class Metrics:
