@@ -200,9 +200,10 @@ class BulkScorer:
             good = [place for place in good if place not in chunk.problems]
         scores = found.mse.astype(np.float64)
         finite = np.isfinite(scores)
-        for index in np.flatnonzero(~finite).tolist():
-            chunk.problems[good[index]] = InternalError("the model gave a score that is not a number")
-        scores[~finite] = math.nan
+        if not finite.all():
+            for index in np.flatnonzero(~finite).tolist():
+                chunk.problems[good[index]] = InternalError("the model gave a score that is not a number")
+            scores[~finite] = math.nan
         mses = scores.tolist()
         ids: list[str | None] = [None] * len(good)
         began = time.perf_counter()
@@ -212,9 +213,10 @@ class BulkScorer:
         for place, seconds in enumerate(stages):
             job.tally.seconds[place] += seconds
         anomalous = int(np.count_nonzero(scores > job.threshold))
-        self._metrics.scores(job.serving.manifest.name, scores[finite].tolist(), anomalous)
         if not chunk.problems:
+            self._metrics.scores(job.serving.manifest.name, mses, anomalous)
             return _Scored(mses, found.reasons, ids, anomalous, {})
+        self._metrics.scores(job.serving.manifest.name, scores[finite].tolist(), anomalous)
         by_place = dict(zip(good, zip(mses, found.reasons, ids, strict=True), strict=True))
         rows = [by_place.get(place, (math.nan, None, None)) for place in range(chunk.count)]
         return _Scored([r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows], anomalous, chunk.problems)

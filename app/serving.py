@@ -156,8 +156,9 @@ class Serving:
             mse, codes, planes, peak = found.mse, found.reason, found.planes, found.peak
         else:
             mse, codes = self._detector.score(images)
-        reasons = (None, *self.manifest.reasons)
-        said = [reasons[code] for code in codes.tolist()]
+        said: list[str | None] = [None] * len(codes)
+        for place in np.flatnonzero(codes).tolist():
+            said[place] = self.manifest.reasons[codes[place] - 1]
         return BulkScores(mse, said, planes, peak, started - since, time.perf_counter() - started)
 
     async def _run(self, items: list[Waiting[Any]]) -> Sequence[Detection]:
