@@ -2,10 +2,11 @@
 
 Knows: the order of the steps, the three forms of the reply. Does not know: the framework.
 
-A request has at most three chunks of its body in memory: one that is being scored, one that the inference thread takes
-next, so that it never waits for the event loop, and one that has just been read; of its reply, what is not yet sent: in
-JSON, which begins with the counts, all of it. What is read is bounded by what is scored: a client that sends faster
-waits on TCP. A client that sends or reads too slowly is let go of, because it holds one of few places.
+A chunk is what `PASSES_AT_ONCE` forward passes take, or one when pictures are kept. A request has at most three chunks
+of its body in memory: one that is being scored, one that the inference thread takes next, so that it never waits for
+the event loop, and one that has just been read; of its reply, what is not yet sent: in JSON, which begins with the
+counts, all of it. What is read is bounded by what is scored: a client that sends faster waits on TCP. A client that
+sends or reads too slowly is let go of, because it holds one of few places.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import numpy as np
 
 from app.bodies import ClientLeft, Receive
 from app.bulk_bodies import Chunk, chunks, pieces
-from app.engine import CHUNKS_AT_ONCE, Engine
+from app.engine import CHUNKS_AT_ONCE, PASSES_AT_ONCE, Engine
 from app.keys import owned
 from app.metrics import STAGES, Metrics
 from app.problems import InternalError, Overloaded, Problem
@@ -139,7 +140,7 @@ class BulkScorer:
         found = chunks(
             headers.get(b"content-type", b"").decode("latin-1"),
             body,
-            size=self._settings.bulk_chunk_images,
+            size=self._settings.bulk_chunk_images * (1 if query.store else PASSES_AT_ONCE),
             largest_file=self._settings.max_body_bytes,
             most_files=self._settings.bulk_max_files,
         )

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +81,9 @@ class _Drawing(torch.nn.Module):
         self.scoring = scoring
         self.device = device
 
-    def forward(self, images: torch.Tensor, count: int, rows: torch.Tensor, numbers: torch.Tensor) -> None:
+    def forward(
+        self, images: torch.Tensor, count: int, rows: torch.Tensor, numbers: torch.Tensor, _: torch.Tensor
+    ) -> int:
         # `numbers` are the bytes of `rows` as float32: TorchScript cannot see one as the other itself.
         given = images[:count].to(self.device, non_blocking=True)
         mse, reconstruction, error_map, reason = self.scoring(given)
@@ -90,19 +93,34 @@ class _Drawing(torch.nn.Module):
         planes[:, :1].copy_(given)
         planes[:, 1:].copy_(torch.cat([reconstruction, shares], 1).mul_(255).round_())
         numbers[:count, 3 * 28 * 28 // 4 :].copy_(torch.stack([mse, peak, reason.to(torch.float32)], 1))
+        return count
 
 
 class _Scoring(torch.nn.Module):
-    """A scoring module that writes each image's `_SCORED` to a row."""
+    """A scoring module that writes each image's `_SCORED` to a row, `step` images a forward pass.
 
-    def __init__(self, scoring: torch.jit.ScriptModule, device: torch.device) -> None:
+    It ends early, after a pass, when `others` says that somebody waits. So many passes go by without Python, for whose
+    lock each call waits anew, and yet nobody waits for more than one.
+    """
+
+    def __init__(self, scoring: torch.jit.ScriptModule, device: torch.device, step: int) -> None:
         super().__init__()
         self.scoring = scoring
         self.device = device
+        self.step = step
 
-    def forward(self, images: torch.Tensor, count: int, _: torch.Tensor, numbers: torch.Tensor) -> None:
-        mse, _, _, reason = self.scoring(images[:count].to(self.device, non_blocking=True))
-        numbers[:count].copy_(torch.stack([mse, reason.to(torch.float32)], 1))
+    def forward(
+        self, images: torch.Tensor, count: int, _: torch.Tensor, numbers: torch.Tensor, others: torch.Tensor
+    ) -> int:
+        done = 0
+        while done < count:
+            end = min(done + self.step, count)
+            mse, _, _, reason = self.scoring(images[done:end].to(self.device, non_blocking=True))
+            numbers[done:end].copy_(torch.stack([mse, reason.to(torch.float32)], 1))
+            done = end
+            if bool(others):
+                break
+        return done
 
 
 class _Caller:
@@ -112,24 +130,27 @@ class _Caller:
     each time. So none is made: images and rows have memory that is written anew with every call.
     """
 
-    def __init__(self, module: torch.nn.Module, row: np.dtype[np.void], device: torch.device) -> None:
+    def __init__(
+        self, module: torch.nn.Module, row: np.dtype[np.void], device: torch.device, others: bytearray
+    ) -> None:
+        self._others = torch.frombuffer(others, dtype=torch.uint8)
         self._module: torch.jit.ScriptModule = torch.jit.freeze(torch.jit.script(module).eval())
         self._row = row
         self._device = device
         self._room = 0
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.void]:
-        """Return the row of each of N images, uint8 [N, 1, 28, 28] and contiguous, in memory of its own."""
+        """Return the rows of those of N images, uint8 [N, 1, 28, 28] and contiguous, that the module got to."""
         count = len(images)
         if count > self._room:
             self._make_room(count)
         # Bytes are copied without giving the lock away; numpy gives it away.
         self._given[: images.nbytes] = images.data.cast("B")
         with torch.inference_mode():
-            self._module(self._images, count, self._rows, self._numbers)
+            done = self._module(self._images, count, self._rows, self._numbers, self._others)
             if self._answer is not self._rows:
-                self._answer[:count].copy_(self._rows[:count])
-        return np.frombuffer(self._written[: count * self._row.itemsize].tobytes(), self._row)
+                self._answer[:done].copy_(self._rows[:done])
+        return np.frombuffer(self._written[: done * self._row.itemsize].tobytes(), self._row)
 
     def _make_room(self, count: int) -> None:
         """Make memory on the device and, where that is not here, memory here that the device copies from and to."""
@@ -198,32 +219,44 @@ class Detector:
     """A scoring module on its device, ready to score.
 
     Build it with `Detector.load`, which refuses anything that does not reproduce its golden scores.
+
+    Args:
+        module: a scoring module.
+        device: where to score.
+        step: images of one forward pass of `score`.
+        others: one byte; while it is not 0, `score` ends after the forward pass that is under way.
     """
 
-    def __init__(self, module: torch.jit.ScriptModule, device: torch.device) -> None:
+    def __init__(
+        self, module: torch.jit.ScriptModule, device: torch.device, *, step: int = 64, others: bytearray | None = None
+    ) -> None:
         self._device = device
+        others = bytearray(1) if others is None else others
         with torchscript_allowed():
             # A frozen module has no parameters left to move: the device comes first.
             module = module.eval().to(device)
-            self._draw = _Caller(_Drawing(module, device), _DRAWN, device)
-            self._score = _Caller(_Scoring(module, device), _SCORED, device)
+            self._draw = _Caller(_Drawing(module, device), _DRAWN, device, others)
+            self._score = _Caller(_Scoring(module, device, step), _SCORED, device, others)
             self._module: torch.jit.ScriptModule = torch.jit.freeze(module)
 
     @classmethod
-    def load(cls, artifact: Artifact, device: torch.device, batch_sizes: Iterable[int] = (1, 2)) -> Detector:
+    def load(
+        cls, artifact: Artifact, device: torch.device, batch_sizes: Iterable[int] = (1, 2), **chosen: Any
+    ) -> Detector:
         """Load a version onto a device, warm it up and check its golden scores.
 
         Args:
             artifact: a version whose checksums were compared.
             device: where to score.
             batch_sizes: the sizes to warm up, so that no request pays for a first call.
+            chosen: `step` and `others` of the class.
 
         Raises:
             DetectorError: the bytes are no TorchScript module of the contract, or the golden scores differ.
         """
         label = "{}@{}".format(*artifact.key)
         try:
-            detector = cls.open(artifact.model, device)
+            detector = cls.open(artifact.model, device, **chosen)
             detector.warm_up(batch_sizes)
             found = detector.detect(np.ascontiguousarray(artifact.golden.images))
         except (RuntimeError, ValueError, TypeError) as error:
@@ -232,19 +265,20 @@ class Detector:
         return detector
 
     @classmethod
-    def open(cls, content: bytes, device: torch.device) -> Detector:
+    def open(cls, content: bytes, device: torch.device, **chosen: Any) -> Detector:
         """Open TorchScript bytes without checking any score: for training, which records the golden scores with it.
 
         Args:
             content: of `model.pt`.
             device: where to score.
+            chosen: `step` and `others` of the class.
 
         Raises:
             RuntimeError: the bytes are no TorchScript module.
         """
         with torchscript_allowed():
             module = torch.jit.load(io.BytesIO(content), map_location="cpu")  # type: ignore[no-untyped-call]
-        return cls(module, device)
+        return cls(module, device, **chosen)
 
     def detect(self, images: NDArray[np.uint8]) -> Detections:
         """Score a micro-batch.
@@ -260,7 +294,14 @@ class Detector:
             return Detections(*(tensor.cpu().numpy() for tensor in found))
 
     def score(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
-        """Score many images and make nothing else of them: mse and reason. Arguments and errors as for `detect`."""
+        """Score many images, until somebody else waits, and make nothing else of them. Errors as for `detect`.
+
+        Args:
+            images: as for `detect`.
+
+        Returns:
+            mse, float32 [M], and reason, int8 [M], of the first M images: at least one step, or all.
+        """
         rows = self._score(images)
         return rows["mse"], rows["reason"].astype(np.int8)
 

@@ -33,6 +33,8 @@ _log = logging.getLogger(__name__)
 _FAILURES_UNREADY = 3
 CHUNKS_AT_ONCE = 2
 """Of all batch requests: one that is being scored, and one that the thread takes as soon as it is free."""
+PASSES_AT_ONCE = 4
+"""Forward passes of a chunk without pictures; between two of them the thread turns to whoever else waits."""
 _RETIRE_SECONDS = 0.1
 _REFUSED_SECONDS = 30.0
 """How long a version beside the current one stays refused before it is read again."""
@@ -177,8 +179,9 @@ class Engine:
     async def score_many(self, serving: Serving, pixels: bytearray, *, draw: bool) -> BulkScores:
         """Score one chunk of a batch request.
 
-        The micro-batches of each version and the chunks of all batch requests take turns, so a micro-batch waits for
-        one chunk at most. Chunks of one request are on their way together, and each counts its own waiting.
+        The micro-batches of each version and the chunks of all batch requests take turns; a chunk without pictures ends
+        its turn after any of its forward passes, and goes on in its next one. So a micro-batch waits for one pass at
+        most. Chunks of one request are on their way together, and each counts its own waiting.
 
         Args:
             serving: from `select`.
@@ -258,7 +261,14 @@ class Engine:
         loop = asyncio.get_running_loop()
         artifact = await asyncio.to_thread(self.repository.open, name, version)
         sizes = _warm_up_sizes(max(self._settings.batch_max_size, self._settings.bulk_chunk_images))
-        load = functools.partial(Detector.load, artifact, self.device, sizes)
+        load = functools.partial(
+            Detector.load,
+            artifact,
+            self.device,
+            sizes,
+            step=self._settings.bulk_chunk_images,
+            others=self._worker.others,
+        )
         with ThreadPoolExecutor(1, initializer=use_one_thread) as loader:
             detector = await loop.run_in_executor(loader, load)
         return Serving(artifact, detector, self._worker, self._settings, self._metrics, finish=self._finish)

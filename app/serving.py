@@ -86,6 +86,18 @@ class BulkScores:
     forward_seconds: float = 0.0
 
 
+def _joined(parts: Sequence[BulkScores]) -> BulkScores:
+    """Put together what was scored in several turns, without pictures."""
+    return BulkScores(
+        np.concatenate([part.mse for part in parts]),
+        [reason for part in parts for reason in part.reasons],
+        _NO_PLANES,
+        _NO_PEAKS,
+        sum(part.queue_seconds for part in parts),
+        sum(part.forward_seconds for part in parts),
+    )
+
+
 Finish = Callable[["Serving", Sequence[Waiting[Any]], Sequence[Detection]], Awaitable[Sequence[Any]]]
 """Turns the detections of one micro-batch of a version into what `Engine.score` returns, or raises, for each."""
 
@@ -115,6 +127,7 @@ class Serving:
         self._detector = detector
         self._worker = worker
         self._metrics = metrics
+        self._step = settings.bulk_chunk_images
         self.batcher: MicroBatcher[Waiting[Any], Detection, Any] = MicroBatcher(
             self._run,
             functools.partial(finish, self),
@@ -132,8 +145,14 @@ class Serving:
 
     async def run_many(self, pixels: bytearray, since: float, *, draw: bool) -> BulkScores:
         """Score one chunk of a batch request, in the turn of all batch requests; `Engine.score_many` says the rest."""
-        work = functools.partial(self._detect_many, pixels, since, draw=draw)
-        return await self._in_thread(work, len(pixels) // 784, lane="bulk")
+        rest, parts = memoryview(pixels), list[BulkScores]()
+        while rest:
+            work = functools.partial(self._detect_many, rest, since, draw=draw)
+            parts.append(await self._in_thread(work, len(rest) // 784, lane="bulk"))
+            passes, last = divmod(len(parts[-1].mse), self._step)
+            self._metrics.batch_images.observe_all([self._step] * passes + [last] * (last > 0))
+            rest, since = rest[784 * len(parts[-1].mse) :], time.perf_counter()
+        return parts[0] if len(parts) == 1 else _joined(parts)
 
     async def _in_thread(self, work: Callable[[], Answer], count: int, lane: Hashable) -> Answer:
         try:
@@ -144,10 +163,9 @@ class Serving:
             _log.exception("forward pass failed", extra={"model": self.manifest.name, "images": count})
             raise
         self.failures = 0
-        self._metrics.batch_images.observe(count)
         return found
 
-    def _detect_many(self, pixels: bytearray, since: float, *, draw: bool) -> BulkScores:
+    def _detect_many(self, pixels: memoryview, since: float, *, draw: bool) -> BulkScores:
         started = time.perf_counter()
         images = np.frombuffer(pixels, np.uint8).reshape(-1, 1, 28, 28)
         planes, peak = _NO_PLANES, _NO_PEAKS
@@ -162,7 +180,9 @@ class Serving:
         return BulkScores(mse, said, planes, peak, started - since, time.perf_counter() - started)
 
     async def _run(self, items: list[Waiting[Any]]) -> Sequence[Detection]:
-        return await self._in_thread(functools.partial(self._detect, items), len(items), lane=self)
+        found = await self._in_thread(functools.partial(self._detect, items), len(items), lane=self)
+        self._metrics.batch_images.observe(len(items))
+        return found
 
     def _detect(self, items: list[Waiting[Any]]) -> list[Detection]:
         started = time.perf_counter()

@@ -26,6 +26,9 @@ class Worker:
     Args:
         name: of the thread.
         begin: is called in the thread before any work.
+
+    Attributes:
+        others: one byte, 1 while a lane waits besides the one that is served. Long work looks at it, and ends early.
     """
 
     def __init__(self, name: str, begin: Callable[[], None] | None = None) -> None:
@@ -34,6 +37,7 @@ class Worker:
         self._lock = threading.Lock()
         self._lanes: dict[Hashable, deque[Piece]] = {}
         self._served: Hashable = None
+        self.others = bytearray(1)
         # One True for each piece in a lane, and False after the last one.
         self._given: SimpleQueue[bool] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -60,6 +64,7 @@ class Worker:
         future: asyncio.Future[Answer] = loop.create_future()
         with self._lock:
             self._lanes.setdefault(lane, deque()).append((work, future, loop))
+            self._look_for_others()
         self._given.put(True)
         return await future
 
@@ -93,7 +98,11 @@ class Worker:
             piece = pieces.popleft()
             if not pieces:
                 del self._lanes[self._served]
+            self._look_for_others()
             return piece
+
+    def _look_for_others(self) -> None:
+        self.others[0] = len(self._lanes) > (self._served in self._lanes)
 
 
 def _settle(future: asyncio.Future[Any], answer: object, error: BaseException | None) -> None:

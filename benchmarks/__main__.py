@@ -316,7 +316,7 @@ def tricks(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -
 
 def _ask_for(trick: str, model: str, bodies: Path, seconds: float) -> Callable[[Server], Cell]:
     """Return what measures a server with requests for which a trick is there."""
-    if trick != "memory":
+    if trick not in ("memory", "passes"):
         form = "multipart" if trick == "form" else "raw"
         return functools.partial(wrk, bodies=bodies, form=form, path="/score", connections=64, seconds=seconds)
     body = npy(10_000)

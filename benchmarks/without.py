@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import app.__main__ as service
-from app import batcher, bodies, edge, images, logs, main, metrics, protocol, scoring
+from app import batcher, bodies, bulk, edge, images, logs, main, metrics, protocol, scoring
 
 
 def _replies_in_two_pieces() -> None:
@@ -35,6 +35,10 @@ def _every_image_decoded_alone() -> None:
 
 def _memory_given_back() -> None:
     main.keep_memory = lambda: None
+
+
+def _one_pass_at_once() -> None:
+    bulk.PASSES_AT_ONCE = 1
 
 
 def _collector_looks_at_all() -> None:
@@ -97,6 +101,7 @@ TRICKS: dict[str, tuple[str, Callable[[], None]]] = {
     "together": ("what arrives in one turn of the event loop is decoded in one go", _every_image_decoded_alone),
     "timer": ("one timer for all deadlines, of bodies and of scores", _a_timer_for_every_deadline),
     "memory": ("glibc keeps freed memory: `mallopt` (images a second of batch requests)", _memory_given_back),
+    "passes": ("several forward passes without Python (images a second of batch requests)", _one_pass_at_once),
     "freeze": ("the collector looks away: `gc.freeze` after the start, and seldom later", _collector_looks_at_all),
     "edge": ("`POST /score` is answered before the framework", _score_behind_the_framework),
     "whole": ("a `POST /score` that came whole needs no task and no messages", _every_score_in_messages),

@@ -20,6 +20,7 @@ from app.bodies import ClientLeft
 from app.bulk import _Document, _Job, _Scored
 from app.bulk_bodies import Chunk, array_header, chunks, pieces
 from app.detector import Detector
+from app.engine import PASSES_AT_ONCE
 from app.problems import BodyTimeout, BodyTooLarge, Problem
 from app.settings import Settings
 from tests import pngs
@@ -253,7 +254,7 @@ async def test_the_limit_holds_with_and_without_a_declaration(make_settings: Cal
 
 async def test_a_body_that_breaks_off_after_the_first_lines(make_settings: Callable[..., Settings]) -> None:
     """NDJSON that was begun ends with the problem, under the index of the first image without a result."""
-    async with running(make_settings(bulk_chunk_images=4)) as client:
+    async with running(make_settings(bulk_chunk_images=4 // PASSES_AT_ONCE)) as client:
         content = npy(digits(20))
 
         async def cut() -> AsyncIterator[bytes]:
@@ -296,9 +297,10 @@ class Counting:
         self.calls: list[tuple[str, int]] = []
 
     def score(self, images: np.ndarray) -> Any:
-        """Score a chunk of a batch."""
-        self.calls.append(("chunk", len(images)))
-        return self._detector.score(images)
+        """Score a chunk of a batch, or its first images."""
+        found = self._detector.score(images)
+        self.calls.append(("chunk", len(found[0])))
+        return found
 
     def draw(self, images: np.ndarray) -> Any:
         """Score a micro-batch."""
@@ -312,21 +314,25 @@ def count_calls(client: httpx.AsyncClient) -> Counting:
     return counting
 
 
-async def test_a_single_score_waits_for_one_chunk_at_most(make_settings: Callable[..., Settings], zero: bytes) -> None:
-    """While batch requests run, a micro-batch of single scores is the next call or the one after it."""
+async def test_a_single_score_waits_for_one_pass_at_most(make_settings: Callable[..., Settings], zero: bytes) -> None:
+    """While batch requests run, single scores are the next call or the one after, and batches go on where they were."""
     async with running(make_settings(bulk_chunk_images=16, bulk_max_requests=2)) as client:
+        alone = [(await bulk(client, digits(3000, seed), accept=NPY["content-type"])).content for seed in range(2)]
         counting = count_calls(client)
-        batches = [asyncio.create_task(bulk(client, digits(3000, seed))) for seed in range(2)]
+        accepted = {"accept": NPY["content-type"]}
+        batches = [asyncio.create_task(bulk(client, digits(3000, seed), **accepted)) for seed in range(2)]
         waits = []
         while not all(task.done() for task in batches):
             before = len(counting.calls)
             await raw(client, zero)
             place = next(n for n in range(before, len(counting.calls)) if counting.calls[n][0] == "single")
             waits.append(place - before)
-        await asyncio.gather(*batches)
+        assert [reply.content for reply in await asyncio.gather(*batches)] == alone
         assert len(waits) > 5
         assert max(waits) <= 2
-        assert max(size for kind, size in counting.calls if kind == "chunk") == 16
+        sizes = [size for kind, size in counting.calls if kind == "chunk"]
+        assert (sum(sizes), max(sizes)) == (6000, 16 * PASSES_AT_ONCE)
+        assert min(sizes) < max(sizes)
 
 
 async def test_a_client_that_leaves_stops_the_work(make_settings: Callable[..., Settings]) -> None:
@@ -371,7 +377,7 @@ class Broken:
 
 async def test_a_chunk_that_fails_is_its_own_problem(make_settings: Callable[..., Settings]) -> None:
     """When the model fails for one chunk, or gives no number for some images, exactly those items say so."""
-    async with running(make_settings(bulk_chunk_images=4)) as client:
+    async with running(make_settings(bulk_chunk_images=4 // PASSES_AT_ONCE)) as client:
         serving = services(client).engine.current("zero-article")
         serving._detector = Broken(serving._detector)
         reply = await bulk(client, digits(16))

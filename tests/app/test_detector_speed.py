@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -95,6 +96,29 @@ def test_an_answer_stays_what_it_was(name: str) -> None:
             assert (found.dtype, found.tolist()) == (np.float32, floats.mse.tolist())
         for found in (pictures.reason, reason):
             assert (found.dtype, found.tolist()) == (np.int8, floats.reason.tolist())
+
+
+def test_many_are_scored_until_somebody_waits() -> None:
+    """`score` goes pass by pass over all images, and ends after the one that is under way when others wait."""
+    others = bytearray(1)
+    detector = Detector.open(artifact("zero-article").model, CPU, step=8, others=others)
+    images = digits(20)[:, None]
+    expected, _ = detector.score(images)
+    assert len(expected) == 20
+    passes = [detector.detect(images[start : start + 8]).mse for start in (0, 8, 16)]
+    assert np.array_equal(expected, np.concatenate(passes))
+    others[0] = 1
+    assert np.array_equal(detector.score(images)[0], expected[:8])
+    assert len(detector.draw(images).mse) == 20
+    others[0] = 0
+    many = np.concatenate([images] * 300)
+    assert len(detector.score(many)[0]) == len(many)
+    timer = threading.Timer(0.02, others.__setitem__, (0, 1))
+    timer.start()
+    found, _ = detector.score(many)
+    timer.join()
+    assert 8 < len(found) < len(many)
+    assert len(found) % 8 == 0
 
 
 def test_memory_that_runs_out_leaves_no_wrong_score(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,29 @@ async def test_lanes_take_turns(worker):
     assert done == ["b0", "c0", "a0", "b1", "a1", "a2", "a3"]
 
 
+async def test_long_work_can_see_that_others_wait(worker):
+    """The byte `others` is 1 exactly while work is done and a lane besides its own waits."""
+    gates, seen = [threading.Event() for _ in range(3)], []
+
+    def piece(gate: threading.Event) -> None:
+        seen.append(worker.others[0])
+        gate.wait(5)
+        seen.append(worker.others[0])
+
+    long = asyncio.create_task(worker.do(lambda: piece(gates[0]), "a"))
+    await asyncio.sleep(0.01)
+    same = asyncio.create_task(worker.do(lambda: piece(gates[1]), "a"))
+    await asyncio.sleep(0.01)
+    assert worker.others[0] == 0
+    other = asyncio.create_task(worker.do(lambda: piece(gates[2]), "b"))
+    await asyncio.sleep(0.01)
+    for gate in gates:
+        gate.set()
+    await asyncio.gather(long, same, other)
+    # In the order in which they were done: the long one, then the other lane, beside which the first one waits.
+    assert seen == [0, 1, 1, 1, 0, 0]
+
+
 async def test_what_nobody_waits_for_is_not_begun(worker):
     """Of cancelled work only what had begun is done."""
     gate, done = threading.Event(), []
