@@ -100,7 +100,8 @@ class _Scoring(torch.nn.Module):
     """A scoring module that writes each image's `_SCORED` to a row, `step` images a forward pass.
 
     It ends early, after a pass, when `others` says that somebody waits. So many passes go by without Python, for whose
-    lock each call waits anew, and yet nobody waits for more than one.
+    lock each call waits anew, and yet nobody waits for more than one. A GPU is given its passes faster than it does
+    them: there, nobody waits for more than `images` are.
     """
 
     def __init__(self, scoring: torch.jit.ScriptModule, device: torch.device, step: int) -> None:

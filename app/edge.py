@@ -125,7 +125,7 @@ class Edge:
         Args:
             scope: of the ASGI connection.
             body: all of it.
-            respond: is called once with the answer, now or later.
+            respond: is called once with the answer, in a later turn of the event loop.
 
         Returns:
             Whether it will be answered; if not, nothing has been done, and a call answers.
@@ -136,7 +136,8 @@ class Edge:
         try:
             future = self._score.begin(scope, request.headers, body)
         except Exception as error:  # a problem, or a failure
-            self._respond(request, respond, _refusal(error, request))
+            # Not before what came with it has been looked at: that must find a request that is still being answered.
+            asyncio.get_running_loop().call_soon(self._respond, request, respond, _refusal(error, request))
             return True
         if future is not None:
             future.add_done_callback(functools.partial(self._scored, request, respond))

@@ -20,6 +20,8 @@ _SCORE = SCORE.encode()
 
 STUCK_SECONDS = 60.0
 """How long a client may take nothing of a reply that is larger than what the connection buffers."""
+_LONGEST_URL = 2048
+"""Bytes; a longer one may be more than uvicorn can read, which says so while it reads."""
 _MOST_JOINED = 64 * 1024
 """Bytes that wait for the end of a turn of the event loop at most; a long reply is sent as it comes."""
 
@@ -55,9 +57,9 @@ class _Joined:
         self._transport.close()
 
     def _flush(self) -> None:
-        if self._pieces:
-            data = b"".join(self._pieces)
-            self._pieces, self._size = [], 0
+        data = b"".join(self._pieces)
+        self._pieces, self._size = [], 0
+        if data and not self._transport.is_closing():  # the client may have left meanwhile
             self._transport.write(data)
 
 
@@ -67,7 +69,7 @@ class _Exchange:
     __slots__ = ("_protocol", "disconnected", "keep_alive", "response_complete")
 
     def __init__(self, protocol: Protocol, *, keep_alive: bool) -> None:
-        self._protocol = protocol
+        self._protocol: Protocol | None = protocol
         self.keep_alive = keep_alive
         self.disconnected = self.response_complete = False
 
@@ -81,9 +83,10 @@ class _Exchange:
     def respond(self, answer: Answer) -> None:
         """Send the reply; a client that has left gets none."""
         status, headers, body = answer
+        # The protocol knows its last exchange for as long as it lives: together they would wait for the collector.
+        protocol, self._protocol = self._protocol, None
         self.response_complete = True
-        protocol = self._protocol
-        if self.disconnected or protocol.transport.is_closing():
+        if protocol is None or self.disconnected or protocol.transport.is_closing():
             return
         pieces = [STATUS_LINE[status], *[b"%b: %b\r\n" % header for header in headers]]
         closes = (b"connection", b"close") in headers
@@ -139,6 +142,7 @@ class Protocol(HttpToolsProtocol):
     def _may_be_whole(self) -> bool:
         return (
             (self.url == _SCORE or (self.url.startswith(_SCORE + b"?") and b"#" not in self.url))
+            and len(self.url) <= _LONGEST_URL
             and self.parser.get_method() == b"POST"
             and self.parser.get_http_version() == "1.1"
             and not self.expect_100_continue

@@ -56,12 +56,16 @@ class Wire:
 
     def write(self, data: bytes) -> None:
         """Remember."""
-        assert not self.closed
         self.writes.append(data)
+        assert not self.closed
 
     def close(self) -> None:
         """Remember."""
         self.closed = True
+
+    def is_closing(self) -> bool:
+        """Say whether it was closed."""
+        return self.closed
 
 
 async def test_what_is_written_in_one_turn_is_sent_at_once():
@@ -86,6 +90,16 @@ async def test_closing_sends_first():
     assert (wire.writes, wire.closed) == ([b"last words"], True)
     await asyncio.sleep(0)
     assert wire.writes == [b"last words"]
+
+
+async def test_what_a_client_that_left_was_to_get_is_dropped():
+    """A transport that was closed in between is not written to: uvloop raises there."""
+    wire = Wire()
+    joined = protocol._Joined(wire, asyncio.get_running_loop())
+    joined.write(b"too late")
+    wire.close()
+    await asyncio.sleep(0)
+    assert wire.writes == []
 
 
 async def test_much_is_not_held_back():

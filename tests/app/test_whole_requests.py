@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import io
 import json
 import logging
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -39,10 +41,10 @@ class Side:
 
 
 @asynccontextmanager
-async def serving(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Side]:
-    """Run an application behind real connections."""
+async def serving(settings: Settings, monkeypatch: pytest.MonkeyPatch, **chosen: Any) -> AsyncIterator[Side]:
+    """Run an application behind real connections; `chosen` is for uvicorn."""
     app = create_app(settings)
-    config, state = uvicorn.Config(app, lifespan="off", log_config=None, proxy_headers=False), ServerState()
+    config, state = uvicorn.Config(app, lifespan="off", log_config=None, proxy_headers=False, **chosen), ServerState()
     config.load()
     async with lifespan(app):
         side = Side(0, app, state)
@@ -172,6 +174,80 @@ async def test_whole_or_in_pieces_a_request_gets_the_same_answer(side: Side, zer
         assert side.short - before == short, name
         assert whole.status == status, name
         assert comparable(whole) == comparable(in_pieces), name
+
+
+async def test_chunked_bodies_may_come_whole(side: Side, zero: bytes) -> None:
+    """A body without a length is read the same way."""
+    head = b"POST /score HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ntransfer-encoding: chunked\r\n\r\n"
+    body = b"%x\r\n%b\r\n%x\r\n%b\r\n0\r\n\r\n" % (10, zero[:10], len(zero) - 10, zero[10:])
+    assert (await ask(side, head + body)).status == 200
+    assert side.short == 1
+
+
+@pytest.mark.parametrize("length", [3000, 70_000])
+async def test_urls_that_are_too_long_are_refused(
+    side: Side, zero: bytes, length: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A URL that the server cannot read is a 400 as well, however it comes, and no failure of the server's."""
+    asked = request(zero, query="?" + "a" * length)
+    cut = asked.index(b"\r\n\r\n") + 4
+    for pieces in ([asked], [asked[:cut], asked[cut:]]):
+        reader, writer = await asyncio.open_connection("127.0.0.1", side.port, limit=2**20)
+        async with asyncio.timeout(30):
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0.05)  # so that the pieces are read one by one
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        writer.close()
+        assert head.startswith(b"http/1.1 400 ")
+        assert b"application/problem+json" in head
+    assert side.short == 0
+    assert {line.levelname for line in caplog.records} <= {"WARNING"}
+
+
+async def test_what_comes_with_a_refused_request_has_its_time(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, zero: bytes
+) -> None:
+    """The time of an idle connection does not run while a request that came with a refused one is being sent."""
+    async with serving(make_settings(body_timeout_ms=1500), monkeypatch, timeout_keep_alive=1) as side:
+        reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
+        writer.write(request(b"no PNG", "text/plain") + request(zero)[:-5])
+        async with asyncio.timeout(30):
+            assert [(await read(reader)).status for _ in range(2)] == [415, 408]
+        writer.close()
+        assert side.short == 1
+
+
+async def test_refused_requests_take_turns_with_others(side: Side) -> None:
+    """Of many requests in one piece one is answered a turn, so that others are not held up by them."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
+    writer.write(request(b"no PNG", "text/plain") * 50)
+    turns = 0
+    async with asyncio.timeout(30):
+        while side.app._metrics._requests.labels("/score", 415)._value.get() < 50:
+            await asyncio.sleep(0)
+            turns += 1
+        assert [(await read(reader)).status for _ in range(50)] == [415] * 50
+    writer.close()
+    assert turns >= 50
+
+
+async def test_connections_are_let_go_of_at_once(side: Side, zero: bytes) -> None:
+    """Nothing of a closed connection waits for the collector of cycles, which comes by seldom."""
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            assert (await ask(side, request(zero))).status == 200
+        gone = [weakref.ref(protocol) for protocol in side.protocols]
+        side.protocols.clear()
+        async with asyncio.timeout(30):
+            while side.state.connections or any(each() for each in gone):
+                await asyncio.sleep(0.01)
+    finally:
+        gc.enable()
+    assert len(gone) == side.short == 3
 
 
 async def test_no_body_is_whole(side: Side) -> None:
