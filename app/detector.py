@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,8 @@ from numpy.typing import NDArray
 
 from app.repository import Artifact, Golden
 
+STEP = 64
+"""Images of one forward pass where many are scored, unless told otherwise; uint8 [64, 1, 28, 28]."""
 GOLDEN_TOLERANCE = 1e-3
 """Largest relative difference of a golden score: devices and kernels round differently, verdicts must not."""
 
@@ -229,7 +230,7 @@ class Detector:
     """
 
     def __init__(
-        self, module: torch.jit.ScriptModule, device: torch.device, *, step: int = 64, others: bytearray | None = None
+        self, module: torch.jit.ScriptModule, device: torch.device, *, step: int = STEP, others: bytearray | None = None
     ) -> None:
         self._device = device
         others = bytearray(1) if others is None else others
@@ -242,7 +243,13 @@ class Detector:
 
     @classmethod
     def load(
-        cls, artifact: Artifact, device: torch.device, batch_sizes: Iterable[int] = (1, 2), **chosen: Any
+        cls,
+        artifact: Artifact,
+        device: torch.device,
+        batch_sizes: Iterable[int] = (1, 2),
+        *,
+        step: int = STEP,
+        others: bytearray | None = None,
     ) -> Detector:
         """Load a version onto a device, warm it up and check its golden scores.
 
@@ -250,14 +257,14 @@ class Detector:
             artifact: a version whose checksums were compared.
             device: where to score.
             batch_sizes: the sizes to warm up, so that no request pays for a first call.
-            chosen: `step` and `others` of the class.
+            step, others: as for the class.
 
         Raises:
             DetectorError: the bytes are no TorchScript module of the contract, or the golden scores differ.
         """
         label = "{}@{}".format(*artifact.key)
         try:
-            detector = cls.open(artifact.model, device, **chosen)
+            detector = cls.open(artifact.model, device, step=step, others=others)
             detector.warm_up(batch_sizes)
             found = detector.detect(np.ascontiguousarray(artifact.golden.images))
         except (RuntimeError, ValueError, TypeError) as error:
@@ -266,20 +273,22 @@ class Detector:
         return detector
 
     @classmethod
-    def open(cls, content: bytes, device: torch.device, **chosen: Any) -> Detector:
+    def open(
+        cls, content: bytes, device: torch.device, *, step: int = STEP, others: bytearray | None = None
+    ) -> Detector:
         """Open TorchScript bytes without checking any score: for training, which records the golden scores with it.
 
         Args:
             content: of `model.pt`.
             device: where to score.
-            chosen: `step` and `others` of the class.
+            step, others: as for the class.
 
         Raises:
             RuntimeError: the bytes are no TorchScript module.
         """
         with torchscript_allowed():
             module = torch.jit.load(io.BytesIO(content), map_location="cpu")  # type: ignore[no-untyped-call]
-        return cls(module, device, **chosen)
+        return cls(module, device, step=step, others=others)
 
     def detect(self, images: NDArray[np.uint8]) -> Detections:
         """Score a micro-batch.

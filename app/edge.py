@@ -52,6 +52,9 @@ class Answer(NamedTuple):
     body: bytes
 
 
+Respond = Callable[[Answer], object]
+
+
 class Score(Protocol):
     """Answers `POST /score` without the framework."""
 
@@ -119,7 +122,7 @@ class Edge:
             route = _route(scope)
         self._answered(request, route, status)
 
-    def begin(self, scope: MutableMapping[str, Any], body: bytes, respond: Callable[[Answer], object]) -> bool:
+    def begin(self, scope: MutableMapping[str, Any], body: bytes, respond: Respond) -> bool:
         """Answer a `POST /score` that came whole as a call would, without a task and messages of its own.
 
         Args:
@@ -143,12 +146,12 @@ class Edge:
             future.add_done_callback(functools.partial(self._scored, request, respond))
         return future is not None
 
-    def _scored(self, request: _Request, respond: Callable[[Answer], object], future: asyncio.Future[Reply]) -> None:
+    def _scored(self, request: _Request, respond: Respond, future: asyncio.Future[Reply]) -> None:
         error = future.exception()
         answer = _answer(future.result(), request) if error is None else _refusal(error, request)
         self._respond(request, respond, answer)
 
-    def _respond(self, request: _Request, respond: Callable[[Answer], object], answer: Answer) -> None:
+    def _respond(self, request: _Request, respond: Respond, answer: Answer) -> None:
         respond(answer)
         self._answered(request, SCORE, answer.status)
 
