@@ -121,6 +121,7 @@ class Protocol(HttpToolsProtocol):
             self._held = []
         else:
             super().on_headers_complete()
+        self.headers = []  # what comes behind a chunked body is none of the request's (RFC 9110, 6.5.1)
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of a body."""

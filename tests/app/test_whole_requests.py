@@ -184,6 +184,20 @@ async def test_chunked_bodies_may_come_whole(side: Side, zero: bytes) -> None:
     assert side.short == 1
 
 
+@pytest.mark.parametrize("path", ["/score", "/score/batch"])
+async def test_what_comes_behind_a_body_is_no_header(side: Side, zero: bytes, path: str) -> None:
+    """Trailers of a chunked body change nothing, however they come: who checked the headers has not seen them."""
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: {FORM}\r\ntransfer-encoding: chunked\r\n\r\n".encode()
+    body = form(zero).replace(b'"file"', b'"files"') if path == "/score/batch" else form(zero)
+    chunks = b"%x\r\n%b\r\n0\r\n" % (len(body), body)
+    trailers = b"x-request-id: behind\r\naccept: application/x-ndjson\r\ncontent-type: text/plain\r\n\r\n"
+    for pieces in ([head + chunks + trailers], [head, chunks + trailers]):
+        got = await ask(side, *pieces)
+        assert (got.status, got.headers["content-type"]) == (200, "application/json")
+        assert got.headers["x-request-id"] != "behind"
+    assert side.short == (path == "/score")
+
+
 @pytest.mark.parametrize("length", [3000, 70_000])
 async def test_urls_that_are_too_long_are_refused(
     side: Side, zero: bytes, length: int, caplog: pytest.LogCaptureFixture
