@@ -1,39 +1,43 @@
 """Group concurrent calls into micro-batches.
 
-Knows: queues, deadlines, order. Does not know: images, models, HTTP.
+Knows: queues, deadlines, order, whose turn the thread is. Does not know: images, models, HTTP.
 
-    submit ▸ queue ▸ run, in order of arrival ▸ finish, beside the next micro-batch's run ▸ the callers
+    submit ▸ queue ▸ work, in a worker's thread, in order of arrival ▸ done, from any thread ▸ the callers
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
+import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
 
 from app.deadlines import Deadlines
 from app.problems import DeadlineExceeded, InternalError, ModelUnavailable, Overloaded
+from app.worker import Worker
 
 Item = TypeVar("Item")
-Made = TypeVar("Made")
 Result = TypeVar("Result")
+Done = Callable[[Callable[[], Sequence[Result | Exception]]], object]
+"""Ends a micro-batch, from any thread: the event loop gets what is given, and calls it for the results."""
 
 
-class MicroBatcher(Generic[Item, Made, Result]):
+class MicroBatcher(Generic[Item, Result]):
     """Turns single calls into calls with a list of what is waiting, in order of arrival.
 
-    Work-conserving: a batch is whatever waits when what went before is done; a lone item never waits for company
-    unless `max_delay` says so. What is too much for one batch is given to `run` in several at once: while thousands of
-    requests come in, the event loop turns too slowly to hand over one batch a turn. Who leaves after that is run for
-    nothing.
+    Work-conserving: a batch is whatever waits when the worker's thread turns to this batcher; a lone item never waits
+    for company unless `max_delay` says so. The thread takes what waits by itself, and `work` may pass it on to another
+    thread, so that the event loop, which others keep busy, is waited for once: when there are results.
 
     Args:
-        run: gets 1 to `max_size` items and makes something of each, in the same order. It is called again before its
-            last call has returned, and does its calls one after the other.
-        finish: turns what `run` made into what the callers get, while the next micro-batch runs. An exception among
-            its results is raised for that caller alone.
+        work: gets 1 to `max_size` items in the worker's thread, and sees to it that its second argument is called
+            once, or raises. It gets the next items as soon as it has returned. Of the results, as many as items and in
+            the same order, an exception is raised for its caller alone.
+        worker: whose thread it is. The batcher is a lane of its own.
         max_size: most items in one call.
         max_waiting: most items that may wait; one more is refused.
         deadline: seconds after which nobody waits for a result any more, and `DeadlineExceeded` takes its place.
@@ -43,8 +47,8 @@ class MicroBatcher(Generic[Item, Made, Result]):
 
     def __init__(
         self,
-        run: Callable[[list[Item]], Awaitable[Sequence[Made]]],
-        finish: Callable[[list[Item], Sequence[Made]], Awaitable[Sequence[Result | Exception]]],
+        work: Callable[[list[Item], Done[Result]], object],
+        worker: Worker,
         *,
         max_size: int,
         max_waiting: int,
@@ -52,29 +56,31 @@ class MicroBatcher(Generic[Item, Made, Result]):
         max_delay: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._run = run
-        self._finish = finish
-        self._finishing: set[asyncio.Task[None]] = set()
+        self._work = work
+        self._worker = worker
         self._max_size = max_size
         self._max_waiting = max_waiting
         self._max_delay = max_delay
         self._clock = clock
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._deadlines: Deadlines[asyncio.Future[Result]] = Deadlines(deadline, _too_late)
-        self._handed = 0
-        self._runner: asyncio.Task[None] | None = None
-        self._running_since: float | None = None
-        self._closed = False
+        # Held by whoever adds an item and looks whether a turn is coming, or takes the last one and says that none is.
+        self._lock = threading.Lock()
+        self._turn_is_coming = False
+        self._busy_since: float | None = None
+        self._accepted = 0
+        self._closed: asyncio.Event | None = None
 
     @property
     def waiting(self) -> int:
-        """Items that have been accepted and are not among those that `run` is busy with."""
-        return len(self._waiting) + self._handed
+        """Items that have been accepted and were not given to `work` yet."""
+        return len(self._waiting)
 
     @property
     def busy_seconds(self) -> float:
-        """How long ago `run` got something to do, or last finished some of it; 0.0 while it has nothing to do."""
-        return 0.0 if self._running_since is None else self._clock() - self._running_since
+        """How long ago the first item came, or `work` last returned; 0.0 while it has nothing to do."""
+        since = self._busy_since
+        return 0.0 if since is None else self._clock() - since
 
     async def submit(self, item: Item) -> Result:
         """Wait for the result of one item. Arguments and errors as for `enqueue`."""
@@ -86,19 +92,23 @@ class MicroBatcher(Generic[Item, Made, Result]):
         """Accept one item, whose result or error `future` will hold.
 
         Args:
-            item: what `run` will get in its list.
+            item: what `work` will get in its list.
             future: fresh; whoever cancels it wants no result any more.
 
         Raises:
             Overloaded: too many items are waiting; this one was not accepted.
             ModelUnavailable: the batcher has been closed.
         """
-        if self._closed:
+        if self._closed is not None:
             raise ModelUnavailable("the model version is being retired")
         self.check_room()
-        self._waiting.append((item, future))
-        if self._runner is None:
-            self._runner = asyncio.create_task(self._drain())
+        with self._lock:
+            self._waiting.append((item, future))
+            first, self._turn_is_coming = not self._turn_is_coming, True
+        self._accepted += 1
+        if first:
+            self._busy_since = self._clock()
+            self._ask_for_turn(asyncio.get_running_loop())
         self._deadlines.begin(future)
 
     def check_room(self, coming: int = 0) -> None:
@@ -112,69 +122,56 @@ class MicroBatcher(Generic[Item, Made, Result]):
 
     async def aclose(self) -> None:
         """Refuse new items and wait until the accepted ones have their results."""
-        self._closed = True
-        if self._runner is not None:
-            await asyncio.shield(self._runner)
-        await asyncio.gather(*self._finishing)
+        if self._closed is None:
+            self._closed = asyncio.Event()
+        if self._accepted:
+            await self._closed.wait()
 
-    async def _drain(self) -> None:
-        try:
-            while self._waiting:
-                if self._max_delay and len(self._waiting) < self._max_size:
-                    await asyncio.sleep(self._max_delay)
-                await self._run_all(list(iter(self._take, [])))
-        finally:
-            self._runner = None
+    def _ask_for_turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Ask for the thread when what comes in this turn of the event loop is in the queue, or later."""
+        give = functools.partial(self._worker.give, functools.partial(self._turn, loop), self)
+        if self._max_delay and len(self._waiting) < self._max_size:
+            loop.call_later(self._max_delay, give)
+        else:
+            loop.call_soon(give)
 
-    def _take(self) -> list[tuple[Item, asyncio.Future[Result]]]:
+    def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        batch, gone = self._take()
+        if gone:
+            _call(loop, self._settle, gone, lambda: [None] * len(gone))
+        if batch:
+            done = functools.partial(_call, loop, self._settle, [future for _, future in batch])
+            try:
+                self._work([item for item, _ in batch], done)
+            except BaseException as error:  # every waiter must hear of it, whatever it was
+                done(functools.partial(_failed, error, len(batch)))
+        with self._lock:
+            self._turn_is_coming = more = bool(self._waiting)
+            self._busy_since = self._clock() if more else None
+        if more and self._max_delay:
+            _call(loop, self._ask_for_turn, loop)
+        elif more:
+            self._worker.give(functools.partial(self._turn, loop), self)
+
+    def _take(self) -> tuple[list[tuple[Item, asyncio.Future[Result]]], list[asyncio.Future[Result]]]:
+        """Return what is to be done, and of whom nobody waits any more: the caller left, or its deadline has passed."""
         batch: list[tuple[Item, asyncio.Future[Result]]] = []
+        gone: list[asyncio.Future[Result]] = []
         while self._waiting and len(batch) < self._max_size:
             item, future = self._waiting.popleft()
-            if future.done():  # the caller left, or its deadline has passed
-                self._deadlines.end(future)
+            if future.done():
+                gone.append(future)
             else:
                 batch.append((item, future))
-        return batch
+        return batch, gone
 
-    async def _run_all(self, batches: list[list[tuple[Item, asyncio.Future[Result]]]]) -> None:
-        self._handed = sum(map(len, batches))
-        self._running_since = self._clock()
-        # The first needs no task of its own, and is mostly the only one.
-        later = [asyncio.create_task(self._run_one(batch)) for batch in batches[1:]]
+    def _settle(self, futures: list[asyncio.Future[Result]], make: Callable[[], Sequence[Any]]) -> None:
         try:
-            for place, batch in enumerate(batches):
-                self._handed -= len(batch)
-                await (later[place - 1] if place else self._run_one(batch))
-        finally:
-            self._handed, self._running_since = 0, None
-
-    async def _run_one(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
-        items = [item for item, _ in batch]
-        futures = [future for _, future in batch]
-        try:
-            made = await self._run(items)
-            _compare(items, made)
-        except BaseException as error:
-            # Every waiter must hear of it, whatever it was; what ends the loop itself goes on its way.
-            self._fail(futures, error)
-            if not isinstance(error, Exception):
-                raise
-            return
-        finally:
-            self._running_since = self._clock()
-        task = asyncio.create_task(self._finish_one(items, futures, made))
-        self._finishing.add(task)
-        task.add_done_callback(self._finishing.discard)
-
-    async def _finish_one(self, items: list[Item], futures: list[asyncio.Future[Result]], made: Sequence[Made]) -> None:
-        try:
-            results = await self._finish(items, made)
-            _compare(items, results)
-        except BaseException as error:
-            self._fail(futures, error)
-            if not isinstance(error, Exception):
-                raise
-            return
+            results = make()
+            if len(results) != len(futures):
+                raise RuntimeError(f"{len(futures)} items in, {len(results)} results out")
+        except Exception as error:
+            results = _failed(error, len(futures))
         for future, result in zip(futures, results, strict=True):
             self._deadlines.end(future)
             if future.done():
@@ -183,12 +180,15 @@ class MicroBatcher(Generic[Item, Made, Result]):
                 future.set_exception(result)
             else:
                 future.set_result(result)
+        self._accepted -= len(futures)
+        if self._closed is not None and not self._accepted:
+            self._closed.set()
 
-    def _fail(self, futures: Sequence[asyncio.Future[Result]], error: BaseException) -> None:
-        for future in futures:
-            self._deadlines.end(future)
-            if not future.done():
-                future.set_exception(_for_waiters(error))
+
+def _call(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *given: object) -> None:
+    # A loop that has ended has nobody left who waits.
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(callback, *given)
 
 
 def _too_late(future: asyncio.Future[Result]) -> None:
@@ -196,13 +196,11 @@ def _too_late(future: asyncio.Future[Result]) -> None:
         future.set_exception(DeadlineExceeded("the deadline passed before the model had answered"))
 
 
-def _compare(items: Sequence[object], results: Sequence[object]) -> None:
-    if len(results) != len(items):
-        raise RuntimeError(f"{len(items)} items in, {len(results)} results out")
-
-
-def _for_waiters(error: BaseException) -> Exception:
-    # One exception object must not be raised in many tasks: each raise would grow its traceback.
-    wrapped = InternalError()
-    wrapped.__cause__ = error
-    return wrapped
+def _failed(error: BaseException, count: int) -> list[Exception]:
+    # One exception object must not be raised for many callers: each raise would grow its traceback.
+    failures: list[Exception] = []
+    for _ in range(count):
+        failure = InternalError()
+        failure.__cause__ = error
+        failures.append(failure)
+    return failures

@@ -230,7 +230,7 @@ class BulkScorer:
             response = self._response(job, key, mses[place], p_values[place], found.reasons[place])
             record = Record(response, found.planes[place].tobytes(), float(found.peak[place]))
             records.append((owned(owner, key), record))
-        return list(keys) if await self._reconstructions.keep(records) else [None] * len(keys)
+        return list(keys) if await self._reconstructions.kept(records) else [None] * len(keys)
 
     def _response(self, job: _Job, key: str, mse: float, p_value: float, reason: str | None) -> bytes:
         manifest = job.serving.manifest

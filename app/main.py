@@ -108,6 +108,7 @@ def _store(settings: Settings) -> Store:
         max_bytes=settings.store_max_bytes,
         entry_bytes=SIZE_BOUND,
         password_file=settings.store_password_file,
+        timeout=settings.store_timeout_ms / 1000,
     )
 
 

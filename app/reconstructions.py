@@ -6,10 +6,13 @@ Knows: when a store is down, and what to do then. Does not know: which store it 
 from __future__ import annotations
 
 import asyncio
+import functools
+import itertools
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from app.metrics import Metrics
 from app.record import Record, unpack
@@ -21,10 +24,20 @@ _log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 1.0
 _QUIET_SECONDS = 5.0
+_LEAST_WAIT = 0.001
+"""Seconds. uvloop's timers go off up to a millisecond early."""
+
+
+class _Put(NamedTuple):
+    """A group that the store was given."""
+
+    until: float
+    size: int
+    then: Callable[[bool], object]
 
 
 class Reconstructions:
-    """The store as the service uses it.
+    """The store as the service uses it. The event loop has to `check` it before anything is kept.
 
     While the store fails, records are dropped at once instead of waiting for its time-out; about once a second one
     group is tried, so that the service notices by itself that the store is back.
@@ -55,29 +68,90 @@ class Reconstructions:
         self._down = False
         self._max_waiting = max_waiting
         self._waiting = 0
+        # Held for all that is noted of the store: its answers come in any thread.
+        self._lock = threading.Lock()
+        self._numbers = itertools.count()
+        self._puts: dict[int, _Put] = {}
+        self._looking = False
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def up(self) -> bool:
         """Whether the store answered when it was last asked."""
         return not self._down
 
-    async def keep(self, records: Sequence[tuple[str, Record]]) -> bool:
-        """Keep records under their ids, all or none. Returns False, and counts them, when the store is down or slow."""
-        count, now = len(records), self._clock()
-        if not (self._down and now < self._retry_at) and self._waiting + count <= self._max_waiting:
-            self._waiting += count
+    def keep(self, records: Sequence[tuple[str, Record]], then: Callable[[bool], object]) -> None:
+        """Keep records under their ids, all or none. Any thread may call it.
+
+        Args:
+            records: each with its id.
+            then: is called once, in any thread: with False, when the store is down or slow and the records are counted
+                as not kept. They may be in the store nevertheless, if it was slow.
+        """
+        number = self._begin(len(records), then)
+        if number is None:
+            self._metrics.not_kept.inc(len(records))
+            then(False)
+        else:
+            entries = [(key, record.pack()) for key, record in records]
+            self._store.put(entries, functools.partial(self._answered, number))
+
+    async def kept(self, records: Sequence[tuple[str, Record]]) -> bool:
+        """Keep records as `keep` does, and return what it says."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[bool] = loop.create_future()
+
+        def tell(kept: bool) -> None:
+            if not future.done():
+                future.set_result(kept)
+
+        self.keep(records, lambda kept: loop.call_soon_threadsafe(tell, kept))
+        return await future
+
+    def _begin(self, count: int, then: Callable[[bool], object]) -> int | None:
+        """Note that a group is given to the store; None when it shall not be."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        with self._lock:
+            now = self._clock()
+            if (self._down and now < self._retry_at) or self._waiting + count > self._max_waiting:
+                return None
             # While the store is down, this group is the one that tries.
             self._retry_at = now + _RETRY_SECONDS
-            try:
-                await self._within(self._store.put([(key, record.pack()) for key, record in records]))
-            except StoreError:
-                pass
-            else:
-                return True
-            finally:
-                self._waiting -= count
-        self._metrics.not_kept.inc(count)
-        return False
+            self._asked_at = now
+            self._waiting += count
+            number = next(self._numbers)
+            self._puts[number] = _Put(now + self._timeout, count, then)
+            first, self._looking = not self._looking, True
+        if first:
+            self._loop.call_soon_threadsafe(self._look_later, self._timeout)
+        return number
+
+    def _answered(self, number: int, error: Exception | None) -> None:
+        with self._lock:
+            put = self._puts.pop(number, None)
+            if put is None:
+                return  # its time was over
+            self._waiting -= put.size
+        self._note(error)
+        if error is not None:
+            self._metrics.not_kept.inc(put.size)
+        put.then(error is None)
+
+    def _look_later(self, seconds: float) -> None:
+        asyncio.get_running_loop().call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        """Give up on what takes too long. While anything is kept, this is called about once a time-out."""
+        with self._lock:
+            now = self._clock()
+            late = [number for number, put in self._puts.items() if put.until <= now]
+            waits = [put.until - now for put in self._puts.values() if put.until > now]
+            self._looking = bool(waits)
+        for number in late:
+            self._answered(number, TimeoutError())
+        if waits:
+            self._look_later(max(min(waits), _LEAST_WAIT))
 
     async def find(self, key: str) -> Record | None:
         """Return what is kept under an id, or None.
@@ -94,6 +168,7 @@ class Reconstructions:
 
     async def check(self) -> None:
         """Ask the store whether it answers; `up` says what it said."""
+        self._loop = asyncio.get_running_loop()
         try:
             await self._within(self._store.ping())
         except StoreError:
@@ -115,20 +190,19 @@ class Reconstructions:
             async with asyncio.timeout(self._timeout):
                 found = await answer
         except (StoreError, TimeoutError) as error:
-            self._noted_down(error)
+            self._note(error)
             raise StoreError("the store did not answer") from error
-        self._noted_up()
+        self._note(None)
         return found
 
-    def _noted_down(self, error: Exception) -> None:
-        self._retry_at = self._clock() + _RETRY_SECONDS
-        if not self._down:
-            self._down = True
-            _log.error("store down: %s", str(error) or type(error).__name__)
-        self._metrics.store_up.set(0)
-
-    def _noted_up(self) -> None:
-        if self._down:
-            self._down = False
-            _log.warning("store up again")
-        self._metrics.store_up.set(1)
+    def _note(self, error: Exception | None) -> None:
+        """Note whether the store answered."""
+        with self._lock:
+            if error is not None:
+                self._retry_at = self._clock() + _RETRY_SECONDS
+            if error is not None and not self._down:
+                _log.error("store down: %s", str(error) or type(error).__name__)
+            elif error is None and self._down:
+                _log.warning("store up again")
+            self._down = error is not None
+            self._metrics.store_up.set(error is None)

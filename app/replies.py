@@ -9,6 +9,7 @@ costs a third of the same steps spread over as many requests.
 from __future__ import annotations
 
 import base64
+import functools
 import math
 import os
 import time
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 from pydantic_core import to_json
 
 from app import images
+from app.batcher import Done
 from app.keys import owned
 from app.metrics import STAGES, Metrics
 from app.problems import InternalError
@@ -68,6 +70,18 @@ class Reply(NamedTuple):
         return server_timing(self.stages)
 
 
+class _Batch(NamedTuple):
+    """A micro-batch whose store has not answered yet: of `size` images, what those became that have a score."""
+
+    size: int
+    places: list[int]
+    orders: list[Order]
+    found: list[Detection]
+    documents: list[dict[str, Any]]
+    bodies: list[bytes]
+    began: float
+
+
 def logged(stages: Sequence[float]) -> dict[str, int]:
     """Return the seconds of each of `STAGES` as members of a log line, in microseconds."""
     decode, queue, forward, store = stages
@@ -111,33 +125,52 @@ class Replies:
         self._metrics = metrics
         self._prefix = prefix
 
-    async def finish(
-        self, serving: Serving, waiting: Sequence[Waiting[Order]], detections: Sequence[Detection]
-    ) -> list[Reply | Exception]:
+    def finish(
+        self,
+        serving: Serving,
+        waiting: Sequence[Waiting[Order]],
+        detections: Sequence[Detection],
+        done: Done[Reply],
+    ) -> None:
         """Make the replies of one micro-batch; a score that is not a number becomes an `InternalError`.
 
         Args:
             serving: the version that scored.
             waiting: the images and their orders.
             detections: what the model made of each.
+            done: gets what makes the replies, when the store has answered; the event loop calls it, and counts there.
         """
         began = time.perf_counter()
-        results: list[Reply | Exception] = [InternalError("the model gave no number as its score") for _ in waiting]
         places = [place for place, found in enumerate(detections) if math.isfinite(found.mse)]
         orders = [waiting[place].order for place in places]
         found = [detections[place] for place in places]
         documents = self._documents(serving, orders, found)
         bodies = [to_json(document) for document in documents]
+        batch = _Batch(len(waiting), places, orders, found, documents, bodies, began)
+        if not places:
+            done(functools.partial(self._replies, batch, began, True))
+            return
         records = [
             (owned(order.owner, document["id"]), Record(body, detection.pixels, detection.error_peak))
             for order, document, body, detection in zip(orders, documents, bodies, found, strict=True)
         ]
-        if records and not await self._reconstructions.keep(records):
-            for document in documents:
+        self._reconstructions.keep(
+            records, lambda kept: done(functools.partial(self._replies, batch, time.perf_counter(), kept))
+        )
+
+    def _replies(self, batch: _Batch, stored_at: float, kept: bool) -> list[Reply | Exception]:
+        bodies = batch.bodies
+        if not kept:
+            for document in batch.documents:
                 document["id"] = document["reconstruction"] = None
-            bodies = [to_json(document) for document in documents]
-        stored = time.perf_counter() - began
-        for place, order, document, body, detection in zip(places, orders, documents, bodies, found, strict=True):
+            bodies = [to_json(document) for document in batch.documents]
+        stored = stored_at - batch.began
+        results: list[Reply | Exception] = [
+            InternalError("the model gave no number as its score") for _ in range(batch.size)
+        ]
+        for place, order, document, body, detection in zip(
+            batch.places, batch.orders, batch.documents, bodies, batch.found, strict=True
+        ):
             stages = (order.decode_seconds, detection.queue_seconds, detection.forward_seconds, stored)
             facts = {
                 "model": document["model"],
@@ -147,8 +180,7 @@ class Replies:
                 **logged(stages),
             }
             results[place] = Reply(_embedded(document, detection) if order.embed else body, stages, facts)
-        if records:
-            self._count(documents, orders, found, stored)
+        self._count(batch, stored)
         return results
 
     def _documents(self, serving: Serving, orders: Sequence[Order], found: Sequence[Detection]) -> list[dict[str, Any]]:
@@ -173,15 +205,16 @@ class Replies:
             documents.append(document)
         return documents
 
-    def _count(
-        self, documents: Sequence[dict[str, Any]], orders: Sequence[Order], found: Sequence[Detection], stored: float
-    ) -> None:
-        anomalous = sum(document["is_anomaly"] for document in documents)
-        mses = [detection.mse for detection in found]
-        self._metrics.scores(documents[0]["model"], mses, anomalous)
-        decode = sum(order.decode_seconds for order in orders)
-        queue = max(detection.queue_seconds for detection in found)
-        self._metrics.micro_batch((decode, queue, found[0].forward_seconds, stored))
+    def _count(self, batch: _Batch, stored: float) -> None:
+        self._metrics.batch_images.observe(batch.size)
+        if not batch.found:
+            return
+        anomalous = sum(document["is_anomaly"] for document in batch.documents)
+        mses = [detection.mse for detection in batch.found]
+        self._metrics.scores(batch.documents[0]["model"], mses, anomalous)
+        decode = sum(order.decode_seconds for order in batch.orders)
+        queue = max(detection.queue_seconds for detection in batch.found)
+        self._metrics.micro_batch((decode, queue, batch.found[0].forward_seconds, stored))
 
 
 def _embedded(document: dict[str, Any], detection: Detection) -> bytes:

@@ -9,14 +9,14 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.batcher import MicroBatcher
+from app.batcher import Done, MicroBatcher
 from app.calibration import Calibration
 from app.detector import Detector
 from app.manifest import Manifest
@@ -98,13 +98,16 @@ def _joined(parts: Sequence[BulkScores]) -> BulkScores:
     )
 
 
-Finish = Callable[["Serving", Sequence[Waiting[Any]], Sequence[Detection]], Awaitable[Sequence[Any]]]
-"""Turns the detections of one micro-batch of a version into what `Engine.score` returns, or raises, for each."""
+Finish = Callable[["Serving", Sequence[Waiting[Any]], Sequence[Detection], Done[Any]], object]
+"""Turns the detections of one micro-batch of a version into what `Engine.score` returns, or raises, for each.
+
+It is called in the inference thread, which it keeps from the next micro-batch meanwhile.
+"""
 
 
-async def as_detected(_: Serving, __: Sequence[Waiting[Any]], detections: Sequence[Detection]) -> Sequence[Detection]:
+def as_detected(_: Serving, __: Sequence[Waiting[Any]], detections: Sequence[Detection], done: Done[Detection]) -> None:
     """Finish a micro-batch by changing nothing."""
-    return detections
+    done(lambda: detections)
 
 
 class Serving:
@@ -128,9 +131,10 @@ class Serving:
         self._worker = worker
         self._metrics = metrics
         self._step = settings.bulk_chunk_images
-        self.batcher: MicroBatcher[Waiting[Any], Detection, Any] = MicroBatcher(
+        self._finish = finish
+        self.batcher: MicroBatcher[Waiting[Any], Any] = MicroBatcher(
             self._run,
-            functools.partial(finish, self),
+            worker,
             max_size=settings.batch_max_size,
             max_waiting=settings.queue_max_images,
             deadline=settings.deadline_ms / 1000,
@@ -139,28 +143,33 @@ class Serving:
 
     async def probe(self) -> None:
         """Score one golden image outside the queue; a success clears the count of failures."""
-        images = self._golden.tobytes()
+        golden = Waiting(self._golden.tobytes(), time.perf_counter(), None)
         with contextlib.suppress(Exception):
-            await self._run([Waiting(images, time.perf_counter(), None)])
+            await self._worker.do(functools.partial(self._detect, [golden]), lane=self)
 
     async def run_many(self, pixels: bytearray, since: float, *, draw: bool) -> BulkScores:
         """Score one chunk of a batch request, in the turn of all batch requests; `Engine.score_many` says the rest."""
         rest, parts = memoryview(pixels), list[BulkScores]()
         while rest:
             work = functools.partial(self._detect_many, rest, since, draw=draw)
-            parts.append(await self._in_thread(work, len(rest) // 784, lane="bulk"))
+            parts.append(await self._worker.do(work, lane="bulk"))
             passes, last = divmod(len(parts[-1].mse), self._step)
             self._metrics.batch_images.observe_all([self._step] * passes + [last] * (last > 0))
             rest, since = rest[784 * len(parts[-1].mse) :], time.perf_counter()
         return parts[0] if len(parts) == 1 else _joined(parts)
 
-    async def _in_thread(self, work: Callable[[], Answer], count: int, lane: Hashable) -> Answer:
+    def _run(self, items: list[Waiting[Any]], done: Done[Any]) -> None:
+        self._finish(self, items, self._detect(items), done)
+
+    # What follows happens in the inference thread.
+
+    def _forward(self, forward: Callable[[NDArray[np.uint8]], Answer], images: NDArray[np.uint8]) -> Answer:
         try:
-            found = await self._worker.do(work, lane)
+            found = forward(images)
         except Exception:
             self.failures += 1
             self._metrics.model_failures.inc()
-            _log.exception("forward pass failed", extra={"model": self.manifest.name, "images": count})
+            _log.exception("forward pass failed", extra={"model": self.manifest.name, "images": len(images)})
             raise
         self.failures = 0
         return found
@@ -170,25 +179,20 @@ class Serving:
         images = np.frombuffer(pixels, np.uint8).reshape(-1, 1, 28, 28)
         planes, peak = _NO_PLANES, _NO_PEAKS
         if draw:
-            found = self._detector.draw(images)
+            found = self._forward(self._detector.draw, images)
             mse, codes, planes, peak = found.mse, found.reason, found.planes, found.peak
         else:
-            mse, codes = self._detector.score(images)
+            mse, codes = self._forward(self._detector.score, images)
         said: list[str | None] = [None] * len(codes)
         for place in np.flatnonzero(codes).tolist():
             said[place] = self.manifest.reasons[codes[place] - 1]
         return BulkScores(mse, said, planes, peak, started - since, time.perf_counter() - started)
 
-    async def _run(self, items: list[Waiting[Any]]) -> Sequence[Detection]:
-        found = await self._in_thread(functools.partial(self._detect, items), len(items), lane=self)
-        self._metrics.batch_images.observe(len(items))
-        return found
-
     def _detect(self, items: list[Waiting[Any]]) -> list[Detection]:
         started = time.perf_counter()
         count = len(items)
         images = np.frombuffer(bytearray().join([item.image for item in items]), np.uint8).reshape(count, 1, 28, 28)
-        found = self._detector.draw(images)
+        found = self._forward(self._detector.draw, images)
         forward = time.perf_counter() - started
         reasons = (None, *self.manifest.reasons)
         return [

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable
@@ -17,7 +19,9 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 Answer = TypeVar("Answer")
-Piece = tuple[Callable[[], Any], "asyncio.Future[Any]", asyncio.AbstractEventLoop]
+Piece = Callable[[], object]
+
+_log = logging.getLogger(__name__)
 
 
 class Worker:
@@ -43,34 +47,40 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    async def do(self, work: Callable[[], Answer], lane: Hashable = None) -> Answer:
-        """Return what `work` returns, or raise what it raises, when its turn has come.
-
-        Work that was begun is finished even if nobody waits for it any more; what was not is dropped.
+    def give(self, work: Piece, lane: Hashable = None) -> None:
+        """Have `work` called when its turn has come. Any thread may give work, which deals with its own errors.
 
         Args:
-            work: called in the thread.
+            work: called in the worker's thread.
             lane: who wants it. Lanes take turns, piece by piece; within a lane the order is that of the calls.
 
         Raises:
             RuntimeError: the worker has been closed.
         """
-        if self._closed:
-            raise RuntimeError(f"the worker {self._name} has been closed")
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answer] = loop.create_future()
         with self._lock:
-            self._lanes.setdefault(lane, deque()).append((work, future, loop))
+            if self._closed:
+                raise RuntimeError(f"the worker {self._name} has been closed")
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
+            self._lanes.setdefault(lane, deque()).append(work)
             self._look_for_others()
         self._given.put(True)
+
+    async def do(self, work: Callable[[], Answer], lane: Hashable = None) -> Answer:
+        """Return what `work` returns, or raise what it raises, when its turn has come. The rest is as for `give`.
+
+        Work that was begun is finished even if nobody waits for it any more; what was not is dropped.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer] = loop.create_future()
+        self.give(functools.partial(_answer, work, future, loop), lane)
         return await future
 
     def close(self) -> None:
         """Finish what was accepted, then end the thread."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
         self._given.put(False)
         if self._thread is not None:
             self._thread.join()
@@ -79,16 +89,12 @@ class Worker:
         if self._begin is not None:
             self._begin()
         while self._given.get():
-            work, future, loop = self._next()
-            answer, error = None, None
+            work = self._next()
             try:
-                answer = None if future.done() else work()
-            except BaseException as raised:  # it is the waiter's, whatever it is
-                error = raised
-            # A loop that has ended has nobody left who waits.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(_settle, future, answer, error)
-            del work, future, answer, error  # an idle thread holds nothing
+                work()
+            except BaseException:  # the thread goes on: whoever gives work comes to wait for it
+                _log.exception("work failed", extra={"worker": self._name})
+            del work  # an idle thread holds nothing
 
     def _next(self) -> Piece:
         with self._lock:
@@ -103,6 +109,19 @@ class Worker:
 
     def _look_for_others(self) -> None:
         self.others[0] = len(self._lanes) > (self._served in self._lanes)
+
+
+def _answer(work: Callable[[], Answer], future: asyncio.Future[Answer], loop: asyncio.AbstractEventLoop) -> None:
+    if future.done():
+        return
+    answer, error = None, None
+    try:
+        answer = work()
+    except BaseException as raised:  # it is the waiter's, whatever it is
+        error = raised
+    # A loop that has ended has nobody left who waits.
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(_settle, future, answer, error)
 
 
 def _settle(future: asyncio.Future[Any], answer: object, error: BaseException | None) -> None:

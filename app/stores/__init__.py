@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from app.stores.contract import Store, StoreError
@@ -11,7 +10,13 @@ __all__ = ["Store", "StoreError", "open_store"]
 
 
 def open_store(
-    url: str, *, ttl_seconds: float, max_bytes: int, entry_bytes: int, password_file: Path | None = None
+    url: str,
+    *,
+    ttl_seconds: float,
+    max_bytes: int,
+    entry_bytes: int,
+    password_file: Path | None = None,
+    timeout: float = 2.0,
 ) -> Store:
     """Make the store that a URL names; the first use connects.
 
@@ -22,17 +27,20 @@ def open_store(
             own (`maxmemory`), shared by all that use it; this one does not apply there.
         entry_bytes: an upper bound of one entry's size.
         password_file: holds the password of the Redis server.
+        timeout: seconds for connecting to a Redis server and for each of its answers.
 
     Raises:
         StoreError: the URL names no kind of store that there is, or is not as that kind has it.
     """
     kind = url.partition("://")[0]
-    if kind not in _OPENERS:
-        raise StoreError(f"store URL {kind}://… is none of {', '.join(f'{name}://' for name in _OPENERS)}")
-    return _OPENERS[kind](url, ttl_seconds, max(1, max_bytes // entry_bytes), password_file)
+    if kind not in ("sqlite", "redis"):
+        raise StoreError(f"store URL {kind}://… is none of sqlite://, redis://")
+    if kind == "redis":
+        return _open_redis(url, ttl_seconds, password_file, timeout)
+    return _open_sqlite(url, ttl_seconds, password_file, max(1, max_bytes // entry_bytes))
 
 
-def _open_sqlite(url: str, ttl_seconds: float, max_entries: int, password_file: Path | None) -> Store:
+def _open_sqlite(url: str, ttl_seconds: float, password_file: Path | None, max_entries: int) -> Store:
     from app.stores.sqlite import SqliteStore
 
     if password_file is not None:
@@ -41,10 +49,7 @@ def _open_sqlite(url: str, ttl_seconds: float, max_entries: int, password_file: 
     return SqliteStore(path, ttl_seconds=ttl_seconds, max_entries=max_entries)
 
 
-def _open_redis(url: str, ttl_seconds: float, _max_entries: int, password_file: Path | None) -> Store:
+def _open_redis(url: str, ttl_seconds: float, password_file: Path | None, timeout: float) -> Store:
     from app.stores.redis import RedisStore
 
-    return RedisStore(url, ttl_seconds=ttl_seconds, password_file=password_file)
-
-
-_OPENERS: dict[str, Callable[[str, float, int, Path | None], Store]] = {"sqlite": _open_sqlite, "redis": _open_redis}
+    return RedisStore(url, ttl_seconds=ttl_seconds, password_file=password_file, timeout=timeout)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 
@@ -10,14 +10,22 @@ class StoreError(Exception):
     """The store did not answer, or refused."""
 
 
+Then = Callable[[StoreError | None], object]
+"""Is called once, in any thread: with None when all is done, or with what went wrong."""
+
+
 class Store(Protocol):
     """A store of blocks of bytes, each under a random id, each for a limited time.
 
-    Every method raises `StoreError` when the store does not answer; nothing else.
+    When the store does not answer, `put` says so to `then`, and every other method raises `StoreError`; nothing else.
     """
 
-    async def put(self, entries: Sequence[tuple[str, bytes]]) -> None:
-        """Keep all entries, each as (id, content), or none of them."""
+    def put(self, entries: Sequence[tuple[str, bytes]], then: Then) -> None:
+        """Keep all entries, each as (id, content), or none of them, and call `then`.
+
+        Any thread may call it, once the event loop has called a method: it waits for nothing, so that a score gets from
+        the model to the store without the event loop.
+        """
 
     async def get(self, key: str) -> bytes | None:
         """Return what is kept under an id; None when it never was, or has expired."""

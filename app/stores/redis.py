@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from redis.credentials import CredentialProvider
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
-from app.stores.contract import StoreError
+from app.stores.contract import StoreError, Then
 
 _PREFIX = "reconstruction:"
 _CONNECTIONS = 8
@@ -64,13 +65,37 @@ class RedisStore:
             client_name="anomaly-service",
         )
         self._redis = Redis.from_pool(pool)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._puts: set[asyncio.Task[None]] = set()
 
-    async def put(self, entries: Sequence[tuple[str, bytes]]) -> None:
-        """Keep all entries in one round trip and one transaction, or none of them."""
-        async with _as_store_error(), self._redis.pipeline(transaction=True) as pipeline:
-            for key, content in entries:
-                pipeline.set(_PREFIX + key, content, px=self._ttl)
-            await pipeline.execute()
+    def put(self, entries: Sequence[tuple[str, bytes]], then: Then) -> None:
+        """Keep all entries in one round trip and one transaction, or none of them, and call `then`.
+
+        Any thread may call it; the event loop, whose the connections are, has to have called a method before.
+        """
+        self._here().call_soon_threadsafe(self._begin, entries, then)
+
+    def _here(self) -> asyncio.AbstractEventLoop:
+        """Return the event loop."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return self._loop
+
+    def _begin(self, entries: Sequence[tuple[str, bytes]], then: Then) -> None:
+        task = asyncio.create_task(self._put(entries, then))
+        self._puts.add(task)
+        task.add_done_callback(self._puts.discard)
+
+    async def _put(self, entries: Sequence[tuple[str, bytes]], then: Then) -> None:
+        try:
+            async with _as_store_error(), self._redis.pipeline(transaction=True) as pipeline:
+                for key, content in entries:
+                    pipeline.set(_PREFIX + key, content, px=self._ttl)
+                await pipeline.execute()
+        except StoreError as error:
+            then(error)
+        else:
+            then(None)
 
     async def get(self, key: str) -> bytes | None:
         """Return what is kept under `key`; None when it never was, or has expired."""
@@ -80,11 +105,13 @@ class RedisStore:
 
     async def ping(self) -> None:
         """Return when the server answers."""
+        self._here()
         async with _as_store_error():
             await self._redis.ping()
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Finish what was begun and close every connection."""
+        await asyncio.gather(*self._puts)
         async with _as_store_error():
             await self._redis.aclose()
 

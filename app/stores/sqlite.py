@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TextIO, TypeVar
 
-from app.stores.contract import StoreError
+from app.stores.contract import StoreError, Then
 from app.worker import Worker
 
 _log = logging.getLogger(__name__)
@@ -82,9 +82,18 @@ class SqliteStore:
         self._connection: sqlite3.Connection | None = None
         self._worker = Worker("sqlite")
 
-    async def put(self, entries: Sequence[tuple[str, bytes]]) -> None:
-        """Keep all entries in one transaction, or none of them."""
-        await self._call(lambda connection: self._put(connection, entries))
+    def put(self, entries: Sequence[tuple[str, bytes]], then: Then) -> None:
+        """Keep all entries in one transaction, or none of them, and call `then`. Any thread may call it."""
+
+        def put() -> None:
+            try:
+                self._answer(lambda connection: self._put(connection, entries))
+            except StoreError as error:
+                then(error)
+            else:
+                then(None)
+
+        self._worker.give(put)
 
     async def get(self, key: str) -> bytes | None:
         """Return what is kept under `key`; None when it never was, or has expired."""
@@ -106,15 +115,15 @@ class SqliteStore:
         self._worker.close()
 
     async def _call(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
-        def answer() -> Answer:
-            try:
-                return work(self._open())
-            except sqlite3.Error as error:
-                raise StoreError(f"SQLite: {error}") from error
-            except OSError as error:  # its words hold the path
-                raise StoreError(f"SQLite: {error.strerror}") from error
+        return await self._worker.do(lambda: self._answer(work))
 
-        return await self._worker.do(answer)
+    def _answer(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
+        try:
+            return work(self._open())
+        except sqlite3.Error as error:
+            raise StoreError(f"SQLite: {error}") from error
+        except OSError as error:  # its words hold the path
+            raise StoreError(f"SQLite: {error.strerror}") from error
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:

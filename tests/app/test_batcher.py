@@ -3,42 +3,54 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.batcher import MicroBatcher
+from app.batcher import Done, MicroBatcher
 from app.problems import DeadlineExceeded, InternalError, ModelUnavailable, Overloaded
-
-Finish = Callable[[list[int], Sequence[int]], Awaitable[Sequence[int | Exception]]]
+from app.worker import Worker
 
 
 class Squares:
-    """Squares lists of integers, one after the other, remembers them, and can be made to wait."""
+    """Squares lists of integers, remembers them and the threads that asked, and can be made to wait."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
-        self.turn = asyncio.Lock()
-        self.gate = asyncio.Event()
+        self.threads: set[str] = set()
+        self.gate = threading.Event()
         self.gate.set()
 
-    async def __call__(self, items: list[int]) -> Sequence[int]:
+    def __call__(self, items: list[int], done: Done[int]) -> None:
         """Square each item, when the gate is open."""
-        async with self.turn:
-            self.batches.append(items)
-            await self.gate.wait()
-        return [item * item for item in items]
+        self.batches.append(items)
+        self.threads.add(threading.current_thread().name)
+        assert self.gate.wait(30)
+        done(lambda: [item * item for item in items])
 
 
-async def unchanged(_: list[int], made: Sequence[int]) -> Sequence[int]:
-    """Finish by changing nothing."""
-    return made
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    """Yield a thread."""
+    worker = Worker("squares")
+    yield worker
+    worker.close()
 
 
-def batcher_of(run: Squares, finish: Finish = unchanged, **options: float) -> MicroBatcher[int, int, int]:
-    return MicroBatcher(run, finish, **{"max_size": 4, "max_waiting": 100, "deadline": 60.0, **options})
+def batcher_of(
+    work: Callable[[list[int], Done[int]], object], worker: Worker, **options: float
+) -> MicroBatcher[int, int]:
+    return MicroBatcher(work, worker, **{"max_size": 4, "max_waiting": 100, "deadline": 60.0, **options})
+
+
+async def begun(squares: Squares, count: int) -> None:
+    """Wait until so many micro-batches have begun."""
+    async with asyncio.timeout(30):
+        while len(squares.batches) < count:
+            await asyncio.sleep(0.001)
 
 
 @given(
@@ -54,8 +66,8 @@ def test_no_caller_ever_gets_anothers_answer(
     """Whatever the batch size, the arrival times and who leaves early, each caller gets its own square."""
 
     async def scenario() -> None:
-        run = Squares()
-        batcher = batcher_of(run, max_size=max_size)
+        run, worker = Squares(), Worker("squares")
+        batcher = batcher_of(run, worker, max_size=max_size)
 
         async def call(place: int, item: int) -> int:
             for _ in range(yields[place]):
@@ -73,67 +85,73 @@ def test_no_caller_ever_gets_anothers_answer(
             else:
                 assert answer == item * item
         assert all(1 <= len(batch) <= max_size for batch in run.batches)
+        await batcher.aclose()
         assert batcher.waiting == 0
+        assert not batcher._deadlines
+        worker.close()
 
     asyncio.run(scenario())
 
 
-async def test_what_waits_goes_together() -> None:
-    """Items that arrive while a batch runs form the next batch, in order of arrival."""
+async def test_what_waits_goes_together(worker: Worker) -> None:
+    """Items that arrive in one turn of the loop, or while a batch runs, form a batch, in order of arrival."""
     run = Squares()
     run.gate.clear()
-    batcher = batcher_of(run)
+    batcher = batcher_of(run, worker)
     tasks = [asyncio.create_task(batcher.submit(item)) for item in range(6)]
-    await asyncio.sleep(0.01)
-    assert run.batches == [[0, 1, 2, 3]]
+    await begun(run, 1)
+    assert (run.batches, batcher.waiting) == ([[0, 1, 2, 3]], 2)
+    tasks += [asyncio.create_task(batcher.submit(6))]
+    await asyncio.sleep(0)
     run.gate.set()
-    assert await asyncio.gather(*tasks) == [0, 1, 4, 9, 16, 25]
-    assert run.batches == [[0, 1, 2, 3], [4, 5]]
+    assert await asyncio.gather(*tasks) == [0, 1, 4, 9, 16, 25, 36]
+    assert run.batches == [[0, 1, 2, 3], [4, 5, 6]]
+    assert run.threads == {"squares"}
 
 
-async def test_several_batches_are_handed_over_at_once() -> None:
-    """What is too much for one batch waits for no turn of the event loop, and counts as waiting all the same."""
-    calls: list[list[int]] = []
-    turns = asyncio.Semaphore(0)
-
-    async def run(items: list[int]) -> Sequence[int]:
-        calls.append(items)
-        await turns.acquire()
-        return items
-
-    batcher = MicroBatcher(run, unchanged, max_size=2, max_waiting=3, deadline=60.0)
-
-    async def submitted(*items: int) -> list[asyncio.Task[int]]:
-        tasks = [asyncio.create_task(batcher.submit(item)) for item in items]
-        await asyncio.sleep(0.01)
-        return tasks
-
-    tasks = await submitted(0)
-    tasks += await submitted(1, 2, 3)
-    assert (calls, batcher.waiting) == ([[0]], 3)
-    turns.release()
-    await tasks[0]
-    tasks += await submitted(4)
-    assert (calls, batcher.waiting) == ([[0], [1, 2], [3]], 2)
-    turns.release()
-    await tasks[1]
-    assert batcher.waiting == 1
-    tasks += await submitted(5, 6)
-    with pytest.raises(Overloaded):
-        await batcher.submit(7)
-    for _ in range(3):
-        turns.release()
-    assert await asyncio.gather(*tasks) == [0, 1, 2, 3, 4, 5, 6]
-    assert (calls[3:], batcher.waiting) == ([[4, 5], [6]], 0)
+async def test_a_busy_loop_holds_up_no_batch(worker: Worker) -> None:
+    """The thread takes one batch after the other while the event loop is at other work."""
+    run = Squares()
+    batcher = batcher_of(run, worker, max_size=2)
+    futures = [asyncio.get_running_loop().create_future() for _ in range(7)]
+    for item, future in enumerate(futures):
+        batcher.enqueue(item, future)
+    await asyncio.sleep(0)
+    while len(run.batches) < 4:
+        pass  # the event loop is at other work
+    assert not any(future.done() for future in futures)
+    assert await asyncio.gather(*futures) == [0, 1, 4, 9, 16, 25, 36]
+    assert run.batches == [[0, 1], [2, 3], [4, 5], [6]]
 
 
-async def test_full_queue_refuses_at_once() -> None:
+async def test_batchers_of_one_thread_take_turns(worker: Worker) -> None:
+    """Nobody's second batch is before another's first."""
+    order: list[str] = []
+    gate = threading.Event()
+
+    def work_of(name: str) -> Callable[[list[int], Done[int]], None]:
+        def work(items: list[int], done: Done[int]) -> None:
+            order.append(name)
+            assert gate.wait(30)
+            done(lambda: items)
+
+        return work
+
+    batchers = [batcher_of(work_of(name), worker, max_size=1) for name in "ab"]
+    tasks = [asyncio.create_task(batcher.submit(n)) for batcher in batchers for n in range(3)]
+    await asyncio.sleep(0.01)
+    gate.set()
+    await asyncio.gather(*tasks)
+    assert order == ["a", "b", "a", "b", "a", "b"]
+
+
+async def test_full_queue_refuses_at_once(worker: Worker) -> None:
     """One item more than may wait is refused, and those accepted are answered."""
     run = Squares()
     run.gate.clear()
-    batcher = batcher_of(run, max_size=1, max_waiting=2)
+    batcher = batcher_of(run, worker, max_size=1, max_waiting=2)
     tasks = [asyncio.create_task(batcher.submit(0))]
-    await asyncio.sleep(0.01)
+    await begun(run, 1)
     tasks += [asyncio.create_task(batcher.submit(item)) for item in (1, 2)]
     await asyncio.sleep(0.01)
     with pytest.raises(Overloaded):
@@ -142,53 +160,64 @@ async def test_full_queue_refuses_at_once() -> None:
     assert await asyncio.gather(*tasks) == [0, 1, 4]
 
 
-async def test_deadline_is_kept_while_waiting_and_while_running() -> None:
+async def test_deadline_is_kept_while_waiting_and_while_running(worker: Worker) -> None:
     """A caller hears of its deadline when it passes, and an item nobody waits for is never run."""
     run = Squares()
     run.gate.clear()
-    batcher = batcher_of(run, max_size=1, deadline=0.02)
+    batcher = batcher_of(run, worker, max_size=1, deadline=0.05)
     first = asyncio.create_task(batcher.submit(1))
-    await asyncio.sleep(0.005)
+    await begun(run, 1)
     second = asyncio.create_task(batcher.submit(2))
     for task in (first, second):
         with pytest.raises(DeadlineExceeded):
             await task
     run.gate.set()
-    assert await batcher.submit(3) == 9
-    assert run.batches == [[1], [3]]
+    await batcher.aclose()
+    assert run.batches == [[1]]
 
 
-async def test_failure_reaches_every_waiter_and_only_them() -> None:
+async def test_busy_seconds_say_how_long_the_thread_has_not_answered(worker: Worker) -> None:
+    """They grow while a batch hangs, also for items that came later, and are 0 when there is nothing to do."""
+    run, now = Squares(), [100.0]
+    batcher = MicroBatcher(run, worker, max_size=1, max_waiting=9, deadline=60.0, clock=lambda: now[0])
+    assert batcher.busy_seconds == 0.0
+    run.gate.clear()
+    tasks = [asyncio.create_task(batcher.submit(1))]
+    await begun(run, 1)
+    now[0] = 103.0
+    tasks += [asyncio.create_task(batcher.submit(2))]
+    await asyncio.sleep(0.01)
+    assert batcher.busy_seconds == 3.0
+    run.gate.set()
+    await asyncio.gather(*tasks)
+    async with asyncio.timeout(30):
+        while batcher.busy_seconds:  # the thread says it a moment after the results
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), SystemExit()], ids=["an error", "what ends a program"])
+async def test_failure_reaches_every_waiter_and_only_them(worker: Worker, error: BaseException) -> None:
     """When a batch fails, each of its callers gets an error, and the next batch is served."""
 
-    async def run(items: list[int]) -> Sequence[int]:
+    def work(items: list[int], done: Done[int]) -> None:
         if 13 in items:
-            raise ZeroDivisionError
-        return items
+            raise error
+        done(lambda: items)
 
-    batcher = MicroBatcher(run, unchanged, max_size=3, max_waiting=10, deadline=60.0)
+    batcher = batcher_of(work, worker, max_size=3)
     answers = await asyncio.gather(*(batcher.submit(item) for item in (12, 13, 14, 15)), return_exceptions=True)
     assert [type(answer) for answer in answers[:3]] == [InternalError] * 3
+    assert len({id(answer) for answer in answers[:3]}) == 3
     assert answers[3] == 15
-    assert isinstance(answers[0].__cause__, ZeroDivisionError)
+    assert isinstance(answers[0], InternalError)
+    assert answers[0].__cause__ is error
 
 
-async def test_wrong_number_of_results_is_an_error() -> None:
-    """Results that cannot be matched to their callers are given to nobody."""
-
-    async def run(items: list[int]) -> Sequence[int]:
-        return items[1:]
-
-    batcher = MicroBatcher(run, unchanged, max_size=3, max_waiting=10, deadline=60.0)
-    with pytest.raises(InternalError):
-        await batcher.submit(1)
-
-
-async def test_closing_answers_what_was_accepted() -> None:
+async def test_closing_answers_what_was_accepted(worker: Worker) -> None:
     """`aclose` returns after the accepted items have their answers; later ones are refused."""
     run = Squares()
     run.gate.clear()
-    batcher = batcher_of(run, max_size=1)
+    batcher = batcher_of(run, worker, max_size=1)
     tasks = [asyncio.create_task(batcher.submit(item)) for item in range(3)]
     await asyncio.sleep(0)
     closing = asyncio.create_task(batcher.aclose())
@@ -198,16 +227,22 @@ async def test_closing_answers_what_was_accepted() -> None:
         await batcher.submit(9)
     run.gate.set()
     await closing
-    assert [task.result() for task in tasks] == [0, 1, 4]
+    assert await asyncio.gather(*tasks) == [0, 1, 4]
+    await batcher.aclose()
 
 
-async def test_ten_thousand_callers_who_leave_hold_nothing() -> None:
+async def test_a_batcher_that_had_nothing_to_do_closes_at_once(worker: Worker) -> None:
+    """Nothing is waited for."""
+    await batcher_of(Squares(), worker).aclose()
+
+
+async def test_ten_thousand_callers_who_leave_hold_nothing(worker: Worker) -> None:
     """Callers that are cancelled while waiting leave nothing behind."""
     run = Squares()
     run.gate.clear()
-    batcher = batcher_of(run, max_size=64, max_waiting=20_000)
+    batcher = batcher_of(run, worker, max_size=64, max_waiting=20_000)
     first = asyncio.create_task(batcher.submit(3))
-    await asyncio.sleep(0.01)
+    await begun(run, 1)
     tasks = [asyncio.create_task(batcher.submit(item)) for item in range(10_000)]
     await asyncio.sleep(0.01)
     for task in tasks:
@@ -215,68 +250,81 @@ async def test_ten_thousand_callers_who_leave_hold_nothing() -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
     run.gate.set()
     assert await asyncio.gather(first, batcher.submit(7)) == [9, 49]
+    await batcher.aclose()
     assert batcher.waiting == 0
     assert run.batches == [[3], [7]]
     assert not batcher._deadlines
 
 
-async def test_a_delay_gathers_company() -> None:
-    """With `max_delay` the first item of a batch waits for those that follow soon after."""
+async def test_a_delay_gathers_company(worker: Worker) -> None:
+    """With `max_delay` the first item of each batch waits for those that follow soon after, unless it is full."""
     run = Squares()
-    batcher = MicroBatcher(run, unchanged, max_size=8, max_waiting=10, deadline=60.0, max_delay=0.05)
+    batcher = batcher_of(run, worker, max_delay=0.05)
     first = asyncio.create_task(batcher.submit(1))
     await asyncio.sleep(0.01)
     second = asyncio.create_task(batcher.submit(2))
     assert await asyncio.gather(first, second) == [1, 4]
     assert run.batches == [[1, 2]]
+    run.gate.clear()
+    tasks = [asyncio.create_task(batcher.submit(item)) for item in range(6)]
+    await begun(run, 2)
+    run.gate.set()
+    await tasks[0]
+    tasks += [asyncio.create_task(batcher.submit(6))]
+    await asyncio.gather(*tasks)
+    assert run.batches[1:] == [[0, 1, 2, 3], [4, 5, 6]]
 
 
-async def test_the_next_batch_runs_while_the_one_before_is_finished() -> None:
-    """A slow `finish` holds up its own callers and nobody else's; `aclose` waits for it."""
-    run, gate = Squares(), asyncio.Event()
+async def test_the_next_batch_runs_while_the_one_before_is_passed_on(worker: Worker) -> None:
+    """What `work` passed on holds up its own callers and nobody else's; `aclose` waits for it."""
+    passed_on: list[Callable[[], object]] = []
 
-    async def finish(items: list[int], made: Sequence[int]) -> Sequence[int]:
+    def work(items: list[int], done: Done[int]) -> None:
         if 1 in items:
-            await gate.wait()
-        return made
+            passed_on.append(lambda: done(lambda: items))
+        else:
+            done(lambda: items)
 
-    batcher = batcher_of(run, finish, max_size=1)
+    batcher = batcher_of(work, worker, max_size=1)
     slow = asyncio.create_task(batcher.submit(1))
-    assert await batcher.submit(2) == 4
+    assert await batcher.submit(2) == 2
     assert not slow.done()
     closing = asyncio.create_task(batcher.aclose())
     await asyncio.sleep(0.01)
     assert not closing.done()
-    gate.set()
+    threading.Thread(target=passed_on[0]).start()
     await closing
     assert await slow == 1
 
 
-async def test_an_exception_among_the_results_is_for_its_caller_alone() -> None:
-    """`finish` may refuse one item of a batch; the others have their results, and nothing waits any longer."""
+async def test_an_exception_among_the_results_is_for_its_caller_alone(worker: Worker) -> None:
+    """One item of a batch may be refused; the others have their results, and nothing waits any longer."""
 
-    async def finish(_: list[int], made: Sequence[int]) -> Sequence[int | Exception]:
-        return [Overloaded("nine") if square == 9 else square for square in made]
+    def work(items: list[int], done: Done[int]) -> None:
+        done(lambda: [Overloaded("nine") if item == 9 else item for item in items])
 
-    batcher = batcher_of(Squares(), finish)
-    answers = await asyncio.gather(*(batcher.submit(n) for n in (2, 3, 4)), return_exceptions=True)
-    assert [answers[0], answers[2]] == [4, 16]
+    batcher = batcher_of(work, worker)
+    answers = await asyncio.gather(*(batcher.submit(n) for n in (2, 9, 4)), return_exceptions=True)
+    assert [answers[0], answers[2]] == [2, 4]
     assert isinstance(answers[1], Overloaded)
     assert not batcher._deadlines
 
 
-@pytest.mark.parametrize("broken", [[], ZeroDivisionError()], ids=["too few results", "an error"])
-async def test_a_batch_that_cannot_be_finished_fails_its_own_callers(broken: list[int] | Exception) -> None:
-    """When `finish` fails or loses results, each of the batch's callers gets an error, and the next is served."""
+def _failing() -> Sequence[int]:
+    raise ZeroDivisionError
 
-    async def finish(items: list[int], made: Sequence[int]) -> Sequence[int]:
-        if 13 not in items:
-            return made
-        if isinstance(broken, Exception):
-            raise broken
-        return broken
 
-    batcher = batcher_of(Squares(), finish, max_size=2)
+@pytest.mark.parametrize("make", [list, _failing], ids=["too few results", "an error"])
+async def test_results_that_cannot_be_made_fail_their_own_callers(
+    worker: Worker, make: Callable[[], Sequence[int]]
+) -> None:
+    """Results that cannot be made or matched are given to nobody: an error is, and the next batch is served."""
+
+    def work(items: list[int], done: Done[int]) -> None:
+        done(make if 13 in items else lambda: items)
+
+    batcher = batcher_of(work, worker, max_size=2)
     answers = await asyncio.gather(*(batcher.submit(n) for n in (12, 13, 14)), return_exceptions=True)
     assert [type(answer) for answer in answers[:2]] == [InternalError] * 2
-    assert answers[2] == 196
+    assert answers[2] == 14
+    await batcher.aclose()

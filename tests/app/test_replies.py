@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -36,14 +38,23 @@ async def kept(tmp_path):
     """Yield a store of the test's own."""
     store = SqliteStore(tmp_path / "r.db", ttl_seconds=60, max_entries=100)
     kept = Reconstructions(store, Metrics(), timeout=5, max_waiting=100)
+    await kept.check()
     yield kept
     await kept.aclose()
 
 
 async def finished(kept: Reconstructions, *pairs: tuple[Order, Detection]) -> list[Any]:
-    """Finish one micro-batch."""
+    """Finish one micro-batch, in another thread."""
     waiting = [Waiting(b"", 0.0, order) for order, _ in pairs]
-    return await Replies(kept, Metrics(), "/prefix").finish(SERVING, waiting, [found for _, found in pairs])
+    loop = asyncio.get_running_loop()
+    made = loop.create_future()
+
+    def done(make: Callable[[], Sequence[Any]]) -> None:
+        loop.call_soon_threadsafe(lambda: made.set_result(make()))
+
+    replies = Replies(kept, Metrics(), "/prefix")
+    await asyncio.to_thread(replies.finish, SERVING, waiting, [found for _, found in pairs], done)
+    return list(await made)
 
 
 async def test_a_reply_is_what_the_schema_says(kept):
@@ -101,6 +112,8 @@ async def test_what_cannot_be_kept_has_no_id(tmp_path):
     (tmp_path / "file").write_text("no folder")
     store = SqliteStore(tmp_path / "file" / "r.db", ttl_seconds=60, max_entries=100)
     kept = Reconstructions(store, Metrics(), timeout=5, max_waiting=100)
+    await kept.check()
+    kept._retry_at = 0.0  # so that the store is asked again at once
     ((reply,)) = await finished(kept, (ORDER, detection(0.3)))
     said = json.loads(reply.body)
     assert (said["id"], said["reconstruction"], said["is_anomaly"]) == (None, None, True)

@@ -11,6 +11,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
@@ -119,11 +120,22 @@ def entries(name: str, count: int, size: int = 64) -> list[tuple[str, bytes]]:
     return [(f"{name}-{os.urandom(8).hex()}", os.urandom(size)) for _ in range(count)]
 
 
+async def put(store: Store, group: list[tuple[str, bytes]]) -> None:
+    """Put entries, and raise what the store says."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[StoreError | None] = loop.create_future()
+    store.put(group, lambda error: loop.call_soon_threadsafe(future.set_result, error))
+    async with asyncio.timeout(30):
+        error = await future
+    if error is not None:
+        raise error
+
+
 async def test_what_is_put_is_got(make_store: OpenStore) -> None:
     """Every byte of every entry of a group comes back, the empty content included."""
     store = make_store()
     group = [*entries("group", 50), ("empty-" + os.urandom(4).hex(), b""), *entries("large", 1, 20_000)]
-    await store.put(group)
+    await put(store, group)
     assert [await store.get(key) for key, _ in group] == [content for _, content in group]
 
 
@@ -137,7 +149,7 @@ async def test_an_expired_entry_is_none(make_store: OpenStore) -> None:
     """Before its time is over an entry is there; afterwards it is as good as never put."""
     store = make_store(ttl_seconds=0.4)
     (entry,) = entries("brief", 1)
-    await store.put([entry])
+    await put(store, [entry])
     assert await store.get(entry[0]) == entry[1]
     await asyncio.sleep(0.5)
     assert await store.get(entry[0]) is None
@@ -147,8 +159,27 @@ async def test_two_stores_share_their_entries(make_store: OpenStore) -> None:
     """What one worker or replica puts, another one gets."""
     one, other = make_store(), make_store()
     (entry,) = entries("shared", 1)
-    await one.put([entry])
+    await put(one, [entry])
     assert await other.get(entry[0]) == entry[1]
+
+
+async def test_any_thread_puts(make_store: OpenStore) -> None:
+    """Once the event loop has asked the store, other threads put, and hear of it wherever that is."""
+    store = make_store()
+    await store.ping()
+    groups = [entries(f"thread-{number}", 3) for number in range(20)]
+    said: list[StoreError | None] = []
+    heard = threading.Semaphore(0)
+
+    def then(error: StoreError | None) -> None:
+        said.append(error)
+        heard.release()
+
+    await asyncio.gather(*(asyncio.to_thread(store.put, group, then) for group in groups))
+    for _ in groups:
+        assert await asyncio.to_thread(heard.acquire, timeout=30)
+    assert said == [None] * 20
+    assert [await store.get(key) for group in groups for key, _ in group] == [c for group in groups for _, c in group]
 
 
 async def test_many_at_once(make_store: OpenStore) -> None:
@@ -157,7 +188,7 @@ async def test_many_at_once(make_store: OpenStore) -> None:
 
     async def one(number: int) -> bool:
         group = entries(f"many-{number}", 3)
-        await stores[number % 2].put(group)
+        await put(stores[number % 2], group)
         return [await stores[(number + 1) % 2].get(key) for key, _ in group] == [content for _, content in group]
 
     assert all(await asyncio.gather(*(one(number) for number in range(150))))
@@ -169,7 +200,7 @@ async def test_the_newest_stay_when_the_bound_is_reached(make_store: OpenStore) 
     kept = []
     for _ in range(30):
         group = entries("full", ENTRIES // 10, ENTRY)
-        await store.put(group)
+        await put(store, group)
         kept.append(group)
         # Redis orders by the time that is left, in milliseconds.
         await asyncio.sleep(0.002)
@@ -191,7 +222,7 @@ async def test_a_store_that_is_not_there_raises_one_kind_of_error(url: str) -> N
     """Every method of a store that cannot be reached raises StoreError, and does so fast."""
     store = open_store(url, ttl_seconds=60, max_bytes=ENTRY, entry_bytes=ENTRY)
     began = time.monotonic()
-    for call in (store.ping(), store.get("a"), store.put([("a", b"b")])):
+    for call in (store.ping(), store.get("a"), put(store, [("a", b"b")])):
         with pytest.raises(StoreError):
             await call
     assert time.monotonic() - began < 2
@@ -218,7 +249,10 @@ async def main():
     store = SqliteStore(Path(sys.argv[1]), ttl_seconds=600, max_entries=100_000)
     while True:
         group = [(os.urandom(8).hex(), b"content") for _ in range(5)]
-        await store.put(group)
+        done = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        store.put(group, lambda error: error or loop.call_soon_threadsafe(done.set))
+        await done.wait()
         print(*(key for key, _ in group), flush=True)
 
 asyncio.run(main())
@@ -253,10 +287,10 @@ async def test_redis_comes_back_by_itself(redis_server: RedisServer) -> None:
     """After a restart of the server the same store answers at once, and entries put before it are there."""
     store = RedisStore(redis_server.url, ttl_seconds=60, password_file=redis_server.password_file)
     (entry,) = entries("before", 1)
-    await store.put([entry])
+    await put(store, [entry])
     redis_server.end()
     with pytest.raises(StoreError):
-        await store.put(entries("while", 1))
+        await put(store, entries("while", 1))
     redis_server.start()
     for _ in range(100):  # the server listens before it has read its log
         with suppress(StoreError):
@@ -291,7 +325,7 @@ async def test_sqlite_begins_anew_after_a_crash_of_the_machine_damaged_it(
     """The first to open the file after a start of the machine keeps a sound one and replaces a damaged one."""
     path = tmp_path / "r.db"
     store = SqliteStore(path, ttl_seconds=60, max_entries=1000)
-    await store.put([(f"{number:032x}", bytes([number]) * 3000) for number in range(100)])
+    await put(store, [(f"{number:032x}", bytes([number]) * 3000) for number in range(100)])
     await store.close()
     (tmp_path / "r.db.lock").write_text(boots)
     if damage:
@@ -300,7 +334,7 @@ async def test_sqlite_begins_anew_after_a_crash_of_the_machine_damaged_it(
         path.write_bytes(content)
     store = SqliteStore(path, ttl_seconds=60, max_entries=1000)
     assert (await store.get(f"{7:032x}") is not None) == kept
-    await store.put([("a" * 32, b"new")])
+    await put(store, [("a" * 32, b"new")])
     assert await store.get("a" * 32) == b"new"
     await store.close()
 
@@ -321,12 +355,12 @@ async def test_sqlite_lets_entries_go_that_lie_behind_longer_lived_ones(tmp_path
     """After a restart with a shorter life, what has expired leaves the file although older entries live on."""
     path, clock = tmp_path / "r.db", [1000.0]
     before = SqliteStore(path, ttl_seconds=86_400, max_entries=10_000, clock=lambda: clock[0])
-    await before.put([("long-lived", b"old")])
+    await put(before, [("long-lived", b"old")])
     await before.close()
     store = SqliteStore(path, ttl_seconds=60, max_entries=10_000, clock=lambda: clock[0])
-    await store.put([(f"short-lived-{number}", b"new") for number in range(200)])
+    await put(store, [(f"short-lived-{number}", b"new") for number in range(200)])
     clock[0] += 61
-    await store.put([(f"fresh-{number}", b"new") for number in range(300)])
+    await put(store, [(f"fresh-{number}", b"new") for number in range(300)])
     await store.close()
     with contextlib.closing(sqlite3.connect(path)) as connection:
         found = {key for (key,) in connection.execute("SELECT key FROM entries")}
@@ -337,7 +371,7 @@ async def test_sqlite_copies_its_log_before_it_is_long(tmp_path: Path) -> None:
     """The log stays small, for scores wait while it is copied: SQLite by itself lets it grow to 8 MB."""
     store = SqliteStore(tmp_path / "entries.db", ttl_seconds=60, max_entries=10_000)
     for group in range(150):
-        await store.put([(f"{group:06}{number:02}", bytes(2700)) for number in range(20)])
+        await put(store, [(f"{group:06}{number:02}", bytes(2700)) for number in range(20)])
     log = tmp_path / "entries.db-wal"
     assert 0 < log.stat().st_size < 4_000_000
     await store.close()
@@ -349,15 +383,15 @@ async def test_a_hanging_redis_costs_no_more_than_the_time_out(redis_server: Red
     store = RedisStore(redis_server.url, ttl_seconds=60, password_file=redis_server.password_file)
     kept = Reconstructions(store, Metrics(), timeout=0.3, max_waiting=64)
     record = Record(b"{}", bytes(3 * 784), 1.0)
-    assert await kept.keep([("a" * 32, record)])
+    assert await kept.kept([("a" * 32, record)])
     redis_server.process.send_signal(signal.SIGSTOP)
     began = time.monotonic()
-    assert not await kept.keep([("b" * 32, record)])
+    assert not await kept.kept([("b" * 32, record)])
     assert 0.2 < time.monotonic() - began < 1.0
     await asyncio.sleep(0.1)
     assert not kept.up
     began = time.monotonic()
-    assert not await kept.keep([("c" * 32, record)])
+    assert not await kept.kept([("c" * 32, record)])
     assert time.monotonic() - began < 0.1
     redis_server.process.send_signal(signal.SIGCONT)
     until = time.monotonic() + 5
@@ -365,6 +399,32 @@ async def test_a_hanging_redis_costs_no_more_than_the_time_out(redis_server: Red
         await kept.check_when_quiet()
         await asyncio.sleep(0.05)
     assert kept.up
-    assert await kept.keep([("d" * 32, record)])
+    assert await kept.kept([("d" * 32, record)])
     assert await kept.find("d" * 32) == record
+    await kept.aclose()
+
+
+async def test_a_locked_file_costs_no_more_than_the_time_out(tmp_path: Path) -> None:
+    """While another program holds the file, each group is given up in time, once; afterwards keeping works again."""
+    store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=100)
+    kept = Reconstructions(store, Metrics(), timeout=0.2, max_waiting=64)
+    await kept.check()
+    record, said = Record(b"{}", bytes(3 * 784), 1.0), list[tuple[str, bool]]()
+    with contextlib.closing(sqlite3.connect(tmp_path / "store.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        began = time.monotonic()
+        for key in "ab":
+            await asyncio.to_thread(kept.keep, [(key, record)], lambda kept, key=key: said.append((key, kept)))
+        async with asyncio.timeout(30):
+            while len(said) < 2:
+                await asyncio.sleep(0.01)
+        assert 0.1 < time.monotonic() - began < 1.5
+        assert not kept.up
+        other.execute("COMMIT")
+    await store.ping()  # the file's thread is done with both
+    assert said == [("a", False), ("b", False)]
+    assert await kept.find("a") == record
+    assert kept.up
+    assert await kept.kept([("c", record)])
+    assert (kept._waiting, kept._puts) == (0, {})
     await kept.aclose()

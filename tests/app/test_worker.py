@@ -137,3 +137,23 @@ async def test_an_idle_thread_holds_nothing(worker):
     await asyncio.sleep(0.05)
     gc.collect()
     assert found() is None
+
+
+async def test_any_thread_gives_work(worker):
+    """Work that is given is done in its turn, whoever gave it, also by the first to give any."""
+    done: list[int] = []
+    threads = [threading.Thread(target=worker.give, args=(lambda n=n: done.append(n),)) for n in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    await worker.do(lambda: None)
+    assert sorted(done) == list(range(20))
+    assert worker.began == ["tested"]
+
+
+async def test_work_that_fails_ends_no_thread(worker, caplog):
+    """An error that nobody waits for is logged, and the next piece is done."""
+    worker.give(lambda: 1 // 0)
+    assert await worker.do(lambda: 7) == 7
+    assert [line.message for line in caplog.records] == ["work failed"]
