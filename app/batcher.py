@@ -108,7 +108,8 @@ class MicroBatcher(Generic[Item, Result]):
         self._accepted += 1
         if first:
             self._busy_since = self._clock()
-            self._ask_for_turn(asyncio.get_running_loop())
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self._ask_for_turn, loop)  # when what comes in this turn of the event loop is in the queue
         self._deadlines.begin(future)
 
     def check_room(self, coming: int = 0) -> None:
@@ -128,12 +129,11 @@ class MicroBatcher(Generic[Item, Result]):
             await self._closed.wait()
 
     def _ask_for_turn(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Ask for the thread when what comes in this turn of the event loop is in the queue, or later."""
-        give = functools.partial(self._worker.give, functools.partial(self._turn, loop), self)
+        turn = functools.partial(self._turn, loop)
         if self._max_delay and len(self._waiting) < self._max_size:
-            loop.call_later(self._max_delay, give)
+            loop.call_later(self._max_delay, self._worker.give, turn, self)
         else:
-            loop.call_soon(give)
+            self._worker.give(turn, self)
 
     def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
         batch, gone = self._take()
@@ -166,6 +166,8 @@ class MicroBatcher(Generic[Item, Result]):
         return batch, gone
 
     def _settle(self, futures: list[asyncio.Future[Result]], make: Callable[[], Sequence[Any]]) -> None:
+        if not futures:
+            return  # `work` failed after it had passed on what then had its results
         try:
             results = make()
             if len(results) != len(futures):
@@ -181,6 +183,7 @@ class MicroBatcher(Generic[Item, Result]):
             else:
                 future.set_result(result)
         self._accepted -= len(futures)
+        futures.clear()
         if self._closed is not None and not self._accepted:
             self._closed.set()
 

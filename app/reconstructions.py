@@ -92,9 +92,12 @@ class Reconstructions:
         if number is None:
             self._metrics.not_kept.inc(len(records))
             then(False)
-        else:
+            return
+        try:
             entries = [(key, record.pack()) for key, record in records]
-            self._store.put(entries, functools.partial(self._answered, number))
+            self._store.put(entries, functools.partial(self._answered, number), lambda: number in self._puts)
+        except Exception as error:
+            self._answered(number, error)
 
     async def kept(self, records: Sequence[tuple[str, Record]]) -> bool:
         """Keep records as `keep` does, and return what it says."""
@@ -148,10 +151,10 @@ class Reconstructions:
             late = [number for number, put in self._puts.items() if put.until <= now]
             waits = [put.until - now for put in self._puts.values() if put.until > now]
             self._looking = bool(waits)
-        for number in late:
-            self._answered(number, TimeoutError())
         if waits:
             self._look_later(max(min(waits), _LEAST_WAIT))
+        for number in late:
+            self._answered(number, TimeoutError())
 
     async def find(self, key: str) -> Record | None:
         """Return what is kept under an id, or None.
@@ -198,11 +201,11 @@ class Reconstructions:
     def _note(self, error: Exception | None) -> None:
         """Note whether the store answered."""
         with self._lock:
+            changed, self._down = self._down != (error is not None), error is not None
             if error is not None:
                 self._retry_at = self._clock() + _RETRY_SECONDS
-            if error is not None and not self._down:
-                _log.error("store down: %s", str(error) or type(error).__name__)
-            elif error is None and self._down:
-                _log.warning("store up again")
-            self._down = error is not None
             self._metrics.store_up.set(error is None)
+        if changed and error is not None:
+            _log.error("store down: %s", str(error) or type(error).__name__)
+        elif changed:
+            _log.warning("store up again")

@@ -145,13 +145,15 @@ class Serving:
         """Score one golden image outside the queue; a success clears the count of failures."""
         golden = Waiting(self._golden.tobytes(), time.perf_counter(), None)
         with contextlib.suppress(Exception):
-            await self._worker.do(functools.partial(self._detect, [golden]), lane=self)
+            detect = functools.partial(self._detect, [golden])
+            await self._worker.do(functools.partial(self._counted, detect, 1), lane=self)
 
     async def run_many(self, pixels: bytearray, since: float, *, draw: bool) -> BulkScores:
         """Score one chunk of a batch request, in the turn of all batch requests; `Engine.score_many` says the rest."""
         rest, parts = memoryview(pixels), list[BulkScores]()
         while rest:
-            work = functools.partial(self._detect_many, rest, since, draw=draw)
+            detect = functools.partial(self._detect_many, rest, since, draw=draw)
+            work = functools.partial(self._counted, detect, len(rest) // 784)
             parts.append(await self._worker.do(work, lane="bulk"))
             passes, last = divmod(len(parts[-1].mse), self._step)
             self._metrics.batch_images.observe_all([self._step] * passes + [last] * (last > 0))
@@ -159,17 +161,17 @@ class Serving:
         return parts[0] if len(parts) == 1 else _joined(parts)
 
     def _run(self, items: list[Waiting[Any]], done: Done[Any]) -> None:
-        self._finish(self, items, self._detect(items), done)
+        self._finish(self, items, self._counted(functools.partial(self._detect, items), len(items)), done)
 
     # What follows happens in the inference thread.
 
-    def _forward(self, forward: Callable[[NDArray[np.uint8]], Answer], images: NDArray[np.uint8]) -> Answer:
+    def _counted(self, detect: Callable[[], Answer], count: int) -> Answer:
         try:
-            found = forward(images)
+            found = detect()
         except Exception:
             self.failures += 1
             self._metrics.model_failures.inc()
-            _log.exception("forward pass failed", extra={"model": self.manifest.name, "images": len(images)})
+            _log.exception("forward pass failed", extra={"model": self.manifest.name, "images": count})
             raise
         self.failures = 0
         return found
@@ -179,10 +181,10 @@ class Serving:
         images = np.frombuffer(pixels, np.uint8).reshape(-1, 1, 28, 28)
         planes, peak = _NO_PLANES, _NO_PEAKS
         if draw:
-            found = self._forward(self._detector.draw, images)
+            found = self._detector.draw(images)
             mse, codes, planes, peak = found.mse, found.reason, found.planes, found.peak
         else:
-            mse, codes = self._forward(self._detector.score, images)
+            mse, codes = self._detector.score(images)
         said: list[str | None] = [None] * len(codes)
         for place in np.flatnonzero(codes).tolist():
             said[place] = self.manifest.reasons[codes[place] - 1]
@@ -192,7 +194,7 @@ class Serving:
         started = time.perf_counter()
         count = len(items)
         images = np.frombuffer(bytearray().join([item.image for item in items]), np.uint8).reshape(count, 1, 28, 28)
-        found = self._forward(self._detector.draw, images)
+        found = self._detector.draw(images)
         forward = time.perf_counter() - started
         reasons = (None, *self.manifest.reasons)
         return [

@@ -65,7 +65,7 @@ class Worker:
                 self._thread.start()
             self._lanes.setdefault(lane, deque()).append(work)
             self._look_for_others()
-        self._given.put(True)
+            self._given.put(True)
 
     async def do(self, work: Callable[[], Answer], lane: Hashable = None) -> Answer:
         """Return what `work` returns, or raise what it raises, when its turn has come. The rest is as for `give`.
@@ -81,7 +81,7 @@ class Worker:
         """Finish what was accepted, then end the thread."""
         with self._lock:
             self._closed = True
-        self._given.put(False)
+            self._given.put(False)
         if self._thread is not None:
             self._thread.join()
 

@@ -10,7 +10,7 @@ class StoreError(Exception):
     """The store did not answer, or refused."""
 
 
-Then = Callable[[StoreError | None], object]
+Then = Callable[[Exception | None], object]
 """Is called once, in any thread: with None when all is done, or with what went wrong."""
 
 
@@ -20,11 +20,17 @@ class Store(Protocol):
     When the store does not answer, `put` says so to `then`, and every other method raises `StoreError`; nothing else.
     """
 
-    def put(self, entries: Sequence[tuple[str, bytes]], then: Then) -> None:
-        """Keep all entries, each as (id, content), or none of them, and call `then`.
+    def put(self, entries: Sequence[tuple[str, bytes]], then: Then, wanted: Callable[[], bool]) -> None:
+        """Keep all entries, or none of them, and call `then`.
 
         Any thread may call it, once the event loop has called a method: it waits for nothing, so that a score gets from
         the model to the store without the event loop.
+
+        Args:
+            entries: each as (id, content).
+            then: hears what became of it.
+            wanted: is asked before anything is done; if it says no, nothing is, and `then` is not called. So a store
+                that was slow does not work off what nobody waits for.
         """
 
     async def get(self, key: str) -> bytes | None:
@@ -34,4 +40,4 @@ class Store(Protocol):
         """Return when the store answers."""
 
     async def close(self) -> None:
-        """Let go of connections. Nothing may be called afterwards."""
+        """Finish what was begun and let go of connections. Nothing may be called afterwards."""

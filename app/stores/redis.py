@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -68,12 +68,12 @@ class RedisStore:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._puts: set[asyncio.Task[None]] = set()
 
-    def put(self, entries: Sequence[tuple[str, bytes]], then: Then) -> None:
-        """Keep all entries in one round trip and one transaction, or none of them, and call `then`.
+    def put(self, entries: Sequence[tuple[str, bytes]], then: Then, wanted: Callable[[], bool]) -> None:
+        """Keep all entries in one round trip and one transaction, or none of them; `Store.put` says the rest.
 
-        Any thread may call it; the event loop, whose the connections are, has to have called a method before.
+        It is the event loop that speaks to Redis.
         """
-        self._here().call_soon_threadsafe(self._begin, entries, then)
+        self._here().call_soon_threadsafe(self._begin, entries, then, wanted)
 
     def _here(self) -> asyncio.AbstractEventLoop:
         """Return the event loop."""
@@ -81,10 +81,11 @@ class RedisStore:
             self._loop = asyncio.get_running_loop()
         return self._loop
 
-    def _begin(self, entries: Sequence[tuple[str, bytes]], then: Then) -> None:
-        task = asyncio.create_task(self._put(entries, then))
-        self._puts.add(task)
-        task.add_done_callback(self._puts.discard)
+    def _begin(self, entries: Sequence[tuple[str, bytes]], then: Then, wanted: Callable[[], bool]) -> None:
+        if wanted():
+            task = asyncio.create_task(self._put(entries, then))
+            self._puts.add(task)
+            task.add_done_callback(self._puts.discard)
 
     async def _put(self, entries: Sequence[tuple[str, bytes]], then: Then) -> None:
         try:
@@ -92,7 +93,7 @@ class RedisStore:
                 for key, content in entries:
                     pipeline.set(_PREFIX + key, content, px=self._ttl)
                 await pipeline.execute()
-        except StoreError as error:
+        except Exception as error:
             then(error)
         else:
             then(None)

@@ -58,11 +58,11 @@ def _insertion(rows: int) -> str:
 class SqliteStore:
     """Entries in the order of arrival, in a file in write-ahead-log mode.
 
-    A commit outlives the process as soon as `put` returns, `kill -9` included. What the machine has not yet written to
-    its disk is lost when the machine itself crashes (`synchronous=OFF`): waiting for the disk would stall every score
-    for milliseconds, several times a second, for pictures that live an hour. The first process after a start of the
-    machine checks the file, and begins a new one if it is damaged. Entries are numbered in order of arrival and all
-    live equally long, so both bounds, age and number, are ranges of that number.
+    A commit outlives the process as soon as `put` says that it is done, `kill -9` included. What the machine has not
+    yet written to its disk is lost when the machine itself crashes (`synchronous=OFF`): waiting for the disk would
+    stall every score for milliseconds, several times a second, for pictures that live an hour. The first process after
+    a start of the machine checks the file, and begins a new one if it is damaged. Entries are numbered in order of
+    arrival and all live equally long, so both bounds, age and number, are ranges of that number.
 
     Args:
         path: the file; its folder is made.
@@ -82,13 +82,15 @@ class SqliteStore:
         self._connection: sqlite3.Connection | None = None
         self._worker = Worker("sqlite")
 
-    def put(self, entries: Sequence[tuple[str, bytes]], then: Then) -> None:
-        """Keep all entries in one transaction, or none of them, and call `then`. Any thread may call it."""
+    def put(self, entries: Sequence[tuple[str, bytes]], then: Then, wanted: Callable[[], bool]) -> None:
+        """Keep all entries in one transaction, or none of them; `Store.put` says the rest."""
 
         def put() -> None:
+            if not wanted():
+                return
             try:
                 self._answer(lambda connection: self._put(connection, entries))
-            except StoreError as error:
+            except Exception as error:
                 then(error)
             else:
                 then(None)

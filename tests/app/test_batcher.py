@@ -275,6 +275,30 @@ async def test_a_delay_gathers_company(worker: Worker) -> None:
     assert run.batches[1:] == [[0, 1, 2, 3], [4, 5, 6]]
 
 
+async def test_a_full_batch_waits_for_nobody(worker: Worker) -> None:
+    """With `max_delay`, what comes in one turn of the loop and fills a batch goes at once."""
+    batcher = batcher_of(Squares(), worker, max_delay=300)
+    async with asyncio.timeout(30):
+        assert await asyncio.gather(*(batcher.submit(item) for item in range(4))) == [0, 1, 4, 9]
+
+
+async def test_a_batch_has_its_results_once(worker: Worker) -> None:
+    """When `work` fails after it has passed a batch on, what comes first counts, and nothing is counted twice."""
+    dones: list[Done[int]] = []
+
+    def work(items: list[int], done: Done[int]) -> None:
+        dones.append(done)
+        raise ZeroDivisionError
+
+    batcher = batcher_of(work, worker)
+    with pytest.raises(InternalError):
+        await batcher.submit(1)
+    dones[0](lambda: [1])
+    await asyncio.sleep(0)
+    async with asyncio.timeout(30):
+        await batcher.aclose()
+
+
 async def test_the_next_batch_runs_while_the_one_before_is_passed_on(worker: Worker) -> None:
     """What `work` passed on holds up its own callers and nobody else's; `aclose` waits for it."""
     passed_on: list[Callable[[], object]] = []

@@ -300,12 +300,17 @@ def not_a_number(found: Pictures) -> Pictures:
     return Pictures(np.full_like(found.mse, np.nan), found.planes, found.peak, found.reason)
 
 
+def a_guard_without_a_name(found: Pictures) -> Pictures:
+    return Pictures(found.mse, found.planes, found.peak, np.full_like(found.reason, 99))
+
+
+@pytest.mark.parametrize("fault", [out_of_memory, a_guard_without_a_name])
 async def test_a_failing_model_gives_500_becomes_unready_and_heals(
-    make_settings: Callable[..., Settings], zero: bytes
+    make_settings: Callable[..., Settings], zero: bytes, fault: Callable[[Pictures], Pictures]
 ) -> None:
-    """A failing forward pass is a 500 that gives nothing away; a few make it unready, until it works again."""
+    """A forward pass that fails or means nothing is a 500 that gives nothing away; a few make it unready for a time."""
     async with running(make_settings(watch_seconds=0.2)) as client:
-        faulty = break_model(client, out_of_memory)
+        faulty = break_model(client, fault)
         for _ in range(3):
             document = assert_problem(await raw(client, zero), 500, "internal-error")
             assert "secret" not in str(document)

@@ -123,8 +123,8 @@ def entries(name: str, count: int, size: int = 64) -> list[tuple[str, bytes]]:
 async def put(store: Store, group: list[tuple[str, bytes]]) -> None:
     """Put entries, and raise what the store says."""
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[StoreError | None] = loop.create_future()
-    store.put(group, lambda error: loop.call_soon_threadsafe(future.set_result, error))
+    future: asyncio.Future[Exception | None] = loop.create_future()
+    store.put(group, lambda error: loop.call_soon_threadsafe(future.set_result, error), lambda: True)
     async with asyncio.timeout(30):
         error = await future
     if error is not None:
@@ -168,18 +168,29 @@ async def test_any_thread_puts(make_store: OpenStore) -> None:
     store = make_store()
     await store.ping()
     groups = [entries(f"thread-{number}", 3) for number in range(20)]
-    said: list[StoreError | None] = []
+    said: list[Exception | None] = []
     heard = threading.Semaphore(0)
 
-    def then(error: StoreError | None) -> None:
+    def then(error: Exception | None) -> None:
         said.append(error)
         heard.release()
 
-    await asyncio.gather(*(asyncio.to_thread(store.put, group, then) for group in groups))
+    await asyncio.gather(*(asyncio.to_thread(store.put, group, then, lambda: True) for group in groups))
     for _ in groups:
         assert await asyncio.to_thread(heard.acquire, timeout=30)
     assert said == [None] * 20
     assert [await store.get(key) for group in groups for key, _ in group] == [c for group in groups for _, c in group]
+
+
+async def test_what_nobody_wants_any_more_is_not_put(make_store: OpenStore) -> None:
+    """The store asks before it does anything, and then neither keeps nor says anything."""
+    store = make_store()
+    unwanted, wanted = entries("unwanted", 2), entries("wanted", 2)
+    said: list[Exception | None] = []
+    store.put(unwanted, said.append, lambda: False)
+    await put(store, wanted)
+    assert [await store.get(key) for key, _ in [*unwanted, *wanted]] == [None, None, *(c for _, c in wanted)]
+    assert said == []
 
 
 async def test_many_at_once(make_store: OpenStore) -> None:
@@ -251,7 +262,7 @@ async def main():
         group = [(os.urandom(8).hex(), b"content") for _ in range(5)]
         done = asyncio.Event()
         loop = asyncio.get_running_loop()
-        store.put(group, lambda error: error or loop.call_soon_threadsafe(done.set))
+        store.put(group, lambda error: error or loop.call_soon_threadsafe(done.set), lambda: True)
         await done.wait()
         print(*(key for key, _ in group), flush=True)
 
@@ -423,8 +434,22 @@ async def test_a_locked_file_costs_no_more_than_the_time_out(tmp_path: Path) -> 
         other.execute("COMMIT")
     await store.ping()  # the file's thread is done with both
     assert said == [("a", False), ("b", False)]
-    assert await kept.find("a") == record
+    assert await kept.find("a") == record  # it was begun
+    assert await kept.find("b") is None
     assert kept.up
     assert await kept.kept([("c", record)])
     assert (kept._waiting, kept._puts) == (0, {})
     await kept.aclose()
+
+
+async def test_what_cannot_be_given_to_the_store_is_not_kept(tmp_path: Path) -> None:
+    """An error before the store is asked is the group's own, said once, and nothing is waited for afterwards."""
+    store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=100)
+    kept = Reconstructions(store, Metrics(), timeout=0.1, max_waiting=64)
+    await kept.check()
+    await store.close()
+    said: list[bool] = []
+    kept.keep([("a", Record(b"{}", bytes(3 * 784), 1.0))], said.append)
+    await asyncio.sleep(0.2)  # longer than the time-out
+    assert said == [False]
+    assert (kept._waiting, kept._puts) == (0, {})

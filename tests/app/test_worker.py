@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import sys
 import threading
 import weakref
 
@@ -150,6 +152,29 @@ async def test_any_thread_gives_work(worker):
     await worker.do(lambda: None)
     assert sorted(done) == list(range(20))
     assert worker.began == ["tested"]
+
+
+def test_what_is_accepted_while_it_closes_is_done():
+    """Of work that other threads give meanwhile, all that is not refused is done."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(300):
+            worker, done, accepted = Worker("tested"), [], []
+
+            def give(worker: Worker = worker, done: list[int] = done, accepted: list[int] = accepted) -> None:
+                with contextlib.suppress(RuntimeError):
+                    for number in range(50):
+                        worker.give(lambda number=number: done.append(number))
+                        accepted.append(number)
+
+            thread = threading.Thread(target=give)
+            thread.start()
+            worker.close()
+            thread.join()
+            assert len(done) == len(accepted)
+    finally:
+        sys.setswitchinterval(interval)
 
 
 async def test_work_that_fails_ends_no_thread(worker, caplog):
