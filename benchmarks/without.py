@@ -6,13 +6,14 @@ Settings come from the environment, as for `python -m app`. Only for measuring: 
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import app.__main__ as service
-from app import batcher, bodies, bulk, edge, images, logs, main, metrics, protocol, scoring
+from app import batcher, bodies, bulk, edge, images, logs, main, metrics, protocol, scoring, serving
 
 
 def _replies_in_two_pieces() -> None:
@@ -81,6 +82,22 @@ def _every_form_parsed_in_full() -> None:
     bodies._only_part = lambda _parameters, _body: None
 
 
+def _event_loop_in_between() -> None:
+    begin = batcher.MicroBatcher.__init__
+
+    def patient(self: batcher.MicroBatcher[Any, Any], *given: Any, **chosen: Any) -> None:
+        # Above 0, and yet no delay: the next micro-batch is asked for by the event loop.
+        begin(self, *given, **{**chosen, "max_delay": 1e-9})
+
+    def run(self: serving.Serving, items: list[Any], done: Any) -> None:
+        detections = self._counted(functools.partial(self._detect, items), len(items))
+        loop = done.args[0]
+        loop.call_soon_threadsafe(self._finish, self, items, detections, done)
+
+    batcher.MicroBatcher.__init__ = patient
+    serving.Serving._run = run
+
+
 def _every_value_counted_at_once() -> None:
     metrics._MOST_HELD = 1
 
@@ -105,6 +122,7 @@ TRICKS: dict[str, tuple[str, Callable[[], None]]] = {
     "freeze": ("the collector looks away: `gc.freeze` after the start, and seldom later", _collector_looks_at_all),
     "edge": ("`POST /score` is answered before the framework", _score_behind_the_framework),
     "whole": ("a `POST /score` that came whole needs no task and no messages", _every_score_in_messages),
+    "chain": ("from the queue to the store without the event loop", _event_loop_in_between),
     "counts": ("histograms count when somebody looks, or for 500 values at once", _every_value_counted_at_once),
     "form": ("a form with one file is cut, not parsed (measured with multipart bodies)", _every_form_parsed_in_full),
     "log": ("log lines are gathered for 50 ms and written at once", _a_write_for_every_log_line),
