@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 Key = TypeVar("Key")
 
-_LEAST_WAIT = 0.001
+LEAST_WAIT = 0.001
 """Seconds. uvloop's timers go off up to a millisecond early, and for less than half of one it does not wait at all."""
 
 
@@ -53,7 +53,7 @@ class Deadlines(Generic[Key]):
         now = time.monotonic()
         for key, expiry in self._expiry.items():
             if expiry > now:
-                self._timer = asyncio.get_running_loop().call_later(max(expiry - now, _LEAST_WAIT), self._look)
+                self._timer = asyncio.get_running_loop().call_later(max(expiry - now, LEAST_WAIT), self._look)
                 break
             late.append(key)
         for key in late:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, TypeVar
 
+from app.deadlines import LEAST_WAIT
 from app.metrics import Metrics
 from app.record import Record, unpack
 from app.stores import Store, StoreError
@@ -24,8 +25,6 @@ _log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 1.0
 _QUIET_SECONDS = 5.0
-_LEAST_WAIT = 0.001
-"""Seconds. uvloop's timers go off up to a millisecond early."""
 
 
 class _Put(NamedTuple):
@@ -152,7 +151,7 @@ class Reconstructions:
             waits = [put.until - now for put in self._puts.values() if put.until > now]
             self._looking = bool(waits)
         if waits:
-            self._look_later(max(min(waits), _LEAST_WAIT))
+            self._look_later(max(min(waits), LEAST_WAIT))
         for number in late:
             self._answered(number, TimeoutError())
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -45,20 +44,21 @@ class RedisServer:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it and return when it listens."""
+        """Start it and return when it has read its log and listens."""
         options = {
             "port": self.port, "bind": "127.0.0.1", "dir": self.folder, "save": "", "appendonly": "yes",
             "maxmemory": f"{ENTRIES * ENTRY + 2_000_000}", "maxmemory-policy": "volatile-ttl",
             "requirepass": WORDS.replace(" ", "-"),
         }  # fmt: skip
         arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-        with (self.folder / "redis.log").open("ab") as log:
-            self.process = subprocess.Popen(["redis-server", *arguments], stdout=log, stderr=log)
-        for _ in range(200):
-            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-                return
-            time.sleep(0.05)  # its log says when it listens, and a log cannot be waited for with a limit
-        raise AssertionError((self.folder / "redis.log").read_text())
+        self.process = subprocess.Popen(["redis-server", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        assert self.process.stdout is not None
+        said, until = b"", time.monotonic() + 20
+        while b"Ready to accept connections" not in said:
+            heard, _, _ = select.select([self.process.stdout], [], [], max(0.0, until - time.monotonic()))
+            piece = os.read(self.process.stdout.fileno(), 65536) if heard else b""
+            assert piece, f"redis-server did not start: {said.decode()}"
+            said += piece  # the little that it says later has room in the pipe
 
     def end(self, number: int = signal.SIGTERM) -> None:
         """End it, by default in good order."""
@@ -66,6 +66,8 @@ class RedisServer:
             self.process.send_signal(signal.SIGCONT)
             self.process.send_signal(number)
             self.process.wait(20)
+            assert self.process.stdout is not None
+            self.process.stdout.close()
             self.process = None
 
 
@@ -303,11 +305,6 @@ async def test_redis_comes_back_by_itself(redis_server: RedisServer) -> None:
     with pytest.raises(StoreError):
         await put(store, entries("while", 1))
     redis_server.start()
-    for _ in range(100):  # the server listens before it has read its log
-        with suppress(StoreError):
-            await store.ping()
-            break
-        await asyncio.sleep(0.05)
     assert await store.get(entry[0]) == entry[1]
     await store.close()
 
