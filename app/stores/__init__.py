@@ -27,7 +27,7 @@ def open_store(
             own (`maxmemory`), shared by all that use it; this one does not apply there.
         entry_bytes: an upper bound of one entry's size.
         password_file: holds the password of the Redis server.
-        timeout: seconds for connecting to a Redis server and for each of its answers.
+        timeout: seconds for connecting to a Redis server and for each of its answers, or for a lock of a SQLite file.
 
     Raises:
         StoreError: the URL names no kind of store that there is, or is not as that kind has it.
@@ -37,16 +37,16 @@ def open_store(
         raise StoreError(f"store URL {kind}://… is none of sqlite://, redis://")
     if kind == "redis":
         return _open_redis(url, ttl_seconds, password_file, timeout)
-    return _open_sqlite(url, ttl_seconds, password_file, max(1, max_bytes // entry_bytes))
+    return _open_sqlite(url, ttl_seconds, password_file, max(1, max_bytes // entry_bytes), timeout)
 
 
-def _open_sqlite(url: str, ttl_seconds: float, password_file: Path | None, max_entries: int) -> Store:
+def _open_sqlite(url: str, ttl_seconds: float, password_file: Path | None, max_entries: int, timeout: float) -> Store:
     from app.stores.sqlite import SqliteStore
 
     if password_file is not None:
         raise StoreError("a SQLite file has no password")
     path = Path(url.partition("://")[2].removeprefix("/"))
-    return SqliteStore(path, ttl_seconds=ttl_seconds, max_entries=max_entries)
+    return SqliteStore(path, ttl_seconds=ttl_seconds, max_entries=max_entries, timeout=timeout)
 
 
 def _open_redis(url: str, ttl_seconds: float, password_file: Path | None, timeout: float) -> Store:

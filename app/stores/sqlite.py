@@ -68,15 +68,23 @@ class SqliteStore:
         path: the file; its folder is made.
         ttl_seconds: how long an entry lives.
         max_entries: the most entries kept; the oldest go first.
+        timeout: seconds that a write waits for another process' lock.
         clock: seconds since the epoch, shared by all processes and kept over a restart.
     """
 
     def __init__(
-        self, path: Path, *, ttl_seconds: float, max_entries: int, clock: Callable[[], float] = time.time
+        self,
+        path: Path,
+        *,
+        ttl_seconds: float,
+        max_entries: int,
+        timeout: float = 2.0,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._path = path
         self._ttl = ttl_seconds
         self._max_entries = max_entries
+        self._timeout = timeout
         self._clock = clock
         self._since_sweep = 0
         self._connection: sqlite3.Connection | None = None
@@ -135,7 +143,7 @@ class SqliteStore:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 self._check_after_boot(lock)
                 connection = sqlite3.connect(
-                    self._path, timeout=5.0, isolation_level=None, cached_statements=_MOST_ROWS + 16
+                    self._path, timeout=self._timeout, isolation_level=None, cached_statements=_MOST_ROWS + 16
                 )
                 connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")
                 connection.execute("PRAGMA journal_mode=WAL")
