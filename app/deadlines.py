@@ -6,13 +6,14 @@ Knows: the clock, asyncio's timers. Does not know: what takes its time, and what
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key")
 
-LEAST_WAIT = 0.001
+_LEAST_WAIT = 0.001
 """Seconds. uvloop's timers go off up to a millisecond early, and for less than half of one it does not wait at all."""
 
 
@@ -20,7 +21,7 @@ class Deadlines(Generic[Key]):
     """Says which things took too long, with one timer for all of them.
 
     A timer of its own would cost each request as much as decoding its image. All things have the same time, so that it
-    runs out in the order in which they began.
+    runs out in the order in which they began. Any thread may begin and end them.
 
     Args:
         seconds: how long each may take.
@@ -30,33 +31,46 @@ class Deadlines(Generic[Key]):
     def __init__(self, seconds: float, missed: Callable[[Key], object]) -> None:
         self._seconds = seconds
         self._missed = missed
+        self._lock = threading.Lock()
         self._expiry: dict[Key, float] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer_runs = False
 
     def __len__(self) -> int:
         """How many things have begun and neither ended nor missed their deadline."""
         return len(self._expiry)
 
-    def begin(self, key: Key) -> None:
-        """Count from now."""
-        self._expiry[key] = time.monotonic() + self._seconds
-        if self._timer is None:  # asking for the event loop is a system call
-            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._look)
+    def __contains__(self, key: Key) -> bool:
+        """Whether a thing has begun and neither ended nor missed its deadline."""
+        return key in self._expiry
 
-    def end(self, key: Key) -> None:
-        """Count no longer. Nothing happens when it has missed its deadline, or never began."""
-        self._expiry.pop(key, None)
+    def begin(self, key: Key, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """Count from now. Another thread than the event loop's has to say which `loop` it is."""
+        with self._lock:
+            self._expiry[key] = time.monotonic() + self._seconds
+            first, self._timer_runs = not self._timer_runs, True
+        if first:  # asking for the event loop is a system call
+            loop = loop or asyncio.get_running_loop()
+            loop.call_soon_threadsafe(loop.call_later, self._seconds, self._look, loop)
 
-    def _look(self) -> None:
-        self._timer = None
+    def end(self, key: Key) -> bool:
+        """Count no longer. Returns False when it has missed its deadline, or never began."""
+        with self._lock:
+            return self._expiry.pop(key, None) is not None
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         late: list[Key] = []
-        now = time.monotonic()
-        for key, expiry in self._expiry.items():
-            if expiry > now:
-                self._timer = asyncio.get_running_loop().call_later(max(expiry - now, LEAST_WAIT), self._look)
-                break
-            late.append(key)
-        for key in late:
-            del self._expiry[key]
+        with self._lock:
+            now = time.monotonic()
+            wait = None
+            for key, expiry in self._expiry.items():
+                if expiry > now:
+                    wait = max(expiry - now, _LEAST_WAIT)
+                    break
+                late.append(key)
+            for key in late:
+                del self._expiry[key]
+            self._timer_runs = wait is not None
+        if wait is not None:
+            loop.call_later(wait, self._look, loop)
         for key in late:
             self._missed(key)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import itertools
 import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
-from app.deadlines import LEAST_WAIT
+from app.deadlines import Deadlines
 from app.metrics import Metrics
 from app.record import Record, unpack
 from app.stores import Store, StoreError
@@ -27,10 +27,10 @@ _RETRY_SECONDS = 1.0
 _QUIET_SECONDS = 5.0
 
 
-class _Put(NamedTuple):
+@dataclass(eq=False, slots=True)
+class _Put:
     """A group that the store was given."""
 
-    until: float
     size: int
     then: Callable[[bool], object]
 
@@ -69,9 +69,7 @@ class Reconstructions:
         self._waiting = 0
         # Held for all that is noted of the store: its answers come in any thread.
         self._lock = threading.Lock()
-        self._numbers = itertools.count()
-        self._puts: dict[int, _Put] = {}
-        self._looking = False
+        self._puts: Deadlines[_Put] = Deadlines(timeout, lambda put: self._tell(put, TimeoutError()))
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -87,16 +85,16 @@ class Reconstructions:
             then: is called once, in any thread: with False, when the store is down or slow and the records are counted
                 as not kept. They may be in the store nevertheless, if it was slow.
         """
-        number = self._begin(len(records), then)
-        if number is None:
-            self._metrics.not_kept.inc(len(records))
+        put = _Put(len(records), then)
+        if not self._begin(put):
+            self._metrics.not_kept.inc(put.size)
             then(False)
             return
         try:
             entries = [(key, record.pack()) for key, record in records]
-            self._store.put(entries, functools.partial(self._answered, number), lambda: number in self._puts)
+            self._store.put(entries, functools.partial(self._answered, put), lambda: put in self._puts)
         except Exception as error:
-            self._answered(number, error)
+            self._answered(put, error)
 
     async def kept(self, records: Sequence[tuple[str, Record]]) -> bool:
         """Keep records as `keep` does, and return what it says."""
@@ -110,50 +108,32 @@ class Reconstructions:
         self.keep(records, lambda kept: loop.call_soon_threadsafe(tell, kept))
         return await future
 
-    def _begin(self, count: int, then: Callable[[bool], object]) -> int | None:
-        """Note that a group is given to the store; None when it shall not be."""
+    def _begin(self, put: _Put) -> bool:
+        """Note that a group is given to the store; False when it shall not be."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
         with self._lock:
             now = self._clock()
-            if (self._down and now < self._retry_at) or self._waiting + count > self._max_waiting:
-                return None
+            if (self._down and now < self._retry_at) or self._waiting + put.size > self._max_waiting:
+                return False
             # While the store is down, this group is the one that tries.
             self._retry_at = now + _RETRY_SECONDS
             self._asked_at = now
-            self._waiting += count
-            number = next(self._numbers)
-            self._puts[number] = _Put(now + self._timeout, count, then)
-            first, self._looking = not self._looking, True
-        if first:
-            self._loop.call_soon_threadsafe(self._look_later, self._timeout)
-        return number
+            self._waiting += put.size
+        self._puts.begin(put, self._loop)
+        return True
 
-    def _answered(self, number: int, error: Exception | None) -> None:
+    def _answered(self, put: _Put, error: Exception | None) -> None:
+        if self._puts.end(put):  # its time was not over
+            self._tell(put, error)
+
+    def _tell(self, put: _Put, error: Exception | None) -> None:
         with self._lock:
-            put = self._puts.pop(number, None)
-            if put is None:
-                return  # its time was over
             self._waiting -= put.size
         self._note(error)
         if error is not None:
             self._metrics.not_kept.inc(put.size)
         put.then(error is None)
-
-    def _look_later(self, seconds: float) -> None:
-        asyncio.get_running_loop().call_later(seconds, self._look)
-
-    def _look(self) -> None:
-        """Give up on what takes too long. While anything is kept, this is called about once a time-out."""
-        with self._lock:
-            now = self._clock()
-            late = [number for number, put in self._puts.items() if put.until <= now]
-            waits = [put.until - now for put in self._puts.values() if put.until > now]
-            self._looking = bool(waits)
-        if waits:
-            self._look_later(max(min(waits), LEAST_WAIT))
-        for number in late:
-            self._answered(number, TimeoutError())
 
     async def find(self, key: str) -> Record | None:
         """Return what is kept under an id, or None.

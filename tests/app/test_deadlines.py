@@ -52,9 +52,9 @@ def test_a_deadline_takes_no_more_than_a_few_looks() -> None:
     class Counted(Deadlines[int]):
         looks = 0
 
-        def _look(self) -> None:
+        def _look(self, loop: asyncio.AbstractEventLoop) -> None:
             self.looks += 1
-            super()._look()
+            super()._look(loop)
 
     async def scenario() -> int:
         deadlines = Counted(0.02, lambda _: None)
@@ -66,6 +66,27 @@ def test_a_deadline_takes_no_more_than_a_few_looks() -> None:
         return deadlines.looks
 
     assert uvloop.run(scenario()) <= 3 * 200
+
+
+async def test_threads_begin_and_end_things() -> None:
+    """What other threads begin is either ended by them or named on the event loop, never both and never neither."""
+    named: list[tuple[int, int]] = []
+    ended: list[tuple[int, int]] = []
+    deadlines = Deadlines[tuple[int, int]](0.003, named.append)
+    loop = asyncio.get_running_loop()
+
+    def work(thread: int) -> None:
+        for number in range(300):
+            deadlines.begin((thread, number), loop)
+            time.sleep(0.0007 * (number % 8))
+            if deadlines.end((thread, number)):
+                ended.append((thread, number))
+
+    await asyncio.gather(*(asyncio.to_thread(work, thread) for thread in range(3)))
+    assert not deadlines
+    assert named
+    assert ended
+    assert sorted(named + ended) == [(thread, number) for thread in range(3) for number in range(300)]
 
 
 def pieces(*bodies: bytes) -> Any:

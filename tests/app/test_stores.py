@@ -435,8 +435,23 @@ async def test_a_locked_file_costs_no_more_than_the_time_out(tmp_path: Path) -> 
     assert await kept.find("b") is None
     assert kept.up
     assert await kept.kept([("c", record)])
-    assert (kept._waiting, kept._puts) == (0, {})
+    assert (kept._waiting, len(kept._puts)) == (0, 0)
     await kept.aclose()
+
+
+async def test_closing_waits_for_a_locked_file_no_longer_than_for_a_write(tmp_path: Path) -> None:
+    """Another program that never lets go of the file does not keep the service from ending."""
+    store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=100, timeout=0.2)
+    await store.ping()
+    said: list[Exception | None] = []
+    with contextlib.closing(sqlite3.connect(tmp_path / "store.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        store.put([("a", b"1")], said.append, lambda: True)
+        async with asyncio.timeout(4):
+            await store.close()
+    assert len(said) == 1
+    assert isinstance(said[0], StoreError)
+    assert "locked" in str(said[0])
 
 
 async def test_what_cannot_be_given_to_the_store_is_not_kept(tmp_path: Path) -> None:
@@ -449,4 +464,4 @@ async def test_what_cannot_be_given_to_the_store_is_not_kept(tmp_path: Path) -> 
     kept.keep([("a", Record(b"{}", bytes(3 * 784), 1.0))], said.append)
     await asyncio.sleep(0.2)  # longer than the time-out
     assert said == [False]
-    assert (kept._waiting, kept._puts) == (0, {})
+    assert (kept._waiting, len(kept._puts)) == (0, 0)
