@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -73,7 +73,7 @@ def score(
 
     Example: `anomaly score photos/ --format csv > scores.csv`
     """
-    with _plain_errors():
+    with _plain_errors(), _stopping([signal.SIGINT], _interrupt):
         wanted = list(sources(files))
         if not wanted:
             raise typer.BadParameter(f"there is no PNG file in {', '.join(files)}")
@@ -110,9 +110,10 @@ def watch(
     nothing is lost: what arrived meanwhile is scored when it is back.
     """
     ask = Ask(url, key_file, concurrency, _WATCH_PATIENCE)
+    stop = threading.Event()  # the file under way is finished, then the loop ends
     with (
         _plain_errors(),
-        _stopping() as stop,
+        _stopping([signal.SIGINT, signal.SIGTERM], stop.set),
         closing(_scorer(model_store, ask, Verdict(model, alpha, fit))) as scorer,
     ):
         writer = STREAMING[output](sys.stdout)
@@ -225,21 +226,23 @@ def _with_bar(results: Iterator[Result], total: int, *, show: bool) -> Iterator[
 
 
 @contextmanager
-def _stopping() -> Iterator[threading.Event]:
-    """Yield an event that Ctrl-C and SIGTERM set: the file under way is finished, then the loop ends."""
-    stop = threading.Event()
+def _stopping(signals: Iterable[int], stop: Callable[[], object]) -> Iterator[None]:
+    """Have `stop` called by the first of these signals. A second one ends the process at once."""
 
     def end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        stop.set()
+        signal.signal(number, signal.SIG_DFL)
+        stop()
 
-    previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
-    for each in (signal.SIGINT, signal.SIGTERM):
-        previous[each] = signal.signal(each, end)
+    previous = {number: signal.signal(number, end) for number in signals}
     try:
-        yield stop
+        yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 @contextmanager

@@ -6,8 +6,11 @@ import ast
 import csv
 import io
 import json
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -191,10 +194,37 @@ def test_a_reader_that_leaves(thousand_digits: Path) -> None:
     assert "Exception ignored" not in errors
 
 
+def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, thousand_digits: Path) -> None:
+    """The first one waits for the replies under way, which a service that hangs never gives."""
+    server = Server(tmp_path).start()
+    assert server.process is not None
+    command = [sys.executable, "-m", "cli", "score", str(thousand_digits), "--url", server.url, "-f", "jsonl"]
+    with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert json.loads(process.stdout.readline())["mse"] > 0
+            server.process.send_signal(signal.SIGSTOP)
+            process.send_signal(signal.SIGINT)
+            until = time.monotonic() + 5
+            while _catches(process.pid, signal.SIGINT) and time.monotonic() < until:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(5) == -signal.SIGINT
+        finally:
+            process.kill()
+            server.process.send_signal(signal.SIGCONT)
+            server.stop()
+
+
+def _catches(pid: int, number: int) -> bool:
+    (mask,) = re.findall(r"^SigCgt:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
 def test_a_thousand_digits_score_the_same_offline(anomaly: Anomaly, server: Server, thousand_digits: Path) -> None:
     """Offline and by URL, 1,000 digits get the same mse to the last bit, and with it threshold, p-value, verdict."""
     offline = anomaly("score", thousand_digits, *STORE, "-f", "jsonl")
-    online = anomaly("score", thousand_digits, "--url", server.url, "--concurrency", "1", "-f", "jsonl")
+    online = anomaly("score", str(thousand_digits), "--url", server.url, "--concurrency", "1", "-f", "jsonl")
     documents = []
     for done in (offline, online):
         lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -210,7 +240,7 @@ def test_several_at_a_time_differ_at_most_in_the_last_bit(
 ) -> None:
     """Micro-batches of several images move a score by no more than rounding, and the output keeps its order."""
     alone = in_process("score", thousand_digits, *STORE, "-f", "jsonl")
-    together = in_process("score", thousand_digits, "--url", server.url, "--concurrency", "16", "-f", "jsonl")
+    together = in_process("score", str(thousand_digits), "--url", server.url, "--concurrency", "16", "-f", "jsonl")
     pairs = list(zip(*(map(json.loads, done.stdout.splitlines()) for done in (alone, together)), strict=True))
     assert [a["file"] for a, _ in pairs] == [b["file"] for _, b in pairs]
     assert [a["mse"] for a, _ in pairs] == pytest.approx([b["mse"] for _, b in pairs], rel=1e-6)
