@@ -86,7 +86,27 @@ def interleaved(cells: dict[str, Callable[[], Cell]], rounds: int) -> dict[str, 
             found[name].append(measure())
             shown = {key: round(value, 2) for key, value in found[name][-1].items() if isinstance(value, float)}
             print(f"  round {number + 1} {name}: {shown}", flush=True)
-    return {name: medians(measured) for name, measured in found.items()}
+    return {
+        name: {**medians(measured), "rates": [_rate(cell) for cell in measured]} for name, measured in found.items()
+    }
+
+
+def _rate(cell: Cell) -> float:
+    return float(cell["rate"] if "rate" in cell else cell["images_per_second"])
+
+
+def model_file(model: str) -> Path:
+    """Return the TorchScript file of a model's current version."""
+    store = ROOT / "model_store"
+    return store / model / str(Repository(store).current(model)) / "model.pt"
+
+
+def ceiling(model: str, seconds: float, *sizes: int) -> dict[str, Cell]:
+    """Run the raw module alone, and return what it reached by batch size."""
+    command = [sys.executable, "-m", "benchmarks.ceiling", str(model_file(model)), str(seconds), *map(str, sizes)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    found: dict[str, Cell] = json.loads(run.stdout)
+    return found
 
 
 def only(model: str, folder: Path) -> dict[str, str]:
@@ -99,14 +119,12 @@ def only(model: str, folder: Path) -> dict[str, str]:
 
 def single(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -> Cell:
     """Single scores at every concurrency, against floors and the tutorial's server."""
-    repository = Repository(ROOT / "model_store")
-    artifact = ROOT / "model_store" / model / str(repository.current(model)) / "model.pt"
     servers = [
         service(folder, f"service-{model}", **only(model, folder)),
         peer("bare", folder),
         peer("fastapi_raw", folder),
         peer("fastapi_upload", folder),
-        peer("naive", folder, BENCH_ARTIFACT=str(artifact)),
+        peer("naive", folder, BENCH_ARTIFACT=str(model_file(model))),
     ]
     ours, bare, fastapi_raw, fastapi_upload, naive = servers
     systems = {
@@ -171,15 +189,12 @@ def npy(count: int) -> bytes:
 
 def batch(model: str, chosen: argparse.Namespace, folder: Path, _: Path) -> Cell:
     """10,000 images a request, against the raw module in a loop."""
-    artifact = ROOT / "model_store" / model / str(Repository(ROOT / "model_store").current(model)) / "model.pt"
     server = service(folder, f"batch-{model}")
     body = npy(chosen.images)
     sizes: list[dict[str, Cell]] = []
 
-    def ceiling() -> Cell:
-        command = [sys.executable, "-m", "benchmarks.ceiling", str(artifact), str(chosen.seconds / 8)]
-        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        sizes.append(json.loads(run.stdout))
+    def raw() -> Cell:
+        sizes.append(ceiling(model, chosen.seconds / 8))
         return max(sizes[-1].values(), key=lambda cell: float(cell["images_per_second"]))
 
     def ours(accept: str) -> Cell:
@@ -190,7 +205,7 @@ def batch(model: str, chosen: argparse.Namespace, folder: Path, _: Path) -> Cell
         post_array(server, body, chosen.images, "application/x-npy", model)
         print(f"{model}, batches", flush=True)
         cells: dict[str, Callable[[], Cell]] = {
-            "raw TorchScript, best batch size": ceiling,
+            "raw TorchScript, best batch size": raw,
             "npy": lambda: ours("application/x-npy"),
             "NDJSON": lambda: ours("application/x-ndjson"),
             "JSON": lambda: ours("application/json"),
@@ -446,6 +461,15 @@ def machine(device: str) -> Cell:
     }
 
 
+def commit() -> str:
+    """Say which commit is measured, and whether files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # the files were fetched without their history
+        return "unknown"
+
+
 def main() -> None:
     """Measure the chosen sections and write the file."""
     parser = argparse.ArgumentParser(prog="benchmarks")
@@ -475,10 +499,10 @@ def main() -> None:
                 print(f"skipped {model}: the model store does not have it", flush=True)
                 continue
             for section in chosen.sections:
-                idle = psutil.cpu_percent(2)
+                alone = ceiling(model, 1, 1)["1"]["images_per_second"]
                 found = SECTIONS[section](model, chosen, folder, bodies)
-                found |= {"busy_before_percent": idle, "when": datetime.now(UTC).isoformat(timespec="seconds")}
-                found |= {"rounds": chosen.rounds, "seconds": chosen.seconds}
+                found |= {"when": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit()}
+                found |= {"forward_us": 1e6 / alone, "rounds": chosen.rounds, "seconds": chosen.seconds}
                 result.setdefault(model, {})[section] = found
                 result["machine"] = machine(chosen.device)
                 chosen.out.parent.mkdir(parents=True, exist_ok=True)

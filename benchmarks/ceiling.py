@@ -1,6 +1,6 @@
 """The raw module in a loop on one thread: images a second by batch size, the ceiling of every batch request.
 
-Run as a process of its own: `python -m benchmarks.ceiling model.pt seconds`. Prints JSON.
+Run as a process of its own: `python -m benchmarks.ceiling model.pt seconds [batch size ...]`. Prints JSON.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from app.detector import keep_memory, torchscript_allowed
 SIZES = (1, 8, 16, 32, 64, 128, 256, 1024)
 
 
-def main(path: str, seconds: float) -> None:
+def main(path: str, seconds: float, sizes: Sequence[int]) -> None:
     """Print CPU microseconds an image and images a second for each batch size."""
     keep_memory()
     torch.set_num_threads(1)
@@ -26,7 +27,7 @@ def main(path: str, seconds: float) -> None:
     rng = np.random.default_rng(0)
     found = {}
     with torch.inference_mode():
-        for size in SIZES:
+        for size in sizes:
             images = torch.from_numpy(rng.integers(0, 256, (size, 1, 28, 28), np.uint8))
             for _ in range(3):
                 module(images)
@@ -42,4 +43,4 @@ def main(path: str, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]))
+    main(sys.argv[1], float(sys.argv[2]), [int(size) for size in sys.argv[3:]] or SIZES)

@@ -7,6 +7,7 @@ gain was noted with how it was measured.
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ Written by `python -m benchmarks.write_performance` from `benchmarks/results/`. 
 Debian's, which the image has, a score takes a tenth less than under one that was built without a profile
 (`make install PYTHON=` chooses).
 
-Sections are runs of their own, each with its date. Neighbours on the machine make one section two or three times as
-slow as another, and slow the model down more than anything else: what is to be compared stands in one table.
+Sections are runs of their own, each with its date and the commit whose code it ran. Neighbours on the machine make one
+section two or three times as slow as another, and slow the model down more than anything else: what is to be compared
+stands in one table. The time that the raw module took for a lone image just before says how busy they were.
 
-Each system is measured in turn, round after round, and figures are medians of the rounds. `CPU us` is user and system
-time of the server's whole process tree, divided by requests: the figure that a busy neighbour disturbs least.
+Each system is measured in turn, round after round; figures are medians of the rounds, ratios those of the rounds'
+ratios. `CPU us` is user and system time of the server's whole process tree, divided by requests: the figure that a busy
+neighbour disturbs least.
 The service runs as `make serve` runs it: one worker, SQLite store on, a log line for each request.
 """
 
@@ -39,16 +42,21 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+def ratio(one: Cell, other: Cell) -> float:
+    """Return how many times the rate of the other this one has: the median of the rounds' ratios."""
+    return statistics.median(a / b for a, b in zip(one["rates"], other["rates"], strict=True))
+
+
 def single(found: Cell) -> str:
     """Return the tables of single scores."""
     text = ""
     for connections, systems in found["connections"].items():
-        ours = systems["service, multipart"]["rate"]
+        ours = systems["service, multipart"]
         rows = [
             [
                 name,
                 f"{cell['rate']:,.0f}",
-                f"{ours / cell['rate']:.2f}",
+                f"{ratio(ours, cell):.2f}",
                 f"{cell['p50_ms']:.2f}",
                 f"{cell['p99_ms']:.2f}",
                 f"{cell['cpu_us']:.0f}",
@@ -70,12 +78,12 @@ def single(found: Cell) -> str:
 
 def batch(found: Cell) -> str:
     """Return the tables of batch requests."""
-    ceiling = found["replies"]["raw TorchScript, best batch size"]["images_per_second"]
+    ceiling = found["replies"]["raw TorchScript, best batch size"]
     rows = [
         [
             name,
             f"{cell['images_per_second']:,.0f}",
-            f"{cell['images_per_second'] / ceiling:.2f}",
+            f"{ratio(cell, ceiling):.2f}",
             f"{cell['cpu_us']:.1f}",
         ]
         for name, cell in found["replies"].items()
@@ -199,8 +207,13 @@ def main() -> None:
             if name in sections:
                 found = sections[name]
                 text += f"\n## `{model}`: {title}\n\n"
-                text += f"{found['rounds']} rounds of {found['seconds']:g} s a cell, {found['when'][:10]}; "
-                text += f"the machine was {found['busy_before_percent']:.0f} % busy before.\n"
+                text += f"{found['rounds']} rounds of {found['seconds']:g} s a cell, {found['when'][:10]}, "
+                text += f"commit {found['commit']}"
+                text += (
+                    f"; a lone image took the raw module {found['forward_us']:.0f} us.\n"
+                    if "forward_us" in found
+                    else ".\n"
+                )
                 text += write(found)
     noted = json.loads((RESULTS / "tricks.json").read_text())
     text += "\n## Tricks measured by themselves\n\n" + noted["how"] + "\n\n"
