@@ -16,12 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import hypothesis
 import psutil
 import pytest
 
 from app.edge import Edge
 from app.main import create_app
 from app.settings import Settings
+
+# No test fails because a machine is slow: Hypothesis' own limit of 200 ms an example is one.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
 
 ROOT = Path(__file__).parent.parent
 MODEL_STORE = ROOT / "model_store"

@@ -59,7 +59,7 @@ async def begun(squares: Squares, count: int) -> None:
     yields=st.lists(st.integers(0, 3), min_size=60, max_size=60),
     leaving=st.sets(st.integers(0, 59)),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_caller_ever_gets_anothers_answer(
     items: list[int], max_size: int, yields: list[int], leaving: set[int]
 ) -> None:

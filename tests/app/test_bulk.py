@@ -111,7 +111,7 @@ BAD = {
 
 
 @given(kinds=st.lists(st.sampled_from(["good", *BAD]), min_size=1, max_size=12), data=st.data())
-@examples(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_one_bad_file_stops_no_other(kinds: list[str], data: st.DataObject) -> None:
     """Whatever mixture of good and bad files a form has, cut wherever the network cut it: each gets its own."""
     size, cut = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 3000))
@@ -227,7 +227,7 @@ async def test_other_bodies_are_refused(client: httpx.AsyncClient) -> None:
 
 
 @given(st.binary(max_size=200), st.integers(0, 120))
-@examples(max_examples=200, deadline=None)
+@examples(max_examples=200)
 def test_no_header_breaks_the_reader(noise: bytes, at: int) -> None:
     """Whatever stands in an npy header, reading it gives a count, a problem, or asks for more."""
     for content in (noise, GOOD[:at] + noise + GOOD[at + len(noise) :]):

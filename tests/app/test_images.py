@@ -337,7 +337,7 @@ def test_compression_bombs_stay_small(place: str) -> None:
 
 
 @given(st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_damaged_files_never_raise_anything_else(data: st.DataObject) -> None:
     """Any change of any bytes gives pixels or a problem of the client's, never another error."""
     png = bytearray(data.draw(st.sampled_from([value[0] for value in ACCEPTED.values()])))
@@ -351,7 +351,7 @@ def test_damaged_files_never_raise_anything_else(data: st.DataObject) -> None:
 
 
 @given(st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_damage_behind_right_checksums_never_raises_anything_else(data: st.DataObject) -> None:
     """Nor does nonsense inside chunks whose checksums are right."""
     kinds = st.sampled_from([b"IDAT", b"PLTE", b"tRNS", b"tEXt", b"iCCP", b"IHDR", b"gAMA", b"eXIf"])
