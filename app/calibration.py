@@ -25,17 +25,37 @@ class CalibrationError(ValueError):
 
 
 def _binomial_tail(n: int, successes: int, p: float) -> float:
-    """P(Binomial(n, p) >= successes), summed in the log domain. Exact enough for n up to a few hundred thousand."""
+    """P(Binomial(n, p) >= successes), for p in (0, 1)."""
     if successes <= 0:
         return 1.0
-    if p <= 0.0:
+    if successes > n:
         return 0.0
-    log_p, log_q, log_n = math.log(p), math.log1p(-p), math.lgamma(n + 1)
-    terms = (
-        math.exp(log_n - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * log_p + (n - k) * log_q)
-        for k in range(successes, n + 1)
-    )
-    return min(1.0, math.fsum(terms))
+    # Terms fall off on either side of the mean: those on the far side from it are summed, until they count no more.
+    # A client may name any alpha, so this must not take the event loop long.
+    odds = p / (1.0 - p)
+    if successes > n * p:
+        return _sum_while_it_matters(
+            _binomial(n, successes, p), ((n - k) / (k + 1) * odds for k in range(successes, n))
+        )
+    below = successes - 1
+    return 1.0 - _sum_while_it_matters(_binomial(n, below, p), (k / (n - k + 1) / odds for k in range(below, 0, -1)))
+
+
+def _binomial(n: int, k: int, p: float) -> float:
+    """P(Binomial(n, p) = k), in the log domain: exact enough for n up to a few hundred thousand."""
+    ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    return math.exp(ways + k * math.log(p) + (n - k) * math.log1p(-p))
+
+
+def _sum_while_it_matters(term: float, ratios: Iterable[float]) -> float:
+    """Return the sum of terms that never grow: the first one, and each as that before it times the next ratio."""
+    total = term
+    for ratio in ratios:
+        term *= ratio
+        if total + term == total:
+            break
+        total += term
+    return min(1.0, total)
 
 
 def needed(alpha: float, confidence: float | None = None) -> int:
