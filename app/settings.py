@@ -85,7 +85,7 @@ class Settings(BaseSettings):
     """Most bytes of reconstructions that are kept; the oldest go first."""
     store_timeout_ms: float = Field(500.0, gt=0)
     """Longest time that a score waits for its reconstruction to be kept; beyond it the id is null. A Redis server
-    has as long to connect and for each answer, and whoever else has locked the SQLite file to let go of it."""
+    has as long to connect and for each answer; a lock on the SQLite file is waited for as long."""
 
     api_keys_file: Path | None = None
     """File with the hashes of the API keys; none: all may ask. `deploy/secrets key NAME` adds one."""

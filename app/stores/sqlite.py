@@ -41,11 +41,13 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 """Holds another text after each start of the machine."""
 
 
-def _is_sound(path: Path) -> bool:
+def _is_sound(path: Path, timeout: float) -> bool:
     try:
-        with contextlib.closing(sqlite3.connect(path, timeout=5.0)) as connection:
+        with contextlib.closing(sqlite3.connect(path, timeout=timeout)) as connection:
             (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    except sqlite3.DatabaseError:
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+            raise  # locked is not damaged
         return False
     return bool(verdict == "ok")
 
@@ -68,7 +70,8 @@ class SqliteStore:
         path: the file; its folder is made.
         ttl_seconds: how long an entry lives.
         max_entries: the most entries kept; the oldest go first.
-        timeout: seconds that a write waits for another process' lock.
+        timeout: seconds that each access waits for a lock of another connection. Only a process that checks the file
+            after a start of the machine is waited for without a limit.
         clock: seconds since the epoch, shared by all processes and kept over a restart.
     """
 
@@ -162,7 +165,7 @@ class SqliteStore:
         lock.seek(0)
         if lock.read() == boot:
             return
-        if self._path.exists() and not _is_sound(self._path):
+        if self._path.exists() and not _is_sound(self._path, self._timeout):
             _log.error("the store was damaged by a crash of the machine: beginning a new one")
             for ending in ("", "-wal", "-shm"):
                 self._beside(ending).unlink(missing_ok=True)

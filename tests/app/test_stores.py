@@ -350,7 +350,7 @@ async def test_sqlite_begins_anew_after_a_crash_of_the_machine_damaged_it(
 async def test_sqlite_checks_once_after_a_start_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second process does not check again what the first is writing."""
     path, checked = tmp_path / "r.db", []
-    monkeypatch.setattr("app.stores.sqlite._is_sound", lambda path: checked.append(path) or True)
+    monkeypatch.setattr("app.stores.sqlite._is_sound", lambda path, _: checked.append(path) or True)
     path.touch()
     for _ in range(3):
         store = SqliteStore(path, ttl_seconds=60, max_entries=1000)
@@ -437,6 +437,24 @@ async def test_a_locked_file_costs_no_more_than_the_time_out(tmp_path: Path) -> 
     assert await kept.kept([("c", record)])
     assert (kept._waiting, len(kept._puts)) == (0, 0)
     await kept.aclose()
+
+
+async def test_a_locked_file_is_not_taken_for_a_damaged_one(tmp_path: Path) -> None:
+    """After a start of the machine the file is checked; that it is locked just then says nothing about it."""
+    path = tmp_path / "store.db"
+    before = SqliteStore(path, ttl_seconds=60, max_entries=100)
+    await put(before, [("a", b"1")])
+    await before.close()
+    path.with_name("store.db.lock").write_text("another start of the machine")
+    store = SqliteStore(path, ttl_seconds=60, max_entries=100, timeout=0.1)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode=EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StoreError, match="locked"):
+            await store.ping()
+        other.execute("COMMIT")
+    assert await store.get("a") == b"1"
+    await store.close()
 
 
 async def test_closing_waits_for_a_locked_file_no_longer_than_for_a_write(tmp_path: Path) -> None:
