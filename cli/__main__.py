@@ -110,7 +110,7 @@ def watch(
     nothing is lost: what arrived meanwhile is scored when it is back.
     """
     ask = Ask(url, key_file, concurrency, _WATCH_PATIENCE)
-    stop = threading.Event()  # the file under way is finished, then the loop ends
+    stop = threading.Event()
     with (
         _plain_errors(),
         _stopping([signal.SIGINT, signal.SIGTERM], stop.set),
@@ -129,6 +129,8 @@ def watch(
                     writer.add(result)
                     arrivals.done(Path(result.file))
                     code, trouble = max(code, _code(result)), ""
+                    if stop.is_set():
+                        break
             except ServiceError as error:
                 if str(error) != trouble:
                     _say(f"waiting: {error}")
@@ -227,18 +229,25 @@ def _with_bar(results: Iterator[Result], total: int, *, show: bool) -> Iterator[
 
 @contextmanager
 def _stopping(signals: Iterable[int], stop: Callable[[], object]) -> Iterator[None]:
-    """Have `stop` called by the first of these signals. A second one ends the process at once."""
+    """Have `stop` called by the first of these signals. A second one ends the process at once.
+
+    Signals that are ignored stay so: a shell has them ignored by what it runs in the background.
+    """
+    previous = {number: signal.getsignal(number) for number in signals}
+    heeded = [number for number, handler in previous.items() if handler != signal.SIG_IGN]
 
     def end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        signal.signal(number, signal.SIG_DFL)
+        for each in heeded:
+            signal.signal(each, signal.SIG_DFL)
         stop()
 
-    previous = {number: signal.signal(number, end) for number in signals}
+    for number in heeded:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number in heeded:
+            signal.signal(number, previous[number])
 
 
 def _interrupt() -> None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, Queue
 
+from cli.__main__ import _stopping
 from cli.files import Arrivals
 from tests.cli.conftest import environment
 from tests.conftest import MODEL_STORE, ROOT, Server
@@ -48,6 +49,10 @@ class Watching:
         except Empty:
             return True
         return False
+
+    def left(self) -> int:
+        """Return how many results nobody has taken; for after the end."""
+        return self._lines.qsize()
 
     def end(self) -> int:
         """Stop it as Ctrl-C does and return its exit code."""
@@ -95,6 +100,35 @@ def test_what_is_there_can_be_scored_too(tmp_path: Path, zero: bytes) -> None:
     with watching(tmp_path, "--model-store", str(MODEL_STORE), "--existing") as watch:
         assert watch.line()["file"] == str(tmp_path / "old.png")
         assert watch.end() == 0
+
+
+def test_ctrl_c_waits_for_the_file_under_way_only(thousand_digits: Path) -> None:
+    """A folder full of images does not have to be scored to its end first."""
+    with watching(thousand_digits, "--model-store", str(MODEL_STORE), "--existing") as watch:
+        watch.line()
+        assert watch.end() in (0, 1)
+        assert 1 + watch.left() < 1000
+
+
+def test_signals_that_stop() -> None:
+    """The first one asks, of either kind; whichever comes next ends the process; what is ignored stays ignored."""
+    asked: list[int] = []
+    both = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in both]
+    with _stopping(both, lambda: asked.append(1)):
+        signal.raise_signal(signal.SIGTERM)
+        assert asked == [1]
+        assert [signal.getsignal(number) for number in both] == [signal.SIG_DFL, signal.SIG_DFL]
+    assert [signal.getsignal(number) for number in both] == before
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with _stopping(both, lambda: asked.append(2)):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+    assert asked == [1, 2]
 
 
 def test_a_file_is_not_read_while_it_grows(tmp_path: Path, zero: bytes) -> None:
