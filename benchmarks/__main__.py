@@ -487,6 +487,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     chosen = parser.parse_args()
     os.environ["BENCH_DEVICE"] = chosen.device
+    # Asked before anything is written: the results file is one of the repository's.
+    code = commit()
     there = Repository(ROOT / "model_store").names()
     result: Cell = json.loads(chosen.out.read_text()) if chosen.out.exists() else {}
     with TemporaryDirectory() as place:
@@ -501,7 +503,7 @@ def main() -> None:
             for section in chosen.sections:
                 alone = ceiling(model, 1, 1)["1"]["images_per_second"]
                 found = SECTIONS[section](model, chosen, folder, bodies)
-                found |= {"when": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit()}
+                found |= {"when": datetime.now(UTC).isoformat(timespec="seconds"), "commit": code}
                 found |= {"forward_us": 1e6 / alone, "rounds": chosen.rounds, "seconds": chosen.seconds}
                 result.setdefault(model, {})[section] = found
                 result["machine"] = machine(chosen.device)

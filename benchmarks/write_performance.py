@@ -27,11 +27,12 @@ Debian's, which the image has, a score takes a tenth less than under one that wa
 
 Sections are runs of their own, each with its date and the commit whose code it ran. Neighbours on the machine make one
 section two or three times as slow as another, and slow the model down more than anything else: what is to be compared
-stands in one table. The time that the raw module took for a lone image just before says how busy they were.
+stands in one table. How busy they were shows in the time that the raw module took for a lone image just before; where
+it is missing, it was not measured.
 
-Each system is measured in turn, round after round; figures are medians of the rounds, ratios those of the rounds'
-ratios. `CPU us` is user and system time of the server's whole process tree, divided by requests: the figure that a busy
-neighbour disturbs least.
+Each system is measured in turn, round after round. Figures are medians of the rounds, and a ratio is the median of each
+round's, where the rounds were kept. `CPU us` is user and system time of the server's whole process tree, divided by
+requests: the figure that a busy neighbour disturbs least.
 The service runs as `make serve` runs it: one worker, SQLite store on, a log line for each request.
 """
 
@@ -111,10 +112,10 @@ def workers(found: Cell) -> str:
     """Return the table of one worker and two, and why the second one brings what it does."""
     one, two = found["1 worker"], found["2 workers"]
     note = (
-        f"\nTwo workers answer {two['rate'] / one['rate']:.2f} times as many. One alone keeps "
-        f"{one['rate'] * one['cpu_us'] / 1e6:.1f} cores busy,\nbecause model and store run beside the event loop, and the "
-        "generator needs a part of the rest;\ntwo fill smaller micro-batches, which cost more an image. A second worker is "
-        "for more than two cores.\n"
+        f"\nTwo workers answer {ratio(two, one):.2f} times as many. One alone keeps "
+        f"{one['rate'] * one['cpu_us'] / 1e6:.1f} cores busy,\n"
+        "because model and store run beside the event loop, and the generator needs a part of the rest;\n"
+        "two fill smaller micro-batches, which cost more an image. A second worker is for more than two cores.\n"
     )
     return closed(found) + note
 
@@ -172,7 +173,7 @@ def tricks(found: Cell) -> str:
             TRICKS[name][0],
             f"{cell['without']['rate']:,.0f}",
             f"{cell['with']['rate']:,.0f}",
-            f"{cell['with']['rate'] / cell['without']['rate']:.2f}",
+            f"{ratio(cell['with'], cell['without']):.2f}",
             f"{cell['without']['cpu_us'] - cell['with']['cpu_us']:.0f}",
             f"{cell['without']['p99_ms'] / cell['with']['p99_ms']:.2f}" if "p99_ms" in cell["with"] else "",
         ]
