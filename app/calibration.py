@@ -30,8 +30,8 @@ def _binomial_tail(n: int, successes: int, p: float) -> float:
         return 1.0
     if successes > n:
         return 0.0
-    # Terms fall off on either side of the mean: those on the far side from it are summed, until they count no more.
-    # A client may name any alpha, so this must not take the event loop long.
+    # The tail on the far side of the mean is summed (below it, its complement) until terms no longer count: a client
+    # may name any alpha, so this must not take the event loop long.
     odds = p / (1.0 - p)
     if successes > n * p:
         return _sum_while_it_matters(
@@ -100,7 +100,7 @@ def confident_rank(n: int, alpha: float, confidence: float) -> int:
         raise CalibrationError(f"confidence must lie between 0 and 1, not {confidence:g}")
     first = conformal_rank(n, alpha)
     low, high = first, n
-    if _binomial_tail(n, 1, alpha) < confidence:
+    if n < needed(alpha, confidence):
         raise CalibrationError(
             f"a false-alarm rate of {alpha:g} with confidence {confidence:g} needs at least "
             f"{needed(alpha, confidence)} calibration images, and there are {n}"

@@ -25,7 +25,7 @@ class Deadlines(Generic[Key]):
 
     Args:
         seconds: how long each may take.
-        missed: is called on the event loop with each that took longer.
+        missed: is called on the event loop with each that took longer, and must not raise.
     """
 
     def __init__(self, seconds: float, missed: Callable[[Key], object]) -> None:
@@ -44,13 +44,13 @@ class Deadlines(Generic[Key]):
         return key in self._expiry
 
     def begin(self, key: Key, loop: asyncio.AbstractEventLoop | None = None) -> None:
-        """Count from now. Another thread than the event loop's has to say which `loop` it is."""
+        """Count from now. From any other thread than the event loop's, `loop` must be given."""
         with self._lock:
+            if not self._timer_runs:
+                loop = loop or asyncio.get_running_loop()  # asked for seldom: it is a system call
+                loop.call_soon_threadsafe(loop.call_later, self._seconds, self._look, loop)
+                self._timer_runs = True
             self._expiry[key] = time.monotonic() + self._seconds
-            first, self._timer_runs = not self._timer_runs, True
-        if first:  # asking for the event loop is a system call
-            loop = loop or asyncio.get_running_loop()
-            loop.call_soon_threadsafe(loop.call_later, self._seconds, self._look, loop)
 
     def end(self, key: Key) -> bool:
         """Count no longer. Returns False when it has missed its deadline, or never began."""

@@ -46,7 +46,6 @@ class Reconstructions:
         metrics: counts what could not be kept.
         timeout: seconds that a score waits for its record to be kept.
         max_waiting: most records that wait for the store; more are not kept.
-        clock: monotonic seconds.
     """
 
     def __init__(
@@ -56,12 +55,10 @@ class Reconstructions:
         *,
         timeout: float,
         max_waiting: int,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._metrics = metrics
         self._timeout = timeout
-        self._clock = clock
         self._retry_at = 0.0
         self._asked_at = 0.0
         self._down = False
@@ -113,7 +110,7 @@ class Reconstructions:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
         with self._lock:
-            now = self._clock()
+            now = time.monotonic()
             if (self._down and now < self._retry_at) or self._waiting + put.size > self._max_waiting:
                 return False
             # While the store is down, this group is the one that tries.
@@ -158,7 +155,7 @@ class Reconstructions:
 
     async def check_when_quiet(self) -> None:
         """Ask the store whether it answers, unless requests have found that out a moment ago."""
-        now = self._clock()
+        now = time.monotonic()
         if now >= (self._retry_at if self._down else self._asked_at + _QUIET_SECONDS):
             await self.check()
 
@@ -167,7 +164,7 @@ class Reconstructions:
         await self._store.close()
 
     async def _within(self, answer: Awaitable[Answer]) -> Answer:
-        self._asked_at = self._clock()
+        self._asked_at = time.monotonic()
         try:
             async with asyncio.timeout(self._timeout):
                 found = await answer
@@ -182,7 +179,7 @@ class Reconstructions:
         with self._lock:
             changed, self._down = self._down != (error is not None), error is not None
             if error is not None:
-                self._retry_at = self._clock() + _RETRY_SECONDS
+                self._retry_at = time.monotonic() + _RETRY_SECONDS
             self._metrics.store_up.set(error is None)
         if changed and error is not None:
             _log.error("store down: %s", str(error) or type(error).__name__)

@@ -68,6 +68,19 @@ def test_a_deadline_takes_no_more_than_a_few_looks() -> None:
     assert uvloop.run(scenario()) <= 3 * 200
 
 
+async def test_what_cannot_begin_holds_up_nothing_else() -> None:
+    """A thread that forgets to say whose event loop it is gets an error, and later deadlines are kept all the same."""
+    late: list[str] = []
+    deadlines = Deadlines[str](0.02, late.append)
+    with pytest.raises(RuntimeError):
+        await asyncio.to_thread(deadlines.begin, "a")
+    deadlines.begin("b")
+    async with asyncio.timeout(5):
+        while deadlines:
+            await asyncio.sleep(0.01)
+    assert late == ["b"]
+
+
 async def test_threads_begin_and_end_things() -> None:
     """What other threads begin is either ended by them or named on the event loop, never both and never neither."""
     named: list[tuple[int, int]] = []
