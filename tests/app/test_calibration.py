@@ -101,7 +101,9 @@ def test_confidence_asks_for_no_less_than_the_average(n, alpha, confidence):
         return
 
 
-@pytest.mark.parametrize(("alpha", "confidence", "needed"), [(0.01, None, 99), (0.05, None, 19), (0.01, 0.99, 459)])
+@pytest.mark.parametrize(
+    ("alpha", "confidence", "needed"), [(0.01, None, 99), (0.05, None, 19), (0.01, 0.99, 459), (0.2, 0.5904, 4)]
+)
 def test_too_few_scores_say_how_many_are_needed(alpha, confidence, needed):
     """With one score too few the error names the number that is enough, and with that many there is a threshold."""
     scores = [float(x) for x in range(needed)]
