@@ -326,6 +326,9 @@ def tricks(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -
             ask(whole)
             cells = {"without": functools.partial(ask, server), "with": functools.partial(ask, whole)}
             found[name] = interleaved(cells, chosen.rounds)
+            # A service that lost more than the trick answers with errors, and fast.
+            if any(cell.get("failed") for cell in found[name].values()):
+                raise RuntimeError(f"requests failed without {name}, or with it")
         finally:
             server.stop()
             whole.stop()
@@ -336,7 +339,8 @@ def _ask_for(trick: str, model: str, bodies: Path, seconds: float) -> Callable[[
     """Return what measures a server with requests for which a trick is there."""
     if trick not in ("memory", "passes"):
         form = "multipart" if trick == "form" else "raw"
-        return functools.partial(wrk, bodies=bodies, form=form, path="/score", connections=64, seconds=seconds)
+        connections = 16 if trick == "chain" else 64
+        return functools.partial(wrk, bodies=bodies, form=form, path="/score", connections=connections, seconds=seconds)
     body = npy(10_000)
 
     def batches(server: Server) -> Cell:
