@@ -181,8 +181,8 @@ def tricks(found: Cell) -> str:
     ]
     head = ["trick", "requests/s without", "with", "gain", "CPU us saved", "p99 without, to with"]
     note = (
-        "\n64 connections unless told; each pair measured in turn. Below a twentieth is noise, on a busy machine below\n"
-        "a tenth; the table at the end is finer.\n\n"
+        "\n64 connections unless told; each pair measured in turn. Below a twentieth is noise, on a busy machine\n"
+        "below a tenth; the table at the end is finer.\n\n"
     )
     return note + table(head, rows)
 
