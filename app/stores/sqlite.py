@@ -45,8 +45,8 @@ def _is_sound(path: Path, timeout: float) -> bool:
     try:
         with contextlib.closing(sqlite3.connect(path, timeout=timeout)) as connection:
             (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # SQLite's words quote what is damaged
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
             raise  # locked is not damaged
         return False
     return bool(verdict == "ok")
@@ -133,7 +133,7 @@ class SqliteStore:
     def _answer(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
         try:
             return work(self._open())
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise StoreError(f"SQLite: {error}") from error
         except OSError as error:  # its words hold the path
             raise StoreError(f"SQLite: {error.strerror}") from error

@@ -324,11 +324,16 @@ async def test_a_wrong_password_is_an_error_that_does_not_tell_it(shared_redis: 
 
 @pytest.mark.parametrize(
     ("damage", "boots", "kept"),
-    [(False, "another boot", True), (True, "another boot", False), (True, "", False)],
-    ids=["sound", "damaged", "damaged, of an older version"],
+    [
+        ("", "another boot", True),
+        ("pages", "another boot", False),
+        ("pages", "", False),
+        ("name", "another boot", False),
+    ],
+    ids=["sound", "damaged", "damaged, of an older version", "a name that is no text"],
 )
 async def test_sqlite_begins_anew_after_a_crash_of_the_machine_damaged_it(
-    tmp_path: Path, damage: bool, boots: str, kept: bool
+    tmp_path: Path, damage: str, boots: str, kept: bool
 ) -> None:
     """The first to open the file after a start of the machine keeps a sound one and replaces a damaged one."""
     path = tmp_path / "r.db"
@@ -336,10 +341,11 @@ async def test_sqlite_begins_anew_after_a_crash_of_the_machine_damaged_it(
     await put(store, [(f"{number:032x}", bytes([number]) * 3000) for number in range(100)])
     await store.close()
     (tmp_path / "r.db.lock").write_text(boots)
-    if damage:
-        content = bytearray(path.read_bytes())
-        content[8192 : 20 * 8192] = bytes(19 * 8192)
-        path.write_bytes(content)
+    content = path.read_bytes()
+    if damage == "pages":
+        path.write_bytes(content[:8192] + bytes(19 * 8192) + content[20 * 8192 :])
+    elif damage == "name":
+        path.write_bytes(content.replace(b"tableentriesentries", b"table\xffntriesentries"))
     store = SqliteStore(path, ttl_seconds=60, max_entries=1000)
     assert (await store.get(f"{7:032x}") is not None) == kept
     await put(store, [("a" * 32, b"new")])
