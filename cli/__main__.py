@@ -229,7 +229,7 @@ def _with_bar(results: Iterator[Result], total: int, *, show: bool) -> Iterator[
 
 @contextmanager
 def _stopping(signals: Iterable[int], stop: Callable[[], object]) -> Iterator[None]:
-    """Have `stop` called by the first of these signals. A second one ends the process at once.
+    """Have `stop` called by the first of these signals, and say so. A second one ends the process at once.
 
     Signals that are ignored stay so: a shell has them ignored by what it runs in the background.
     """
@@ -239,6 +239,7 @@ def _stopping(signals: Iterable[int], stop: Callable[[], object]) -> Iterator[No
     def end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         for each in heeded:
             signal.signal(each, signal.SIG_DFL)
+        os.write(2, b"stopping; once more ends at once\n")  # `sys.stderr` may be in use by whom the signal interrupts
         stop()
 
     for number in heeded:

@@ -91,7 +91,7 @@ async def test_threads_begin_and_end_things() -> None:
     def work(thread: int) -> None:
         for number in range(300):
             deadlines.begin((thread, number), loop)
-            time.sleep(0.0007 * (number % 8))
+            time.sleep(0.0007 * (number % 8))  # the work itself: some of it within its 3 ms, some not
             if deadlines.end((thread, number)):
                 ended.append((thread, number))
 
