@@ -89,7 +89,7 @@ def batch(found: Cell) -> str:
         ]
         for name, cell in found["replies"].items()
     ]
-    text = f"\n{found['images']:,} images a request\n\n"
+    text = f"\n{found['images']:,} images a request; in each round the best of three, and the best batch size\n\n"
     text += table(["", "images/s", "to the ceiling", "CPU us an image"], rows)
     rows = [
         [size, f"{cell['images_per_second']:,.0f}", f"{cell['cpu_us']:.1f}"]
