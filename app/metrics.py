@@ -116,7 +116,7 @@ class Metrics:
             "queue_images", "Images waiting for the model.", multiprocess_mode="livesum", registry=self.registry
         )
         self.store_up = Gauge(
-            "store_up", "1 while the store answers.", multiprocess_mode="livemin", registry=self.registry
+            "store_up", "1 while the store keeps what it is given.", multiprocess_mode="livemin", registry=self.registry
         )
         self.ready = Gauge("ready", "1 while /readyz says yes.", multiprocess_mode="livemin", registry=self.registry)
         self.model_version = Gauge(

@@ -6,6 +6,7 @@ Knows: when a store is down, and what to do then. Does not know: which store it 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import threading
@@ -71,7 +72,7 @@ class Reconstructions:
 
     @property
     def up(self) -> bool:
-        """Whether the store answered when it was last asked."""
+        """Whether the store wrote what it was last given."""
         return not self._down
 
     def keep(self, records: Sequence[tuple[str, Record]], then: Callable[[bool], object]) -> None:
@@ -146,15 +147,14 @@ class Reconstructions:
             return None
 
     async def check(self) -> None:
-        """Ask the store whether it answers; `up` says what it said."""
+        """Ask the store whether it writes; `up` says what it said."""
         self._loop = asyncio.get_running_loop()
-        try:
+        with contextlib.suppress(StoreError):
             await self._within(self._store.ping())
-        except StoreError:
-            return
+            self._note(None)
 
     async def check_when_quiet(self) -> None:
-        """Ask the store whether it answers, unless requests have found that out a moment ago."""
+        """Ask the store whether it writes, unless requests have found that out a moment ago."""
         now = time.monotonic()
         if now >= (self._retry_at if self._down else self._asked_at + _QUIET_SECONDS):
             await self.check()
@@ -167,15 +167,13 @@ class Reconstructions:
         self._asked_at = time.monotonic()
         try:
             async with asyncio.timeout(self._timeout):
-                found = await answer
+                return await answer
         except (StoreError, TimeoutError) as error:
             self._note(error)
             raise StoreError("the store did not answer") from error
-        self._note(None)
-        return found
 
     def _note(self, error: Exception | None) -> None:
-        """Note whether the store answered."""
+        """Note whether the store wrote, or answered at all. That it gave what is kept says nothing: it may be full."""
         with self._lock:
             changed, self._down = self._down != (error is not None), error is not None
             if error is not None:

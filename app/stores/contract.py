@@ -37,7 +37,7 @@ class Store(Protocol):
         """Return what is kept under an id; None when it never was, or has expired."""
 
     async def ping(self) -> None:
-        """Return when the store answers."""
+        """Return when the store has written something: one that is full, or may only be read, still gives answers."""
 
     async def close(self) -> None:
         """Finish what was begun and let go of connections. Nothing may be called afterwards."""

@@ -13,7 +13,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from app.stores.contract import StoreError, Then
 
@@ -105,10 +105,10 @@ class RedisStore:
         return content if isinstance(content, bytes) else None
 
     async def ping(self) -> None:
-        """Return when the server answers."""
+        """Return when something was written to the server; `Store.ping` says why."""
         self._here()
         async with _as_store_error():
-            await self._redis.ping()
+            await self._redis.set(_PREFIX + "ping", b"", px=1000)
 
     async def close(self) -> None:
         """Finish what was begun and close every connection."""
@@ -137,5 +137,7 @@ class _Credentials(CredentialProvider):
 async def _as_store_error() -> AsyncIterator[None]:
     try:
         yield
+    except ResponseError as error:  # its words hold the command, and so the id
+        raise StoreError(f"Redis: {type(error).__name__}") from error
     except (RedisError, OSError) as error:
         raise StoreError(f"Redis: {type(error).__name__}: {error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import select
 import shutil
 import signal
@@ -17,10 +18,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
 from app.metrics import Metrics
 from app.reconstructions import Reconstructions
 from app.record import Record
+from app.replies import new_ids
 from app.stores import Store, StoreError, open_store
 from app.stores.redis import RedisStore
 from app.stores.sqlite import SqliteStore
@@ -439,10 +442,63 @@ async def test_a_locked_file_costs_no_more_than_the_time_out(tmp_path: Path) -> 
     assert said == [("a", False), ("b", False)]
     assert await kept.find("a") == record  # it was begun
     assert await kept.find("b") is None
+    await kept.check()
     assert kept.up
     assert await kept.kept([("c", record)])
     assert (kept._waiting, len(kept._puts)) == (0, 0)
     await kept.aclose()
+
+
+async def _full_and_then_not(kept: Reconstructions, fill: Callable[[], object], empty: Callable[[], object]) -> None:
+    """A store that is full is down, whatever it still gives, until it has room."""
+    record = Record(b"{}", bytes(3 * 784), 1.0)
+    assert await kept.kept([("before", record)])
+    fill()
+    while await kept.kept([(new_ids(1)[0], record)]):
+        pass
+    for _ in range(8):  # the rest of its room is smaller than a record
+        await kept.check()
+    for _ in range(2):
+        assert not kept.up
+        assert await kept.find("before") == record
+        await kept.check()
+    empty()
+    await kept.check()
+    assert kept.up
+    assert await kept.kept([("after", record)])
+    await kept.aclose()
+
+
+async def test_a_full_disk_is_seen_although_the_file_can_be_read(tmp_path: Path) -> None:
+    """While nothing can be written the store is down, and is not said to be up again once a second."""
+    store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=1000)
+    kept = Reconstructions(store, Metrics(), timeout=2, max_waiting=64)
+    await kept.check()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        await _full_and_then_not(
+            kept,
+            lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1])),
+            lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before),
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+async def test_a_full_redis_is_seen_although_it_answers(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Above its memory Redis refuses every write, and answers everything else; what is logged of it holds no id."""
+    store = RedisStore(redis_server.url, ttl_seconds=60, password_file=redis_server.password_file)
+    kept = Reconstructions(store, Metrics(), timeout=2, max_waiting=64)
+    await kept.check()
+    password = redis_server.password_file.read_text().strip()
+    with contextlib.closing(redis.Redis.from_url(redis_server.url, password=password)) as other:
+        other.config_set("maxmemory-policy", "noeviction")
+        await _full_and_then_not(
+            kept, lambda: other.config_set("maxmemory", 1), lambda: other.config_set("maxmemory", 0)
+        )
+    assert caplog.messages == ["store down: Redis: OutOfMemoryError", "store up again"]
 
 
 async def test_a_locked_file_is_not_taken_for_a_damaged_one(tmp_path: Path) -> None:
