@@ -39,8 +39,8 @@ class _Put:
 class Reconstructions:
     """The store as the service uses it. The event loop has to `check` it before anything is kept.
 
-    While the store fails, records are dropped at once instead of waiting for its time-out; about once a second one
-    group is tried, so that the service notices by itself that the store is back.
+    While the store fails, records are dropped at once instead of waiting for its time-out; about once a second it is
+    tried with one group or a check, so that the service notices by itself that the store is back.
 
     Args:
         store: where records go.
@@ -72,7 +72,7 @@ class Reconstructions:
 
     @property
     def up(self) -> bool:
-        """Whether the store wrote what it was last given."""
+        """Whether the store wrote when it was last asked to, and has given what was asked for since."""
         return not self._down
 
     def keep(self, records: Sequence[tuple[str, Record]], then: Callable[[bool], object]) -> None:
@@ -149,6 +149,10 @@ class Reconstructions:
     async def check(self) -> None:
         """Ask the store whether it writes; `up` says what it said."""
         self._loop = asyncio.get_running_loop()
+        with self._lock:
+            # While the store is down, this check is what tries.
+            self._asked_at = time.monotonic()
+            self._retry_at = self._asked_at + _RETRY_SECONDS
         with contextlib.suppress(StoreError):
             await self._within(self._store.ping())
             self._note(None)
@@ -164,7 +168,6 @@ class Reconstructions:
         await self._store.close()
 
     async def _within(self, answer: Awaitable[Answer]) -> Answer:
-        self._asked_at = time.monotonic()
         try:
             async with asyncio.timeout(self._timeout):
                 return await answer

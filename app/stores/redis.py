@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -133,11 +134,16 @@ class _Credentials(CredentialProvider):
         return self.get_credentials()
 
 
+_REASON = re.compile(r"(?:^|caused error: \(['\"])([A-Z]+) ")
+"""The word in capitals with which Redis begins to say why it refuses, also where it stands behind the command."""
+
+
 @asynccontextmanager
 async def _as_store_error() -> AsyncIterator[None]:
     try:
         yield
     except ResponseError as error:  # its words hold the command, and so the id
-        raise StoreError(f"Redis: {type(error).__name__}") from error
+        reasons = _REASON.findall(str(error))
+        raise StoreError(" ".join([f"Redis: {type(error).__name__}", *reasons])) from error
     except (RedisError, OSError) as error:
         raise StoreError(f"Redis: {type(error).__name__}: {error}") from error

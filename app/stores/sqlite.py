@@ -177,21 +177,25 @@ class SqliteStore:
         if not entries:
             return
         expires = self._clock() + self._ttl
-        self._since_sweep += len(entries)
-        if len(entries) <= _MOST_ROWS and self._since_sweep < _SWEEP_EVERY:
+        since_sweep = self._since_sweep + len(entries)
+        if len(entries) <= _MOST_ROWS and since_sweep < _SWEEP_EVERY:
             # Alone, a statement is a transaction. Each one gives Python's lock away, and waits for it afterwards.
             self._insert(connection, entries, expires)
+            self._since_sweep = since_sweep
             return
         connection.execute("BEGIN IMMEDIATE")
         try:
             for start in range(0, len(entries), _MOST_ROWS):
                 self._insert(connection, entries[start : start + _MOST_ROWS], expires)
-            if self._since_sweep >= _SWEEP_EVERY:
-                self._sweep(connection)
+            if since_sweep >= _SWEEP_EVERY:
+                self._sweep(connection, 2 * since_sweep)
+                since_sweep = 0
             connection.execute("COMMIT")
         except BaseException:
-            connection.execute("ROLLBACK")
+            if connection.in_transaction:  # on a full disk SQLite has let go of it already
+                connection.execute("ROLLBACK")
             raise
+        self._since_sweep = since_sweep
 
     @staticmethod
     def _insert(connection: sqlite3.Connection, entries: Sequence[tuple[str, bytes]], expires: float) -> None:
@@ -202,8 +206,7 @@ class SqliteStore:
         row = connection.execute("SELECT content, expires FROM entries WHERE key = ?", (key,)).fetchone()
         return row[0] if row is not None and row[1] > self._clock() else None
 
-    def _sweep(self, connection: sqlite3.Connection) -> None:
-        limit = 2 * self._since_sweep
+    def _sweep(self, connection: sqlite3.Connection, limit: int) -> None:
         (newest,) = connection.execute("SELECT max(number) FROM entries").fetchone()
         connection.execute(
             # The inner selection reads each of the oldest entries once, and mostly finds none to remove.
@@ -211,4 +214,3 @@ class SqliteStore:
             " (SELECT number, expires FROM entries ORDER BY number LIMIT ?) WHERE number <= ? OR expires <= ?)",
             (limit, newest - self._max_entries, self._clock()),
         )
-        self._since_sweep = 0

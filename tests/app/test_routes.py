@@ -137,7 +137,7 @@ async def test_a_store_that_is_down_stops_no_score(
         assert "store down" in caplog.text
         assert str(tmp_path) not in caplog.text
         folder.unlink()
-        services(client).reconstructions._retry_at = 0.0
+        await services(client).reconstructions.check()
         assert (await raw(client, zero)).json()["id"] is not None
         assert (await client.get("/readyz")).json()["store"] == "up"
 

@@ -449,6 +449,17 @@ async def test_a_locked_file_costs_no_more_than_the_time_out(tmp_path: Path) -> 
     await kept.aclose()
 
 
+@contextlib.contextmanager
+def no_file_larger_than(size: int) -> Iterator[None]:
+    """A disk that is full, as far as this process can tell."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 async def _full_and_then_not(kept: Reconstructions, fill: Callable[[], object], empty: Callable[[], object]) -> None:
     """A store that is full is down, whatever it still gives, until it has room."""
     record = Record(b"{}", bytes(3 * 784), 1.0)
@@ -461,6 +472,7 @@ async def _full_and_then_not(kept: Reconstructions, fill: Callable[[], object], 
     for _ in range(2):
         assert not kept.up
         assert await kept.find("before") == record
+        assert not kept.up
         await kept.check()
     empty()
     await kept.check()
@@ -469,20 +481,57 @@ async def _full_and_then_not(kept: Reconstructions, fill: Callable[[], object], 
     await kept.aclose()
 
 
-async def test_a_full_disk_is_seen_although_the_file_can_be_read(tmp_path: Path) -> None:
+async def test_a_full_disk_is_seen_although_the_file_can_be_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """While nothing can be written the store is down, and is not said to be up again once a second."""
     store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=1000)
     kept = Reconstructions(store, Metrics(), timeout=2, max_waiting=64)
     await kept.check()
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        await _full_and_then_not(
-            kept,
-            lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1])),
-            lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before),
-        )
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with contextlib.ExitStack() as full:
+        await _full_and_then_not(kept, lambda: full.enter_context(no_file_larger_than(100_000)), full.close)
+    assert caplog.messages[-2:] == ["store down: SQLite: disk I/O error", "store up again"]
+
+
+async def test_a_disk_that_is_full_when_a_transaction_ends_is_named(tmp_path: Path) -> None:
+    """A group too large for one statement says what went wrong, not that there is nothing left to take back."""
+    store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=1000)
+    await store.ping()
+    with no_file_larger_than(100_000), pytest.raises(StoreError, match="disk I/O error"):
+        await put(store, [(str(number), bytes(2700)) for number in range(100)])
+    await put(store, [("after", b"1")])
+    assert await store.get("99") is None
+    await store.close()
+
+
+async def test_fetches_do_not_stand_in_for_a_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who only fetches is told as well that nothing can be written any more."""
+    monkeypatch.setattr("app.reconstructions._QUIET_SECONDS", 0.1)
+    kept = Reconstructions(
+        SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=1000), Metrics(), timeout=2, max_waiting=64
+    )
+    await kept.check()
+    with no_file_larger_than(10_000):
+        async with asyncio.timeout(5):
+            while kept.up:
+                await kept.find("a")
+                await kept.check_when_quiet()
+                await asyncio.sleep(0.02)  # the check comes when it has been quiet for a while
+    await kept.aclose()
+
+
+async def test_redis_says_why_it_refuses_without_the_id(redis_server: RedisServer) -> None:
+    """Of what Redis says of a refused command the log gets the reason's own word."""
+    store = RedisStore(redis_server.url, ttl_seconds=60, password_file=redis_server.password_file)
+    await store.ping()
+    password = redis_server.password_file.read_text().strip()
+    with contextlib.closing(redis.Redis.from_url(redis_server.url, password=password)) as other:
+        other.config_set("min-replicas-to-write", 1)
+    for call in (store.ping(), put(store, [("a" * 44, b"1")])):
+        with pytest.raises(StoreError) as refusal:
+            await call
+        assert str(refusal.value) == "Redis: ResponseError NOREPLICAS"
+    await store.close()
 
 
 async def test_a_full_redis_is_seen_although_it_answers(
