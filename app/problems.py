@@ -71,6 +71,12 @@ def render(problem: Problem, instance: str | None = None) -> bytes:
     return to_json(problem.document(instance))
 
 
+_BODIES = (
+    "Send the PNG as the body with Content-Type: image/png, or as the file `file` of a form; "
+    "to /score/batch, an npy array as application/x-npy, or PNGs as files `files` of a form."
+)
+
+
 class InternalError(Problem):
     """The service failed. What happened is in the log under the request id, not in the reply."""
 
@@ -79,25 +85,28 @@ class MalformedRequest(Problem):
     """The request cannot be read."""
 
     status, type, title = 400, "/problems/malformed-request", "The request cannot be read"
-    hint = "Send the PNG as the body with Content-Type: image/png, or as the multipart field `file`."
+    hint = "GET /openapi.json says what every route reads."
 
 
 class EmptyBody(MalformedRequest):
     """There is no body."""
 
     type, title = "/problems/empty-body", "The request has no body"
+    hint = _BODIES
 
 
 class MalformedMultipart(MalformedRequest):
     """The body is not the multipart form that its header announces."""
 
     type, title = "/problems/malformed-multipart", "The multipart form cannot be read"
+    hint = _BODIES
 
 
 class MissingFile(MalformedRequest):
     """The form has no part named `file`."""
 
     type, title = "/problems/missing-file", "The form has no file part named `file`"
+    hint = "Send the PNG as the body with Content-Type: image/png, or as the file `file` of a form."
 
 
 class TooManyFiles(MalformedRequest):
@@ -179,7 +188,7 @@ class UnsupportedMediaType(Problem):
     """The content type is none that the route reads."""
 
     status, type, title = 415, "/problems/unsupported-media-type", "This content type is not accepted here"
-    hint = "Use Content-Type: image/png, or multipart/form-data with the field `file`."
+    hint = _BODIES
 
 
 class InvalidImage(Problem):
@@ -276,14 +285,14 @@ class UnsupportedAlpha(InvalidParameter):
     """The calibration is too small for the false-alarm rate that was asked for."""
 
     type, title = "/problems/unsupported-alpha", "The calibration does not support this false-alarm rate"
-    hint = "Ask for a larger alpha; GET /models says how many calibration images there are."
+    hint = "Ask for a larger alpha; GET /models/{name} says under `calibration.n` how many images it has."
 
 
 class ModelUnavailable(Problem):
-    """No model version is loaded, so nothing can be scored."""
+    """The model or version is not loaded: it was refused, or is on its way."""
 
-    status, type, title = 503, "/problems/model-unavailable", "No model is ready"
-    hint = "Try again soon; GET /readyz says what is missing."
+    status, type, title = 503, "/problems/model-unavailable", "The model is not ready"
+    hint = "Try again soon; GET /models says what answers, and the log why something else does not."
     retry_after = 5
 
 
@@ -296,9 +305,9 @@ class StoreUnavailable(Problem):
 
 
 class Overloaded(Problem):
-    """The scoring queue is full."""
+    """Too much is waiting: images, batches, images to be fitted, versions to be loaded."""
 
-    status, type, title = 503, "/problems/overloaded", "The scoring queue is full"
+    status, type, title = 503, "/problems/overloaded", "Too much is waiting"
     hint = "Try again after the seconds that Retry-After names."
     retry_after = 1
 

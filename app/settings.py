@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "ANOMALY_"
-_OF_THE_COMMAND = frozenset(("ANOMALY_URL", "ANOMALY_KEY", "ANOMALY_KEY_FILE"))
+OF_THE_COMMAND = frozenset(("ANOMALY_URL", "ANOMALY_KEY", "ANOMALY_KEY_FILE"))
 """Read by the command `anomaly`, which is often used from the shell that starts the service."""
 
 
@@ -82,7 +82,8 @@ class Settings(BaseSettings):
     store_ttl_seconds: float = Field(3600.0, gt=0)
     """How long a reconstruction can be fetched."""
     store_max_bytes: int = Field(256 * 1024 * 1024, ge=64 * 1024)
-    """Most bytes of reconstructions that are kept; the oldest go first."""
+    """Most bytes of reconstructions in a SQLite store; the oldest go first. A Redis server has its own bound,
+    `maxmemory`."""
     store_timeout_ms: float = Field(500.0, gt=0)
     """Longest time that a score waits for its reconstruction to be kept; beyond it the id is null. A Redis server
     has as long to connect and for each answer; a lock on the SQLite file is waited for as long."""
@@ -93,7 +94,7 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(0.0, ge=0)
     """After SIGTERM: how long `/readyz` says 503 while requests are still served."""
     log_requests: bool = True
-    """One JSON line on standard output for each request."""
+    """One JSON line on standard output for each request, but for probes that went well."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe event that is logged."""
 
@@ -104,7 +105,7 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
     Raises:
         SettingsError: a variable with the prefix is unknown, or a value does not fit. The message names it.
     """
-    known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields} | _OF_THE_COMMAND
+    known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields} | OF_THE_COMMAND
     unknown = sorted(name for name in environ if name.upper().startswith(PREFIX) and name.upper() not in known)
     if unknown:
         raise SettingsError(f"unknown setting {', '.join(unknown)}; docs/configuration.md lists the known ones")

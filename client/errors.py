@@ -18,6 +18,7 @@
         ├── InvalidParameter    422  UnsupportedAlpha
         ├── RateLimited         429  by a gateway
         ├── InternalError       500
+        ├── BadGateway          502  by a gateway
         ├── ModelUnavailable    503
         ├── StoreUnavailable    503
         ├── Overloaded          503
@@ -198,8 +199,12 @@ class InternalError(Problem):
     """The service failed."""
 
 
+class BadGateway(Problem):
+    """A gateway before the service got no whole answer, from any replica that it asked."""
+
+
 class ModelUnavailable(Problem):
-    """No model version is loaded, so nothing can be scored."""
+    """The model or version is not loaded: it was refused, or is on its way."""
 
 
 class StoreUnavailable(Problem):
@@ -207,7 +212,7 @@ class StoreUnavailable(Problem):
 
 
 class Overloaded(Problem):
-    """The scoring queue is full."""
+    """Too much is waiting at the service; or, by a gateway, no replica is ready."""
 
 
 class DeadlineExceeded(Problem):
@@ -225,6 +230,7 @@ _OF_STATUS: dict[int, type[Problem]] = {
     422: InvalidImage,
     429: RateLimited,
     500: InternalError,
+    502: BadGateway,
     503: Overloaded,
     504: DeadlineExceeded,
 }

@@ -9,36 +9,58 @@ from collections.abc import Callable
 
 import httpx
 import pytest
+from prometheus_client.metrics import MetricWrapperBase
 
 from app import problems
 from app.metrics import Metrics
-from app.settings import PREFIX, Settings
+from app.settings import OF_THE_COMMAND, PREFIX, Settings
 from tests.conftest import ROOT, running
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
 def test_every_setting_is_documented() -> None:
-    """A setting that docs/configuration.md does not mention does not exist, nor the other way round."""
-    documented = set(re.findall(rf"`({PREFIX}[A-Z0-9_]+)`", (ROOT / "docs" / "configuration.md").read_text()))
-    assert documented == {f"{PREFIX}{name}".upper() for name in Settings.model_fields}
+    """docs/configuration.md has a row for each setting, in the words of the code, and names no other."""
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    named = set(re.findall(rf"`({PREFIX}[A-Z0-9_]+)`", page))
+    assert named == {f"{PREFIX}{name}".upper() for name in Settings.model_fields} | OF_THE_COMMAND
+    words = re.findall(r'^    (\w+):.*\n    """((?:.|\n)*?)"""', inspect.getsource(Settings), re.MULTILINE)
+    rows = re.findall(rf"^\| `{PREFIX}(\w+)` \| `.*` \| (.*) \|$", page, re.MULTILINE)
+    assert rows == [(name.upper(), " ".join(text.split())) for name, text in words]
+    assert len(rows) == len(Settings.model_fields)
 
 
 def test_every_problem_is_documented() -> None:
-    """docs/api.md explains each problem type that the service can answer, with its status."""
+    """docs/api.md says of each problem that the service can answer type, status, when it comes, and hint."""
     page = (ROOT / "docs" / "api.md").read_text()
     kinds = [each for _, each in inspect.getmembers(problems, inspect.isclass) if issubclass(each, problems.Problem)]
-    missing = [
-        kind.type for kind in kinds if f"| `{kind.type.removeprefix('/problems/')}` | {kind.status} |" not in page
+    rows = [
+        f"| `{kind.type.removeprefix('/problems/')}` | {kind.status} | {inspect.getdoc(kind)} {kind.hint} |"
+        for kind in kinds
+        if kind is not problems.Problem
     ]
-    assert missing == []
+    assert [row for row in rows if row not in page] == []
 
 
 def test_every_series_is_documented() -> None:
-    """docs/configuration.md's neighbour for operators names every metric."""
+    """docs/api.md names every metric, with its labels."""
     page = (ROOT / "docs" / "api.md").read_text()
-    names = {family.name for family in Metrics().registry.collect()}
-    assert [name for name in sorted(names) if f"`{name}" not in page] == []
+    rows = []
+    for series in Metrics().registry._collector_to_names:
+        assert isinstance(series, MetricWrapperBase)
+        total = "_total" if series._type == "counter" else ""
+        labels = ", ".join(f"`{label}`" for label in series._labelnames)
+        rows.append(f"| `{series._name}{total}` | {labels} | {series._type} |")
+    assert len(rows) > 10
+    assert [row for row in rows if row not in page] == []
+
+
+def test_every_variable_of_compose_is_documented() -> None:
+    """docs/deployment.md names each variable that docker-compose.yml takes from the environment or `.env`."""
+    page = (ROOT / "docs" / "deployment.md").read_text()
+    variables = set(re.findall(r"\$\{([A-Z_]+)", (ROOT / "docker-compose.yml").read_text()))
+    assert len(variables) > 10
+    assert [name for name in sorted(variables) if not re.search(rf"^\|.*`{name}`.*\|$", page, re.MULTILINE)] == []
 
 
 async def test_every_route_is_documented(client: httpx.AsyncClient) -> None:
@@ -64,10 +86,20 @@ def test_every_dependency_is_justified_and_pinned() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page) -> None:
-    """Every relative link and picture of a page exists."""
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
-        if not re.match(r"[a-z]+:", target):
-            assert (page.parent / target).exists(), target
+    """Every relative link and picture of a page exists, and so does the heading that a link names."""
+    for target, heading in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", page.read_text()):
+        if re.match(r"[a-z]+:", target):
+            continue
+        there = page.parent / target if target else page
+        assert there.exists(), target
+        if heading and there.suffix == ".md":
+            assert heading in _anchors(there.read_text()), f"{target}#{heading}"
+
+
+def _anchors(markdown: str) -> list[str]:
+    """Return what GitHub calls a page's headings: small letters, without signs, spaces as hyphens."""
+    headings = re.findall(r"^#+ (.+)$", markdown, re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
 
 
 def test_nothing_of_one_machine_is_in_the_docs() -> None:

@@ -522,7 +522,7 @@ def test_an_overloaded_service_is_said_to_be(
     page = open_page(server.url)
     with slow_upload(server):
         draw_zero(page)
-        expect(page.locator(WORD)).to_have_text("The scoring queue is full")
+        expect(page.locator(WORD)).to_have_text("Too much is waiting")
 
 
 class slow_upload:  # noqa: N801
