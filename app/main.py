@@ -31,7 +31,7 @@ from app.reconstructions import Reconstructions
 from app.record import SIZE_BOUND
 from app.replies import Replies
 from app.repository import Repository
-from app.routes import Services, router
+from app.routes import Services, public, router
 from app.scoring import Scorer
 from app.settings import Settings
 from app.stores import Store, open_store
@@ -74,11 +74,14 @@ def create_app(settings: Settings, *, store: Store | None = None) -> Edge:
         version="0.1.0",
         lifespan=_lifespan,
         root_path=settings.root_path,
+        docs_url=None,  # `routes` serves it, from here instead of from a CDN
+        redoc_url=None,
         # A redirect would name whatever host the request named.
         redirect_slashes=False,
     )
     app.state.services, app.state.settings = services, settings
     app.include_router(router)
+    app.include_router(public)
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)

@@ -11,9 +11,11 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
+import fastapi_offline
 from markdown_it import MarkdownIt
 
 _FOLDER = Path(__file__).parent / "page"
+_SWAGGER = ("swagger-ui-bundle.js", "swagger-ui.css")
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -22,7 +24,7 @@ _TYPES = {
     ".png": "image/png",
 }
 HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -48,11 +50,12 @@ class File:
 
 @cache
 def files() -> dict[str, File]:
-    """Return every file of the page by its path: `index.html`, `examples/6.png`. Read once."""
+    """Return every file of the pages by its path: `index.html`, `swagger/swagger-ui.css`. Read once."""
+    ours = {str(path.relative_to(_FOLDER)): path for path in sorted(_FOLDER.rglob("*.*")) if path.suffix in _TYPES}
+    package = Path(fastapi_offline.__file__).parent / "static"
     return {
-        str(path.relative_to(_FOLDER)): File(content, _TYPES[path.suffix], f'"{sha256(content).hexdigest()[:16]}"')
-        for path in sorted(_FOLDER.rglob("*.*"))
-        if path.suffix in _TYPES
+        name: File(content, _TYPES[path.suffix], f'"{sha256(content).hexdigest()[:16]}"')
+        for name, path in {**ours, **{f"swagger/{name}": package / name for name in _SWAGGER}}.items()
         for content in (path.read_bytes(),)
     }
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response, Security
+from fastapi.security import APIKeyHeader
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import images, pages
@@ -40,8 +41,6 @@ from app.schemas import (
 )
 from app.scoring import Scorer, threshold_of
 from app.stores import StoreError
-
-router = APIRouter()
 
 _KEY = re.compile(r"[0-9a-f]{44}")
 _PRIVATE = {"cache-control": "private, no-store", "x-content-type-options": "nosniff"}
@@ -88,6 +87,22 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": "A problem (RFC 9457)", "content": content} for status in statuses}
 
 
+router = APIRouter(
+    dependencies=[
+        Security(
+            APIKeyHeader(
+                name="X-API-Key",
+                auto_error=False,
+                description="Where the operator chose so, every request needs a key.",
+            )
+        )
+    ],
+    responses=_problems(401),
+)
+"""What needs a key where keys are asked for. `edge` asks for them; this documents it."""
+public = APIRouter(tags=["Operation"])
+"""What answers without one: `keys.is_public`."""
+
 _SCORE_BODY = {
     "requestBody": {
         "required": True,
@@ -107,8 +122,9 @@ _SCORE_BODY = {
 
 @router.post(
     "/score",
+    tags=["Scores"],
     response_model=ScoreResponse,
-    responses=_problems(400, 401, 404, 408, 413, 415, 422, 500, 503, 504),
+    responses=_problems(400, 404, 408, 413, 415, 422, 500, 503, 504),
     openapi_extra=_SCORE_BODY,
     summary="Score one image",
 )
@@ -150,10 +166,11 @@ _BATCH_BODY = {
 
 @router.post(
     "/score/batch",
+    tags=["Scores"],
     response_model=BatchResponse,
     responses={
         200: {"content": {"application/x-ndjson": {}, "application/x-npy": {}}},
-        **_problems(400, 401, 404, 408, 413, 415, 422, 500, 503, 504),
+        **_problems(400, 404, 408, 413, 415, 422, 500, 503, 504),
     },
     openapi_extra=_BATCH_BODY,
     summary="Score many images",
@@ -165,6 +182,7 @@ async def score_batch(services: ServicesDep, query: Annotated[BatchQuery, Query(
 
 @router.get(
     "/reconstruction/{key}",
+    tags=["Scores"],
     response_class=Response,
     responses={200: {"content": {"image/png": {}, "application/json": {}}}, **_problems(404, 422, 503)},
     summary="What the model made of an image",
@@ -218,7 +236,7 @@ def _picture(record: Record, view: View, scale: int) -> bytes:
     return images.panel(planes, caption, anomalous=reply.is_anomaly, scale=scale)
 
 
-@router.get("/models", summary="The models that are served")
+@router.get("/models", tags=["Models"], summary="The models that are served")
 async def models(services: ServicesDep) -> ModelList:
     """List every model of the model store with the version that answers."""
     return ModelList(models=[_summary(services.engine, name) for name in services.engine.names()])
@@ -226,6 +244,7 @@ async def models(services: ServicesDep) -> ModelList:
 
 @router.get(
     "/models/{name}",
+    tags=["Models"],
     response_model=Manifest,
     responses={200: {"content": {"text/html": {}}}, **_problems(404, 422, 503)},
     summary="The manifest of the version that answers, or its model card",
@@ -249,6 +268,7 @@ async def model(name: str, request: Request, services: ServicesDep) -> Response:
 
 @router.get(
     "/models/{name}/versions/{version}/calibration",
+    tags=["Models"],
     responses=_problems(404, 422),
     summary="The scores that a version's threshold was chosen on",
 )
@@ -298,7 +318,12 @@ def _histogram(calibration: Calibration, bins: int = 40) -> ScoreHistogram:
     return ScoreHistogram(edges=edges, counts=[b - a for a, b in pairwise(below)])
 
 
-@router.get("/models/{name}/versions/{version}", responses=_problems(404, 422), summary="The manifest of a version")
+@router.get(
+    "/models/{name}/versions/{version}",
+    tags=["Models"],
+    responses=_problems(404, 422),
+    summary="The manifest of a version",
+)
 async def model_version(name: str, version: int, services: ServicesDep) -> Manifest:
     """Return a version's manifest, whether it is loaded or not."""
     return _manifest(services, name, version)
@@ -306,6 +331,7 @@ async def model_version(name: str, version: int, services: ServicesDep) -> Manif
 
 @router.get(
     "/models/{name}/versions/{version}/report/{file}",
+    tags=["Models"],
     response_class=Response,
     responses={200: {"content": {"image/png": {}, "text/markdown": {}, "application/json": {}}}, **_problems(404, 422)},
     summary="A file of a version's report",
@@ -354,13 +380,19 @@ def _summary(engine: Engine, name: str) -> ModelSummary:
     )
 
 
-@router.get("/", include_in_schema=False)
+@public.get("/", include_in_schema=False)
 async def index(request: Request) -> Response:
     """Return the page."""
     return _file(request, "index.html")
 
 
-@router.get("/page/{path:path}", include_in_schema=False)
+@public.get("/docs", include_in_schema=False)
+async def docs(request: Request) -> Response:
+    """Return the page that shows the OpenAPI document."""
+    return _file(request, "docs.html")
+
+
+@public.get("/page/{path:path}", include_in_schema=False)
 async def page(path: str, request: Request) -> Response:
     """Return a file of the page."""
     return _file(request, path)
@@ -376,13 +408,13 @@ def _file(request: Request, path: str) -> Response:
     return Response(found.content, media_type=found.media_type, headers=headers)
 
 
-@router.get("/livez", summary="Is the process alive?")
+@public.get("/livez", summary="Is the process alive?")
 async def livez() -> Liveness:
     """Answer as long as the event loop turns."""
     return Liveness()
 
 
-@router.get("/readyz", responses={503: {"model": Readiness}}, summary="Can it score?")
+@public.get("/readyz", responses={503: {"model": Readiness}}, summary="Can it score?")
 async def readyz(services: ServicesDep, response: Response) -> Readiness:
     """Answer 200 when the default model reproduced its golden scores on this device and the inference thread answers.
 
@@ -393,7 +425,7 @@ async def readyz(services: ServicesDep, response: Response) -> Readiness:
     return readiness
 
 
-@router.get("/metrics", response_class=Response, summary="For Prometheus")
+@public.get("/metrics", response_class=Response, summary="For Prometheus")
 async def metrics(services: ServicesDep) -> Response:
     """Return every series in Prometheus' text format."""
     services.metrics.ready.set(services.readiness().ready)

@@ -102,8 +102,12 @@ async def test_every_route_but_the_public_ones_wants_a_key(
 ) -> None:
     """Without a key or with a wrong one every route answers 401 as a problem with a challenge; probes answer."""
     async with running(make_settings(api_keys_file=keys_file)) as client:
-        paths = sorted(client.app._app.openapi()["paths"])  # type: ignore[attr-defined]
+        documented = client.app._app.openapi()["paths"]  # type: ignore[attr-defined]
+        paths = sorted(documented)
         assert "/score" in paths
+        for path, methods in documented.items():
+            for operation in methods.values():
+                assert ("security" in operation) == ("401" in operation["responses"]) == (not is_public(path)), path
         for path in [*paths, "/nothing/here", "/score/", "/page", "/metrics/"]:
             if is_public(path):
                 assert (await client.get(path)).status_code == 200, path

@@ -544,16 +544,22 @@ class slow_upload:  # noqa: N801
         self._socket.close()
 
 
+@pytest.fixture
+def keys_file(tmp_path: Path) -> Path:
+    """Return the file of the API keys of a service that knows one key, `sesame`."""
+    path = tmp_path / "keys"
+    path.write_text(f"{hashlib.sha256(b'sesame').hexdigest()} someone\n")
+    return path
+
+
 def test_an_api_key_is_asked_for_and_sent(
-    open_page: Callable[..., Page], make_server: Callable[..., Server], tmp_path: Path
+    open_page: Callable[..., Page], make_server: Callable[..., Server], keys_file: Path
 ) -> None:
     """Where keys are needed the page asks for one, sends it with every request, and forgets it with the tab.
 
     An image that was refused for want of a key is judged when there is one.
     """
-    keys = tmp_path / "keys"
-    keys.write_text(f"{hashlib.sha256(b'sesame').hexdigest()} someone\n")
-    server = make_server(ANOMALY_API_KEYS_FILE=str(keys)).start()
+    server = make_server(ANOMALY_API_KEYS_FILE=str(keys_file)).start()
     page = open_page(server.url, wait=False)
     expect(page.locator("#trouble")).to_contain_text("An API key is needed")
     page.get_by_role("button", name="Enter a key").click()
@@ -610,6 +616,26 @@ def test_it_works_behind_a_path_prefix(
     answered(page)
     page.locator("nav a[data-view=model]").click()
     expect(page.locator("#card img").first).to_be_visible()
+
+
+def test_the_interface_is_shown_and_tried_out(
+    open_page: Callable[..., Page],
+    make_server: Callable[..., Server],
+    gateway: Callable[..., str],
+    keys_file: Path,
+) -> None:
+    """`/docs` shows every route with nothing from elsewhere, and scores a file with the key that the page holds."""
+    server = make_server(ANOMALY_ROOT_PATH="/anomaly", ANOMALY_API_KEYS_FILE=str(keys_file)).start()
+    page = open_page(gateway(server, "/anomaly"), path="/anomaly/docs", wait=False)
+    expect(page.locator(".opblock")).to_have_count(11)
+    page.evaluate("sessionStorage.setItem('api-key', 'sesame')")
+    page.reload()
+    route = page.locator("#operations-Scores-score_score_post")
+    route.locator(".opblock-summary-control").click()
+    route.locator("input[type=file]").set_input_files(EXAMPLES / "six.png")
+    route.locator(".execute").click()
+    expect(page.locator(".live-responses-table td.response-col_status").last).to_contain_text("200")
+    expect(page.locator(".live-responses-table")).to_contain_text('"is_anomaly": true')
 
 
 def test_what_the_model_page_shows(open_page: Callable[..., Page], service: Server) -> None:
