@@ -118,6 +118,8 @@ class Edge:
         elif scope["path"] == SCORE and scope["method"] == "POST":
             route, status = SCORE, await self._fast(scope, request, receive, send)
         else:
+            if request.method == "HEAD":  # the same without the body (RFC 9110, 9.3.2)
+                scope = {**scope, "method": "GET"}
             status = await self._framework(scope, request, receive, send)
             route = _route(scope)
         self._answered(request, route, status)
@@ -205,6 +207,8 @@ class Edge:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request.id.encode())]
+            elif request.method == "HEAD":
+                message["body"] = b""
             await send(message)
 
         try:

@@ -43,6 +43,8 @@ _CRC = struct.Struct(">I")
 _IHDR = struct.Struct(">IIBBBBB")
 _HEADER_AT = len(_SIGNATURE) + _CHUNK.size
 _DEPTH_AT = _HEADER_AT + 8
+_PALETTE_AT = _HEADER_AT + _IHDR.size + _CRC.size
+"""Where PLTE begins in a file that was checked and has one."""
 _KEPT = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
 _ORDER = re.compile(rb"IHDR(PLTE)?(tRNS)?(IDAT)+IEND")
 _PALETTE = 3
@@ -184,6 +186,7 @@ def _check(png: bytes, judge: Callable[[int, int], None]) -> tuple[bytes, bytes]
     parts: list[bytes] = [_SIGNATURE]
     kinds: list[bytes] = []
     pixels: list[bytes] = []
+    before = b""
     for kind, start, end in _chunks(png):
         if kind == b"acTL":
             raise AnimatedPng("the chunk acTL announces several frames")
@@ -191,9 +194,12 @@ def _check(png: bytes, judge: Callable[[int, int], None]) -> tuple[bytes, bytes]
             parts.append(png[start:end])
             kinds.append(kind)
             if kind == b"IDAT":
+                if pixels and before != b"IDAT":
+                    raise CorruptPng("the chunks IDAT do not follow each other")
                 pixels.append(png[start + 8 : end - 4])
         elif not kind[0] & 0x20:  # bit 5 of the first letter unset: no reader may skip the chunk
             raise CorruptPng("an unknown chunk claims to be critical")
+        before = kind
     compressed = b"".join(pixels)
     if len(compressed) > _most_compressed(width, height):
         raise CorruptPng("there is more compressed data than the declared pixels can need")
@@ -251,6 +257,10 @@ def _chunks(png: bytes) -> Iterator[tuple[bytes, int, int]]:
             raise TruncatedPng("the file ends inside a chunk")
         if _CRC.unpack_from(png, end - 4)[0] != zlib.crc32(png[start + 4 : end - 4]):
             raise CorruptPng("a checksum does not match")
+        if not kind.isalpha():
+            raise CorruptPng("the name of a chunk is not of letters")
+        if kind == b"IEND" and length:
+            raise CorruptPng("the chunk IEND holds something")
         yield kind, start, end
         start = end
 
@@ -266,9 +276,11 @@ def _header(png: bytes) -> bytes:
     content = png[start : start + length]
     if len(content) < length:
         raise TruncatedPng("the file ends inside its header")
-    width, height = _IHDR.unpack(content)[:2]
+    width, height, _, _, compression, filters, _ = _IHDR.unpack(content)
     if width * height > MAX_PIXELS:
         raise ImageTooLarge(f"the header declares {width}x{height} pixels")
+    if compression or filters:
+        raise CorruptPng("the header names a compression or filtering that no PNG has")
     return content
 
 
@@ -282,6 +294,10 @@ def _opened(png: bytes) -> PngImagePlugin.PngImageFile:
     image = PngImagePlugin.PngImageFile(io.BytesIO(png))
     if image.size != _IHDR.unpack_from(png, _HEADER_AT)[:2]:
         raise CorruptPng("the file contradicts its own header")
+    if image.mode == "P":
+        colours, rest = divmod(_CHUNK.unpack_from(png, _PALETTE_AT)[0], 3)
+        if rest or image.getextrema()[1] >= colours:  # Pillow takes a place beyond the palette for black
+            raise CorruptPng("a pixel is a place beyond the end of the palette, or the palette ends inside a colour")
     return image
 
 

@@ -79,6 +79,13 @@ PALETTE = pngs.chunk(b"PLTE", bytes(n for n in range(256) for _ in range(3)))
 PIXELS = pngs.chunk(b"IDAT", pngs.rows(GREY))
 
 
+def split_pixels(between: bytes) -> bytes:
+    """Return the grey image with its compressed pixels in two chunks."""
+    content = pngs.rows(GREY)
+    parts = pngs.chunk(b"IDAT", content[:50]) + between + pngs.chunk(b"IDAT", content[50:])
+    return pngs.SIGNATURE + pngs.header() + parts + END
+
+
 def interlaced() -> bytes:
     """Adam7: seven passes over the pixels, each row with filter 0."""
     passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
@@ -114,6 +121,11 @@ ACCEPTED = {
     "16-bit with a transparent level that no pixel has": (sixteen_bit(clear(int(GREY[0, 0]) << 8)), GREY),
     "16-bit RGB with a transparent colour that no pixel has": (sixteen_bit_rgb(clear(0xFF00, 0, 0)), GREY),
     "a palette of all greys": (of_palette(PALETTE, PIXELS), GREY),
+    "a palette just long enough": (
+        of_palette(pngs.chunk(b"PLTE", bytes(n for n in range(int(GREY.max()) + 1) for _ in range(3))), PIXELS),
+        GREY,
+    ),
+    "pixels in two chunks": (split_pixels(b""), GREY),
 }
 
 
@@ -195,6 +207,22 @@ REFUSED = {
         problems.Transparent,
     ),
     "a palette that is not there": (of_palette(PIXELS), problems.CorruptPng),
+    "a palette that is too short": (
+        of_palette(pngs.chunk(b"PLTE", bytes(3 * int(GREY.max()))), PIXELS),
+        problems.CorruptPng,
+    ),
+    "a palette with a third of a colour": (of_palette(pngs.chunk(b"PLTE", bytes(766)), PIXELS), problems.CorruptPng),
+    "a palette of no colour": (of_palette(pngs.chunk(b"PLTE"), PIXELS), problems.CorruptPng),
+    "pixels in two places": (split_pixels(pngs.chunk(b"tEXt", b"a\0b")), problems.CorruptPng),
+    "a chunk without a name": (pngs.plain(GREY, pngs.chunk(b"a\0\xff1")), problems.CorruptPng),
+    "an end that goes on": (pngs.plain()[:-12] + pngs.chunk(b"IEND", b"more"), problems.CorruptPng),
+    **{
+        f"a {name} of the future": (
+            pngs.SIGNATURE + pngs.chunk(b"IHDR", struct.pack(">IIBBBBB", 28, 28, 8, 0, *methods, 0)) + PIXELS + END,
+            problems.CorruptPng,
+        )
+        for name, methods in (("compression", (1, 0)), ("filtering", (0, 1)))
+    },
     "a palette after the pixels": (of_palette(PIXELS, PALETTE), problems.CorruptPng),
     "two palettes": (of_palette(PALETTE, PALETTE, PIXELS), problems.CorruptPng),
     "transparency after the pixels": (of_palette(PALETTE, PIXELS, pngs.chunk(b"tRNS", b"\0")), problems.CorruptPng),

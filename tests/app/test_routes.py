@@ -215,6 +215,21 @@ async def test_metrics_count_what_happened(client: httpx.AsyncClient, zero: byte
     assert "reconstruction/0123" not in text
 
 
+@pytest.mark.parametrize("path", ["/", "/models", "/readyz", "/openapi.json", "/docs", "/nothing"])
+async def test_head_is_get_without_the_body(client: httpx.AsyncClient, path: str) -> None:
+    """HEAD answers with the status and the headers of GET and nothing behind them (RFC 9110, 9.3.2)."""
+    asked, got = await client.head(path), await client.get(path)
+    assert (asked.status_code, asked.content) == (got.status_code, b"")
+    for name in ("content-type", "content-length"):
+        assert asked.headers[name] == got.headers[name], name
+
+
+async def test_what_answers_no_get_answers_no_head(client: httpx.AsyncClient) -> None:
+    """`POST` routes answer 405, and say that they take nothing else; what takes GET says that it takes HEAD."""
+    assert (await client.head("/score")).headers["allow"] == "POST"
+    assert (await client.delete("/models")).headers["allow"] == "GET, HEAD"
+
+
 async def test_no_route_takes_a_model_a_path_or_an_address(client: httpx.AsyncClient) -> None:
     """The whole surface is this list: nothing loads, registers or names a file."""
     document = (await client.get("/openapi.json")).json()
