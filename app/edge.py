@@ -108,8 +108,7 @@ class Edge:
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one ASGI connection."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            self._log.flush()  # the lifespan is over
+            await self._lifespan(scope, receive, send)
             return
         request = _Request(scope, self._fresh_id)
         scope["request_id"] = request.id
@@ -123,6 +122,19 @@ class Edge:
             status = await self._framework(scope, request, receive, send)
             route = _route(scope)
         self._answered(request, route, status)
+
+    async def _lifespan(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        async def discreet(message: Message) -> None:
+            # The framework puts a whole stack into it, and the server would log it with all its paths.
+            await send({**message, "message": ""} if "message" in message else message)
+
+        try:
+            await self._app(scope, receive, discreet)
+        except Exception:
+            _log.exception("the service could not start, or not stop as it should")
+            raise
+        finally:
+            self._log.flush()
 
     def begin(self, scope: MutableMapping[str, Any], body: bytes, respond: Respond) -> bool:
         """Answer a `POST /score` that came whole as a call would, without a task and messages of its own.

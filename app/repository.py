@@ -87,11 +87,14 @@ class Repository:
             return False
 
     def versions(self, name: str) -> list[int]:
-        """Return the version numbers of a model, ascending; empty when there is no such model."""
+        """Return the version numbers of a model, ascending; empty when there is no such model, or nobody can say."""
         if not MODEL_NAME.fullmatch(name):
             return []
-        folder = self.root / name
-        return sorted(int(path.parent.name) for path in folder.glob("*/manifest.json") if _is_version(path.parent.name))
+        try:
+            found = [path.parent.name for path in (self.root / name).glob("*/manifest.json")]
+        except OSError:
+            return []
+        return sorted(int(number) for number in found if _is_version(number))
 
     def current(self, name: str) -> int | None:
         """Return the current version's number, or None when the model has none.

@@ -148,12 +148,19 @@ def test_a_misspelt_setting_fails_the_start(make_server: Callable[..., Server]) 
     assert server.log() == "cannot start: unknown setting ANOMALY_DEVISE; docs/configuration.md lists the known ones\n"
 
 
-def test_a_store_url_of_no_kind_fails_the_start(make_server: Callable[..., Server]) -> None:
-    """A store that does not exist is one clear line and a non-zero exit code."""
-    server = make_server(ANOMALY_STORE_URL="mysql://x").start(wait=False)
+@pytest.mark.parametrize("url", ["mysql://x", "redis:/:hunter2@localhost:1/0"])
+def test_a_store_url_of_no_kind_fails_the_start(make_server: Callable[..., Server], url: str) -> None:
+    """A store that does not exist is one clear line, which does not repeat the URL, and a non-zero exit code."""
+    server = make_server(ANOMALY_STORE_URL=url).start(wait=False)
     assert server.process.wait(60) == 2
-    (line,) = server.log().splitlines()
-    assert line.startswith("cannot start: store URL mysql://…")
+    assert server.log() == "cannot start: the store's URL begins with neither sqlite:// nor redis://\n"
+
+
+def test_a_sqlite_store_without_a_file_fails_the_start(make_server: Callable[..., Server]) -> None:
+    """A URL that ends before the file's name is one clear line and a non-zero exit code."""
+    server = make_server(ANOMALY_STORE_URL="sqlite:///").start(wait=False)
+    assert server.process.wait(60) == 2
+    assert server.log() == "cannot start: the store's URL names no file: sqlite:///path\n"
 
 
 def test_every_log_line_is_json_and_gives_nothing_away(make_server: Callable[..., Server], zero: bytes) -> None:

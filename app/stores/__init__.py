@@ -34,7 +34,7 @@ def open_store(
     """
     kind = url.partition("://")[0]
     if kind not in ("sqlite", "redis"):
-        raise StoreError(f"store URL {kind}://… is none of sqlite://, redis://")
+        raise StoreError("the store's URL begins with neither sqlite:// nor redis://")  # it may hold a password
     if kind == "redis":
         return _open_redis(url, ttl_seconds, password_file, timeout)
     return _open_sqlite(url, ttl_seconds, password_file, max(1, max_bytes // entry_bytes), timeout)
@@ -46,6 +46,8 @@ def _open_sqlite(url: str, ttl_seconds: float, password_file: Path | None, max_e
     if password_file is not None:
         raise StoreError("a SQLite file has no password")
     path = Path(url.partition("://")[2].removeprefix("/"))
+    if not path.name:
+        raise StoreError("the store's URL names no file: sqlite:///path")
     return SqliteStore(path, ttl_seconds=ttl_seconds, max_entries=max_entries, timeout=timeout)
 
 
