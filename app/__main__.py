@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 
-import uvicorn
+# The first process of a container has no default action: what comes before the server listens would be lost.
+signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
-from app.settings import Settings, SettingsError, from_environment
+import uvicorn  # noqa: E402
+
+from app.settings import Settings, SettingsError, from_environment  # noqa: E402
 
 
 def main() -> int:
@@ -43,6 +47,7 @@ def _serve(settings: Settings) -> int:
         check(settings)
     except (DeviceError, KeysError, StoreError) as error:
         return _refuse(error)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # from here on the server sees to it
     uvicorn.run(
         "app.main:from_environment",
         factory=True,

@@ -47,6 +47,7 @@ class ApiKeys:
         self._clock = clock
         self._look_at = clock() + _LOOK_EVERY
         self._seen = self._state()
+        self._complaint = ""
         self._owners = self._read()
 
     def owner(self, key: bytes) -> str | None:
@@ -71,8 +72,12 @@ class ApiKeys:
         try:
             self._owners = self._read()
         except KeysError as error:
-            _log.error("API keys not changed: %s", error)
+            if str(error) != self._complaint:
+                _log.error("API keys not changed: %s", error)
+            self._complaint = str(error)
+            self._seen = None  # what keeps a file from being read need not change the file
         else:
+            self._complaint = ""
             _log.warning("API keys changed", extra={"names": sorted({name for _, name in self._owners})})
 
     def _state(self) -> tuple[int, int, int] | None:
@@ -80,7 +85,7 @@ class ApiKeys:
             found = self._path.stat()
         except OSError:
             return None
-        return found.st_ino, found.st_size, found.st_mtime_ns
+        return found.st_ino, found.st_size, found.st_ctime_ns
 
     def _read(self) -> list[tuple[str, str]]:
         try:

@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "ANOMALY_"
 OF_THE_COMMAND = frozenset(("ANOMALY_URL", "ANOMALY_KEY", "ANOMALY_KEY_FILE"))
 """Read by the command `anomaly`, which is often used from the shell that starts the service."""
+
+
+_PATHS = frozenset(("score", "reconstruction", "models", "page", "docs", "openapi.json", "livez", "readyz", "metrics"))
 
 
 class SettingsError(Exception):
@@ -22,9 +25,11 @@ class SettingsError(Exception):
 class Settings(BaseSettings):
     """The service's settings; `docs/configuration.md` explains when to change which."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", protected_namespaces=())
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
 
-    host: str = "127.0.0.1"
+    host: str = Field("127.0.0.1", min_length=1)
     """Address to listen on."""
     port: int = Field(8000, ge=0, le=65535)
     """Port to listen on; 0 lets the system choose one."""
@@ -35,7 +40,7 @@ class Settings(BaseSettings):
 
     model_store: Path = Path("model_store")
     """Folder of the model versions; only ever read."""
-    default_model: str = "zero"
+    default_model: str = Field("zero", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     """The model that answers when a request names none."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:n`."""
@@ -79,7 +84,7 @@ class Settings(BaseSettings):
     """Where reconstructions are kept: `sqlite:///path` or `redis://host:port/database`."""
     store_password_file: Path | None = None
     """File with the password of the Redis server; a URL must not hold one."""
-    store_ttl_seconds: float = Field(3600.0, gt=0)
+    store_ttl_seconds: float = Field(3600.0, gt=0, le=10 * 366 * 86400)
     """How long a reconstruction can be fetched."""
     store_max_bytes: int = Field(256 * 1024 * 1024, ge=64 * 1024)
     """Most bytes of reconstructions in a SQLite store; the oldest go first. A Redis server has its own bound,
@@ -91,12 +96,35 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = None
     """File with the hashes of the API keys; none: all may ask. `deploy/secrets key NAME` adds one."""
 
-    drain_seconds: float = Field(0.0, ge=0)
+    drain_seconds: float = Field(0.0, ge=0, le=86400)
     """After SIGTERM: how long `/readyz` says 503 while requests are still served."""
     log_requests: bool = True
     """One JSON line on standard output for each request, but for probes that went well."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe event that is logged."""
+
+    @field_validator("model_store")
+    @classmethod
+    def _named(cls, path: Path) -> Path:
+        if path == Path():
+            raise ValueError("names no folder")
+        return path
+
+    @field_validator("root_path")
+    @classmethod
+    def _not_a_path_of_the_service(cls, prefix: str) -> str:
+        # The framework takes the prefix away from every path, also from one that did not get it.
+        if not _PATHS.isdisjoint(prefix.split("/")[1:2]):
+            raise ValueError("begins as a path of the service itself does")
+        return prefix
+
+    @model_validator(mode="after")
+    def _answer_in_time(self) -> Settings:
+        if self.batch_max_delay_ms >= self.deadline_ms:
+            raise ValueError(
+                "ANOMALY_BATCH_MAX_DELAY_MS is not below ANOMALY_DEADLINE_MS: no score would be in time"
+            )
+        return self
 
 
 def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
@@ -113,4 +141,5 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
         return Settings()
     except ValidationError as error:
         first = error.errors()[0]
-        raise SettingsError(f"{PREFIX}{str(first['loc'][0]).upper()}: {first['msg']}") from error
+        names = "".join(f"{PREFIX}{str(name).upper()}: " for name in first["loc"][:1])
+        raise SettingsError(f"{names}{first['msg'].removeprefix('Value error, ')}") from error

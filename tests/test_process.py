@@ -6,10 +6,12 @@ import concurrent.futures
 import contextlib
 import io
 import json
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -161,6 +163,22 @@ def test_a_sqlite_store_without_a_file_fails_the_start(make_server: Callable[...
     server = make_server(ANOMALY_STORE_URL="sqlite:///").start(wait=False)
     assert server.process.wait(60) == 2
     assert server.log() == "cannot start: the store's URL names no file: sqlite:///path\n"
+
+
+def test_it_can_be_stopped_before_it_serves(make_server: Callable[..., Server]) -> None:
+    """SIGTERM ends a process that has loaded nothing yet, also where it is the first one of a container.
+
+    There the kernel drops what is not caught.
+    """
+    server = make_server().start(wait=False)
+    status = Path(f"/proc/{server.process.pid}/status")
+    until = time.monotonic() + 30
+    while not int(status.read_text().partition("SigCgt:")[2].split()[0], 16) >> (signal.SIGTERM - 1) & 1:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(10) == 128 + signal.SIGTERM
+    assert server.log() == ""
 
 
 def test_every_log_line_is_json_and_gives_nothing_away(make_server: Callable[..., Server], zero: bytes) -> None:

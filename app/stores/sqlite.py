@@ -41,15 +41,30 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 """Holds another text after each start of the machine."""
 
 
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
 def _is_sound(path: Path, timeout: float) -> bool:
     try:
         with contextlib.closing(sqlite3.connect(path, timeout=timeout)) as connection:
             (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # SQLite's words quote what is damaged
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
-            raise  # locked is not damaged
+    except UnicodeDecodeError:  # SQLite's words quote what is damaged
         return False
+    except sqlite3.Error as error:
+        if error.sqlite_errorcode & 0xFF in _DAMAGE:
+            return False
+        raise  # locked, out of reach or on a full disk is not damaged
     return bool(verdict == "ok")
+
+
+def _refuse_foreign(connection: sqlite3.Connection) -> None:
+    """Raise StoreError when the database has tables, but not those of a store. Only reads."""
+    tables = connection.execute(
+        "SELECT name, (SELECT group_concat(name) FROM pragma_table_info(tables.name)) FROM sqlite_master AS tables"
+        " WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+    ).fetchall()
+    if tables not in ([], [("entries", "number,key,expires,content")]):
+        raise StoreError("SQLite: the file is a database of something else")
 
 
 @lru_cache
@@ -63,8 +78,9 @@ class SqliteStore:
     A commit outlives the process as soon as `put` says that it is done, `kill -9` included. What the machine has not
     yet written to its disk is lost when the machine itself crashes (`synchronous=OFF`): waiting for the disk would
     stall every score for milliseconds, several times a second, for pictures that live an hour. The first process after
-    a start of the machine checks the file, and begins a new one if it is damaged. Entries are numbered in order of
-    arrival and all live equally long, so both bounds, age and number, are ranges of that number.
+    a start of the machine checks the file; a damaged one is moved aside, to `<name>.damaged`, and a new one begun.
+    Entries are numbered in order of arrival and all live equally long, so both bounds, age and number, are ranges of
+    that number.
 
     Args:
         path: the file; its folder is made.
@@ -73,6 +89,9 @@ class SqliteStore:
         timeout: seconds that each access waits for a lock of another connection. Only a process that checks the file
             after a start of the machine is waited for without a limit.
         clock: seconds since the epoch, shared by all processes and kept over a restart.
+
+    Raises:
+        StoreError: the file is a database of something else. Any other fault is one of the first use.
     """
 
     def __init__(
@@ -91,6 +110,7 @@ class SqliteStore:
         self._clock = clock
         self._since_sweep = 0
         self._connection: sqlite3.Connection | None = None
+        self._refuse_foreign_file()
         self._worker = Worker("sqlite")
 
     def put(self, entries: Sequence[tuple[str, bytes]], then: Then, wanted: Callable[[], bool]) -> None:
@@ -139,6 +159,12 @@ class SqliteStore:
         except OSError as error:  # its words hold the path
             raise StoreError(f"SQLite: {error.strerror}") from error
 
+    def _refuse_foreign_file(self) -> None:
+        with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):  # not there yet, locked, damaged
+            address = f"{self._path.absolute().as_uri()}?mode=ro"
+            with contextlib.closing(sqlite3.connect(address, uri=True, timeout=self._timeout)) as connection:
+                _refuse_foreign(connection)
+
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,6 +175,7 @@ class SqliteStore:
                 connection = sqlite3.connect(
                     self._path, timeout=self._timeout, isolation_level=None, cached_statements=_MOST_ROWS + 16
                 )
+                _refuse_foreign(connection)
                 connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.execute("PRAGMA synchronous=OFF")
@@ -161,15 +188,18 @@ class SqliteStore:
         return self._path.with_name(self._path.name + ending)
 
     def _check_after_boot(self, lock: TextIO) -> None:
-        """Remove a damaged file, unless a process has opened it since the machine was started: then `lock` says so."""
+        """Move a damaged file aside, unless a process has opened it since the start of the machine: `lock` says so."""
         boot = _BOOT_ID.read_text()
         lock.seek(0)
         if lock.read() == boot:
             return
         if self._path.exists() and not _is_sound(self._path, self._timeout):
-            _log.error("the store was damaged by a crash of the machine: beginning a new one")
-            for ending in ("", "-wal", "-shm"):
-                self._beside(ending).unlink(missing_ok=True)
+            for ending in ("-wal", "-shm", ""):  # a log goes with its file, and not after it
+                self._beside(".damaged" + ending).unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    self._beside(ending).rename(self._beside(".damaged" + ending))
+            name = self._beside(".damaged").name
+            _log.error("the store's file is damaged, or no database: it lies beside as %s, a new one is begun", name)
         lock.truncate(0)
         lock.write(boot)
 

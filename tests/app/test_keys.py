@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,6 +76,30 @@ def test_a_damaged_file_changes_nothing(keys_file: Path, damage: str, caplog: py
     keys_file.unlink()
     clock.now = 2.2
     assert keys.owner(ALICE.encode()) == "alice"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_file_that_becomes_readable_is_read(caplog: pytest.LogCaptureFixture) -> None:
+    """Keys that nobody could read at first are taken up when somebody can; the fault is logged once."""
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        path, draft = Path(folder) / "keys", Path(folder) / "draft"
+        path.write_text(line(ALICE, "alice"))
+        keys = ApiKeys(path, clock=clock)
+        draft.write_text(line(BOB, "bob"))
+        draft.chmod(0o600)
+        draft.rename(path)
+        os.seteuid(65534)
+        try:
+            for clock.now in (1.1, 2.2, 3.3):
+                assert keys.owner(BOB.encode()) is None
+        finally:
+            os.seteuid(0)
+        path.chmod(0o444)
+        clock.now = 4.4
+        assert keys.owner(BOB.encode()) == "bob"
+    assert caplog.text.count("API keys not changed") == 1
 
 
 @pytest.mark.parametrize("content", [None, "", "# nobody\n", "secret alice\n", f"{'a' * 64}\n", f"{'a' * 64} a/b\n"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import httpx
 import pytest
 from pydantic import ValidationError
 
@@ -26,6 +27,50 @@ def test_bad_values_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANOMALY_PORT", "many")
     with pytest.raises(SettingsError, match="ANOMALY_PORT"):
         settings.from_environment({"ANOMALY_PORT": "many"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HOST", ""),
+        ("DEFAULT_MODEL", ""),
+        ("DEFAULT_MODEL", " zero"),
+        ("DEFAULT_MODEL", "zero@1"),
+        ("MODEL_STORE", ""),
+        ("BATCH_MAX_DELAY_MS", "2000"),
+        ("BATCH_MAX_DELAY_MS", "inf"),
+        ("DEADLINE_MS", "inf"),
+        ("DEADLINE_MS", "nan"),
+        ("DRAIN_SECONDS", "inf"),
+        ("DRAIN_SECONDS", "1e9"),
+        ("STORE_TTL_SECONDS", "inf"),
+        ("STORE_TTL_SECONDS", "1e16"),
+        ("ROOT_PATH", "/page"),
+        ("ROOT_PATH", "/page/deeper"),
+        ("ROOT_PATH", "/score"),
+        ("ROOT_PATH", "/models/of/mine"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    """What would start and then never score, never stop, listen everywhere or let everybody in stops the start."""
+    monkeypatch.setenv(f"ANOMALY_{name}", value)
+    with pytest.raises(SettingsError, match=f"^ANOMALY_{name}"):
+        settings.from_environment({f"ANOMALY_{name}": value})
+
+
+@pytest.mark.parametrize("prefix", ["", "/anomaly", "/pages", "/of/page"])
+def test_other_prefixes_are_taken(monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
+    """A prefix is only refused when its first part is a path of the service itself."""
+    monkeypatch.setenv("ANOMALY_ROOT_PATH", prefix)
+    assert settings.from_environment({"ANOMALY_ROOT_PATH": prefix}).root_path == prefix
+
+
+async def test_no_path_of_the_service_is_taken_for_a_prefix(client: httpx.AsyncClient) -> None:
+    """Each route's first part is one that no prefix may have."""
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    for path in [*paths, "/docs", "/openapi.json", "/page/page.js"]:
+        with pytest.raises(ValidationError):
+            Settings(root_path=f"/{path.split('/')[1]}")
 
 
 def test_settings_cannot_change() -> None:

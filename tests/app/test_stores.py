@@ -338,7 +338,7 @@ async def test_a_wrong_password_is_an_error_that_does_not_tell_it(shared_redis: 
 async def test_sqlite_begins_anew_after_a_crash_of_the_machine_damaged_it(
     tmp_path: Path, damage: str, boots: str, kept: bool
 ) -> None:
-    """The first to open the file after a start of the machine keeps a sound one and replaces a damaged one."""
+    """The first to open the file after a start of the machine keeps a sound one; a damaged one is moved aside."""
     path = tmp_path / "r.db"
     store = SqliteStore(path, ttl_seconds=60, max_entries=1000)
     await put(store, [(f"{number:032x}", bytes([number]) * 3000) for number in range(100)])
@@ -346,14 +346,73 @@ async def test_sqlite_begins_anew_after_a_crash_of_the_machine_damaged_it(
     (tmp_path / "r.db.lock").write_text(boots)
     content = path.read_bytes()
     if damage == "pages":
-        path.write_bytes(content[:8192] + bytes(19 * 8192) + content[20 * 8192 :])
+        content = content[:8192] + bytes(19 * 8192) + content[20 * 8192 :]
     elif damage == "name":
-        path.write_bytes(content.replace(b"tableentriesentries", b"table\xffntriesentries"))
+        content = content.replace(b"tableentriesentries", b"table\xffntriesentries")
+    path.write_bytes(content)
+    (tmp_path / "r.db.damaged").write_bytes(b"an older one")
     store = SqliteStore(path, ttl_seconds=60, max_entries=1000)
     assert (await store.get(f"{7:032x}") is not None) == kept
+    assert (tmp_path / "r.db.damaged").read_bytes() == (b"an older one" if kept else content)
     await put(store, [("a" * 32, b"new")])
     assert await store.get("a" * 32) == b"new"
     await store.close()
+
+
+async def test_what_is_no_database_is_moved_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A text at a mistyped path is kept, and the log of the service says where."""
+    path = tmp_path / "notes.txt"
+    path.write_text("years of work\n" * 100)
+    store = SqliteStore(path, ttl_seconds=60, max_entries=100)
+    await put(store, [("a", b"1")])
+    await store.close()
+    assert (tmp_path / "notes.txt.damaged").read_text() == "years of work\n" * 100
+    assert "notes.txt.damaged" in caplog.text
+    assert str(tmp_path) not in caplog.text
+
+
+async def test_a_full_disk_is_not_taken_for_a_damaged_file(tmp_path: Path) -> None:
+    """After a start of the machine the file is checked; that the disk is full just then says nothing about it."""
+    path = tmp_path / "store.db"
+    before = SqliteStore(path, ttl_seconds=60, max_entries=100)
+    await put(before, [("a", b"1")])
+    await before.close()
+    path.with_name("store.db.lock").write_text("another start of the machine")
+    store = SqliteStore(path, ttl_seconds=60, max_entries=100)
+    with no_file_larger_than(1000), pytest.raises(StoreError, match="disk I/O error"):
+        await store.ping()
+    assert await store.get("a") == b"1"
+    await store.close()
+
+
+FOREIGN = {
+    "another table": ("CREATE TABLE visits (at TEXT)",),
+    "a table of our name": ("CREATE TABLE entries (title TEXT, words TEXT)",),
+    "one table too many": ("CREATE TABLE entries (number, key, expires, content)", "CREATE TABLE visits (at TEXT)"),
+}
+
+
+@pytest.mark.parametrize("mode", ["delete", "wal"])
+@pytest.mark.parametrize("tables", FOREIGN.values(), ids=FOREIGN)
+async def test_a_database_of_something_else_is_refused_and_not_altered(
+    tmp_path: Path, tables: tuple[str, ...], mode: str
+) -> None:
+    """A file with other tables stops the start; one that appears later is a store that is down. Both stay as is."""
+    path, later = tmp_path / "other.db", tmp_path / "later.db"
+    store = SqliteStore(later, ttl_seconds=60, max_entries=100)
+    for file in (path, later):
+        with contextlib.closing(sqlite3.connect(file)) as connection:
+            connection.execute(f"PRAGMA journal_mode={mode}")
+            for table in tables:
+                connection.execute(table)
+    content = path.read_bytes()
+    with pytest.raises(StoreError, match="a database of something else"):
+        open_store(f"sqlite:///{path}", ttl_seconds=60, max_bytes=ENTRY, entry_bytes=ENTRY)
+    for call in (store.ping(), put(store, [("a", b"1")])):
+        with pytest.raises(StoreError, match="a database of something else"):
+            await call
+    await store.close()
+    assert (path.read_bytes(), later.read_bytes()) == (content, content)
 
 
 async def test_sqlite_checks_once_after_a_start_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
