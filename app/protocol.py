@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.edge import SCORE, Answer, Edge
@@ -111,14 +112,45 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what has come. A request of which more is to come is uvicorn's."""
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self._refuse(MalformedRequest("invalid http request received"))
         if self._held is not None:
             self._give_up()
+
+    def _parse(self, data: bytes | memoryview) -> None:
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                self._begin_plainly()
+                data = memoryview(data)[upgrade.args[0] :]
+
+    def _begin_plainly(self) -> None:
+        """Begin a request that asks for another protocol as if it had not (RFC 9110, 7.8).
+
+        The parser takes all behind its head for that protocol. So a new one reads the head without the question, and
+        goes on with the body.
+        """
+        method = self.parser.get_method()
+        if method == b"CONNECT":  # nothing in its head says where what comes behind it ends
+            raise httptools.HttpParserError
+        head = [b"%b %b HTTP/%b" % (method, self.url, self.parser.get_http_version().encode())]
+        head += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.parser.feed_data(b"\r\n".join([*head, b"", b""]))
 
     def on_headers_complete(self) -> None:
         """Begin a request, or hold it until all is seen of what has come."""
         if self._may_be_whole():
             self._held = []
+        elif self.parser.should_upgrade():
+            return  # `_plainly` begins it
         else:
             super().on_headers_complete()
         self.headers = []  # what comes behind a chunked body is none of the request's (RFC 9110, 6.5.1)
@@ -133,7 +165,8 @@ class Protocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Begin a request that was held, now that it is known to be whole."""
         if self._held is None:
-            super().on_message_complete()
+            if not self.parser.should_upgrade():
+                super().on_message_complete()
         elif self._begin(self._held):
             self._held = None
         else:
@@ -188,12 +221,8 @@ class Protocol(HttpToolsProtocol):
             self._stuck.cancel()
             self._stuck = None
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """Say nothing: a request that asks for another protocol is answered as if it had not (RFC 9110, 7.8)."""
-
-    def send_400_response(self, msg: str) -> None:
+    def _refuse(self, problem: MalformedRequest) -> None:
         """Answer and close the connection."""
-        problem = MalformedRequest(msg.rstrip(".").lower())
         body = render(problem)
         head = [b"HTTP/1.1 400 Bad Request", b"connection: close", b"content-length: %d" % len(body)]
         head += [f"{name}: {value}".encode() for name, value in problem.headers().items()]

@@ -1,9 +1,11 @@
-"""The server's side of a connection: replies in one piece, clients that take nothing."""
+"""The server's side of a connection: replies in one piece, clients that take nothing, bytes that are no HTTP."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -111,3 +113,74 @@ async def test_much_is_not_held_back():
     assert sum(map(len, wire.writes)) >= 90_000
     await asyncio.sleep(0)
     assert sum(map(len, wire.writes)) == 150_000
+
+
+@asynccontextmanager
+async def connected(app: Any, **chosen: Any) -> AsyncIterator[tuple[protocol.Protocol, asyncio.StreamReader]]:
+    """Yield the server's side of a connection, to be given what a client sends, and what the client reads."""
+    config, state = uvicorn.Config(app, lifespan="off", log_config=None, **chosen), ServerState()
+    config.load()
+    side = protocol.Protocol(config, state, {})
+    server = await asyncio.get_running_loop().create_server(lambda: side, "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    async with asyncio.timeout(60):
+        while not state.connections:
+            await asyncio.sleep(0)
+        yield side, reader
+    writer.transport.abort()
+    server.close()
+    await server.wait_closed()
+    while state.connections:
+        await asyncio.sleep(0)
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    """Answer with what was asked for, and the body."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    said = f"{scope['method']} {scope['path']} {body!r}\n".encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(said))]})
+    await send({"type": "http.response.body", "body": said})
+
+
+async def said(reader: asyncio.StreamReader) -> str:
+    """Return the body of the next reply of `echo`."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 "), head
+    return (await reader.readline()).decode().rstrip()
+
+
+HIDDEN = b"GET /hidden HTTP/1.1\r\n\r\n"
+ASKS_FOR_MORE = {
+    "h2c": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n",
+    "websocket": b"Connection: upgrade\r\nUpgrade: websocket\r\n",
+}
+FRAMED = {
+    "length": b"Content-Length: %d\r\n\r\n%b" % (len(HIDDEN), HIDDEN),
+    "chunks": b"Transfer-Encoding: chunked\r\n\r\n5\r\n%b\r\n%x\r\n%b\r\n0\r\nA: b\r\n\r\n"
+    % (HIDDEN[:5], len(HIDDEN) - 5, HIDDEN[5:]),
+}
+
+
+@pytest.mark.parametrize("asks", ASKS_FOR_MORE)
+@pytest.mark.parametrize("framed", FRAMED)
+async def test_a_request_for_another_protocol_keeps_its_body(asks: str, framed: str) -> None:
+    """Wherever the network cut it, its body is its body and never the next request, and what follows is answered."""
+    head = b"POST /first HTTP/1.1\r\nHost: x\r\n" + ASKS_FOR_MORE[asks]
+    asked = head + FRAMED[framed] + b"GET /second HTTP/1.1\r\nHost: x\r\n" + ASKS_FOR_MORE[asks] + b"\r\n"
+    async with connected(echo) as (side, reader):
+        for cut in range(1, len(asked)):
+            for piece in (asked[:cut], asked[cut:]):
+                side.data_received(piece)
+            assert await said(reader) == f"POST /first {HIDDEN!r}"
+            assert await said(reader) == "GET /second b''"
+
+
+async def test_what_follows_a_connect_is_no_request() -> None:
+    """A request for a tunnel is refused and the connection closed: what comes behind it belongs to nobody here."""
+    async with connected(echo) as (side, reader):
+        side.data_received(b"CONNECT /x HTTP/1.1\r\nHost: x\r\n\r\n" + HIDDEN)
+        assert (await reader.read()).count(b"HTTP/1.1 400 ") == 1

@@ -184,6 +184,15 @@ async def test_chunked_bodies_may_come_whole(side: Side, zero: bytes) -> None:
     assert side.short == 1
 
 
+@pytest.mark.parametrize("protocol", ["h2c", "websocket"])
+async def test_a_request_for_another_protocol_is_scored(side: Side, zero: bytes, protocol: str) -> None:
+    """What Java's client and `curl --http2` send at first is a request like any other, whole or in pieces."""
+    asked = request(zero, connection="Upgrade, HTTP2-Settings", upgrade=protocol, http2_settings="AAMAAABk")
+    for pieces in ([asked], [asked[:-50], asked[-50:]]):
+        assert (await ask(side, *pieces)).status == 200
+    assert side.short == 1
+
+
 @pytest.mark.parametrize("path", ["/score", "/score/batch"])
 async def test_what_comes_behind_a_body_is_no_header(side: Side, zero: bytes, path: str) -> None:
     """Trailers of a chunked body change nothing, however they come: who checked the headers has not seen them."""
