@@ -159,6 +159,12 @@ class BulkScorer:
             if not reply.begun:
                 raise
             await reply.fail(problem)
+        except ClientLeft:
+            raise
+        except Exception:
+            if reply.begun:
+                await reply.fail(InternalError())
+            raise  # the edge logs it
         finally:
             reply.close()
             self._metrics.batch(job.tally.seconds)

@@ -35,6 +35,8 @@ PIXELS = 28 * 28
 _MAGIC = b"\x93NUMPY"
 _LONGEST_HEADER = 4096
 _MOST_HEADERS = 16
+_TOO_MANY = 2**63
+"""Images: numpy counts in 64 bits with a sign. How many may come is bounded by their bytes."""
 
 
 @dataclass
@@ -169,8 +171,8 @@ def array_header(content: bytes) -> tuple[int, int] | None:
         raise WrongArray("the array is not uint8 in C order")
     if not isinstance(shape, tuple) or len(shape) != 3 or shape[1:] != (28, 28) or type(shape[0]) is not int:
         raise WrongArray("the array does not have the shape [N, 28, 28]")
-    if shape[0] < 0:
-        raise WrongArray("the array has a negative length")
+    if not 0 <= shape[0] < _TOO_MANY:  # before it is printed: Python refuses to print thousands of digits
+        raise WrongArray("the array's length is negative, or more than any array has")
     return shape[0], end
 
 
@@ -179,9 +181,10 @@ async def _of_form(boundary: bytes, body: AsyncIterator[bytes], size: int, form:
         parser = MultipartParser(boundary, form.callbacks())
     except (MultipartParseError, ValueError):
         raise MalformedMultipart("the form has no boundary") from None
-    chunk = Chunk()
+    chunk, empty = Chunk(), True
     try:
         async for piece in body:
+            empty = empty and not piece
             for start in range(0, len(piece), _SLICE):
                 parser.write(piece[start : start + _SLICE])
                 for item in form.taken():
@@ -192,6 +195,8 @@ async def _of_form(boundary: bytes, body: AsyncIterator[bytes], size: int, form:
         parser.finalize()
     except MultipartParseError:
         raise MalformedMultipart("the form does not follow its boundary") from None
+    if empty:
+        raise EmptyBody("the form has no bytes")
     if not form.ended:
         raise MalformedMultipart("the form ends before its last boundary")
     if chunk.count:

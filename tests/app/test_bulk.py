@@ -183,6 +183,12 @@ async def test_model_and_alpha(client: httpx.AsyncClient) -> None:
 GOOD = npy(np.zeros((3, 28, 28), np.uint8))
 
 
+def header_of(length: str) -> bytes:
+    """Return the header of an npy file that declares so many images, in Python's words."""
+    header = f"{{'descr':'|u1','fortran_order':False,'shape':({length},28,28)}}".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+
+
 @pytest.mark.parametrize(
     ("content", "status", "kind"),
     [
@@ -200,6 +206,10 @@ GOOD = npy(np.zeros((3, 28, 28), np.uint8))
         (npy(np.zeros((28, 28), np.uint8)), 422, "wrong-array"),
         (npy(np.asfortranarray(np.zeros((3, 28, 28), np.uint8))), 422, "wrong-array"),
         (npy(np.array([{}], dtype=object)), 422, "wrong-array"),
+        (header_of("-1"), 422, "wrong-array"),
+        (header_of(str(2**63)), 422, "wrong-array"),
+        (header_of("9" * 3900), 422, "wrong-array"),
+        (header_of("0x" + "f" * 3900) + GOOD[-784:], 422, "wrong-array"),
     ],
 )
 async def test_what_is_no_array_of_images(client: httpx.AsyncClient, content: bytes, status: int, kind: str) -> None:
@@ -208,7 +218,7 @@ async def test_what_is_no_array_of_images(client: httpx.AsyncClient, content: by
 
 
 async def test_other_bodies_are_refused(client: httpx.AsyncClient) -> None:
-    """A PNG alone, a form with another field, and a form that ends too soon are refused."""
+    """A PNG alone, a form with another field, a form that ends too soon and one without a byte are refused."""
     assert_problem(
         await client.post("/score/batch", content=b"x", headers={"content-type": "image/png"}),
         415,
@@ -223,6 +233,11 @@ async def test_other_bodies_are_refused(client: httpx.AsyncClient) -> None:
         await client.post("/score/batch", content=cut, headers={"content-type": request.headers["content-type"]}),
         400,
         "malformed-multipart",
+    )
+    assert_problem(
+        await client.post("/score/batch", headers={"content-type": "multipart/form-data; boundary=x"}),
+        400,
+        "empty-body",
     )
 
 
@@ -265,6 +280,27 @@ async def test_a_body_that_breaks_off_after_the_first_lines(make_settings: Calla
         assert [item["index"] for item in items] == list(range(9))
         assert "problem" not in items[7]
         assert items[8]["problem"]["type"] == "/problems/malformed-array"
+
+
+async def test_a_failure_after_the_first_lines_is_the_last_line(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever fails once NDJSON was begun, the reply says so in its last line, and the log says what it was."""
+    async with running(make_settings(bulk_chunk_images=4 // PASSES_AT_ONCE)) as client:
+
+        async def broken(*_: Any) -> AsyncIterator[Chunk]:
+            for _ in range(3):
+                yield Chunk(4, bytearray(4 * 784))
+            raise ZeroDivisionError
+
+        monkeypatch.setattr("app.bulk_bodies._of_array", broken)
+        reply = await bulk(client, digits(1), "application/x-ndjson")
+        items = [json.loads(line) for line in reply.text.splitlines()]
+        assert [item["index"] for item in items] == list(range(len(items)))
+        assert len(items) > 1
+        assert items[-1]["problem"]["type"] == "/problems/internal-error"
+        assert [line.message for line in caplog.records] == ["request failed"]
+        assert services(client).bulk._running == 0
 
 
 async def test_too_many_batches_are_refused(make_settings: Callable[..., Settings], zero: bytes) -> None:
