@@ -15,6 +15,7 @@ import asyncio
 import io
 import json
 import math
+import re
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -147,7 +148,7 @@ class BulkScorer:
         serving = await self._engine.select(query.model)
         threshold, alpha = threshold_of(serving.manifest, serving.calibration, query.alpha)
         job = _Job(scope, serving, threshold, alpha, query.store, timeout, slowest)
-        reply = _form_of(headers.get(b"accept", b""))(job, send)
+        reply = _form_of(scope)(job, send)
         try:
             async for scored in self._scored(job, found):
                 reply.add(scored)
@@ -401,6 +402,21 @@ class _Scores(_Whole):
         self._pieces += head.getvalue(), bytes(self._scores)
 
 
+class _LinesAtOnce(_Whole):
+    """NDJSON for HTTP/1.0, which has no chunks: its length must be known before it begins."""
+
+    _kind = b"application/x-ndjson"
+
+    def add(self, scored: _Scored) -> None:
+        self._pieces.append(("\n".join(_items(self._job, scored)) + "\n").encode())
+
+    def _complete(self) -> None:
+        if not self._pieces:
+            self._pieces.append(b"")
+
+
+_REFUSED = re.compile(r"q=0(\.0*)?")
+"""The weight of what is not acceptable (RFC 9110, 12.4.2)."""
 _FORMS: dict[str, Callable[[_Job, Send], _Reply]] = {
     "application/json": _Document,
     "application/x-ndjson": _Lines,
@@ -408,12 +424,14 @@ _FORMS: dict[str, Callable[[_Job, Send], _Reply]] = {
 }
 
 
-def _form_of(accept: bytes) -> Callable[[_Job, Send], _Reply]:
-    """Return the first form that the client names; JSON when it names none that there is."""
-    for media_range in accept.decode("latin-1").split(","):
-        form = _FORMS.get(media_range.partition(";")[0].strip().lower())
-        if form is not None:
-            return form
+def _form_of(scope: MutableMapping[str, Any]) -> Callable[[_Job, Send], _Reply]:
+    """Return the first form that the client names as acceptable; JSON when it names none that there is."""
+    accept = b",".join(value for name, value in scope["headers"] if name == b"accept")
+    for media_range in accept.decode("latin-1").lower().split(","):
+        kind, *parameters = (part.strip() for part in media_range.split(";"))
+        if kind in _FORMS and not any(_REFUSED.fullmatch(parameter) for parameter in parameters):
+            lines_at_once = kind == "application/x-ndjson" and scope["http_version"] == "1.0"
+            return _LinesAtOnce if lines_at_once else _FORMS[kind]
     return _Document
 
 

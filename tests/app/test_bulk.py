@@ -93,6 +93,25 @@ async def test_every_form_of_the_reply_says_the_same(client: httpx.AsyncClient) 
         assert reply.headers["x-model"] == "zero-article@1"
 
 
+@pytest.mark.parametrize(
+    ("accept", "form"),
+    [
+        (["*/*"], "json"),
+        (["text/html, Application/X-Npy"], "x-npy"),
+        (["application/x-ndjson;q=0.1, application/json"], "x-ndjson"),
+        (["application/x-ndjson; q=0, application/x-npy"], "x-npy"),
+        (["application/x-npy;q=0.000"], "json"),
+        (["application/x-ndjson", "text/plain"], "x-ndjson"),
+        (["text/plain", "application/x-npy", "application/x-ndjson"], "x-npy"),
+    ],
+)
+async def test_the_first_acceptable_form_counts(client: httpx.AsyncClient, accept: list[str], form: str) -> None:
+    """`Accept` is read as one list, however many lines it has, and what has the weight 0 is not in it."""
+    headers = [*NPY.items(), *(("accept", line) for line in accept)]
+    reply = await client.post("/score/batch", content=npy(digits(1)), headers=headers)
+    assert reply.headers["content-type"] == f"application/{form}"
+
+
 async def test_an_empty_array_is_an_empty_answer(client: httpx.AsyncClient) -> None:
     """No images give no items, in every form."""
     nothing = np.zeros((0, 28, 28), np.uint8)
@@ -473,6 +492,7 @@ def scope_of(kind: str, accept: str = "application/json", query: bytes = b"") ->
     """Return the ASGI scope of a batch request."""
     return {
         "type": "http",
+        "http_version": "1.1",
         "method": "POST",
         "path": "/score/batch",
         "query_string": query,

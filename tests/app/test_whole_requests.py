@@ -323,6 +323,24 @@ async def test_a_client_that_wants_the_connection_closed_has_it_closed(side: Sid
     assert side.short == (version == "1.1")
 
 
+@pytest.mark.parametrize("count", [0, 300])
+async def test_a_client_of_http_1_0_gets_no_chunks(side: Side, count: int) -> None:
+    """NDJSON for HTTP/1.0 is the lines that others get, with their length, and the connection is closed behind them."""
+    array = io.BytesIO()
+    np.save(array, np.zeros((count, 28, 28), np.uint8))
+    asked = request(array.getvalue(), "application/x-npy", accept="application/x-ndjson").replace(
+        b"/score", b"/score/batch"
+    )
+    reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
+    writer.write(asked.replace(b"HTTP/1.1", b"HTTP/1.0"))
+    async with asyncio.timeout(30):
+        got = await read(reader)
+        assert await reader.read() == b""
+    writer.close()
+    assert (got.status, got.headers["content-type"]) == (200, "application/x-ndjson")
+    assert [json.loads(line)["index"] for line in got.body.splitlines()] == list(range(count))
+
+
 async def test_a_stop_answers_what_was_begun(side: Side, zero: bytes) -> None:
     """A server that is told to stop while a score is under way sends it, and closes the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
