@@ -15,7 +15,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.edge import SCORE, Answer, Edge
-from app.problems import MalformedRequest, render
+from app.problems import MalformedRequest, Problem, render
 
 _SCORE = SCORE.encode()
 
@@ -67,6 +67,7 @@ class _Joined:
 class _Exchange:
     """One request that came whole, and its reply in one piece. Takes the place of what uvicorn calls a cycle."""
 
+    more_body = False  # of the request, like the others a name that uvicorn gives
     __slots__ = ("_protocol", "disconnected", "keep_alive", "response_complete")
 
     def __init__(self, protocol: Protocol, *, keep_alive: bool) -> None:
@@ -107,11 +108,15 @@ class Protocol(HttpToolsProtocol):
     """
 
     _stuck: asyncio.TimerHandle | None = None
+    _refusal: Problem | None = None
+    """What is answered once all before it is, and the last thing: nothing is read any more."""
     _held: list[bytes] | None = None
     """The body so far of a request that may prove to be whole."""
 
     def data_received(self, data: bytes) -> None:
         """Take what has come. A request of which more is to come is uvicorn's."""
+        if self._refusal is not None:
+            return
         self._unset_keepalive_if_required()
         try:
             self._parse(data)
@@ -150,8 +155,10 @@ class Protocol(HttpToolsProtocol):
         if self._may_be_whole():
             self._held = []
         elif self.parser.should_upgrade():
-            return  # `_plainly` begins it
+            return  # `_begin_plainly` begins it
         else:
+            if self.parser.get_http_version() == "1.0":
+                self.expect_100_continue = False  # not of this version (RFC 9110, 10.1.1)
             super().on_headers_complete()
         self.headers = []  # what comes behind a chunked body is none of the request's (RFC 9110, 6.5.1)
 
@@ -167,6 +174,7 @@ class Protocol(HttpToolsProtocol):
         if self._held is None:
             if not self.parser.should_upgrade():
                 super().on_message_complete()
+                self.cycle.more_body = False  # uvicorn says so only while the reply is still to come
         elif self._begin(self._held):
             self._held = None
         else:
@@ -198,12 +206,11 @@ class Protocol(HttpToolsProtocol):
         return begun
 
     def _give_up(self) -> None:
-        """Give what was held to uvicorn, unless the connection was closed over what came after it."""
-        held, self._held = self._held, None
-        if held is not None and not self.transport.is_closing():
-            super().on_headers_complete()
-            for piece in held:
-                super().on_body(piece)
+        """Give what was held to uvicorn."""
+        held, self._held = self._held or [], None
+        super().on_headers_complete()
+        for piece in held:
+            super().on_body(piece)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin a connection."""
@@ -221,10 +228,29 @@ class Protocol(HttpToolsProtocol):
             self._stuck.cancel()
             self._stuck = None
 
-    def _refuse(self, problem: MalformedRequest) -> None:
-        """Answer and close the connection."""
+    def on_response_complete(self) -> None:
+        """Go on with the next request, or with the refusal of what came instead of one."""
+        last = not self.pipeline
+        super().on_response_complete()
+        if last and self._refusal is not None and not self.transport.is_closing():
+            self._send_refusal(self._refusal)
+
+    def _refuse(self, problem: Problem) -> None:
+        """Answer what came instead of a request, or of the rest of one, in its turn, and close the connection."""
+        self._refusal, self._held = problem, None
+        cycle = self.cycle
+        if cycle is None:
+            self._send_refusal(problem)
+        elif cycle.more_body and self.pipeline:
+            self.pipeline.popleft()  # never begun; the replies before it are still to come
+        elif cycle.more_body and cycle.response_started:
+            self.transport.close()  # it has had its reply, or the beginning of it
+        elif cycle.more_body or cycle.response_complete:
+            self._send_refusal(problem)
+
+    def _send_refusal(self, problem: Problem) -> None:
         body = render(problem)
-        head = [b"HTTP/1.1 400 Bad Request", b"connection: close", b"content-length: %d" % len(body)]
+        head = [STATUS_LINE[problem.status] + b"connection: close", b"content-length: %d" % len(body)]
         head += [f"{name}: {value}".encode() for name, value in problem.headers().items()]
         self.transport.write(b"\r\n".join([*head, b"", body]))
         self.transport.close()

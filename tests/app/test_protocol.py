@@ -126,12 +126,14 @@ async def connected(app: Any, **chosen: Any) -> AsyncIterator[tuple[protocol.Pro
     async with asyncio.timeout(60):
         while not state.connections:
             await asyncio.sleep(0)
-        yield side, reader
-    writer.transport.abort()
-    server.close()
-    await server.wait_closed()
-    while state.connections:
-        await asyncio.sleep(0)
+        try:
+            yield side, reader
+        finally:
+            writer.transport.abort()
+            server.close()
+            await server.wait_closed()
+            while state.connections or state.tasks:
+                await asyncio.sleep(0)
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
@@ -184,3 +186,72 @@ async def test_what_follows_a_connect_is_no_request() -> None:
     async with connected(echo) as (side, reader):
         side.data_received(b"CONNECT /x HTTP/1.1\r\nHost: x\r\n\r\n" + HIDDEN)
         assert (await reader.read()).count(b"HTTP/1.1 400 ") == 1
+
+
+GARBAGE = b"\0GARBAGE\r\n\r\n"
+ASKED = b"POST /first HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
+BAD_CHUNK = b"POST /bad HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nzz\r\n"
+
+
+@pytest.mark.parametrize("bad", [GARBAGE, BAD_CHUNK])
+async def test_what_is_no_http_waits_for_its_turn(bad: bytes) -> None:
+    """The requests before it are answered in order, then comes the refusal, and nothing after that."""
+    async with connected(echo) as (side, reader):
+        side.data_received(ASKED + ASKED + bad)
+        side.data_received(ASKED)
+        for _ in range(2):
+            assert await said(reader) == "POST /first b'abc'"
+        refusal = await reader.read()
+    assert refusal.startswith(b"HTTP/1.1 400 ")
+    assert b"/problems/malformed-request" in refusal
+    assert refusal.count(b"HTTP/1.1") == 1
+
+
+async def test_what_is_no_http_is_refused_at_once_where_nothing_runs() -> None:
+    """A body that breaks is its request's refusal, and so is what comes when all is answered."""
+    async with connected(echo) as (side, reader):
+        side.data_received(BAD_CHUNK[:-6])
+        await asyncio.sleep(0)
+        side.data_received(BAD_CHUNK[-6:])
+        assert (await reader.read()).count(b"HTTP/1.1 400 ") == 1
+    async with connected(echo) as (side, reader):
+        side.data_received(ASKED)
+        assert await said(reader) == "POST /first b'abc'"
+        side.data_received(GARBAGE)
+        assert (await reader.read()).count(b"HTTP/1.1 400 ") == 1
+
+
+async def test_a_reply_that_was_begun_is_not_broken_into() -> None:
+    """What is no HTTP writes nothing into a reply: behind a request it waits, in its body the connection ends."""
+    goes_on = asyncio.Event()
+
+    async def streams(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"one", "more_body": True})
+        await goes_on.wait()
+        await send({"type": "http.response.body", "body": b"two"})
+
+    async with connected(streams) as (side, reader):
+        side.data_received(ASKED)
+        assert (await reader.readuntil(b"one\r\n")).startswith(b"HTTP/1.1 200 ")
+        side.data_received(GARBAGE)
+        goes_on.set()
+        assert (await reader.read()).startswith(b"3\r\ntwo\r\n0\r\n\r\nHTTP/1.1 400 ")
+    goes_on.clear()
+    async with connected(streams) as (side, reader):
+        side.data_received(BAD_CHUNK[:-6])
+        await reader.readuntil(b"one\r\n")
+        side.data_received(BAD_CHUNK[-6:])
+        assert await reader.read() == b""
+        goes_on.set()
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+async def test_only_http_1_1_is_told_to_go_on(version: str) -> None:
+    """`Expect: 100-continue` is not of HTTP/1.0, whose clients take an interim reply for the reply."""
+    async with connected(echo) as (side, reader):
+        asked = ASKED.replace(b"1.1", version.encode()).replace(b"Host", b"Expect: 100-continue\r\nHost")
+        side.data_received(asked)
+        if version == "1.1":
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert await said(reader) == "POST /first b'abc'"
