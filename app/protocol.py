@@ -20,7 +20,10 @@ from app.problems import MalformedRequest, Problem, render
 _SCORE = SCORE.encode()
 
 STUCK_SECONDS = 60.0
-"""How long a client may take nothing of a reply that is larger than what the connection buffers."""
+"""How long a client may take nothing of its reply, or leave unfinished what it has begun to send."""
+_LONGEST_HEAD = 64 * 1024
+"""Bytes of a request that are none of its body: its head, and what else stands before, between or behind the pieces of
+its body. Twice as many may be read before they are counted."""
 _LONGEST_URL = 2048
 """Bytes; a longer one may be more than uvicorn can read, which says so while it reads."""
 _MOST_JOINED = 64 * 1024
@@ -39,6 +42,7 @@ class _Joined:
         self._loop = loop
         self._pieces: list[bytes] = []
         self._size = 0
+        self._stuck: asyncio.TimerHandle | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -56,6 +60,19 @@ class _Joined:
         """Send what was written, then close."""
         self._flush()
         self._transport.close()
+        if self._transport.get_write_buffer_size() > 0:
+            self.watch()
+
+    def watch(self) -> None:
+        """Abort unless the client catches up in time: closing waits until all is taken, and so for ever."""
+        if self._stuck is None:
+            self._stuck = self._loop.call_later(STUCK_SECONDS, self._transport.abort)
+
+    def unwatch(self) -> None:
+        """Note that the client has caught up, or has left."""
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
 
     def _flush(self) -> None:
         data = b"".join(self._pieces)
@@ -107,7 +124,12 @@ class Protocol(HttpToolsProtocol):
     channel of messages would cost it a quarter of the event loop's work. Every other request is uvicorn's.
     """
 
-    _stuck: asyncio.TimerHandle | None = None
+    _joined: _Joined
+    _looks: asyncio.TimerHandle
+    _idle_since = 0.0
+    """When the connection was made, or its last request was answered."""
+    _apart = 0
+    """Bytes since the last piece or end of a body."""
     _refusal: Problem | None = None
     """What is answered once all before it is, and the last thing: nothing is read any more."""
     _held: list[bytes] | None = None
@@ -117,23 +139,31 @@ class Protocol(HttpToolsProtocol):
         """Take what has come. A request of which more is to come is uvicorn's."""
         if self._refusal is not None:
             return
-        self._unset_keepalive_if_required()
         try:
-            self._parse(data)
+            if len(data) <= _LONGEST_HEAD:
+                self._parse(data)
+            else:
+                for start in range(0, len(data), _LONGEST_HEAD):
+                    self._parse(memoryview(data)[start : start + _LONGEST_HEAD])
         except httptools.HttpParserError:
             self.logger.warning("Invalid HTTP request received.")
             self._refuse(MalformedRequest("invalid http request received"))
+        except MalformedRequest as problem:
+            self._refuse(problem)
         if self._held is not None:
             self._give_up()
 
     def _parse(self, data: bytes | memoryview) -> None:
+        self._apart += len(data)
         while True:
             try:
                 self.parser.feed_data(data)
-                return
+                break
             except httptools.HttpParserUpgrade as upgrade:
                 self._begin_plainly()
                 data = memoryview(data)[upgrade.args[0] :]
+        if self._apart > _LONGEST_HEAD:
+            raise MalformedRequest(f"the head of the request has more than {_LONGEST_HEAD} bytes")
 
     def _begin_plainly(self) -> None:
         """Begin a request that asks for another protocol as if it had not (RFC 9110, 7.8).
@@ -164,6 +194,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of a body."""
+        self._apart = 0
         if self._held is not None:
             self._held.append(body)
         else:
@@ -171,6 +202,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Begin a request that was held, now that it is known to be whole."""
+        self._apart = 0
         if self._held is None:
             if not self.parser.should_upgrade():
                 super().on_message_complete()
@@ -214,25 +246,55 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin a connection."""
-        super().connection_made(_Joined(transport, self.loop))  # type: ignore[arg-type]
+        self._joined = _Joined(transport, self.loop)
+        super().connection_made(self._joined)  # type: ignore[arg-type]
+        self._idle_since = self.loop.time()
+        self._looks = self.loop.call_later(self.timeout_keep_alive, self._look)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End a connection."""
+        super().connection_lost(exc)
+        self._looks.cancel()
+        self._joined.unwatch()
+
+    def _look(self) -> None:
+        """Close the connection if its client has been silent, or in the middle of something, for too long.
+
+        One timer that looks again is cheaper than one for each request, as uvicorn has.
+        """
+        if self.transport.is_closing():
+            return
+        wait = often = float(self.timeout_keep_alive)
+        if self.cycle is None or self.cycle.response_complete:  # else it is the service that is being waited for
+            if self._apart or (self.cycle is not None and self.cycle.more_body):
+                wait = STUCK_SECONDS
+            wait += self._idle_since - self.loop.time()
+        if wait > 0:
+            self._looks = self.loop.call_later(min(wait, often), self._look)
+        else:
+            self.transport.close()
 
     def pause_writing(self) -> None:
-        """Note that the client is behind: closing waits until all is taken, and so for ever, if nobody aborts."""
+        """Note that the client is behind."""
         super().pause_writing()
-        self._stuck = self.loop.call_later(STUCK_SECONDS, self.transport.abort)
+        self._joined.watch()
 
     def resume_writing(self) -> None:
-        """Note that the client has caught up."""
+        """Note that the client has caught up; with a connection that is being closed it must do so to the end."""
         super().resume_writing()
-        if self._stuck is not None:
-            self._stuck.cancel()
-            self._stuck = None
+        if not self.transport.is_closing():
+            self._joined.unwatch()
 
     def on_response_complete(self) -> None:
-        """Go on with the next request, or with the refusal of what came instead of one."""
-        last = not self.pipeline
-        super().on_response_complete()
-        if last and self._refusal is not None and not self.transport.is_closing():
+        """Go on with the next request, or with the refusal of what came instead of one; else wait."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self._idle_since = self.loop.time()
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._refusal is not None:
             self._send_refusal(self._refusal)
 
     def _refuse(self, problem: Problem) -> None:

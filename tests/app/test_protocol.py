@@ -65,6 +65,10 @@ class Wire:
         """Remember."""
         self.closed = True
 
+    def get_write_buffer_size(self) -> int:
+        """Say that nothing waits."""
+        return 0
+
     def is_closing(self) -> bool:
         """Say whether it was closed."""
         return self.closed
@@ -255,3 +259,89 @@ async def test_only_http_1_1_is_told_to_go_on(version: str) -> None:
         if version == "1.1":
             assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         assert await said(reader) == "POST /first b'abc'"
+
+
+TRAILERS = ASKED.replace(b"Content-Length: 3\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n")
+ENDLESS = {
+    "URL": (b"GET /", b"a" * 1000),
+    "header": (b"GET / HTTP/1.1\r\nA: ", b"a" * 1000),
+    "headers": (b"GET / HTTP/1.1\r\n", b"a:b\r\n" * 200),
+    "trailer": (TRAILERS + b"A: ", b"a" * 1000),
+    "trailers": (TRAILERS, b"a:b\r\n" * 200),
+    "lines": (b"", b"\r\n" * 500),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+@pytest.mark.parametrize("times", [1, 1000])
+async def test_what_has_no_end_is_refused(name: str, times: int) -> None:
+    """Head and trailers are read up to their bound, in small pieces or large ones, then the connection is closed."""
+    begins, goes_on = ENDLESS[name]
+    given = 0
+    async with connected(echo) as (side, reader):
+        side.data_received(begins)
+        while not side.transport.is_closing():
+            side.data_received(goes_on * times)
+            given += 1
+            assert given * times <= 1000
+        refusal = await reader.read()
+    assert refusal.startswith(b"HTTP/1.1 400 ")
+    assert b"more than 65536 bytes" in refusal
+    assert times > 1 or given <= 2 * 64 + 2
+
+
+async def test_what_has_an_end_is_read() -> None:
+    """A head of nearly 64 KiB is read, whole and in pieces, and a body may be cut into any number of chunks."""
+    head = b"GET /long HTTP/1.1\r\nHost: x\r\nA: %b\r\n\r\n" % (b"a" * 65000)
+    chunks = TRAILERS.replace(b"abc\r\n", b"abc\r\n" + b"1;a=b\r\nx\r\n" * 20_000) + b"\r\n"
+    async with connected(echo) as (side, reader):
+        for size in (1000, len(head)):
+            for start in range(0, len(head), size):
+                side.data_received(head[start : start + size])
+            assert await said(reader) == "GET /long b''"
+        side.data_received(chunks + head)
+        assert (await said(reader)).count("x") == 20_000
+        assert await said(reader) == "GET /long b''"
+
+
+async def hasty(scope: Any, receive: Any, send: Any) -> None:
+    """Answer without reading the body."""
+    await send({"type": "http.response.start", "status": 415, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
+@pytest.mark.parametrize("begun", [b"", b"\r\n", b"GET / HT", ASKED[:-1], ASKED + b"GET / HT"])
+async def test_a_client_that_does_not_go_on_is_let_go_of(monkeypatch: pytest.MonkeyPatch, begun: bytes) -> None:
+    """The connection ends when the client is silent, at its beginning, in a head, behind a reply, in a refused body."""
+    monkeypatch.setattr(protocol, "STUCK_SECONDS", 0.4)
+    async with connected(hasty, timeout_keep_alive=0.2) as (side, reader):
+        for place in range(len(begun)):
+            side.data_received(begun[place : place + 1])
+            await asyncio.sleep(0)
+        assert (await reader.read()).count(b"HTTP/1.1 ") == begun.count(b"POST")
+
+
+async def test_a_client_is_not_let_go_of_while_it_waits() -> None:
+    """A reply that takes longer than a connection may be idle is sent, and the connection goes on."""
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(0.3)
+        await echo(scope, receive, send)
+
+    async with connected(slow, timeout_keep_alive=0.1) as (side, reader):
+        for _ in range(2):
+            side.data_received(ASKED)
+            assert await said(reader) == "POST /first b'abc'"
+
+
+async def test_closing_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that is closed over a little that its client does not take ends after the time for it."""
+    monkeypatch.setattr(protocol, "STUCK_SECONDS", 0.2)
+    async with connected(echo) as (side, _):
+        while side.transport.get_write_buffer_size() == 0:
+            side.transport.write(bytes(10_000))
+            await asyncio.sleep(0)
+        assert not side.flow.write_paused
+        side.transport.close()
+        while side.connections:
+            await asyncio.sleep(0.01)
