@@ -6,6 +6,7 @@ Knows: ASGI, multipart. Does not know: PNG, models.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -27,7 +28,12 @@ from app.problems import (
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 _CRLF2 = b"\r\n\r\n"
-_FILE_HEADER = b'content-disposition: form-data; name="file"'
+_BOUNDARY = re.compile(r"boundary=([\w'+.-]+)", re.ASCII)
+_FILE_HEADERS = re.compile(
+    rb"""(?i:content-disposition:\ form-data);\ name="file";\ filename="[^"\\\x00-\x1f\x7f]*"
+         (?:\r\n(?i:content-type):\ [!-~]+)?""",
+    re.VERBOSE,
+)
 
 
 class ClientLeft(Exception):
@@ -121,17 +127,15 @@ def _only_part(parameters: str, body: bytes) -> bytes | None:
 
     Returns None for everything else, which the full parser then judges.
     """
-    name, _, boundary = parameters.strip().partition("=")
-    if name != "boundary" or not boundary or '"' in boundary or ";" in boundary:
+    boundary = _BOUNDARY.fullmatch(parameters.strip())
+    if boundary is None:
         return None
-    opening = b"--" + boundary.encode("latin-1")
+    opening = b"--" + boundary[1].encode()
     ending = b"\r\n" + opening + b"--"
     head_end = body.find(_CRLF2)
     if head_end < 0 or not body.startswith(opening + b"\r\n"):
         return None
-    head = body[len(opening) + 2 : head_end]
-    disposition = head.partition(b"\r\n")[0].lower()
-    if not disposition.startswith(_FILE_HEADER + b"; filename=") or b"content-transfer-encoding" in head.lower():
+    if not _FILE_HEADERS.fullmatch(body, len(opening) + 2, head_end):
         return None
     start = head_end + len(_CRLF2)
     end = body.find(b"\r\n" + opening, start)
