@@ -180,7 +180,10 @@ async def _on_problem(request: Request, problem: Exception) -> Response:
     assert isinstance(problem, Problem)
     request.scope.get("facts", {})["problem"] = problem.type
     body = render(problem, request.scope.get("request_id"))
-    return Response(body, problem.status, headers=problem.headers())
+    headers = problem.headers()
+    if problem.status in (408, 413):
+        headers["connection"] = "close"  # what is left of the body is not waited for
+    return Response(body, problem.status, headers=headers)
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:

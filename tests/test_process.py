@@ -233,6 +233,9 @@ HOSTILE = {
     + b",".join(b"%d-%d" % (n, n) for n in range(10_000))
     + b"\r\n\r\n",
     "a header of a megabyte": b"GET /models HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 2**20 + b"\r\n\r\n",
+    "a trailer of a megabyte": b"POST /score HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA: "
+    + b"a" * 2**20
+    + b"\r\n\r\n",
     "ten thousand headers": b"GET /models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
     + b"".join(b"A%d: a\r\n" % n for n in range(10_000))
     + b"\r\n",
@@ -346,7 +349,7 @@ def test_a_batch_client_that_never_reads_loses_its_place(make_server: Callable[.
 
 
 def test_a_batch_client_that_trickles_loses_its_place(make_server: Callable[..., Server]) -> None:
-    """A client that sends a byte now and then, each in time, is answered 408: it makes no progress."""
+    """A client that sends a byte now and then, each in time, is answered 408 and let go: it makes no progress."""
     server = make_server(ANOMALY_BODY_TIMEOUT_MS="600").start()
     head, _, body = batch_of(100, "application/json").partition(b"\r\n\r\n")
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
@@ -359,6 +362,7 @@ def test_a_batch_client_that_trickles_loses_its_place(make_server: Callable[...,
             with contextlib.suppress(TimeoutError):
                 answer = connection.recv(65536)
     assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"\r\nconnection: close\r\n" in answer
 
 
 def test_every_kind_of_request_is_described_in_the_log(make_server: Callable[..., Server], zero: bytes) -> None:

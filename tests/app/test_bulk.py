@@ -273,7 +273,7 @@ def test_no_header_breaks_the_reader(noise: bytes, at: int) -> None:
 
 
 async def test_the_limit_holds_with_and_without_a_declaration(make_settings: Callable[..., Settings]) -> None:
-    """A body above the limit is 413, whether its length is declared or it comes in pieces."""
+    """A body above the limit is 413, whether its length is declared or it comes in pieces, and ends the connection."""
     async with running(make_settings(bulk_max_body_bytes=5000)) as client:
         content = npy(digits(7))
 
@@ -282,7 +282,9 @@ async def test_the_limit_holds_with_and_without_a_declaration(make_settings: Cal
                 yield content[start : start + 1000]
 
         for body in (content, in_pieces()):
-            assert_problem(await client.post("/score/batch", content=body, headers=NPY), 413, "body-too-large")
+            refused = await client.post("/score/batch", content=body, headers=NPY)
+            assert_problem(refused, 413, "body-too-large")
+            assert refused.headers["connection"] == "close"
         assert (await bulk(client, digits(6))).status_code == 200
 
 
