@@ -209,6 +209,7 @@ def calibrate(
         images = None if data_dir is None else read_pngs(data_dir)
         made = recalibrate(repository, origin, images, alpha=alpha, confidence=confidence)
         manifest = made.publish(model_store, promote=promote)
+        _tell_caught(manifest)
         before, summary = manifest.metrics["before"], manifest.calibration
         console.print(
             f"{summary.n:,} normal images; {_rate(before['flagged']['rate'])} of them lie above the threshold "
@@ -380,6 +381,7 @@ def _make_with_bar(order: Order, dataset: Dataset, beside: Detector | None) -> M
 
 
 def _tell(manifest: Manifest, promoted: bool) -> None:
+    _tell_caught(manifest)
     for words, metrics in {manifest.metrics["test"]: manifest.metrics, **manifest.metrics["also"]}.items():
         auroc = "no anomalies to rank" if metrics["auroc"] is None else f"AUROC {metrics['auroc']:.4f}"
         console.print(f"{auroc} on {words}")
@@ -389,6 +391,14 @@ def _tell(manifest: Manifest, promoted: bool) -> None:
             f"false alarms {_rate(point['false_alarms']['rate'])}, detections {_rate(point['detections']['rate'])}"
         )
     _tell_state(manifest, promoted)
+
+
+def _tell_caught(manifest: Manifest) -> None:
+    counts = manifest.metrics.get("calibration_caught")
+    if counts:
+        from training.calibrate import caught_words
+
+        console.print(f"{caught_words(counts, manifest.calibration.n)}: they count among the false alarms")
 
 
 def _tell_state(manifest: Manifest, promoted: bool) -> None:

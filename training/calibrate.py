@@ -6,11 +6,13 @@ themselves are in `app.calibration`, which the service uses too.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from app.calibration import Calibration
+from app.calibration import Calibration, CalibrationError
 from app.detector import Detector
 from app.manifest import CalibrationSummary
 
@@ -19,9 +21,59 @@ BAND_LEVEL = 0.99
 
 def score(detector: Detector, images: NDArray[np.uint8], batch: int = 256) -> NDArray[np.float32]:
     """Return the MSE of every image: uint8 [n, 28, 28] to float32 [n]."""
+    return judge(detector, images, batch)[0]
+
+
+def judge(
+    detector: Detector, images: NDArray[np.uint8], batch: int = 256
+) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+    """Return the MSE of every image, float32 [n], and the code of the guard that caught it, or 0, int8 [n]."""
     starts = range(0, len(images), batch)
-    parts = [detector.detect(np.ascontiguousarray(images[start : start + batch, None])).mse for start in starts]
-    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    parts = [detector.detect(np.ascontiguousarray(images[start : start + batch, None])) for start in starts]
+    return (
+        np.concatenate([np.zeros(0, np.float32), *(part.mse for part in parts)]),
+        np.concatenate([np.zeros(0, np.int8), *(part.reason for part in parts)]),
+    )
+
+
+def caught(reason: NDArray[np.int8], names: Sequence[str]) -> dict[str, int]:
+    """Return how many images each guard caught; guards that caught none are left out.
+
+    Args:
+        reason: code of each image, int8 [n]; code k is `names[k - 1]`.
+        names: of the guards.
+    """
+    counts = {name: int((reason == code).sum()) for code, name in enumerate(names, 1)}
+    return {name: count for name, count in counts.items() if count}
+
+
+def check_guards(
+    scores: NDArray[np.float32], reason: NDArray[np.int8], names: Sequence[str], threshold: float
+) -> dict[str, int]:
+    """Return how many calibration images each guard caught.
+
+    Args:
+        scores: MSE of the calibration images, float32 [n].
+        reason: codes of those, int8 [n].
+        names: of the guards.
+        threshold: what the scores give.
+
+    Raises:
+        CalibrationError: the threshold reaches the score of caught images, above which nothing lies.
+    """
+    counts = caught(reason, names)
+    if counts and threshold >= scores[reason > 0].min():
+        raise CalibrationError(
+            f"{caught_words(counts, len(scores))}, so many that nothing would be anomalous: "
+            "give bright strokes on a dark ground, or leave such images out"
+        )
+    return counts
+
+
+def caught_words(counts: Mapping[str, int], n: int) -> str:
+    """Say how many of the `n` calibration images each guard caught."""
+    each = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    return f"guards caught {sum(counts.values()):,} of the {n:,} calibration images ({each})"
 
 
 def calibrate(

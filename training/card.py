@@ -10,6 +10,7 @@ from typing import Any
 
 from app.calibration import needed
 from app.manifest import Manifest, Recalibration
+from training.calibrate import caught_words
 from training.limits import limits
 from training.probes import KINDS
 
@@ -145,7 +146,7 @@ def _threshold(manifest: Manifest) -> str:
 The threshold is the score at rank {summary.rank:,} of {summary.n:,} held-out normal images (split-conformal
 calibration). It promises that at most {100 * manifest.alpha:g} % of normal images are called anomalous, {guarantee}.
 For this one draw, the true rate lies between {100 * low:.2f} % and {100 * high:.2f} % with probability
-{100 * summary.band_level:g} %.
+{100 * summary.band_level:g} %.{_caught(manifest)}
 
 The promise is about images *made as the calibration images were made*. Another camera, scanner, pen, size, position or
 contrast is another population: the promise is void there until the threshold has been calibrated anew on normal images
@@ -154,6 +155,12 @@ images for this rate:
 
     python -m training calibrate {manifest.name} --data-dir FOLDER_OF_NORMAL_PNGS
 """
+
+
+def _caught(manifest: Manifest) -> str:
+    counts = manifest.metrics.get("calibration_caught")
+    words = counts and caught_words(counts, manifest.calibration.n)
+    return f"\n{words[0].upper()}{words[1:]}: they count among the false alarms." if words else ""
 
 
 def _figures(metrics: Mapping[str, Any], label_names: Sequence[str]) -> str:

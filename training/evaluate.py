@@ -15,7 +15,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from app.calibration import Calibration, CalibrationError
 from app.detector import Detector
-from training.calibrate import BAND_LEVEL, count_band
+from training.calibrate import BAND_LEVEL, caught, count_band
 from training.probes import Probe
 
 INTERVAL_LEVEL = 0.95
@@ -85,14 +85,13 @@ def probe_table(
     table = []
     for probe in probes:
         found = detector.detect(np.array(probe.images[:, None], order="C"))
-        caught = {name: int((found.reason == code).sum()) for code, name in enumerate(reasons, 1)}
         table.append(
             {
                 "name": probe.name,
                 "kind": probe.kind,
                 "images": len(probe.images),
                 "flagged": {alpha: float((found.mse > limit).mean()) for alpha, limit in thresholds.items()},
-                "reasons": {name: count for name, count in caught.items() if count},
+                "reasons": caught(found.reason, reasons),
             }
         )
     return table

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,9 +18,9 @@ from numpy.typing import NDArray
 from app.calibration import CalibrationError
 from app.detector import Detector
 from app.manifest import Manifest, Recalibration
-from app.repository import Repository
+from app.repository import Artifact, Repository
 from training import pictures
-from training.calibrate import BAND_LEVEL, calibrate, score
+from training.calibrate import BAND_LEVEL, calibrate, check_guards, judge
 from training.card import recalibrated_card
 from training.evaluate import INTERVAL_LEVEL, proportion
 from training.report import histogram
@@ -55,7 +56,7 @@ def recalibrate(
         RecalibrationError: neither images nor a rate nor a confidence is given.
         RepositoryError: the version is not as it was published.
         DetectorError: it does not reproduce its golden scores.
-        CalibrationError: too few images for the rate.
+        CalibrationError: too few images for the rate, or guards caught too many of them.
     """
     if images is None and alpha is None and confidence is None:
         raise RecalibrationError("nothing would change: give --data-dir, --alpha or --confidence")
@@ -63,23 +64,30 @@ def recalibrate(
     alpha = origin.alpha if alpha is None else alpha
     confidence = origin.calibration.confidence if confidence is None else confidence
     detector = Detector.load(artifact, torch.device("cpu"))
-    own = np.asarray(artifact.calibration.scores, np.float32)
-    scores = own if images is None else score(detector, images)
+    scores, reason, guards = _own(artifact) if images is None else (*judge(detector, images), origin.reasons)
     calibration, summary = calibrate(scores, alpha, confidence)
     threshold = calibration.threshold(alpha)
+    counts = check_guards(scores, reason, guards, threshold)
     draft = origin.model_copy(
         update={
             "created_at": datetime.now(UTC).replace(microsecond=0),
             "alpha": alpha,
             "threshold": threshold,
             "calibration": summary.model_copy(update={"recalibrated": _origin(origin, images)}),
-            "metrics": _metrics(origin, scores, alpha),
+            "metrics": {**_metrics(origin, scores, alpha), **({"calibration_caught": counts} if counts else {})},
             "data": origin.data if images is None else origin.data.model_copy(update={"calibration": 0}),
             "code_version": code_version(),
             "files": {},
         }
     )
     return Made(draft, {**_artifact(repository, origin, scores), **_report(repository, origin, draft, scores)})
+
+
+def _own(artifact: Artifact) -> tuple[NDArray[np.float32], NDArray[np.int8], Sequence[str]]:
+    # Only the scores were kept: those of caught images are known by the guards' error, but not which guard it was.
+    scores = np.asarray(artifact.calibration.scores, np.float32)
+    guard_error = artifact.manifest.recipe.parameters.get("guards", {}).get("guard_error", np.inf)
+    return scores, (scores == np.float32(guard_error)).astype(np.int8), [" or ".join(artifact.manifest.reasons)]
 
 
 def _origin(origin: Manifest, images: NDArray[np.uint8] | None) -> Recalibration:

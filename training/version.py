@@ -20,7 +20,7 @@ import torch
 from app.detector import Detector
 from app.manifest import CalibrationSummary, Data, Manifest
 from app.manifest import Recipe as RecipeRecord
-from training.calibrate import calibrate, score
+from training.calibrate import calibrate, check_guards, judge, score
 from training.data import FASHION, fashion_images
 from training.datasets import Dataset
 from training.evaluate import evaluate, probe_table
@@ -105,7 +105,7 @@ def make(
         DataError: the normal class is unknown or too small.
         TrainingError: training diverged.
         ExportError: the module breaks the contract.
-        CalibrationError: too few calibration images for the wanted false-alarm rate.
+        CalibrationError: too few calibration images for the wanted false-alarm rate, or guards caught too many of them.
     """
     normal_class = dataset.describe(order.normal)
     split = SPLITS[order.recipe.split](dataset, order.normal, order.seed)
@@ -125,8 +125,10 @@ def make(
     detector = Detector.open(exported.model, torch.device("cpu"))
 
     say(f"calibrating on {len(split.calibration):,} held-out normal images, testing on {split.test_words}")
-    calibration_scores = score(detector, dataset.images[split.calibration])
+    calibration_scores, reason = judge(detector, dataset.images[split.calibration])
     calibration, summary = calibrate(calibration_scores, order.alpha, order.confidence)
+    threshold = calibration.threshold(order.alpha)
+    counts = check_guards(calibration_scores, reason, order.recipe.reasons, threshold)
     test_scores = score(detector, test_images)
     is_normal = np.isin(test_labels, order.normal)
     far_away = None if dataset.name == FASHION else fashion_images()
@@ -142,13 +144,14 @@ def make(
         },
         "probes": probe_table(detector, tried, calibration, order.recipe.reasons),
         "final_loss": losses[-1] if losses else None,
+        **({"calibration_caught": counts} if counts else {}),
     }
     draft = _draft(
         order,
         dataset,
         split=split,
         summary=summary,
-        threshold=calibration.threshold(order.alpha),
+        threshold=threshold,
         normal_class=normal_class,
         metrics=metrics,
     )

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 
 from app.detector import Detector
 from training.data import idx_folder, mnist_sample
@@ -30,6 +33,14 @@ def small_order(name: str = "small", *, epochs: int = 2, seed: int = 0) -> Order
     """Ask for a small model of zeros that trains in a moment."""
     recipe = RECIPES["article"].with_epochs(epochs)
     return Order(name, recipe, (0,), seed=seed, alpha=0.01, confidence=None, device=CPU)
+
+
+def write_pngs(folder: Path, images: NDArray[np.uint8]) -> Path:
+    """Make a folder of PNGs, named by their numbers; returns it."""
+    folder.mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{number:03}.png")
+    return folder
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.main import get_command
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 from app.calibration import Calibration, CalibrationError
 from app.repository import Repository
-from tests.training.conftest import ROOT
+from tests.training.conftest import ROOT, write_pngs
 from training.__main__ import app
 
 runner = CliRunner()
@@ -112,6 +113,47 @@ def test_a_folder_of_pngs_is_all_it_takes(tmp_path, digits):
     assert (manifest.data.test_normal, manifest.data.test_anomalous) == (100, 1)
     assert manifest.metrics["auroc"] >= 0.95
     assert run(*arguments, "--recipe", "instant")[0] == 0
+
+
+def test_dark_strokes_on_white_choose_no_threshold(tmp_path, digits):
+    """Where guards catch more calibration images than the rate allows, nothing is published, and one line says why.
+
+    A few are no obstacle, but they are told, on the console and in the model card.
+    """
+    zeros = digits.images[digits.labels == 0]
+    dark = write_pngs(tmp_path / "dark", 255 - zeros)
+    mixed = write_pngs(tmp_path / "mixed", np.concatenate([zeros[:475], 255 - zeros[475:]]))
+    arguments = ("--name", "mine", "--recipe", "instant", "--alpha", 0.1, "--model-store", tmp_path / "store")
+    code, _, problems = run("train", "--data-dir", dark, *arguments)
+    assert (code, len(problems.splitlines())) == (2, 1)
+    assert "guards caught 100 of the 100 calibration images (too_much_ink 100)" in problems
+    assert "bright strokes on a dark ground" in problems
+    assert not (tmp_path / "store").exists()
+
+    code, out, problems = run("train", "--data-dir", mixed, *arguments, "--promote")
+    assert code == 0, problems
+    repository = Repository(tmp_path / "store")
+    manifest = repository.manifest("mine", 1)
+    count = manifest.metrics["calibration_caught"]["too_much_ink"]
+    words = (
+        f"uards caught {count} of the 100 calibration images (too_much_ink {count}): they count among the false alarms"
+    )
+    assert 0 < count <= 10
+    assert manifest.threshold < 4.0
+    assert f"g{words}\n" in out
+    assert f"G{words}." in repository.read(manifest, "report/model-card.md").decode()
+
+    # The rate of 0.01 is too small for them; and the images of a folder are judged as those of training are.
+    calibrate = ("calibrate", "mine", "--model-store", tmp_path / "store")
+    code, _, problems = run(*calibrate, "--alpha", 0.01)
+    assert (code, len(problems.splitlines())) == (2, 1)
+    assert f"guards caught {count} of the 100 calibration images (empty or too_much_ink {count})" in problems
+    code, _, problems = run(*calibrate, "--data-dir", dark)
+    assert (code, len(problems.splitlines())) == (2, 1)
+    assert "guards caught 500 of the 500 calibration images (too_much_ink 500)" in problems
+    code, out, problems = run(*calibrate, "--alpha", 0.2)
+    assert (code, repository.versions("mine")) == (0, [1, 2])
+    assert f"guards caught {count} of the 100 calibration images" in out
 
 
 @pytest.mark.parametrize(
