@@ -103,6 +103,7 @@ def train(
         dataset = load(data or _set_in(data_dir, anomalies_dir), data_dir, anomalies_dir)
         labels = _labels(normal, dataset)
         console.print(f"data: {dataset.name}, {len(dataset.labels):,} images from: {dataset.source}")
+        _tell_copies(dataset.copies)
         model = publish.check_name(name or model_name(dataset, labels, recipe))
         order = Order(model, chosen, labels, seed, alpha, confidence, on)
         beside = reference_version(model_store, dataset, labels, model)
@@ -206,7 +207,8 @@ def calibrate(
         torch.set_num_threads(1)
         repository = Repository(model_store)
         origin = _origin(repository, model)
-        images = None if data_dir is None else read_pngs(data_dir)
+        images, copies = (None, 0) if data_dir is None else read_pngs(data_dir)
+        _tell_copies(copies)
         made = recalibrate(repository, origin, images, alpha=alpha, confidence=confidence)
         manifest = made.publish(model_store, promote=promote)
         _tell_caught(manifest)
@@ -391,6 +393,11 @@ def _tell(manifest: Manifest, promoted: bool) -> None:
             f"false alarms {_rate(point['false_alarms']['rate'])}, detections {_rate(point['detections']['rate'])}"
         )
     _tell_state(manifest, promoted)
+
+
+def _tell_copies(copies: int) -> None:
+    if copies:
+        console.print(f"copies left out: {copies:,} (images with the same pixels as an earlier one)")
 
 
 def _tell_caught(manifest: Manifest) -> None:

@@ -161,15 +161,20 @@ def png_folder(data_dir: Path | None, anomalies_dir: Path | None) -> Dataset:
     """Load a folder of 28x28 grey PNGs as the normal class 0, and optionally another as class 1, the anomalies.
 
     Raises:
-        DataError: a folder is missing or empty, or a file is no PNG that the service takes; the message names the file.
+        DataError: a folder is missing or empty, a file is no PNG that the service takes (the message names the file),
+            or an image is in both folders.
     """
     if data_dir is None:
         raise DataError("the data set `folder` needs --data-dir: a folder of 28x28 grey PNGs")
-    normal = read_pngs(data_dir)
-    anomalous = read_pngs(anomalies_dir) if anomalies_dir else np.zeros((0, 28, 28), np.uint8)
+    normal, copies = read_pngs(data_dir)
+    anomalous, more = read_pngs(anomalies_dir) if anomalies_dir else (np.zeros((0, 28, 28), np.uint8), 0)
+    both = {image.tobytes() for image in normal} & {image.tobytes() for image in anomalous}
+    if both:
+        raise DataError(f"{len(both):,} images of {anomalies_dir} are in {data_dir} too: each is normal or anomalous")
     labels = np.repeat(np.array([0, 1], np.uint8), [len(normal), len(anomalous)])
     images = np.concatenate([normal, anomalous])
-    return Dataset("folder", "folder of PNG files", images, labels, ("normal", "anomalous"), "image labelled", None)
+    names = ("normal", "anomalous")
+    return Dataset("folder", "folder of PNG files", images, labels, names, "image labelled", None, copies + more)
 
 
 Loader = Callable[[Path | None, Path | None], Dataset]
@@ -206,8 +211,14 @@ def _parse_idx(content: bytes) -> NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8, offset=header).reshape(*shape)
 
 
-def read_pngs(folder: Path) -> NDArray[np.uint8]:
-    """Read the PNGs of a folder in the order of their names, each as the service reads it, uint8 [n, 28, 28].
+def read_pngs(folder: Path) -> tuple[NDArray[np.uint8], int]:
+    """Read the PNGs of a folder in the order of their names, each as the service reads it.
+
+    Copies would be learned from, calibrated on and tested on at once, and count as more images than there are.
+
+    Returns:
+        The images with different pixels, uint8 [n, 28, 28], and how many others were left out, because an earlier one
+        has the same pixels.
 
     Raises:
         DataError: the folder is missing or has no PNG, or a file is none that the service takes; the message names it.
@@ -215,19 +226,21 @@ def read_pngs(folder: Path) -> NDArray[np.uint8]:
     paths = _pngs(folder)
     if not paths:
         raise DataError(f"{folder} has no PNG files" if folder.is_dir() else f"there is no folder {folder}")
-    return np.stack([_read_png(path) for path in paths])
+    different = dict.fromkeys(_read_png(path) for path in paths)
+    images = np.stack([np.frombuffer(pixels, np.uint8).reshape(28, 28) for pixels in different])
+    return images, len(paths) - len(images)
 
 
 def _pngs(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.suffix.lower() == ".png")
 
 
-def _read_png(path: Path) -> NDArray[np.uint8]:
-    from app.images import SIDE, decode
+def _read_png(path: Path) -> bytes:
+    from app.images import decode
     from app.problems import Problem
 
     try:
-        return np.frombuffer(decode(path.read_bytes()), np.uint8).reshape(SIDE, SIDE)
+        return decode(path.read_bytes())
     except Problem as refused:
         raise DataError(f"{path}: {refused.title[0].lower()}{refused.title[1:]}: {refused}") from refused
     except OSError as error:

@@ -29,6 +29,7 @@ class Dataset:
         label_names: what each label is called, `0` or `coat`.
         noun: what one image shows, `digit`.
         test_start: index of the first image of the test file; None where the set has no division of its own.
+        copies: how many images were left out because an earlier one has the same pixels.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Dataset:
     label_names: tuple[str, ...]
     noun: str
     test_start: int | None
+    copies: int = 0
 
     @property
     def sha256(self) -> str:

@@ -53,7 +53,8 @@ def recalibrate(
         confidence: see `training.calibrate.calibrate`; that of `origin` unless told.
 
     Raises:
-        RecalibrationError: neither images nor a rate nor a confidence is given.
+        RecalibrationError: neither images nor a rate nor a confidence is given, or the version was made from these
+            images.
         RepositoryError: the version is not as it was published.
         DetectorError: it does not reproduce its golden scores.
         CalibrationError: too few images for the rate, or guards caught too many of them.
@@ -63,6 +64,8 @@ def recalibrate(
     artifact = repository.open(origin.name, origin.version)
     alpha = origin.alpha if alpha is None else alpha
     confidence = origin.calibration.confidence if confidence is None else confidence
+    if images is not None:
+        _check_unseen(artifact, images)
     detector = Detector.load(artifact, torch.device("cpu"))
     scores, reason, guards = _own(artifact) if images is None else (*judge(detector, images), origin.reasons)
     calibration, summary = calibrate(scores, alpha, confidence)
@@ -81,6 +84,18 @@ def recalibrate(
         }
     )
     return Made(draft, {**_artifact(repository, origin, scores), **_report(repository, origin, draft, scores)})
+
+
+def _check_unseen(artifact: Artifact, images: NDArray[np.uint8]) -> None:
+    # The golden images of a folder's model lie in the folder that it learned from; of other sets, in the test file.
+    if artifact.manifest.data.name != "folder":
+        return
+    golden = {image.tobytes() for image in artifact.golden.images if image.any()}
+    if any(image.tobytes() in golden for image in images):
+        raise RecalibrationError(
+            f"the folder holds images that {'{}@{}'.format(*artifact.key)} was made from: "
+            "calibrate on normal images that it has not seen"
+        )
 
 
 def _own(artifact: Artifact) -> tuple[NDArray[np.float32], NDArray[np.int8], Sequence[str]]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.training.conftest import full_mnist_folder
+from tests.training.conftest import full_mnist_folder, write_pngs
 from training import data
 from training.datasets import DataError, Dataset
 
@@ -138,6 +138,26 @@ def test_a_folder_of_pngs_is_a_data_set(digits, tmp_path):
     mine = data.load("folder", normal, odd)
     assert mine.labels.tolist() == [0, 0, 0, 1, 1]
     assert (mine.images == digits.images[[0, 1, 2, 4000, 4001]]).all()
+
+
+def test_a_copy_is_no_further_image(digits, tmp_path):
+    """Of files with the same pixels, however they are stored, only the first counts; how many do not is known."""
+    normal = write_pngs(tmp_path / "normal", digits.images[[0, 1, 0, 2, 1, 0]])
+    Image.fromarray(digits.images[2]).convert("RGB").save(normal / "again.png")
+    odd = write_pngs(tmp_path / "odd", digits.images[[4000, 4000]])
+    images, copies = data.read_pngs(normal)
+    assert (images == digits.images[:3]).all()
+    assert copies == 4
+    mine = data.load("folder", normal, odd)
+    assert (mine.labels.tolist(), mine.copies) == ([0, 0, 0, 1], 5)
+
+
+def test_no_image_is_of_both_kinds(digits, tmp_path):
+    """An image in both folders, learned from and called anomalous, is refused."""
+    normal = write_pngs(tmp_path / "normal", digits.images[:3])
+    odd = write_pngs(tmp_path / "odd", digits.images[2:5])
+    with pytest.raises(DataError, match=r"1 images of .*odd are in .*normal too"):
+        data.load("folder", normal, odd)
 
 
 GREY = {

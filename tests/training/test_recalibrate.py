@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from app.detector import Detector
 from app.repository import Repository
 from tests.conftest import Server
-from tests.training.conftest import CPU
+from tests.training.conftest import CPU, write_pngs
 from training.__main__ import app
 from training.calibrate import score
 
@@ -142,6 +142,31 @@ def test_a_mistake_publishes_nothing(store, arguments, message):
     assert message in problems
     assert len(problems.splitlines()) == 1
     assert Repository(store).versions("small") == [1]
+
+
+@pytest.mark.parametrize("anomalies", [True, False])
+def test_images_count_once_and_the_model_s_own_do_not(tmp_path, digits, anomalies):
+    """Copies are left out and told, in training and calibration; a folder that the version was made from is refused."""
+    zeros, options = digits.images[digits.labels == 0], ("--model-store", tmp_path / "store", "--alpha", 0.1)
+    learned = write_pngs(tmp_path / "learned", np.concatenate([zeros[:200], zeros[:50]]))
+    fresh = write_pngs(tmp_path / "fresh", np.concatenate([zeros[200:300]] * 3))
+    odd = ("--anomalies-dir", write_pngs(tmp_path / "odd", digits.images[4000:4005])) if anomalies else ()
+    train = ("train", "--data-dir", learned, *odd, "--name", "mine", "--recipe", "instant", "--promote")
+    code, out, problems = run(*train, *options)
+    assert code == 0, problems
+    assert "copies left out: 50 (" in out
+    repository = Repository(tmp_path / "store")
+    made_from = repository.manifest("mine", 1).data
+    assert (made_from.train, made_from.calibration, made_from.test_normal) == (120, 40, 40)
+
+    code, _, problems = run("calibrate", "mine", "--data-dir", learned, *options)
+    assert (code, len(problems.splitlines())) == (2, 1)
+    assert "images that mine@1 was made from" in problems
+    code, out, _ = run("calibrate", "mine", "--data-dir", fresh, *options)
+    assert code == 0
+    assert "copies left out: 200 (" in out
+    assert repository.manifest("mine", 2).calibration.n == 100
+    assert run("calibrate", "mine@2", "--data-dir", learned, *options)[0] == 2
 
 
 def test_a_running_service_answers_with_the_new_threshold(store, thin, tmp_path, zero):
