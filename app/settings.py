@@ -121,9 +121,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _answer_in_time(self) -> Settings:
         if self.batch_max_delay_ms >= self.deadline_ms:
-            raise ValueError(
-                "ANOMALY_BATCH_MAX_DELAY_MS is not below ANOMALY_DEADLINE_MS: no score would be in time"
-            )
+            raise ValueError("ANOMALY_BATCH_MAX_DELAY_MS is not below ANOMALY_DEADLINE_MS: no score would be in time")
         return self
 
 
