@@ -360,7 +360,7 @@ async def test_sqlite_begins_anew_after_a_crash_of_the_machine_damaged_it(
 
 
 async def test_what_is_no_database_is_moved_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A text at a mistyped path is kept, and the log of the service says where."""
+    """A text at a mistyped path is kept, and the log says where."""
     path = tmp_path / "notes.txt"
     path.write_text("years of work\n" * 100)
     store = SqliteStore(path, ttl_seconds=60, max_entries=100)
