@@ -105,6 +105,7 @@ def train(
         console.print(f"data: {dataset.name}, {len(dataset.labels):,} images from: {dataset.source}")
         _tell_copies(dataset.copies)
         model = publish.check_name(name or model_name(dataset, labels, recipe))
+        publish.check_writable(model_store, model_store / model)
         order = Order(model, chosen, labels, seed, alpha, confidence, on)
         beside = reference_version(model_store, dataset, labels, model)
         if beside:
@@ -151,6 +152,8 @@ def all_labels(
             for seed in _seeds(seeds)
             for label in range(len(dataset.label_names))
         ]
+        names = sorted({order.name for order in orders}) if publish_too else []
+        publish.check_writable(results, *(model_store / name for name in names))
         rows = []
         with _bars() as bars:
             total = bars.add_task("all", total=len(orders))
@@ -207,6 +210,7 @@ def calibrate(
         torch.set_num_threads(1)
         repository = Repository(model_store)
         origin = _origin(repository, model)
+        publish.check_writable(model_store, model_store / origin.name)
         images, copies = (None, 0) if data_dir is None else read_pngs(data_dir)
         _tell_copies(copies)
         made = recalibrate(repository, origin, images, alpha=alpha, confidence=confidence)
@@ -309,6 +313,10 @@ def _plain_errors() -> Iterator[None]:
         yield
     except _EXPECTED as error:
         problems.print(f"error: {error}", style="red", markup=False)
+        raise typer.Exit(2) from error
+    except OSError as error:
+        words = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        problems.print(f"error: {words}", style="red", markup=False)
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
         problems.print("interrupted: nothing half-written is left behind")

@@ -25,6 +25,8 @@ from app.repository import MODEL_NAME, Repository, RepositoryError, sha256
 
 _STAGING = ".staging-"
 _CURRENT_DRAFT = ".CURRENT-draft"
+_ROOM = 2**20
+"""Bytes, as many as the smallest versions have: a disk without room for them is full."""
 
 
 class PublishError(Exception):
@@ -45,6 +47,7 @@ def publish(root: Path, draft: Manifest, files: Mapping[str, bytes], *, promote:
 
     Raises:
         PublishError: the service's loader refuses what was written. Nothing was published.
+        OSError: the store cannot be written; it names the path. Nothing was published.
     """
     with _locked(root):
         _remove_litter(root)
@@ -88,6 +91,31 @@ def publish_copy(root: Path, folder: Path, *, promote: bool = False) -> Manifest
     except RepositoryError as error:
         raise PublishError(str(error)) from error
     return publish(root, manifest, files, promote=promote)
+
+
+def check_writable(*folders: Path) -> None:
+    """Find out whether each folder, be it there or not, can be written. Nothing is left behind.
+
+    Raises:
+        PublishError: one cannot; the message names the path and the reason.
+    """
+    for folder in folders:
+        place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        try:
+            with tempfile.TemporaryFile(dir=place) as file:
+                file.write(bytes(_ROOM))
+        except OSError as error:
+            raise PublishError(f"{place} cannot be written: {error.strerror}") from error
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError name `path` where it names none: a write to a full disk does not say where it was."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def promote(root: Path, name: str, version: int) -> None:
@@ -162,13 +190,14 @@ def _numbers(folder: Path) -> list[int]:
 
 @contextmanager
 def _locked(root: Path) -> Iterator[None]:
-    root.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+    with naming(root):
+        root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
 
 def _remove_litter(root: Path) -> None:

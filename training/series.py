@@ -23,6 +23,7 @@ import torch
 
 from training.data import load
 from training.datasets import Dataset
+from training.publish import naming
 from training.reference import reference
 from training.train import TrainingError
 from training.version import Made, Order, make
@@ -78,6 +79,7 @@ def run(
 
     Raises:
         TrainingError: a version diverged, or a process died.
+        OSError: a result cannot be written; it names the path.
     """
     folder.mkdir(parents=True, exist_ok=True)
     sha256 = dataset.sha256
@@ -168,5 +170,6 @@ def _make(at: int, order: Order) -> tuple[Row, Made]:
 
 def _write(path: Path, row: Row) -> None:
     draft = path.with_suffix(".new")
-    draft.write_text(json.dumps(row, indent=1) + "\n")
-    draft.replace(path)
+    with naming(draft):
+        draft.write_text(json.dumps(row, indent=1) + "\n")
+        draft.replace(path)

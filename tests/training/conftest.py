@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +44,17 @@ def write_pngs(folder: Path, images: NDArray[np.uint8]) -> Path:
     for number, image in enumerate(images):
         Image.fromarray(image).save(folder / f"{number:03}.png")
     return folder
+
+
+@contextmanager
+def small_files() -> Iterator[None]:
+    """Let no file of this process grow beyond 1,000 bytes, so that writing fails as it does on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="session", autouse=True)

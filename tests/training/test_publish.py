@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from app.repository import Repository
-from tests.training.conftest import ROOT
+from tests.training.conftest import ROOT, small_files
 from training import publish
 from training.publish import PublishError
 
@@ -95,6 +95,27 @@ def test_an_incomplete_version_is_not_published(store, made, missing):
     with pytest.raises(PublishError, match=missing):
         publish.publish(store, made.draft, files, promote=True)
     assert listing(store) == before
+
+
+def test_a_disk_without_room_leaves_the_store_as_it_was(store, made):
+    """A write that fails half-way is an error that names a path in the store, and nothing of the version is left."""
+    before = listing(store)
+    with small_files(), pytest.raises(OSError, match="too large") as failed:
+        made.publish(store, promote=True)
+    assert str(failed.value.filename).startswith(str(store))
+    assert listing(store) == before
+
+
+def test_a_store_that_cannot_be_written_is_found_out(store, tmp_path):
+    """A folder that can be written, or made, is no error and stays as it is; a file in the way and a full disk are."""
+    before = listing(tmp_path)
+    publish.check_writable(store, store / "other" / "deep", store / "small")
+    assert listing(tmp_path) == before
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PublishError, match="file cannot be written: Not a directory"):
+        publish.check_writable(tmp_path / "file" / "store")
+    with small_files(), pytest.raises(PublishError, match="store cannot be written: File too large"):
+        publish.check_writable(store)
 
 
 def test_promotion_checks_first(store, made):

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from app.detector import Detector
 from app.repository import Repository
 from tests.conftest import Server
-from tests.training.conftest import CPU, write_pngs
+from tests.training.conftest import CPU, small_files, write_pngs
 from training.__main__ import app
 from training.calibrate import score
 
@@ -167,6 +167,14 @@ def test_images_count_once_and_the_model_s_own_do_not(tmp_path, digits, anomalie
     assert "copies left out: 200 (" in out
     assert repository.manifest("mine", 2).calibration.n == 100
     assert run("calibrate", "mine@2", "--data-dir", learned, *options)[0] == 2
+
+
+def test_a_store_without_room_is_told_before_anything_is_scored(store, tmp_path):
+    """A full disk is found out before the images are read; the line names the store."""
+    with small_files():
+        code, _, problems = run("calibrate", "small", "--data-dir", tmp_path / "nowhere", "--model-store", store)
+    assert code == 2
+    assert problems == f"error: {store} cannot be written: File too large\n"
 
 
 def test_a_running_service_answers_with_the_new_threshold(store, thin, tmp_path, zero):
