@@ -267,7 +267,7 @@ def rollback(
 
 @app.command("list")
 def list_versions(model_store: ModelStore = MODEL_STORE) -> None:
-    """List every version of every model; the current ones are marked."""
+    """List every version of every model; the current ones are marked. Exit code 2 if one is damaged."""
     with _plain_errors():
         repository = Repository(model_store)
         table = Table(box=None, header_style="bold", pad_edge=False)
@@ -275,11 +275,15 @@ def list_versions(model_store: ModelStore = MODEL_STORE) -> None:
             table.add_column(
                 column, justify="right" if column in {"version", "AUROC", "alpha", "threshold"} else "left"
             )
+        damage: list[str] = []
         for name in _models(repository):
-            current = repository.current(name)
-            for version in repository.versions(name):
-                table.add_row(*_row(repository.manifest(name, version), version == current))
+            for row in _rows(repository, name, damage):
+                table.add_row(*row)
         console.print(table if table.row_count else f"no versions in {model_store}")
+        for words in damage:
+            problems.print(words, style="red")
+        if damage:
+            raise typer.Exit(2)
 
 
 @app.command()
@@ -288,18 +292,29 @@ def verify(
     version: Annotated[int | None, typer.Argument(help="One version; else all.")] = None,
     model_store: ModelStore = MODEL_STORE,
 ) -> None:
-    """Open versions as the service does: every checksum, and the golden scores on the CPU. Exit code 2 if one fails."""
+    """Open versions as the service does: every checksum, and the golden scores on the CPU.
+
+    Where no version is named, CURRENT must name one that is there. Exit code 2 if anything fails.
+    """
     with _plain_errors():
         repository = Repository(model_store)
         names = [name] if name else _models(repository)
-        wanted = [(each, number) for each in names for number in ([version] if version else repository.versions(each))]
-        if not wanted:
+        wanted = [
+            (each, number)
+            for each in names
+            for number in ([version] if version is not None else repository.versions(each))
+        ]
+        pointers = names if version is None else []
+        if not wanted and (name or not names):
             raise PublishError(f"no versions{f' of {name}' if name else ''} in {model_store}")
         failed = 0
-        for each, number in wanted:
+        for each, number in [*wanted, *((each, None) for each in pointers)]:
             try:
-                publish.verify(model_store, each, number)
-                console.print(f"{each}@{number}: good")
+                if number is None:
+                    publish.check_current(model_store, each)
+                else:
+                    publish.verify(model_store, each, number)
+                    console.print(f"{each}@{number}: good")
             except PublishError as error:
                 failed += 1
                 problems.print(str(error), style="red")
@@ -430,8 +445,24 @@ def _rate(rate: float | None) -> str:
 def _models(repository: Repository) -> list[str]:
     if not repository.root.is_dir():
         return []
-    names = sorted(path.name for path in repository.root.iterdir() if MODEL_NAME.fullmatch(path.name))
-    return [name for name in names if repository.versions(name)]
+    names = {path.name for path in repository.root.iterdir() if MODEL_NAME.fullmatch(path.name)}
+    return sorted({name for name in names if repository.versions(name)} | set(repository.names()))
+
+
+def _rows(repository: Repository, name: str, damage: list[str]) -> Iterator[tuple[str, ...]]:
+    # What is damaged has a row too, and hides no other; `damage` takes the words.
+    current = None
+    try:
+        current = repository.current(name)
+    except RepositoryError as error:
+        damage.append(str(error))
+        yield name, "", "damaged"
+    for version in sorted({*repository.versions(name), *([] if current is None else [current])}):
+        try:
+            yield _row(repository.manifest(name, version), version == current)
+        except RepositoryError as error:
+            damage.append(str(error))
+            yield name, str(version), "◂ current" if version == current else "", "damaged"
 
 
 def _row(manifest: Manifest, is_current: bool) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ def publish(root: Path, draft: Manifest, files: Mapping[str, bytes], *, promote:
     """
     with _locked(root):
         _remove_litter(root)
-        version = max(_numbers(root / draft.name), default=0) + 1
+        version = max(_numbers(root, draft.name)) + 1
         checksums = {path: sha256(content) for path, content in sorted(files.items())}
         manifest = draft.model_copy(update={"version": version, "files": checksums})
         with _staging(root) as staging:
@@ -158,6 +158,18 @@ def verify(root: Path, name: str, version: int) -> Manifest:
     return _verify(_existing(root), name, version)
 
 
+def check_current(root: Path, name: str) -> None:
+    """Check that a model's CURRENT, where there is one, names a version that is there.
+
+    Raises:
+        PublishError: it does not.
+    """
+    repository = Repository(root)
+    current = _current(repository, name)
+    if current is not None and current not in repository.versions(name):
+        raise PublishError(f"{name}: CURRENT names version {current}, which is not there")
+
+
 def _verify(root: Path, name: str, version: int) -> Manifest:
     repository = Repository(root)
     try:
@@ -183,9 +195,13 @@ def _current(repository: Repository, name: str) -> int | None:
         raise PublishError(str(error)) from error
 
 
-def _numbers(folder: Path) -> list[int]:
-    # Every numbered folder counts, also one without a manifest, so that no number is ever used twice.
-    return [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
+def _numbers(root: Path, name: str) -> list[int]:
+    # Every numbered folder counts, also one without a manifest, and what CURRENT names though it be deleted, so that no
+    # number is ever used twice.
+    found = [0, *(int(path.name) for path in (root / name).glob("*") if path.name.isdecimal())]
+    with suppress(RepositoryError):
+        found.append(Repository(root).current(name) or 0)
+    return found
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from app.calibration import Calibration, CalibrationError
 from app.repository import Repository
+from tests.model_stores import copy
 from tests.training.conftest import ROOT, write_pngs
 from training.__main__ import app
 
@@ -53,6 +55,63 @@ def test_the_life_of_a_model(tmp_path):
     assert (code, out) == (2, "mine@1: good\n")
     assert "golden.npz is not the file that was published" in problems
     assert run("verify", "mine", 1, *store)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("7\n", "CURRENT names version 7, which is not there"),
+        ("none", "CURRENT does not hold a version number"),
+        (None, "CURRENT cannot be read"),
+    ],
+    ids=["missing", "no number", "unreadable"],
+)
+def test_a_current_version_that_is_none_is_found(tmp_path, content, words):
+    """`verify` fails where CURRENT names no version that is there; `list` shows the damage, and all else."""
+    store = copy(copy(tmp_path, 1, 2), 1, name="other")
+    pointer = store / "zero-article" / "CURRENT"
+    pointer.unlink()
+    if content is None:
+        pointer.mkdir()
+    else:
+        pointer.write_text(content)
+    code, out, problems = run("verify", "--model-store", store)
+    assert (code, out) == (2, "other@1: good\nzero-article@1: good\nzero-article@2: good\n")
+    assert problems == f"zero-article: {words}\n"
+    assert run("verify", "zero-article", 2, "--model-store", store)[0] == 0
+
+    code, out, problems = run("list", "--model-store", store)
+    rows = [line.split() for line in out.splitlines()[1:]]
+    assert code == 2
+    assert [row[:2] for row in rows if "damaged" not in row] == [
+        ["other", "1"],
+        ["zero-article", "1"],
+        ["zero-article", "2"],
+    ]
+    assert [row[0] for row in rows if "damaged" in row] == ["zero-article"]
+    assert len(problems.splitlines()) == 1
+
+
+def test_a_model_whose_versions_are_gone_is_found(tmp_path):
+    """A model of which only CURRENT is left fails, whether it is asked for or not."""
+    store = copy(tmp_path, 1)
+    shutil.rmtree(store / "zero-article" / "1")
+    code, _, problems = run("verify", "--model-store", store)
+    assert (code, problems) == (2, "zero-article: CURRENT names version 1, which is not there\n")
+    assert run("verify", "zero-article", "--model-store", store)[0] == 2
+    code, out, _ = run("list", "--model-store", store)
+    assert (code, out.splitlines()[1].split()) == (2, ["zero-article", "1", "◂", "current", "damaged"])
+
+
+def test_a_damaged_version_hides_no_other(tmp_path):
+    """`list` shows a version whose manifest cannot be read as damaged, beside the others, and exits with 2."""
+    store = copy(tmp_path, 1, 2)
+    (store / "zero-article" / "1" / "manifest.json").write_text("{")
+    code, out, problems = run("list", "--model-store", store)
+    assert code == 2
+    rows = [line.split()[:3] for line in out.splitlines()[1:]]
+    assert rows == [["zero-article", "1", "damaged"], ["zero-article", "2", "◂"]]
+    assert problems.startswith("zero-article@1: manifest.json is not valid")
 
 
 def test_the_same_command_gives_the_same_scores(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,11 +68,16 @@ def test_a_published_version_is_whole_and_waits(tmp_path, made):
 
 
 def test_numbers_go_up_and_are_never_used_twice(store, made):
-    """The next version has the next number, also above a folder that is no version."""
+    """The next version has the next number, also above a folder that is no version, or a current one that is gone."""
     assert made.publish(store, promote=False).version == 2
     (store / "small" / "7").mkdir()
     assert made.publish(store, promote=False).version == 8
     assert Repository(store).current("small") == 1
+    publish.promote(store, "small", 8)
+    shutil.rmtree(store / "small" / "8")
+    assert made.publish(store, promote=False).version == 9
+    (store / "small" / "CURRENT").write_text("none")
+    assert made.publish(store, promote=False).version == 10
 
 
 def test_what_the_service_would_refuse_is_not_published(store, made):
