@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "ANOMALY_"
@@ -117,12 +117,6 @@ class Settings(BaseSettings):
         if not _PATHS.isdisjoint(prefix.split("/")[1:2]):
             raise ValueError("begins as a path of the service itself does")
         return prefix
-
-    @model_validator(mode="after")
-    def _answer_in_time(self) -> Settings:
-        if self.batch_max_delay_ms >= self.deadline_ms:
-            raise ValueError("ANOMALY_BATCH_MAX_DELAY_MS is not below ANOMALY_DEADLINE_MS: no score would be in time")
-        return self
 
 
 def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
