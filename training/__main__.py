@@ -22,7 +22,7 @@ from app.detector import Detector, DetectorError, DeviceError, choose_device
 from app.manifest import Manifest
 from app.repository import MODEL_NAME, Repository, RepositoryError
 from training import publish
-from training.data import LOADERS, load, read_pngs, set_in
+from training.data import LOADERS, holds_pngs, load, read_pngs, set_in
 from training.datasets import DataError, Dataset
 from training.export import ExportError
 from training.publish import PublishError
@@ -65,7 +65,9 @@ def train(
     *,
     recipe: Annotated[str, typer.Option(help=f"How to make it: {', '.join(RECIPES)}.")] = "deep",
     normal: Annotated[str, typer.Option(help="The normal class: a label, several (`3,5`), or `all`.")] = "0",
-    name: Annotated[str | None, typer.Option(help="Name in the model store; else made up: `zero-article`.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name in the model store; else made up, `zero-article`, but not for PNGs.")
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(help=f"Data set: {', '.join(LOADERS)}. Else `folder` where --data-dir holds PNGs, and mnist."),
@@ -100,7 +102,10 @@ def train(
         torch.set_num_threads(threads)
         chosen = _recipe(recipe).with_epochs(epochs)
         on = choose_device(device)
-        dataset = load(data or _set_in(data_dir, anomalies_dir), data_dir, anomalies_dir)
+        data = data or _set_in(data_dir)
+        if data == "folder" and name is None:
+            raise DataError("a folder of PNGs needs --name: what its model is called in the store")
+        dataset = load(data, data_dir, anomalies_dir)
         labels = _labels(normal, dataset)
         console.print(f"data: {dataset.name}, {len(dataset.labels):,} images from: {dataset.source}")
         _tell_copies(dataset.copies)
@@ -120,7 +125,9 @@ def all_labels(
     *,
     recipe: Annotated[str, typer.Option(help=f"How to make them: {', '.join(RECIPES)}.")] = "deep",
     seeds: Annotated[str, typer.Option(help="Seeds, with commas between.")] = "0",
-    data: Annotated[str, typer.Option(help=f"Data set: {', '.join(LOADERS)}.")] = "mnist",
+    data: Annotated[
+        str, typer.Option(help=f"Data set: {', '.join(name for name in LOADERS if name != 'folder')}.")
+    ] = "mnist",
     data_dir: Annotated[Path | None, typer.Option(help="Folder that holds it, as for `train`.")] = None,
     alpha: Annotated[float, typer.Option(help="Wanted false-alarm rate of the thresholds.")] = 0.01,
     epochs: Annotated[int | None, typer.Option(min=1, help="Another number of epochs than the recipe's.")] = None,
@@ -145,6 +152,10 @@ def all_labels(
         from training import series
         from training.version import Order
 
+        if data == "folder" or (data_dir is not None and holds_pngs(data_dir)):
+            raise DataError(
+                "`all` makes a model of each label, and PNGs have none: python -m training train --data-dir FOLDER"
+            )
         chosen, on, dataset = _recipe(recipe).with_epochs(epochs), choose_device(device), load(data, data_dir)
         console.print(f"data: {dataset.name}, {len(dataset.labels):,} images from: {dataset.source}")
         orders = [
@@ -371,8 +382,8 @@ def _labels(text: str, dataset: Dataset) -> tuple[int, ...]:
     return labels
 
 
-def _set_in(data_dir: Path | None, anomalies_dir: Path | None) -> str:
-    found = set_in(data_dir, anomalies_dir)
+def _set_in(data_dir: Path | None) -> str:
+    found = set_in(data_dir)
     if found == "folder":
         console.print(f"{data_dir} holds PNGs: taken as --data folder")
     return found

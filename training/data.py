@@ -36,16 +36,25 @@ _SHA256 = {
 }
 
 
-def set_in(data_dir: Path | None, anomalies_dir: Path | None = None) -> str:
+def set_in(data_dir: Path | None) -> str:
     """Say which data set is meant where none was named: `folder` for a folder of PNGs without IDX files, else `mnist`.
 
     Args:
         data_dir: the folder that was named, if one was.
-        anomalies_dir: the folder of anomalous images that was named, if one was; it goes with `folder` only.
+
+    Raises:
+        DataError: the folder is missing, or holds neither; the message says what would work.
     """
-    if data_dir is None or any(data_dir.glob("*-idx[13]-ubyte*")):
+    if data_dir is None or _has_idx(data_dir):
         return "mnist"
-    return "folder" if anomalies_dir is not None or _pngs(data_dir) else "mnist"
+    if not _pngs(data_dir):
+        raise DataError(_without_pngs(data_dir, " and no IDX files of MNIST"))
+    return "folder"
+
+
+def holds_pngs(folder: Path) -> bool:
+    """Say whether a folder holds PNGs and no IDX files."""
+    return not _has_idx(folder) and bool(_pngs(folder))
 
 
 def load(name: str, data_dir: Path | None = None, anomalies_dir: Path | None = None) -> Dataset:
@@ -149,6 +158,8 @@ def idx_folder(folder: Path, name: str, label_names: tuple[str, ...], noun: str,
     Raises:
         DataError: a file is missing or damaged, or the pixels are not the known ones.
     """
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}")
     parts = {stem: _read_idx(folder, stem) for stem in ("train-images-idx3", "t10k-images-idx3")}
     tags = {stem: _read_idx(folder, stem) for stem in ("train-labels-idx1", "t10k-labels-idx1")}
     images, labels = np.concatenate(list(parts.values())), np.concatenate(list(tags.values()))
@@ -225,7 +236,7 @@ def read_pngs(folder: Path) -> tuple[NDArray[np.uint8], int]:
     """
     paths = _pngs(folder)
     if not paths:
-        raise DataError(f"{folder} has no PNG files" if folder.is_dir() else f"there is no folder {folder}")
+        raise DataError(_without_pngs(folder))
     different = dict.fromkeys(_read_png(path) for path in paths)
     images = np.stack([np.frombuffer(pixels, np.uint8).reshape(28, 28) for pixels in different])
     return images, len(paths) - len(images)
@@ -233,6 +244,24 @@ def read_pngs(folder: Path) -> tuple[NDArray[np.uint8], int]:
 
 def _pngs(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.suffix.lower() == ".png")
+
+
+def _has_idx(folder: Path) -> bool:
+    return any(folder.glob("*-idx[13]-ubyte*"))
+
+
+def _without_pngs(folder: Path, besides: str = "") -> str:
+    """Say what is there instead of the PNGs, and what would work."""
+    if not folder.is_dir():
+        return (
+            f"{folder} is no folder: give the one that holds it" if folder.exists() else f"there is no folder {folder}"
+        )
+    lacks = f"{folder} has no PNG files{besides}"
+    if any(path.suffix.lower() == ".png" for path in folder.glob("*/*")):
+        return f"{lacks}, but its subfolders have PNGs: give one of those, or put the images of one kind in one folder"
+    kinds = sorted({path.suffix.lower() or path.name for path in folder.glob("*") if path.is_file()})
+    found = f"it holds {', '.join(kinds[:5])}" if kinds else "it is empty"
+    return f"{lacks}, {found}: give a folder of 28x28 grey PNGs"
 
 
 def _read_png(path: Path) -> bytes:

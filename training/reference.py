@@ -29,11 +29,17 @@ def reference_version(model_store: Path, dataset: Dataset, labels: Sequence[int]
     """Return name and version of the article's model of the same class; None where the store has none but `model`.
 
     Raises:
-        RepositoryError: the store's pointer to it is damaged.
+        RepositoryError: the store's pointer to it is damaged, or, for a folder of PNGs, its manifest.
     """
     name = model_name(dataset, labels, "article")
-    version = Repository(model_store).current(name) if name != model else None
-    return None if version is None else (name, version)
+    repository = Repository(model_store)
+    version = repository.current(name) if name != model else None
+    if version is None:
+        return None
+    # All folders of PNGs make up the same name, whatever they show.
+    if dataset.name == "folder" and repository.manifest(name, version).data.sha256 != dataset.sha256:
+        return None
+    return name, version
 
 
 def reference(model_store: Path, dataset: Dataset, labels: Sequence[int], model: str) -> Detector | None:

@@ -180,11 +180,42 @@ def test_a_png_means_what_the_service_takes_it_for(digits, tmp_path, kind):
 
 def test_a_folder_says_itself_what_it_is(digits, tmp_path):
     """A folder of PNGs is `folder`; one with IDX files is `mnist`, whatever else lies there; so is no folder at all."""
-    assert data.set_in(None) == data.set_in(tmp_path) == data.set_in(tmp_path / "nowhere") == "mnist"
+    assert data.set_in(None) == "mnist"
     Image.fromarray(digits.images[0]).save(tmp_path / "0.PNG")
     assert data.set_in(tmp_path) == "folder"
     write_idx_folder(tmp_path, digits)
     assert data.set_in(tmp_path) == "mnist"
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (None, "there is no folder .*photos"),
+        ([], "no PNG files.*, it is empty: give a folder of 28x28 grey PNGs"),
+        (["0.JPG", "1.jpg", "readme"], r"no PNG files.*, it holds \.jpg, readme: give a folder of 28x28 grey PNGs"),
+        (["zero/0.png", "one/0.png"], "no PNG files.*, but its subfolders have PNGs: give one of those"),
+    ],
+    ids=["nowhere", "empty", "no PNGs", "subfolders"],
+)
+def test_a_folder_without_pngs_says_what_it_is(tmp_path, files, words):
+    """Where a folder has no PNGs, the error says what is there instead and what would work, whoever reads it."""
+    folder = tmp_path / "photos"
+    for name in files or []:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    if files == []:
+        folder.mkdir()
+    with pytest.raises(DataError, match=words):
+        data.set_in(folder)
+    with pytest.raises(DataError, match=words):
+        data.read_pngs(folder)
+
+
+def test_a_file_is_no_folder(tmp_path):
+    """A file in the place of the folder is refused as one."""
+    (tmp_path / "0.png").touch()
+    with pytest.raises(DataError, match=r"0\.png is no folder"):
+        data.read_pngs(tmp_path / "0.png")
 
 
 @pytest.mark.parametrize("kind", ["wrong size", "colour", "not a PNG", "truncated"])

@@ -21,6 +21,7 @@ from tests.training.conftest import ROOT, write_pngs
 from training.__main__ import app
 
 runner = CliRunner()
+PNGS = ROOT / "examples"
 TRAIN = ("train", "--recipe", "article", "--data", "mnist-5000", "--epochs", "1", "--device", "cpu")
 
 
@@ -132,7 +133,11 @@ def test_the_same_command_gives_the_same_scores(tmp_path):
     [
         (("train", "--recipe", "magic"), "there are article, deeper, instant, deep"),
         (("train", "--data", "cifar"), "there are mnist"),
-        (("train", "--data-dir", "/nowhere"), "/nowhere has neither"),
+        (("train", "--data-dir", "/nowhere"), "there is no folder /nowhere"),
+        (("train", "--data", "mnist", "--data-dir", "/nowhere"), "there is no folder /nowhere"),
+        (("train", "--data-dir", PNGS), "needs --name"),
+        (("all", "--data", "folder"), "PNGs have none: python -m training train"),
+        (("all", "--data-dir", PNGS), "PNGs have none: python -m training train"),
         ((*TRAIN, "--normal", "twelve"), "--normal takes a label"),
         ((*TRAIN, "--normal", "12"), "0 to 9"),
         ((*TRAIN, "--alpha", "0.001"), "at least 999 calibration images, and there are 100"),
@@ -144,7 +149,7 @@ def test_the_same_command_gives_the_same_scores(tmp_path):
         (("rollback", "nothing"), "no version below"),
         (("promote", "nothing", "1"), "manifest.json is missing"),
     ],
-    ids=lambda value: "-".join(value[-2:]) if isinstance(value, tuple) else "",
+    ids=lambda value: "-".join(map(str, value[-2:])) if isinstance(value, tuple) else "",
 )
 def test_a_mistake_is_one_clear_line(tmp_path, arguments, message):
     """What cannot be done exits with code 2 and one line that says why, and publishes nothing."""

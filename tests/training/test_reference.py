@@ -1,0 +1,27 @@
+"""The article's model that a report shows beside its own: of the same class, and of the same images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from tests.training.conftest import small_order
+from training.datasets import Dataset
+from training.reference import reference_version
+from training.version import make
+
+
+def folder_of(digits: Dataset, label: int) -> Dataset:
+    """Return 150 images of a label as a folder of PNGs holds them."""
+    images = digits.images[digits.labels == label][:150]
+    return Dataset("folder", "folder of PNG files", images, np.zeros(150, np.uint8), ("normal", "odd"), "image", None)
+
+
+def test_a_model_of_another_folder_is_no_reference(tmp_path, digits):
+    """The article's model of a folder of PNGs stands beside models of these images, not of another folder's."""
+    zeros, sixes = folder_of(digits, 0), folder_of(digits, 6)
+    order = replace(small_order("folder-0-article", epochs=1), alpha=0.1)
+    make(order, zeros, progress=lambda *_: None).publish(tmp_path, promote=True)
+    assert reference_version(tmp_path, zeros, (0,), "mine") == ("folder-0-article", 1)
+    assert reference_version(tmp_path, sixes, (0,), "mine") is None
