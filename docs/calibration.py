@@ -11,15 +11,17 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import beta
 
 from app.repository import Artifact, Repository
+from training.calibrate import count_band
 
 ROOT = Path(__file__).parent.parent
 PAGE, PICTURE = ROOT / "docs" / "calibration.md", ROOT / "docs" / "images" / "calibration.png"
 BEGIN, END = "<!-- table: docs/calibration.py writes it -->\n", "<!-- end of the table -->\n"
 NAME = "zero"
 ALPHAS = (0.1, 0.05, 0.01, 0.002)
+FRESH = 10_000
+"""Of how many new normal images the table counts the false alarms."""
 WORSE = 40
 """How many calibration scores lie above the one whose p-value the picture explains."""
 
@@ -43,17 +45,17 @@ def table(artifact: Artifact) -> str:
     lines = [
         f"For the model `{version}, n is {n:,}:",
         "",
-        "| alpha | rank of the threshold | threshold | false alarms among 10,000 normal images, 95 % of the time "
+        f"| alpha | rank of the threshold | threshold | false alarms among {FRESH:,} normal images, 95 % of the time "
         "| measured on unseen normal images | anomalies found |",
         "| ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for alpha in ALPHAS:
         rank = calibration.rank(alpha)
-        low, high = beta.ppf((0.025, 0.975), n + 1 - rank, rank)
+        low, high = count_band(n, rank, FRESH, 0.95)
         measured = [f"{100 * points[alpha][key]['rate']:.1f} %" if alpha in points else "" for key in _MEASURED]
         lines.append(
             f"| {alpha:g} | {rank} of {n} | {calibration.threshold(alpha):.4f} "
-            f"| {10_000 * low:.0f} to {10_000 * high:.0f} | {measured[0]} | {measured[1]} |"
+            f"| {low} to {high} | {measured[0]} | {measured[1]} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 from app.repository import Artifact
@@ -32,6 +34,19 @@ def artifact(script: ModuleType) -> Artifact:
 def test_the_table_is_the_scripts(script: ModuleType, artifact: Artifact) -> None:
     """The table in the page is what the script makes of the shipped version today."""
     assert f"{script.BEGIN}{script.table(artifact)}{script.END}" in (ROOT / "docs" / "calibration.md").read_text()
+
+
+def test_the_counts_hold_as_often_as_is_said(script: ModuleType, artifact: Artifact) -> None:
+    """The number of false alarms, drawn with the calibration images and the new ones, lies in the table's band 95 %."""
+    rows = re.findall(
+        r"^\| [\d.]+ \| (\d+) of (\d+) \| [\d.]+ \| (\d+) to (\d+) \|", script.table(artifact), re.MULTILINE
+    )
+    assert len(rows) == len(script.ALPHAS)
+    random = np.random.default_rng(0)
+    for rank, n, low, high in (map(int, row) for row in rows):
+        counts = random.binomial(10_000, random.beta(n + 1 - rank, rank, 100_000))
+        # No band of whole numbers holds exactly 95 %; where few alarms are expected it holds a little more.
+        assert 0.948 < ((low <= counts) & (counts <= high)).mean() < 0.97
 
 
 def test_the_picture_counts_right(script: ModuleType, artifact: Artifact) -> None:
