@@ -5,11 +5,17 @@ Knows: options, words for a person, exit codes. Does not know: how anything is d
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    # What follows takes seconds to import, and Ctrl-C meanwhile is no error to be traced.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import torch
 import typer
@@ -52,12 +58,16 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
 )
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
-problems = Console(stderr=True, highlight=False, soft_wrap=True)
+# Paths are printed, and what stands in their brackets is no markup.
+_PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False, "soft_wrap": True}
+console = Console(**_PLAIN, width=None if sys.stdout.isatty() else 160)
+problems = Console(**_PLAIN, stderr=True)
 
 ModelStore = Annotated[Path, typer.Option(help="The folder of model versions.", envvar="MODEL_STORE")]
 Name = Annotated[str, typer.Argument(help="The model, as in `zero-article`.")]
 MODEL_STORE = Path("model_store")
+_LAST_SEED = 2**63 - 1
+"""What torch takes."""
 
 
 @app.command()
@@ -84,7 +94,7 @@ def train(
         float | None, typer.Option(help="Keep the false-alarm rate below alpha with this probability, not on average.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Another number of epochs than the recipe's.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=_LAST_SEED, help="Of everything random.")] = 0,
     device: Annotated[str, typer.Option(help="Where to train: auto, cpu, cuda, cuda:n.")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; scores repeat exactly for the same number.")] = 1,
     promote: Annotated[bool, typer.Option("--promote", help="Let the new version answer at once.")] = False,
@@ -338,11 +348,11 @@ def _plain_errors() -> Iterator[None]:
     try:
         yield
     except _EXPECTED as error:
-        problems.print(f"error: {error}", style="red", markup=False)
+        problems.print(f"error: {error}", style="red")
         raise typer.Exit(2) from error
     except OSError as error:
         words = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        problems.print(f"error: {words}", style="red", markup=False)
+        problems.print(f"error: {words}", style="red")
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
         problems.print("interrupted: nothing half-written is left behind")
@@ -357,9 +367,12 @@ def _recipe(name: str) -> Recipe:
 
 def _seeds(text: str) -> tuple[int, ...]:
     try:
-        return tuple(sorted({int(part) for part in text.split(",")}))
+        seeds = sorted({int(part) for part in text.split(",")})
     except ValueError as error:
         raise DataError(f"--seeds takes whole numbers with commas between, not {text!r}") from error
+    if seeds[0] < 0 or seeds[-1] > _LAST_SEED:
+        raise DataError(f"a seed lies between 0 and {_LAST_SEED}; --seeds is {text}")
+    return tuple(seeds)
 
 
 def _task_name(order: Order) -> str:
@@ -492,4 +505,6 @@ def _row(manifest: Manifest, is_current: bool) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     app(prog_name="python -m training")

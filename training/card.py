@@ -104,7 +104,7 @@ def _calibrated_again(manifest: Manifest) -> str:
     pixels = f"\nThe SHA-256 of the images' pixels, in the order of their names, is `{anew.sha256}`.\n"
     return f"""## To make it again
 
-    python -m training calibrate {manifest.name}@{anew.version}{folder} --alpha {manifest.alpha:g}{confidence}
+    python -m training calibrate {manifest.name}@{anew.version}{folder} --alpha {manifest.alpha!r}{confidence}
 {pixels if anew.sha256 else ""}"""
 
 
@@ -270,7 +270,7 @@ def _again(manifest: Manifest) -> str:
 
     python -m training train --recipe {manifest.recipe.name} --normal {normal} --name {manifest.name} \\
         --data {manifest.data.name}{folders} \\
-        --seed {manifest.recipe.seed} --alpha {manifest.alpha:g}{_confidence(manifest)}{epochs} \\
+        --seed {manifest.recipe.seed} --alpha {manifest.alpha!r}{_confidence(manifest)}{epochs} \\
         --device {manifest.device.partition(" ")[0]} --threads {parameters["threads"]}
 
 The SHA-256 of the data's pixels and labels is `{manifest.data.sha256}`.
@@ -281,7 +281,7 @@ The same command on the same machine gives the same scores. Parameters:
 
 def _confidence(manifest: Manifest) -> str:
     confidence = manifest.calibration.confidence
-    return "" if confidence is None else f" --confidence {confidence:g}"
+    return "" if confidence is None else f" --confidence {confidence!r}"
 
 
 def _percent(found: Mapping[str, Any]) -> str:

@@ -102,9 +102,9 @@ def histogram(scores: NDArray[np.float32], is_normal: NDArray[np.bool_], thresho
     The last bin takes everything above: the axis ends at the 99.5th percentile, or beyond the threshold.
     """
     end = max(float(np.quantile(scores, 0.995)), 1.1 * threshold)
-    edges = np.linspace(
-        min(0.0, float(scores.min())) if end > 3 * scores.min() else float(scores.min()), end, _BINS + 1
-    )
+    least = float(scores.min())
+    # Where all scores are the same, an axis from the least of them would have no length.
+    edges = np.linspace(least if least < end <= 3 * least else min(0.0, least), end, _BINS + 1)
     clipped = np.clip(scores, edges[0], edges[-1])
     return {
         "edges": edges.tolist(),

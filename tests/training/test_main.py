@@ -285,6 +285,38 @@ def test_an_interruption_leaves_nothing(tmp_path):
     assert not (tmp_path / "store").exists()
 
 
+def test_an_interruption_of_the_imports_is_silent(tmp_path):
+    """Ctrl-C while torch is being imported exits with 130 and no word."""
+    # It stands in for torch, and is interrupted half-way for certain.
+    (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    found = subprocess.run(
+        [sys.executable, "-m", "training", "list"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (found.returncode, found.stdout, found.stderr) == (130, "", "")
+
+
+def test_a_path_is_printed_as_it_is(tmp_path):
+    """Brackets and colons in a path are neither markup nor pictures."""
+    folder = tmp_path / "[bold]photos[/red] :warning:"
+    assert run("list", "--model-store", folder) == (0, f"no versions in {folder}\n", "")
+
+
+def test_a_seed_is_one_that_torch_takes(tmp_path):
+    """The last seed that torch takes trains, and one above it is refused; so is a negative one of a series."""
+    store = ("--model-store", tmp_path)
+    assert run(*TRAIN, "--seed", 2**63 - 1, *store)[0] == 0
+    assert run(*TRAIN, "--seed", 2**63, *store)[0] == 2
+    for seeds in (f"0,{2**63}", "-1"):
+        code, _, problems = run("all", "--data", "mnist-5000", "--seeds", seeds, "--results", tmp_path / "r", *store)
+        assert code == 2
+        assert problems == f"error: a seed lies between 0 and {2**63 - 1}; --seeds is {seeds}\n"
+
+
 def test_every_option_and_command_is_documented():
     """An option or a command that docs/training.md does not mention does not exist."""
     documented = (ROOT / "docs" / "training.md").read_text()

@@ -103,6 +103,15 @@ def test_nothing_that_was_not_measured_is_passed_on(store, thin):
     assert "small" in run("list", "--model-store", store)[1]
 
 
+def test_the_card_s_command_gives_the_same_rate(store):
+    """The command in the model card has every digit of the rate and the confidence."""
+    rates = ("--alpha", 0.1234567891, "--confidence", 0.9123456789)
+    assert run("calibrate", "small", *rates, "--model-store", store)[0] == 0
+    repository = Repository(store)
+    card = repository.read(repository.manifest("small", 2), "report/model-card.md").decode()
+    assert "calibrate small@1 --alpha 0.1234567891 --confidence 0.9123456789\n" in card
+
+
 def test_another_rate_needs_no_images(store):
     """Without a folder the version's own scores give the threshold of another rate or confidence; again and again."""
     assert run("calibrate", "small@1", "--alpha", 0.1, "--promote", "--model-store", store)[0] == 0

@@ -12,6 +12,7 @@ from PIL import Image
 
 from app.calibration import needed
 from tests.training.conftest import small_order
+from training import pictures
 from training.datasets import Dataset
 from training.report import histogram, roc
 from training.version import make
@@ -61,11 +62,11 @@ def test_the_card_of_a_folder_says_what_its_command_needs(digits):
     places = np.concatenate([np.flatnonzero(digits.labels == 0), np.flatnonzero(digits.labels == 6)[:1]])
     labels = np.minimum(digits.labels[places], 1)
     folder = Dataset("folder", "folder of PNG files", digits.images[places], labels, ("normal", "anomalous"), "x", None)
-    order = replace(small_order(epochs=1), alpha=0.05, confidence=0.9)
+    order = replace(small_order(epochs=1), alpha=0.0512345678, confidence=0.9012345678)
     card = make(order, folder, progress=lambda *_: None).files["report/model-card.md"].decode()
     assert "--data folder --data-dir FOLDER_OF_NORMAL_PNGS --anomalies-dir FOLDER_OF_ANOMALOUS_PNGS" in card
-    assert "--alpha 0.05 --confidence 0.9" in card
-    assert f"at least {needed(0.05, 0.9)} normal" in card
+    assert "--alpha 0.0512345678 --confidence 0.9012345678" in card
+    assert f"at least {needed(0.0512345678, 0.9012345678)} normal" in card
 
 
 def test_the_card_tells_every_probe_and_its_limits(made):
@@ -101,6 +102,13 @@ def test_a_histogram_shows_the_threshold():
     bins = histogram(np.full(5, 0.5, np.float32), np.array([True] * 3 + [False] * 2), 2.0)
     assert bins["edges"][-1] > 2.0
     assert (sum(bins["normal"]), sum(bins["anomalous"])) == (3, 2)
+
+
+def test_a_single_score_has_an_axis_too():
+    """One test image, scored above the threshold, is drawn without a complaint."""
+    bins = histogram(np.full(1, 5.0, np.float32), np.array([True]), 0.5)
+    assert bins["edges"][0] < bins["edges"][-1]
+    assert pictures.histogram(bins, 0.5, 0.5, "the digit 0").startswith(b"\x89PNG")
 
 
 def test_a_curve_is_never_better_than_the_truth():
