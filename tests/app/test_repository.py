@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 from app.repository import Repository, RepositoryError, sha256
+from tests.conftest import unprivileged
 
 SHIPPED = Path(__file__).parent.parent.parent / "model_store"
 NAME = "zero-article"
@@ -203,14 +203,11 @@ def test_files_that_are_no_arrays_are_refused(root, folder, file, content):
     refused(root, "cannot be read")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_a_store_that_cannot_be_read_lists_no_versions(root: Path) -> None:
     """What serves can still be listed while nobody can look at the disk: there are no versions to be seen."""
     repository = Repository(root)
     assert repository.versions(NAME) == [1]
-    root.chmod(0o700)
-    os.seteuid(65534)
-    try:
+    root.chmod(0)
+    with unprivileged():
         assert repository.versions(NAME) == []
-    finally:
-        os.seteuid(0)
+    root.chmod(0o700)

@@ -371,13 +371,18 @@ async def test_what_is_no_database_is_moved_aside(tmp_path: Path, caplog: pytest
     assert str(tmp_path) not in caplog.text
 
 
+async def kept_before_a_boot(path: Path, content: bytes) -> None:
+    """Make a store with one entry, `a`, as a process left it before the machine was started anew."""
+    store = SqliteStore(path, ttl_seconds=60, max_entries=100)
+    await put(store, [("a", content)])
+    await store.close()
+    path.with_name(f"{path.name}.lock").write_text("another start of the machine")
+
+
 async def test_a_full_disk_is_not_taken_for_a_damaged_file(tmp_path: Path) -> None:
     """After a start of the machine the file is checked; that the disk is full just then says nothing about it."""
     path = tmp_path / "store.db"
-    before = SqliteStore(path, ttl_seconds=60, max_entries=100)
-    await put(before, [("a", b"1")])
-    await before.close()
-    path.with_name("store.db.lock").write_text("another start of the machine")
+    await kept_before_a_boot(path, b"1")
     store = SqliteStore(path, ttl_seconds=60, max_entries=100)
     with no_file_larger_than(1000), pytest.raises(StoreError, match="disk I/O error"):
         await store.ping()
@@ -612,10 +617,7 @@ async def test_a_full_redis_is_seen_although_it_answers(
 async def test_a_locked_file_is_not_taken_for_a_damaged_one(tmp_path: Path) -> None:
     """After a start of the machine the file is checked; that it is locked just then says nothing about it."""
     path = tmp_path / "store.db"
-    before = SqliteStore(path, ttl_seconds=60, max_entries=100)
-    await put(before, [("a", b"1")])
-    await before.close()
-    path.with_name("store.db.lock").write_text("another start of the machine")
+    await kept_before_a_boot(path, b"1")
     store = SqliteStore(path, ttl_seconds=60, max_entries=100, timeout=0.1)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("PRAGMA locking_mode=EXCLUSIVE")
