@@ -1,0 +1,31 @@
+"""The gateway's start script, as far as it comes without HAProxy."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+
+import pytest
+
+from tests.conftest import ROOT
+
+GATEWAY = ROOT / "deploy" / "gateway"
+LIMITS = dict(re.findall(r"\b([A-Z_]+)=(\d+)", (GATEWAY / "Dockerfile").read_text()))
+
+
+@pytest.mark.parametrize("value", ["-1", "", "many", "1e3", "5 0"])
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_limit_that_is_no_number_stops_the_start(name: str, value: str) -> None:
+    """HAProxy takes any of these, and then refuses everything or nothing."""
+    environment = {**os.environ, **LIMITS, name: value}
+    done = subprocess.run(["sh", GATEWAY / "start"], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, f"cannot start: {name} is no number\n")
+
+
+def test_the_shipped_limits_are_numbers() -> None:
+    """With the limits of the image the next thing that is looked at is the list of keys, which is not there."""
+    done = subprocess.run(
+        ["sh", GATEWAY / "start"], env={**os.environ, **LIMITS}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (2, "cannot start: the file of the API keys cannot be read\n")
