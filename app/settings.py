@@ -133,5 +133,5 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
         return Settings()
     except ValidationError as error:
         first = error.errors()[0]
-        names = "".join(f"{PREFIX}{str(name).upper()}: " for name in first["loc"][:1])
-        raise SettingsError(f"{names}{first['msg'].removeprefix('Value error, ')}") from error
+        words = first["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"{PREFIX}{str(first['loc'][0]).upper()}: {words}") from error

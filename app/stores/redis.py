@@ -41,7 +41,10 @@ class RedisStore:
     ) -> None:
         try:
             parts = urlsplit(url)
-            port, database = parts.port or 6379, int(parts.path.strip("/") or 0)
+            port = parts.port or 6379
+            if parts.query or parts.fragment or not re.fullmatch(r"(/[0-9]{0,9})?", parts.path):
+                raise ValueError
+            database = int(parts.path[1:] or 0)
         except ValueError:
             raise StoreError("the store URL is not redis://host:port/database") from None
         if parts.password is not None:

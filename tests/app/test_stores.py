@@ -247,7 +247,19 @@ async def test_a_store_that_is_not_there_raises_one_kind_of_error(url: str) -> N
 
 @pytest.mark.parametrize(
     "url",
-    ["mysql://host/0", "redis://", "redis://host:port/0", "redis://host/zero", "redis://:secret@host/0", "file"],
+    [
+        "mysql://host/0",
+        "redis://",
+        "redis://host:port/0",
+        "redis://host/zero",
+        "redis://:secret@host/0",
+        "file",
+        "redis://host/-1",
+        "redis://host/+1",
+        "redis://host/0?password=secret",
+        "redis://host/0#1",
+        "sqlite:///",
+    ],
 )
 def test_a_url_that_makes_no_sense_is_refused(url: str) -> None:
     """The URL is checked when the store is made; a password in it is refused and not repeated."""
