@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Annotated
 
@@ -110,10 +110,10 @@ def watch(
     nothing is lost: what arrived meanwhile is scored when it is back.
     """
     ask = Ask(url, key_file, concurrency, _WATCH_PATIENCE)
-    stop = threading.Event()
+    stop = _Stop()
     with (
         _plain_errors(),
-        _stopping([signal.SIGINT, signal.SIGTERM], stop.set),
+        _stopping([signal.SIGINT, signal.SIGTERM], stop.ask),
         closing(_scorer(model_store, ask, Verdict(model, alpha, fit))) as scorer,
     ):
         writer = STREAMING[output](sys.stdout)
@@ -122,14 +122,14 @@ def watch(
             arrivals.pass_over()
         _say(f"watching {folder}; Ctrl-C ends it")
         code, trouble = NORMAL, ""
-        while not stop.is_set():
+        while not stop.asked:
             ready = arrivals.look()
             try:
                 for result in scorer.results(Source(str(path), path) for path in ready):
                     writer.add(result)
                     arrivals.done(Path(result.file))
                     code, trouble = max(code, _code(result)), ""
-                    if stop.is_set():
+                    if stop.asked:
                         break
             except ServiceError as error:
                 if str(error) != trouble:
@@ -225,6 +225,30 @@ def _with_bar(results: Iterator[Result], total: int, *, show: bool) -> Iterator[
     from rich.progress import track
 
     yield from track(results, "scoring", total, console=console_of(sys.stderr), transient=True)
+
+
+class _Stop:
+    """A wait that a signal handler may end.
+
+    A `threading.Event` must not be set by one: it waits for a lock, for ever where the handler interrupts the very
+    thread that holds it. A `SimpleQueue` is made for this.
+
+    Attributes:
+        asked: whether the end has been asked for.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._told: SimpleQueue[None] = SimpleQueue()
+
+    def ask(self) -> None:
+        self.asked = True
+        self._told.put(None)
+
+    def wait(self, seconds: float) -> None:
+        """Return when the end is asked for, or after this long."""
+        with suppress(Empty):
+            self._told.get(timeout=seconds)
 
 
 @contextmanager

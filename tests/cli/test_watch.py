@@ -131,6 +131,39 @@ def test_signals_that_stop() -> None:
     assert asked == [1, 2]
 
 
+def test_a_signal_ends_a_wait_wherever_it_comes() -> None:
+    """Between any two instructions of the wait: no lock that it holds stops the handler."""
+    program = """
+import itertools, signal, sys
+from cli.__main__ import _Stop, _stopping
+
+def traced(frame, event, argument):
+    frame.f_trace_opcodes = True
+    if next(steps) == at:
+        sys.settrace(None)
+        signal.raise_signal(signal.SIGTERM)
+    return traced
+
+def wait(seconds):
+    stop = _Stop()
+    with _stopping([signal.SIGTERM], stop.ask):
+        sys.settrace(traced)
+        stop.wait(seconds)
+        sys.settrace(None)
+    return stop.asked
+
+at, steps = -1, itertools.count()
+assert not wait(0.001)
+instructions = next(steps)
+for at in range(instructions):
+    steps = itertools.count()
+    assert wait(60 if at == 0 else 0.02)
+print(instructions)
+"""
+    command = [sys.executable, "-c", program]
+    assert int(subprocess.check_output(command, cwd=ROOT, timeout=60)) > 10
+
+
 def test_a_file_is_not_read_while_it_grows(tmp_path: Path, zero: bytes) -> None:
     """A file is returned only when two looks in a row find it the same, and again only when it has changed."""
     arrivals, path = Arrivals(tmp_path), tmp_path / "slow.png"
