@@ -145,11 +145,14 @@ class Protocol(HttpToolsProtocol):
             else:
                 for start in range(0, len(data), _LONGEST_HEAD):
                     self._parse(memoryview(data)[start : start + _LONGEST_HEAD])
-        except httptools.HttpParserError:
+        except httptools.HttpParserError as error:
             self.logger.warning("Invalid HTTP request received.")
-            self._refuse(MalformedRequest("invalid http request received"))
-        except MalformedRequest as problem:
+            problem = error.__context__  # raised by one of the methods that the parser calls, if one did
+            if not isinstance(problem, MalformedRequest):
+                problem = MalformedRequest("invalid http request received")
             self._refuse(problem)
+        except MalformedRequest as refusal:
+            self._refuse(refusal)
         if self._held is not None:
             self._give_up()
 
@@ -182,6 +185,8 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Begin a request, or hold it until all is seen of what has come."""
+        if [name for name, _ in self.headers].count(b"host") != 1 and self.parser.get_http_version() == "1.1":
+            raise MalformedRequest("a request has one header `Host` (RFC 9112, 3.2)")
         if self._may_be_whole():
             self._held = []
         elif self.parser.should_upgrade():

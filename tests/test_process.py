@@ -243,6 +243,8 @@ HOSTILE = {
     "a length and chunks": b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n"
     b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "a bad chunk": b"POST /score HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    "no host": b"POST /score HTTP/1.1\r\nContent-Type: image/png\r\nContent-Length: 1\r\n\r\nx",
+    "two hosts": b"GET /livez HTTP/1.1\r\nHost: x\r\nHost: evil.example\r\n\r\n",
     "no HTTP": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
 }
 
@@ -279,20 +281,26 @@ def test_hostile_requests_change_nothing(make_server: Callable[..., Server], zer
     assert "Traceback" not in server.log()
 
 
-@pytest.mark.parametrize("name", ["no HTTP", "a bad chunk", "two lengths"])
-def test_what_is_no_http_is_refused_as_a_problem(make_server: Callable[..., Server], name: str) -> None:
+def test_what_is_no_http_is_refused_as_a_problem(make_server: Callable[..., Server]) -> None:
     """The server's own refusal of bytes that are no HTTP is a problem document, like every other refusal."""
     server = make_server().start()
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-        connection.sendall(HOSTILE[name])
-        answer = b""
-        with contextlib.suppress(OSError):
-            while chunk := connection.recv(65536):
-                answer += chunk
-    head, _, body = answer.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 400 ")
-    assert b"content-type: application/problem+json" in head
-    assert json.loads(body)["type"] == "/problems/malformed-request"
+    details = {}
+    for name in ("no HTTP", "a bad chunk", "two lengths", "no host", "two hosts"):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+            connection.sendall(HOSTILE[name])
+            answer = b""
+            with contextlib.suppress(OSError):
+                while chunk := connection.recv(65536):
+                    answer += chunk
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 "), name
+        assert b"content-type: application/problem+json" in head, name
+        problem = json.loads(body)
+        assert problem["type"] == "/problems/malformed-request", name
+        details[name] = problem["detail"]
+    assert "Host" in details["no host"]
+    assert details["no host"] == details["two hosts"] != details["no HTTP"]
+    assert httpx.get(f"{server.url}/livez").status_code == 200
 
 
 def test_another_protocol_is_not_spoken(make_server: Callable[..., Server]) -> None:
