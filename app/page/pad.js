@@ -10,7 +10,7 @@ export class Pad {
     this.pen = null;
     canvas.addEventListener("pointerdown", (event) => this.#down(event));
     canvas.addEventListener("pointermove", (event) => this.#move(event));
-    for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) canvas.addEventListener(end, () => this.#up());
+    for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) canvas.addEventListener(end, (event) => this.#up(event));
     this.#redraw();
   }
 
@@ -62,8 +62,8 @@ export class Pad {
     this.changed();
   }
 
-  #up() {
-    if (this.pen === null) return;
+  #up(event) {
+    if (event.pointerId !== this.pen) return; // a second finger, or the palm of the hand
     this.pen = null;
     this.changed();
   }
@@ -74,10 +74,11 @@ export class Pad {
     context.fillStyle = "#000";
     context.fillRect(0, 0, width, height);
     Object.assign(context, { strokeStyle: "#fff", lineWidth: width * BRUSH, lineCap: "round", lineJoin: "round" });
-    for (const points of this.strokes) {
+    for (const [first, ...others] of this.strokes) {
       context.beginPath();
-      context.moveTo(...points[0]);
-      for (const point of points.length > 1 ? points.slice(1) : points) context.lineTo(...point);
+      context.moveTo(...first);
+      // A line without length has no caps in every browser; one of a thousandth of a pixel is a dot in all.
+      for (const point of others.length ? others : [[first[0] + 0.001, first[1]]]) context.lineTo(...point);
       context.stroke();
     }
   }

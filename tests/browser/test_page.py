@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import struct
 import time
 from collections.abc import Callable
@@ -127,6 +128,58 @@ def test_a_finger_draws_too(open_page: Callable[..., Page]) -> None:
         session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
     answered(page)
     assert page.evaluate("scrollY") == 0
+
+
+INKED = """() => {
+  const { width, height } = document.querySelector("#pad");
+  const copy = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+  copy.drawImage(document.querySelector("#pad"), 0, 0);
+  const { data } = copy.getImageData(0, 0, width, height);
+  return data.filter((value, at) => at % 4 === 0 && value > 127).length;
+}"""
+TWO_FINGERS = """() => {
+  const pad = document.querySelector("#pad"), box = pad.getBoundingClientRect();
+  pad.setPointerCapture = () => {};  // knows real fingers only
+  const send = (type, pointerId, x, y) => pad.dispatchEvent(new PointerEvent(type, {
+    pointerId, button: 0, clientX: box.left + x * box.width, clientY: box.top + y * box.height,
+  }));
+  send("pointerdown", 11, 0.2, 0.2);
+  send("pointermove", 11, 0.3, 0.3);
+  send("pointerdown", 12, 0.9, 0.9);
+  send("pointerup", 12, 0.9, 0.9);
+  send("pointermove", 11, 0.8, 0.8);
+  send("pointerup", 11, 0.8, 0.8);
+}"""
+
+
+def test_a_tap_is_a_dot_and_a_palm_is_nothing(open_page: Callable[..., Page]) -> None:
+    """A stroke may be as short as it likes, and ends with the finger that draws it."""
+    page = open_page()
+    page.locator("#pad").click()
+    assert page.evaluate(INKED) > 1000
+    expect(page.locator(WORD)).to_have_text(re.compile("Normal|Anomalous"))
+    page.locator("#clear").click()
+    page.evaluate(TWO_FINGERS)
+    # As long as a line from the first finger's beginning to its end, and no longer.
+    assert 0.8 < page.evaluate(INKED) / (0.6 * 2**0.5 * 560 * 560 / 12.5) < 1.2
+
+
+@pytest.mark.parametrize(("width", "height"), [(390, 664), (390, 844), (320, 800), (667, 375), (700, 900)])
+def test_it_fits_small_screens(open_page: Callable[..., Page], width: int, height: int) -> None:
+    """The verdict begins on the screen of a phone while one draws, nothing is squashed, nothing is wider than it."""
+    page = open_page(viewport={"width": width, "height": height}, has_touch=True, is_mobile=True)
+    pad, word = page.locator("#pad").bounding_box(), page.locator(WORD).bounding_box()
+    example = page.locator("#examples img").first.bounding_box()
+    assert pad is not None
+    assert word is not None
+    assert example is not None
+    assert pad["width"] == pytest.approx(pad["height"])
+    assert pad["height"] < 0.8 * height
+    assert word["y"] + word["height"] < max(height, pad["y"] + 150)
+    assert example["width"] == pytest.approx(example["height"])
+    for view in ("folder", "model", "one"):
+        page.locator(f"[data-view={view}]").click()
+        assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
 def test_a_six_from_the_examples_by_keyboard(open_page: Callable[..., Page]) -> None:
