@@ -165,8 +165,11 @@ async def test_deadline_is_kept_while_waiting_and_while_running(worker: Worker) 
     run = Squares()
     run.gate.clear()
     batcher = batcher_of(run, worker, max_size=1, deadline=0.05)
-    first = asyncio.create_task(batcher.submit(1))
-    await begun(run, 1)
+    while not run.batches:  # a thread that is slow to begin finds that nobody waits any more
+        first = asyncio.create_task(batcher.submit(1))
+        while not (run.batches or first.done()):
+            await asyncio.sleep(0.001)
+        first.add_done_callback(asyncio.Task.exception)
     second = asyncio.create_task(batcher.submit(2))
     for task in (first, second):
         with pytest.raises(DeadlineExceeded):
