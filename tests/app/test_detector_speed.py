@@ -113,12 +113,16 @@ def test_many_are_scored_until_somebody_waits() -> None:
     others[0] = 0
     many = np.concatenate([images] * 300)
     assert len(detector.score(many)[0]) == len(many)
-    timer = threading.Timer(0.02, others.__setitem__, (0, 1))
-    timer.start()
-    found, _ = detector.score(many)
-    timer.join()
+    for _ in range(50):  # until somebody comes to wait neither before the first pass nor after the last
+        others[0] = 0
+        timer = threading.Timer(0.02, others.__setitem__, (0, 1))
+        timer.start()
+        found, _ = detector.score(many)
+        timer.join()
+        assert len(found) % 8 == 0
+        if 8 < len(found) < len(many):
+            break
     assert 8 < len(found) < len(many)
-    assert len(found) % 8 == 0
 
 
 def test_memory_that_runs_out_leaves_no_wrong_score(monkeypatch: pytest.MonkeyPatch) -> None:
