@@ -296,11 +296,11 @@ async def test_sqlite_keeps_what_it_said_it_kept_through_kill_9(tmp_path: Path) 
         subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)  # noqa: ASYNC220
         for _ in range(4)
     ]
-    for writer in writers:
-        assert writer.stdout is not None
-        writer.stdout.readline()
-    await asyncio.sleep(0.7)
     keys: list[str] = []
+    for _ in range(30):  # in turn, so that all of them are at it
+        for writer in writers:
+            assert writer.stdout is not None
+            keys += writer.stdout.readline().decode().split()
     for writer in writers:
         writer.kill()
         said, _ = writer.communicate(timeout=20)
