@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import math
 import os
@@ -19,6 +20,9 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.conftest import ROOT, Server
+
+# No test fails because a machine is slow: Playwright's own limit of 5 s is one.
+expect.set_options(timeout=30_000)
 
 HERE = Path(__file__).parent
 IMAGES = ROOT / "docs" / "images"
@@ -47,9 +51,12 @@ def axe() -> str:
     if shutil.which("npm") is None:
         pytest.skip("npm is not installed")
     script = HERE / "node_modules" / "axe-core" / "axe.min.js"
-    if not script.exists():
-        subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=HERE, check=True, timeout=120)
-    return script.read_text()
+    # Of several processes that run the tests one installs it: `npm ci` begins by removing what the others have.
+    with (HERE / "package-lock.json").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not script.exists():
+            subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=HERE, check=True, timeout=120)
+        return script.read_text()
 
 
 @pytest.fixture(scope="package")
@@ -68,7 +75,7 @@ def browser() -> Iterator[Browser]:
     asyncio test of another folder could have its own.
     """
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OFFLINE)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OFFLINE, timeout=120_000)
         yield browser
         browser.close()
 
@@ -107,7 +114,7 @@ def open_page(browser: Browser, service: Server) -> Iterator[Callable[..., Page]
         )
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(30_000)
         watched.append(Watched(page, url or service.url))
         page.goto((url or service.url) + path)
         if wait:

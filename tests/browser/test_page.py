@@ -571,7 +571,7 @@ def test_an_overloaded_service_is_said_to_be(
     open_page: Callable[..., Page], make_server: Callable[..., Server]
 ) -> None:
     """When the one place for fitting is taken by a slow upload, the page says busy; the folder tries again."""
-    server = make_server(ANOMALY_FIT_MAX_WAITING="1", ANOMALY_BODY_TIMEOUT_MS="4000").start()
+    server = make_server(ANOMALY_FIT_MAX_WAITING="1", ANOMALY_BODY_TIMEOUT_MS="60000").start()
     page = open_page(server.url)
     with slow_upload(server):
         draw_zero(page)
