@@ -136,11 +136,17 @@ def unprivileged() -> Iterator[None]:
 
 
 def free_port() -> int:
-    """Return a port on loopback that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port on loopback that nothing listens on, and that nobody else is given while the tests run.
+
+    It stays bound by a descriptor of this process. Whoever was told of it may listen on it, as all servers do that ask
+    for an address although it is in use.
+    """
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    port: int = held.getsockname()[1]
+    held.detach()
+    return port
 
 
 class Server:
