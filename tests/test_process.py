@@ -90,7 +90,7 @@ def test_workers_end_when_their_supervisor_is_killed(make_server: Callable[..., 
     children = psutil.Process(server.process.pid).children(recursive=True)
     assert len(children) >= 2
     server.process.kill()
-    _, alive = psutil.wait_procs(children, 20)
+    _, alive = psutil.wait_procs(children, 60)
     assert alive == []
 
 
@@ -123,14 +123,14 @@ def test_a_graceful_stop_answers_what_was_accepted(
 
 def test_draining_serves_while_unready(make_server: Callable[..., Server], zero: bytes) -> None:
     """After SIGTERM a draining service says 503 on /readyz and goes on scoring; then it ends by itself."""
-    server = make_server(ANOMALY_DRAIN_SECONDS="2").start()
+    server = make_server(ANOMALY_DRAIN_SECONDS="10").start()
     server.process.terminate()
     with httpx.Client(base_url=server.url) as client:
-        until = time.monotonic() + 1.5
+        until = time.monotonic() + 8
         while client.get("/readyz").status_code == 200:
             assert time.monotonic() < until, "still ready"
         assert client.post("/score", content=zero, headers=PNG).status_code == 200
-    assert server.process.wait(20) in (0, -15)
+    assert server.process.wait(60) in (0, -15)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")

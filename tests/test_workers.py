@@ -77,16 +77,16 @@ def _answers(server: Server) -> bool:
 
 def test_a_stop_drains_every_worker(make_server: Callable[..., Server], zero: bytes) -> None:
     """After SIGTERM each worker says 503 on /readyz, still scores, and ends by itself."""
-    server = make_server(ANOMALY_WORKERS="2", ANOMALY_DRAIN_SECONDS="5").start()
+    server = make_server(ANOMALY_WORKERS="2", ANOMALY_DRAIN_SECONDS="15").start()
     wait_for(lambda: server.log().count('"event": "started"') == 2)
     assert _readiness(server) == {200}
     assert server.process is not None
     server.process.terminate()
     # uvicorn's supervisor looks for signals twice a second, then tells the workers.
-    wait_for(lambda: _readiness(server) == {503}, seconds=4)
+    wait_for(lambda: _readiness(server) == {503}, seconds=10)
     scores = [httpx.post(f"{server.url}/score", content=zero, headers=PNG, timeout=5).status_code for _ in range(10)]
     assert set(scores) == {200}
-    assert server.process.wait(30) == 0
+    assert server.process.wait(60) == 0
 
 
 def test_every_worker_says_by_itself_that_it_is_ready(make_server: Callable[..., Server], tmp_path: Path) -> None:
@@ -97,6 +97,6 @@ def test_every_worker_says_by_itself_that_it_is_ready(make_server: Callable[...,
     wait_for(lambda: server.log().count('"event": "started"') == 2)
     model_stores.copy(store, 1)
     wait_for(lambda: server.log().count('"event": "version serves"') == 2)
-    time.sleep(2.5)
-    # One question only: it is answered by one worker, for both.
-    assert series(server, "ready") == 1.0
+    # On one connection: it is one worker that is asked, for both.
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        wait_for(lambda: "\nready 1.0\n" in client.get("/metrics").text)
