@@ -136,7 +136,12 @@ class _Caller:
         self, module: torch.nn.Module, row: np.dtype[np.void], device: torch.device, others: bytearray
     ) -> None:
         self._others = torch.frombuffer(others, dtype=torch.uint8)
-        self._module: torch.jit.ScriptModule = torch.jit.freeze(torch.jit.script(module).eval())
+        # A module scripted here and frozen leaves its weights to torch for ever; one that was loaded does not.
+        content = io.BytesIO()
+        torch.jit.save(torch.jit.script(module), content)
+        content.seek(0)
+        loaded = torch.jit.load(content, map_location=device)  # type: ignore[no-untyped-call]
+        self._module: torch.jit.ScriptModule = torch.jit.freeze(loaded.eval())
         self._row = row
         self._device = device
         self._room = 0
@@ -263,13 +268,16 @@ class Detector:
             DetectorError: the bytes are no TorchScript module of the contract, or the golden scores differ.
         """
         label = "{}@{}".format(*artifact.key)
-        try:
+        with _failures_of(label):
             detector = cls.open(artifact.model, device, step=step, others=others)
             detector.warm_up(batch_sizes)
             found = detector.detect(np.ascontiguousarray(artifact.golden.images))
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise DetectorError(f"{label}: model.pt is not a scoring module: {_first_line(error)}") from error
         _compare(label, artifact.golden, found)
+        if found.reason.max() > len(artifact.manifest.reasons) or found.reason.min() < 0:
+            raise DetectorError(f"{label}: a guard speaks that the manifest has no name for")
+        with _failures_of(label):
+            for mse in detector._served(artifact.golden.images):
+                _compare_scores(label, artifact.golden, mse)
         return detector
 
     @classmethod
@@ -289,6 +297,15 @@ class Detector:
         with torchscript_allowed():
             module = torch.jit.load(io.BytesIO(content), map_location="cpu")  # type: ignore[no-untyped-call]
         return cls(module, device, step=step, others=others)
+
+    def _served(self, images: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
+        """Yield the scores of N images as the service makes them: with and without pictures, together and alone."""
+        images = np.ascontiguousarray(images)
+        alone = np.split(images, len(images))
+        yield self.draw(images).mse
+        yield np.concatenate([self.draw(image).mse for image in alone])
+        yield self.score(images)[0]
+        yield np.concatenate([self.score(image)[0] for image in alone])
 
     def detect(self, images: NDArray[np.uint8]) -> Detections:
         """Score a micro-batch.
@@ -338,18 +355,30 @@ def torchscript_allowed() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _failures_of(label: str) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise DetectorError(f"{label}: model.pt is not a scoring module: {_first_line(error)}") from error
+
+
 def _compare(label: str, golden: Golden, found: Detections) -> None:
     if found.mse.size == 0 or not np.isfinite(found.mse).all():
         raise DetectorError(f"{label}: the golden images do not get finite scores here")
     if found.mse.shape != golden.mse.shape or found.reconstruction.shape != golden.reconstructions.shape:
         raise DetectorError(f"{label}: the golden images, scores and reconstructions do not belong together")
-    # Written so that a difference that is not a number is refused as well.
-    difference = np.abs(found.mse - golden.mse) / np.maximum(np.abs(golden.mse), 1e-6)
-    if not difference.max() <= GOLDEN_TOLERANCE:
-        raise DetectorError(f"{label}: golden scores differ by up to {difference.max():.2g} relative on this device")
+    _compare_scores(label, golden, found.mse)
     picture = np.abs(found.reconstruction - golden.reconstructions).max()
     if not picture <= 10 * GOLDEN_TOLERANCE:
         raise DetectorError(f"{label}: golden reconstructions differ by up to {picture:.2g} on this device")
+
+
+def _compare_scores(label: str, golden: Golden, mse: NDArray[np.float32]) -> None:
+    # Written so that a difference that is not a number is refused as well.
+    difference = np.abs(mse - golden.mse) / np.maximum(np.abs(golden.mse), 1e-6)
+    if not difference.max() <= GOLDEN_TOLERANCE:
+        raise DetectorError(f"{label}: golden scores differ by up to {difference.max():.2g} relative on this device")
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import io
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
-from app.detector import Detector, DetectorError, DeviceError, choose_device
+from app.detector import Detector, DetectorError, DeviceError, choose_device, give_memory_back, torchscript_allowed
 from app.repository import Artifact, Repository
+from tests.conftest import MODEL_STORE
 
 CPU = torch.device("cpu")
 
@@ -18,7 +21,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def artifact() -> Artifact:
     """Return the shipped version."""
-    return Repository(Path(__file__).parent.parent.parent / "model_store").open("zero-article", 1)
+    return Repository(MODEL_STORE).open("zero-article", 1)
 
 
 def refused(artifact: Artifact, message: str) -> None:
@@ -98,3 +101,52 @@ def test_a_cuda_device_that_is_not_there_is_refused():
         choose_device("cuda:99")
     assert choose_device("cpu") == CPU
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class TwoRoads(torch.nn.Module):
+    """A scoring module that scores a lone image otherwise, or whose guard has a code of its own."""
+
+    def __init__(self, alone: float, code: int) -> None:
+        super().__init__()
+        self.alone = alone
+        self.code = code
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Score as the contract says, or not."""
+        pixels = images.to(torch.float32) / 255
+        if images.size(0) == 1:
+            pixels = pixels * self.alone
+        reason = torch.full((images.size(0),), self.code, dtype=torch.int8)
+        return pixels.mean(dim=[1, 2, 3]), pixels, pixels.squeeze(1), reason
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [(TwoRoads(1.0, 0), None), (TwoRoads(0.99, 0), "golden scores differ"), (TwoRoads(1.0, 1), "no name for")],
+    ids=["right", "wrong when alone", "a guard without a name"],
+)
+def test_what_answers_is_proven(artifact, module, message):
+    """The golden images are also scored as the service does it: alone, and with a guard's word for it."""
+    assert artifact.manifest.reasons == ()
+    content = io.BytesIO()
+    with torchscript_allowed():
+        torch.jit.save(torch.jit.script(module), content)
+        mse, reconstruction, _, _ = (part.numpy() for part in module(torch.from_numpy(artifact.golden.images)))
+    golden = replace(artifact.golden, mse=mse, reconstructions=reconstruction)
+    version = replace(artifact, model=content.getvalue(), golden=golden)
+    if message is None:
+        Detector.load(version, CPU)
+    else:
+        refused(version, message)
+
+
+def test_a_version_that_is_let_go_of_leaves_no_memory_behind():
+    """Loading and dropping versions for ever, as promotions do, takes no more memory than loading a few."""
+    artifact = Repository(MODEL_STORE).open("zero", 1)
+    process, sizes = psutil.Process(), []
+    for _ in range(15):
+        Detector.load(artifact, CPU)
+        gc.collect()
+        give_memory_back()
+        sizes.append(process.memory_info().rss)
+    assert sizes[-1] - sizes[4] < 20 * 2**20
