@@ -12,6 +12,7 @@ import logging
 import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from app.detector import (
@@ -37,7 +38,14 @@ PASSES_AT_ONCE = 4
 """Forward passes of a chunk without pictures; between two of them the thread turns to whoever else waits."""
 _RETIRE_SECONDS = 0.1
 _REFUSED_SECONDS = 30.0
-"""How long a version beside the current one stays refused before it is read again."""
+"""How long a version stays refused before it is read again: the reason may have passed, a disk or a GPU be back."""
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    version: int | None
+    why: str
+    until: float
 
 
 class Engine:
@@ -70,7 +78,7 @@ class Engine:
         self._loads: dict[tuple[str, int], asyncio.Task[Serving | None]] = {}
         self._loading = asyncio.Lock()
         self._waiting_for_loads = 0
-        self._refused: dict[str, tuple[int | None, str]] = {}
+        self._refused: dict[str, _Refusal] = {}
         self._refused_extra: dict[tuple[str, int], float] = {}
         self._out_of_reach = False
         self._retiring: set[asyncio.Task[None]] = set()
@@ -107,7 +115,7 @@ class Engine:
     def refusal(self, name: str) -> str | None:
         """Return why the version that the disk calls current is not the one that answers, or None."""
         refused = self._refused.get(name)
-        return refused[1] if refused else None
+        return refused.why if refused else None
 
     def names(self) -> list[str]:
         """Return the names of all models that are served or refused, sorted."""
@@ -225,6 +233,8 @@ class Engine:
         for name in [name for name in self._current if name not in names]:
             if await asyncio.to_thread(self.repository.lacks, name):
                 self._retire(self._current.pop(name))
+                for key in [key for key in self._extra if key[0] == name]:
+                    self._retire(self._extra.pop(key))
         for name in [name for name in self._refused if name not in names]:
             del self._refused[name]
             self._metrics.model_refused.labels(name).set(0)
@@ -241,14 +251,15 @@ class Engine:
             if wanted is None or (serving is not None and serving.manifest.version == wanted):
                 self._refused.pop(name, None)
                 return
-            if name in self._refused and self._refused[name][0] == wanted:
+            refused = self._refused.get(name)
+            if refused is not None and refused.version == wanted and time.monotonic() < refused.until:
                 return
             fresh = await self._load(name, wanted)
         except (RepositoryError, DetectorError) as error:
-            if self._refused.get(name) != (wanted, str(error)):
-                _log.error("version refused: %s", error, extra={"model": name, "version": wanted})
-                self._metrics.load_failures.labels(name).inc()
-            self._refused[name] = (wanted, str(error))
+            self._refuse(name, wanted, str(error))
+            return
+        except Exception as error:  # whatever is off with one model, the others are looked at
+            self._refuse(name, wanted, f"{name}@{wanted}: it cannot be loaded ({type(error).__name__})")
             return
         retired, self._current[name] = self._current.get(name), fresh
         self._refused.pop(name, None)
@@ -256,6 +267,13 @@ class Engine:
         _log.info("version serves", extra={"model": name, "version": wanted, "device": str(self.device)})
         if retired is not None:
             self._retire(retired)
+
+    def _refuse(self, name: str, version: int | None, why: str) -> None:
+        before = self._refused.get(name)
+        if before is None or (before.version, before.why) != (version, why):
+            _log.error("version refused: %s", why, extra={"model": name, "version": version}, exc_info=True)
+            self._metrics.load_failures.labels(name).inc()
+        self._refused[name] = _Refusal(version, why, time.monotonic() + _REFUSED_SECONDS)
 
     async def _load(self, name: str, version: int) -> Serving:
         loop = asyncio.get_running_loop()
@@ -269,8 +287,11 @@ class Engine:
             step=self._settings.bulk_chunk_images,
             others=self._worker.others,
         )
-        with ThreadPoolExecutor(1, initializer=use_one_thread) as loader:
+        loader = ThreadPoolExecutor(1, initializer=use_one_thread)
+        try:
             detector = await loop.run_in_executor(loader, load)
+        finally:
+            loader.shutdown(wait=False)  # whoever is stopped meanwhile does not wait
         return Serving(artifact, detector, self._worker, self._settings, self._metrics, finish=self._finish)
 
     async def _load_extra(self, name: str, version: int) -> Serving:

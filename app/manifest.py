@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+Reason = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -80,7 +81,7 @@ class Manifest(_Frozen):
     """In words: what the squared errors are taken of."""
     alpha: float = Field(gt=0, lt=1)
     threshold: float = Field(gt=0)
-    reasons: tuple[str, ...]
+    reasons: tuple[Reason, ...]
     """Names of the guards that the graph reports: code k is `reasons[k - 1]`, 0 means no guard spoke."""
     calibration: CalibrationSummary
     metrics: dict[str, Any]

@@ -14,7 +14,6 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +23,7 @@ from app.calibration import Calibration, CalibrationError
 from app.manifest import Manifest
 
 MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_MOST_DIGITS = 9
 _REQUIRED = ("model.pt", "calibration.npy", "golden.npz")
 
 
@@ -157,15 +157,21 @@ class Repository:
         """
         manifest = self.manifest(name, version)
         label = f"{name}@{version}"
+        stored, examples = self.read(manifest, "calibration.npy"), self.read(manifest, "golden.npz")
         try:
-            scores = np.load(io.BytesIO(self.read(manifest, "calibration.npy")), allow_pickle=False)
-            with np.load(io.BytesIO(self.read(manifest, "golden.npz")), allow_pickle=False) as arrays:
+            scores = np.load(io.BytesIO(stored), allow_pickle=False).astype(float, casting="same_kind")
+            finite = scores.ndim == 1 and np.isfinite(scores).all()
+            with np.load(io.BytesIO(examples), allow_pickle=False) as arrays:
                 golden = Golden(arrays["images"], arrays["mse"], arrays["reconstructions"])
-        except (ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
+        except Exception as error:  # the bytes are the publisher's, but whether they are arrays only numpy finds out
             raise RepositoryError(f"{label}: calibration.npy or golden.npz cannot be read") from error
-        if scores.ndim != 1 or not np.isfinite(scores).all():
+        if not finite:
             raise RepositoryError(f"{label}: calibration.npy is not a list of finite scores")
-        calibration = Calibration(scores.astype(float).tolist(), manifest.calibration.confidence)
+        if golden.images.dtype != np.uint8 or {golden.mse.dtype, golden.reconstructions.dtype} != {
+            np.dtype(np.float32)
+        }:
+            raise RepositoryError(f"{label}: golden.npz holds arrays of other types than the contract says")
+        calibration = Calibration(scores.tolist(), manifest.calibration.confidence)
         self._check(manifest, calibration)
         return Artifact(manifest, self.read(manifest, "model.pt"), calibration, golden)
 
@@ -196,7 +202,7 @@ class Repository:
 
 
 def _is_version(text: str) -> bool:
-    return text.isascii() and text.isdigit() and text[0] != "0"
+    return text.isascii() and text.isdigit() and text[0] != "0" and len(text) <= _MOST_DIGITS
 
 
 def _first(error: ValidationError) -> str:

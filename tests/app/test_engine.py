@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 import pytest
 
+from app import engine
 from app.detector import Detector, Pictures
 from app.logs import JsonFormatter
 from app.repository import Artifact, Repository
@@ -190,6 +191,57 @@ async def test_only_a_model_whose_folder_is_gone_is_dropped(
         await services(client).engine.refresh()
         assert_problem(await raw(client, zero, "?model=other"), 404, "model-not-found")
         assert (await raw(client, zero)).status_code == 200
+
+
+async def test_loaded_versions_go_with_their_model(
+    make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
+) -> None:
+    """When a model's folder was removed, a version of it that somebody asked for by number answers no more either."""
+    store = model_stores.copy(tmp_path / "store", 1)
+    model_stores.copy(store, 1, 2, name="other")
+    async with running(make_settings(model_store=store, deadline_ms=30_000)) as client:
+        assert (await raw(client, zero, "?model=other@1")).status_code == 200
+        shutil.rmtree(store / "other")
+        await services(client).engine.refresh()
+        assert_problem(await raw(client, zero, "?model=other@1"), 404, "model-not-found")
+
+
+async def test_whatever_is_off_with_one_model_the_others_are_looked_at(
+    make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that nobody thought of refuses the version that it came with; and a refusal is looked at again."""
+    store = model_stores.copy(tmp_path / "store", 1)
+    model_stores.copy(store, 1, name="aaa")
+    wrong = [UnicodeError("of /some/path")]
+
+    class Odd(Repository):
+        def open(self, name: str, version: int) -> Artifact:
+            if name == "aaa" and wrong:
+                raise wrong.pop()
+            return super().open(name, version)
+
+    monkeypatch.setattr(engine, "_REFUSED_SECONDS", 0.0)
+    async with running(make_settings(model_store=store, watch_seconds=300)) as client:
+        its = services(client).engine
+        its.repository = Odd(store)
+        its._retire(its._current.pop("aaa"))
+        model_stores.copy(store, 2)
+        await its.refresh()
+        assert its.refusal("aaa") == "aaa@1: it cannot be loaded (UnicodeError)"
+        assert await version_of(client) == 2
+        await its.refresh()
+        assert its.refusal("aaa") is None
+        assert (await raw(client, zero, "?model=aaa")).status_code == 200
+
+
+async def test_a_refused_request_holds_no_version(
+    make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
+) -> None:
+    """A version whose only request was refused can be let go of."""
+    store = model_stores.copy(tmp_path / "store", 1, 2, current=1)
+    async with running(make_settings(model_store=store, deadline_ms=30_000)) as client:
+        assert_problem(await raw(client, zero, "?model=zero-article@2&alpha=1e-9"), 422, "unsupported-alpha")
+        assert services(client).scorer._arrivals == {}
 
 
 class Slow:

@@ -203,6 +203,53 @@ def test_files_that_are_no_arrays_are_refused(root, folder, file, content):
     refused(root, "cannot be read")
 
 
+def golden(**changed: Any) -> bytes:
+    """Return a golden.npz of the shipped one's arrays, but for those given."""
+    with np.load(SHIPPED / NAME / "1" / "golden.npz") as arrays:
+        content = {**arrays, **changed}
+    buffer = io.BytesIO()
+    np.savez(buffer, **content)
+    return buffer.getvalue()
+
+
+def undeflatable() -> bytes:
+    """Return the shipped golden.npz with its first array damaged where it is deflated."""
+    content = bytearray((SHIPPED / NAME / "1" / "golden.npz").read_bytes())
+    content[80:112] = b"\xff" * 32
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("calibration.npy", golden()),
+        ("calibration.npy", array(["a", "b"])),
+        ("golden.npz", undeflatable()),
+        ("golden.npz", golden(mse=np.array(["a", "b"]))),
+        ("golden.npz", golden(images=np.zeros((2, 1, 28, 28)))),
+    ],
+    ids=["an archive", "text", "damaged inside", "text inside", "other types"],
+)
+def test_arrays_of_another_kind_are_refused(root, folder, file, content):
+    """What numpy reads, and what it only finds out while it reads, is refused like everything else."""
+    replace(folder, file, content)
+    refused(root, r"cannot be read|of other types")
+
+
+def test_a_current_with_too_many_digits_is_refused(root):
+    """Python converts no number of thousands of digits."""
+    (root / NAME / "CURRENT").write_text("1" * 5000)
+    with pytest.raises(RepositoryError, match="does not hold a version number"):
+        Repository(root).current(NAME)
+
+
+@pytest.mark.parametrize("reason", ['say "no"', "", "Ink", "a\nb"])
+def test_a_reason_is_a_plain_word(root, folder, reason):
+    """What stands in every reply has nothing in it that would have to be escaped."""
+    edit(folder, lambda manifest: manifest.update(reasons=[reason]))
+    refused(root, r"reasons\.0")
+
+
 def test_a_store_that_cannot_be_read_lists_no_versions(root: Path) -> None:
     """What serves can still be listed while nobody can look at the disk: there are no versions to be seen."""
     repository = Repository(root)
