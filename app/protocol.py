@@ -26,6 +26,8 @@ _LONGEST_HEAD = 64 * 1024
 its body. Twice as many may be read before they are counted."""
 _LONGEST_URL = 2048
 """Bytes; a longer one may be more than uvicorn can read, which says so while it reads."""
+_MOST_PIPELINED = 256
+"""Requests of one connection that may wait for the reply to the one before them."""
 _MOST_JOINED = 64 * 1024
 """Bytes that wait for the end of a turn of the event loop at most; a long reply is sent as it comes."""
 
@@ -128,6 +130,8 @@ class Protocol(HttpToolsProtocol):
     _looks: asyncio.TimerHandle
     _idle_since = 0.0
     """When the connection was made, or its last request was answered."""
+    _begun = False
+    """Whether a request has begun to come, and is not there to its end."""
     _apart = 0
     """Bytes since the last piece or end of a body."""
     _refusal: Problem | None = None
@@ -183,10 +187,17 @@ class Protocol(HttpToolsProtocol):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.parser.feed_data(b"\r\n".join([*head, b"", b""]))
 
+    def on_message_begin(self) -> None:
+        """Note that a request begins."""
+        super().on_message_begin()
+        self._begun = True
+
     def on_headers_complete(self) -> None:
         """Begin a request, or hold it until all is seen of what has come."""
         if [name for name, _ in self.headers].count(b"host") != 1 and self.parser.get_http_version() == "1.1":
             raise MalformedRequest("a request has one header `Host` (RFC 9112, 3.2)")
+        if len(self.pipeline) >= _MOST_PIPELINED:
+            raise MalformedRequest(f"more than {_MOST_PIPELINED} requests wait on this connection for their replies")
         if self._may_be_whole():
             self._held = []
         elif self.parser.should_upgrade():
@@ -207,7 +218,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Begin a request that was held, now that it is known to be whole."""
-        self._apart = 0
+        self._apart, self._begun = 0, False
         if self._held is None:
             if not self.parser.should_upgrade():
                 super().on_message_complete()
@@ -271,7 +282,7 @@ class Protocol(HttpToolsProtocol):
             return
         wait = often = float(self.timeout_keep_alive)
         if self.cycle is None or self.cycle.response_complete:  # else it is the service that is being waited for
-            if self._apart or (self.cycle is not None and self.cycle.more_body):
+            if self._begun:
                 wait = STUCK_SECONDS
             wait += self._idle_since - self.loop.time()
         if wait > 0:
@@ -296,11 +307,12 @@ class Protocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._idle_since = self.loop.time()
-        self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         elif self._refusal is not None:
             self._send_refusal(self._refusal)
+        if not self.pipeline:  # else each reply would let more requests in than one
+            self.flow.resume_reading()
 
     def _refuse(self, problem: Problem) -> None:
         """Answer what came instead of a request, or of the rest of one, in its turn, and close the connection."""

@@ -318,6 +318,33 @@ async def test_what_has_an_end_is_read() -> None:
         assert await said(reader) == "GET /long b''"
 
 
+async def test_nobody_fills_the_memory_with_requests() -> None:
+    """Requests are read as they are answered; of too many at once the first are answered, the next is refused."""
+    livez = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    waits = asyncio.Event()
+
+    async def later(scope: Any, receive: Any, send: Any) -> None:
+        await waits.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1")]})
+        await send({"type": "http.response.body", "body": b"\n"})
+
+    async with connected(later) as (side, reader):
+        side.data_received(livez * 20)
+        assert not side.transport.is_reading()
+        waits.set()
+        for _ in range(10):
+            await said(reader)
+            assert side.transport.is_reading() == (not side.pipeline)
+        waits.clear()
+        side.data_received(livez * 10_000)
+        assert len(side.pipeline) <= protocol._MOST_PIPELINED
+        waits.set()
+        replies = await reader.read()
+    assert replies.count(b"HTTP/1.1 200 ") <= protocol._MOST_PIPELINED + 11
+    assert replies.count(b"HTTP/1.1 400 ") == 1
+    assert replies.endswith(b"}")
+
+
 async def hasty(scope: Any, receive: Any, send: Any) -> None:
     """Answer without reading the body."""
     await send({"type": "http.response.start", "status": 415, "headers": [(b"content-length", b"0")]})
