@@ -67,6 +67,7 @@ class MicroBatcher(Generic[Item, Result]):
         # Held by whoever adds an item and looks whether a turn is coming, or takes the last one and says that none is.
         self._lock = threading.Lock()
         self._turn_is_coming = False
+        self._delay: asyncio.TimerHandle | None = None
         self._busy_since: float | None = None
         self._accepted = 0
         self._closed: asyncio.Event | None = None
@@ -110,6 +111,9 @@ class MicroBatcher(Generic[Item, Result]):
             self._busy_since = self._clock()
             loop = asyncio.get_running_loop()
             loop.call_soon(self._ask_for_turn, loop)  # when what comes in this turn of the event loop is in the queue
+        elif self._delay is not None and len(self._waiting) >= self._max_size:
+            self._delay.cancel()
+            self._give_turn(asyncio.get_running_loop())
         self._deadlines.begin(future)
 
     def check_room(self, coming: int = 0) -> None:
@@ -129,11 +133,14 @@ class MicroBatcher(Generic[Item, Result]):
             await self._closed.wait()
 
     def _ask_for_turn(self, loop: asyncio.AbstractEventLoop) -> None:
-        turn = functools.partial(self._turn, loop)
         if self._max_delay and len(self._waiting) < self._max_size:
-            loop.call_later(self._max_delay, self._worker.give, turn, self)
+            self._delay = loop.call_later(self._max_delay, self._give_turn, loop)
         else:
-            self._worker.give(turn, self)
+            self._give_turn(loop)
+
+    def _give_turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._delay = None
+        self._worker.give(functools.partial(self._turn, loop), self)
 
     def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
         batch, gone = self._take()

@@ -112,7 +112,8 @@ class Reconstructions:
             self._loop = asyncio.get_running_loop()
         with self._lock:
             now = time.monotonic()
-            if (self._down and now < self._retry_at) or self._waiting + put.size > self._max_waiting:
+            full = self._waiting > 0 and self._waiting + put.size > self._max_waiting
+            if full or (self._down and now < self._retry_at):
                 return False
             # While the store is down, this group is the one that tries.
             self._retry_at = now + _RETRY_SECONDS

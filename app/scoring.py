@@ -22,7 +22,7 @@ from app.calibration import Calibration, CalibrationError
 from app.engine import Engine
 from app.manifest import Manifest
 from app.metrics import Metrics
-from app.problems import InvalidParameter, MalformedRequest, Overloaded, UnsupportedAlpha
+from app.problems import DeadlineExceeded, InvalidParameter, MalformedRequest, Overloaded, UnsupportedAlpha
 from app.replies import Order, Reply
 from app.schemas import Fitted, ScoreQuery
 from app.serving import Serving
@@ -59,6 +59,7 @@ class Scorer:
         self._fit_limit = settings.fit_max_body_bytes
         self._fit_pixels = settings.fit_max_pixels
         self._fit_waiting = settings.fit_max_waiting
+        self._deadline = settings.deadline_ms / 1000
         self._fits = 0
         self._arrivals: dict[Serving, list[_Arrival]] = {}
         # Large images are decoded one at a time, beside the event loop: memory stays flat, scores go on.
@@ -115,7 +116,7 @@ class Scorer:
         fitted: Fitted | None = None,
         seconds: float = 0.0,
     ) -> asyncio.Future[Reply]:
-        arrivals = self._arrivals.setdefault(serving, [])
+        arrivals = self._arrivals.get(serving, [])
         # Refused before the image is decoded: a flood must cost as little as it can.
         self._engine.check_room(serving, len(arrivals))
         threshold, alpha = threshold_of(serving.manifest, serving.calibration, query.alpha)
@@ -123,6 +124,7 @@ class Scorer:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Reply] = loop.create_future()
         if not arrivals:
+            self._arrivals[serving] = arrivals
             loop.call_soon(self._take_in, serving)
         arrivals.append(_Arrival(image, order, future))
         return future
@@ -158,7 +160,10 @@ class Scorer:
             body = await self._read(headers, receive, self._fit_limit)
             started = time.perf_counter()
             png = await image_of(_content_type(headers), body)
-            found = await asyncio.get_running_loop().run_in_executor(self._fitter, fit.fit, png, self._fit_pixels)
+            async with asyncio.timeout(self._deadline):
+                found = await asyncio.get_running_loop().run_in_executor(self._fitter, fit.fit, png, self._fit_pixels)
+        except TimeoutError:
+            raise DeadlineExceeded("the image was not fitted in time") from None
         finally:
             self._fits -= 1
         fitted = Fitted(inverted=found.inverted, crop=found.crop)

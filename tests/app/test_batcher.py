@@ -279,10 +279,13 @@ async def test_a_delay_gathers_company(worker: Worker) -> None:
 
 
 async def test_a_full_batch_waits_for_nobody(worker: Worker) -> None:
-    """With `max_delay`, what comes in one turn of the loop and fills a batch goes at once."""
+    """With `max_delay`, what fills a batch goes at once, be it in one turn of the loop or later."""
     batcher = batcher_of(Squares(), worker, max_delay=300)
     async with asyncio.timeout(30):
         assert await asyncio.gather(*(batcher.submit(item) for item in range(4))) == [0, 1, 4, 9]
+        early = asyncio.create_task(batcher.submit(4))
+        await asyncio.sleep(0.01)
+        assert await asyncio.gather(early, *(batcher.submit(item) for item in range(5, 8))) == [16, 25, 36, 49]
 
 
 async def test_a_batch_has_its_results_once(worker: Worker) -> None:

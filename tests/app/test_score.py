@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import random
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -351,3 +352,24 @@ async def test_too_many_fits_are_shed_and_counted(make_settings: Callable[..., S
         shed = [reply for reply in replies if reply.status_code == 503]
         assert shed
         assert f"score_shed_total {len(shed)}.0" in (await client.get("/metrics")).text
+
+
+async def test_an_image_that_is_fitted_too_late_is_504(
+    make_settings: Callable[..., Settings], zero: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Waiting for the thread that fits counts towards the deadline."""
+    goes_on = threading.Event()
+    fitted = scoring.fit.fit
+
+    def slow(png: bytes, most: int) -> Any:
+        goes_on.wait(30)
+        return fitted(png, most)
+
+    monkeypatch.setattr(scoring.fit, "fit", slow)
+    async with running(make_settings(deadline_ms=300)) as client:
+        replies = await asyncio.gather(*(raw(client, zero, "?fit=mnist") for _ in range(3)))
+        goes_on.set()
+        for reply in replies:
+            assert_problem(reply, 504, "deadline-exceeded")
+    async with running(make_settings(deadline_ms=30_000)) as client:
+        assert (await raw(client, zero, "?fit=mnist")).status_code == 200

@@ -667,3 +667,13 @@ async def test_what_cannot_be_given_to_the_store_is_not_kept(tmp_path: Path) -> 
     await asyncio.sleep(0.2)  # longer than the time-out
     assert said == [False]
     assert (kept._waiting, len(kept._puts)) == (0, 0)
+
+
+async def test_a_group_larger_than_the_bound_is_kept_when_none_waits(tmp_path: Path) -> None:
+    """A chunk of a batch request may be larger than the queue of single images; a second one must wait its turn."""
+    store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=1000)
+    kept = Reconstructions(store, Metrics(), timeout=30, max_waiting=4)
+    groups = [[(f"{group}-{n}", Record(b"{}", bytes(3 * 784), 1.0)) for n in range(8)] for group in range(2)]
+    assert await asyncio.gather(*(kept.kept(group) for group in groups)) == [True, False]
+    assert await kept.kept(groups[1])
+    await kept.aclose()
