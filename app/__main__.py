@@ -7,9 +7,20 @@ import shutil
 import signal
 import sys
 import tempfile
+from types import FrameType
+
+_shared = ""
+"""The folder of the workers' numbers, while there is one."""
+
+
+def _end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    if _shared:
+        shutil.rmtree(_shared, ignore_errors=True)
+    os._exit(128 + number)  # an exception is lost where one comes while something is imported
+
 
 # The first process of a container has no default action: what comes before the server listens would be lost.
-signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+signal.signal(signal.SIGTERM, _end)
 
 import uvicorn  # noqa: E402
 
@@ -18,22 +29,21 @@ from app.settings import Settings, SettingsError, from_environment  # noqa: E402
 
 def main() -> int:
     """Serve until told to stop. Returns the exit code: 2 when the settings make no start possible."""
+    global _shared  # noqa: PLW0603 - a signal has no other way to it
     try:
         settings = from_environment()
     except SettingsError as error:
         return _refuse(error)
     # The inference thread has one intra-op thread; OpenMP must not start more beside it.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    shared = None
     if settings.workers > 1:
         # prometheus_client decides at import whether its numbers are shared, so this comes before app.main.
-        shared = tempfile.mkdtemp(prefix="metrics-")
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = shared
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = _shared = tempfile.mkdtemp(prefix="metrics-")
     try:
         return _serve(settings)
     finally:
-        if shared is not None:
-            shutil.rmtree(shared, ignore_errors=True)
+        if _shared:
+            shutil.rmtree(_shared, ignore_errors=True)
 
 
 def _serve(settings: Settings) -> int:
@@ -63,6 +73,8 @@ def _serve(settings: Settings) -> int:
         # Nothing here depends on the client's address; the gateway's word about it is not needed.
         proxy_headers=False,
         timeout_graceful_shutdown=30,
+        # A worker that does not answer is killed: on a busy machine none may be that only starts, or scores a batch.
+        timeout_worker_healthcheck=60,
     )
     return 0
 

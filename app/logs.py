@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -85,5 +86,7 @@ class AccessLog:
     def flush(self) -> None:
         """Write what was gathered."""
         lines, self._lines = self._lines, []
-        if lines:
-            os.write(self._descriptor, b"\n".join([*lines, b""]))
+        left = memoryview(b"\n".join([*lines, b""]))
+        with contextlib.suppress(OSError):  # nobody can read the log: requests go on
+            while left:
+                left = left[os.write(self._descriptor, left) :]

@@ -6,6 +6,7 @@ the folder that PROMETHEUS_MULTIPROC_DIR names.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from bisect import bisect_left
 from collections import Counter as Tally
@@ -187,4 +188,5 @@ def _forget_dead(folder: Path) -> None:
     """Drop what killed workers said of themselves at the time: their gauges would be summed for ever."""
     for pid in {path.stem.rpartition("_")[2] for path in folder.glob("gauge_live*_*.db")}:
         if not Path(f"/proc/{pid}").exists():
-            mark_process_dead(int(pid))  # type: ignore[no-untyped-call]
+            with contextlib.suppress(FileNotFoundError):  # another worker has just done it
+                mark_process_dead(int(pid))  # type: ignore[no-untyped-call]

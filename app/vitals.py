@@ -37,16 +37,16 @@ async def watch(
 
 
 async def _look(engine: Engine, reconstructions: Reconstructions, metrics: Metrics, ready: Callable[[], bool]) -> None:
-    loop = asyncio.get_running_loop()
+    loop, supervisor = asyncio.get_running_loop(), multiprocessing.parent_process()
     while True:
         due = loop.time() + _EVERY
         await asyncio.sleep(_EVERY)
         metrics.loop_lag.observe(max(0.0, loop.time() - due))
         metrics.queue_images.set(engine.waiting)
         metrics.ready.set(ready())
-        supervisor = multiprocessing.parent_process()
         if supervisor is not None and not supervisor.is_alive():
             _log.error("the process that started this worker is gone: stopping")
+            supervisor = None  # a second signal would cut short what the first one begins
             signal.raise_signal(signal.SIGTERM)
         try:
             await reconstructions.check_when_quiet()

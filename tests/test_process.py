@@ -8,6 +8,8 @@ import io
 import json
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +22,7 @@ import pytest
 import torch
 
 from benchmarks.open_loop import drive
-from tests.conftest import Server
+from tests.conftest import ROOT, Server
 
 PNG = {"content-type": "image/png"}
 
@@ -179,6 +181,23 @@ def test_it_can_be_stopped_before_it_serves(make_server: Callable[..., Server]) 
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(10) == 128 + signal.SIGTERM
     assert server.log() == ""
+
+
+def test_a_stop_is_heard_where_exceptions_are_not() -> None:
+    """Also while Python ends an object, as it does in the middle of imports: what is raised there is dropped."""
+    program = """
+import os, signal
+import app.__main__
+
+class Ends:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+Ends()
+print("lives on")
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGTERM, b"", b"")
 
 
 def test_every_log_line_is_json_and_gives_nothing_away(make_server: Callable[..., Server], zero: bytes) -> None:

@@ -43,7 +43,8 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
 @pytest.mark.long
 def test_two_workers_are_one_service(make_server: Callable[..., Server], zero: bytes, tmp_path: Path) -> None:
     """Ids of one worker are found by all, /metrics is the same whoever answers, a killed worker comes back."""
-    server = make_server(ANOMALY_WORKERS="2").start()
+    server = make_server(ANOMALY_WORKERS="2", TMPDIR=str(tmp_path)).start()
+    assert list(tmp_path.glob("metrics-*"))
     wait_for(lambda: series(server, "start_seconds") > 0 and len(workers_of(server)) == 2)
     replies = [httpx.post(f"{server.url}/score", content=zero, headers=PNG, timeout=30) for _ in range(40)]
     assert {reply.status_code for reply in replies} == {200}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, Histogram
 
+from app import metrics
 from app.metrics import Metrics, _Histogram
 
 BOUNDS = (0.1, 0.5, 1.0, 4.0)
@@ -62,3 +64,14 @@ def test_scores_are_counted_by_verdict_and_by_bucket() -> None:
     assert 'score_mse_bucket{le="0.5",model="zero"} 3.0' in lines
     assert 'score_mse_bucket{le="+Inf",model="zero"} 4.0' in lines
     assert 'score_mse_count{model="zero"} 4.0' in lines
+
+
+def test_a_worker_that_died_is_forgotten_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers that are asked at once may both forget it: what the other has removed is no error."""
+
+    def too_late(pid: int) -> None:
+        raise FileNotFoundError(f"gauge_livesum_{pid}.db")
+
+    monkeypatch.setattr(metrics, "mark_process_dead", too_late)
+    (tmp_path / f"gauge_livesum_{2**30}.db").touch()
+    metrics._forget_dead(tmp_path)
