@@ -13,6 +13,7 @@ import socket
 import zlib
 from collections.abc import Callable
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,7 +116,7 @@ def openml_mnist(data_home: Path | None = None) -> Dataset:
         return _verified(
             Dataset("mnist", "OpenML mnist_784", pixels, labels.astype(np.uint8), _DIGITS, "digit", 60_000)
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zlib.error, HTTPException) as error:
         raise DataError(f"OpenML's mnist_784 cannot be had: {type(error).__name__}") from error
 
 

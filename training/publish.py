@@ -79,7 +79,8 @@ def publish_copy(root: Path, folder: Path, *, promote: bool = False) -> Manifest
         The manifest as published.
 
     Raises:
-        PublishError: there is no version at `folder`, or it is not what its manifest says. Nothing was published.
+        PublishError: there is no version at `folder`, or it is not what its manifest says, or its threshold was chosen
+            anew for a version that `root` does not have under the same number. Nothing was published.
     """
     folder = folder.resolve()
     if not MODEL_NAME.fullmatch(folder.parent.name) or not folder.name.isdecimal():
@@ -90,7 +91,22 @@ def publish_copy(root: Path, folder: Path, *, promote: bool = False) -> Manifest
         files = {file: elsewhere.read(manifest, file) for file in manifest.files}
     except RepositoryError as error:
         raise PublishError(str(error)) from error
+    chosen_anew = manifest.calibration.recalibrated
+    if chosen_anew is not None and _module_of(root, manifest.name, chosen_anew.version) != manifest.files["model.pt"]:
+        label = f"{manifest.name}@{manifest.version}"
+        raise PublishError(
+            f"{label} is {manifest.name}@{chosen_anew.version} with another threshold, which {root} does not have "
+            "under that number: publish a copy of that one, and use `calibrate` there"
+        )
     return publish(root, manifest, files, promote=promote)
+
+
+def _module_of(root: Path, name: str, version: int) -> str | None:
+    """Return the SHA-256 of a version's module, or None where the store has no such version."""
+    try:
+        return Repository(root).manifest(name, version).files["model.pt"]
+    except RepositoryError:
+        return None
 
 
 def check_writable(*folders: Path) -> None:

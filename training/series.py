@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -124,7 +125,8 @@ def _in_parallel(
     context = multiprocessing.get_context("spawn")
     epochs: Queue[tuple[int, int]] = context.Queue()
     with ProcessPoolExecutor(min(jobs, len(orders)), context, _begin, (source, epochs)) as pool:
-        futures = {pool.submit(_make, at, order): order for at, order in enumerate(orders)}
+        with _deaf():
+            futures = {pool.submit(_make, at, order): order for at, order in enumerate(orders)}
         try:
             waiting = set(futures)
             while waiting:
@@ -148,13 +150,21 @@ def _in_parallel(
                     child.terminate()
 
 
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Let no process that is started meanwhile hear Ctrl-C, not even while it imports: its parent does, and ends it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _at_work: tuple[Dataset, Path, Queue[tuple[int, int]]] | None = None
 
 
 def _begin(source: Source, epochs: Queue[tuple[int, int]]) -> None:
     global _at_work  # noqa: PLW0603 - a process loads the images once, for all its tasks
-    # The parent hears Ctrl-C and ends its processes.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     _at_work = load(source.data, source.data_dir), source.model_store, epochs
 

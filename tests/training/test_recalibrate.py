@@ -221,6 +221,20 @@ def test_a_version_of_another_store_is_copied(store, tmp_path):
     assert [repository.read(second, file) for file in second.files]
 
 
+def test_another_threshold_goes_where_its_model_is(store, tmp_path):
+    """A recalibrated version is copied to stores that have its model under the number that it names only."""
+    target = tmp_path / "target"
+    assert run("calibrate", "small@1", "--alpha", "0.2", "--model-store", store)[0] == 0
+    code, _, problems = run("publish", store / "small" / "2", "--model-store", target)
+    assert (code, Repository(target).versions("small")) == (2, [])
+    assert "small@2 is small@1 with another threshold" in problems
+    for version in ("1", "2"):
+        assert run("publish", store / "small" / version, "--model-store", target)[0] == 0
+    copied = Repository(target).manifest("small", 2).calibration.recalibrated
+    assert copied is not None
+    assert copied.version == 1
+
+
 @pytest.mark.parametrize("kind", ["damaged", "no version", "another name", "a path out"])
 def test_what_is_no_version_is_not_copied(store, tmp_path, kind):
     """A damaged version, a folder that is none, or a manifest that points elsewhere is refused in one line."""
