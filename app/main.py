@@ -195,7 +195,9 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
 
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    allow = (error.headers or {}).get("Allow", "").replace("GET", "GET, HEAD")  # `edge` sees to HEAD
+    allow = (error.headers or {}).get("Allow", "")
+    if "HEAD" not in allow:  # `edge` sees to it
+        allow = allow.replace("GET", "GET, HEAD")
     detail = "" if error.status_code in (404, 405) else str(error.detail)
     return await _on_problem(request, from_status(error.status_code, detail, allow))
 

@@ -239,7 +239,8 @@ def _picture(record: Record, view: View, scale: int) -> bytes:
 @router.get("/models", tags=["Models"], summary="The models that are served")
 async def models(services: ServicesDep) -> ModelList:
     """List every model of the model store with the version that answers."""
-    return ModelList(models=[_summary(services.engine, name) for name in services.engine.names()])
+    names = services.engine.names()
+    return ModelList(models=[await asyncio.to_thread(_summary, services.engine, name) for name in names])
 
 
 @router.get(
@@ -259,7 +260,8 @@ async def model(name: str, request: Request, services: ServicesDep) -> Response:
     if not request.headers.get("accept", "").startswith("text/html"):
         return Response(manifest.model_dump_json(), media_type="application/json", headers=vary)
     try:
-        card = services.engine.repository.read(manifest, "report/model-card.md").decode()
+        content = await asyncio.to_thread(services.engine.repository.read, manifest, "report/model-card.md")
+        card = content.decode()
     except (RepositoryError, UnicodeDecodeError):
         raise NotFound("the version has no model card") from None
     page = pages.model_card(manifest.name, manifest.version, card)
@@ -277,7 +279,7 @@ async def calibration(name: str, version: int, services: ServicesDep) -> Calibra
     serving = services.engine.current(name)
     if serving is not None and serving.manifest.version == version:
         return _calibration(serving.manifest, serving.calibration)
-    _manifest(services, name, version)
+    await _manifest(services, name, version)
     try:
         artifact = await asyncio.to_thread(services.engine.repository.open, name, version)
     except RepositoryError:
@@ -326,7 +328,7 @@ def _histogram(calibration: Calibration, bins: int = 40) -> ScoreHistogram:
 )
 async def model_version(name: str, version: int, services: ServicesDep) -> Manifest:
     """Return a version's manifest, whether it is loaded or not."""
-    return _manifest(services, name, version)
+    return await _manifest(services, name, version)
 
 
 @router.get(
@@ -338,12 +340,12 @@ async def model_version(name: str, version: int, services: ServicesDep) -> Manif
 )
 async def report(name: str, version: int, file: str, services: ServicesDep) -> Response:
     """Return a picture, the model card or a table of the report that training wrote."""
-    manifest = _manifest(services, name, version)
+    manifest = await _manifest(services, name, version)
     media_type = _REPORT_TYPES.get(file.rpartition(".")[2])
     if media_type is None or f"report/{file}" not in manifest.files:
         raise NotFound("the report has no such file")
     try:
-        content = services.engine.repository.read(manifest, f"report/{file}")
+        content = await asyncio.to_thread(services.engine.repository.read, manifest, f"report/{file}")
     except RepositoryError:
         raise NotFound("the report's file is not as it was published") from None
     return Response(content, media_type=media_type, headers={"x-content-type-options": "nosniff"})
@@ -358,9 +360,9 @@ def _known(services: Services, name: str) -> str:
     return name
 
 
-def _manifest(services: Services, name: str, version: int) -> Manifest:
+async def _manifest(services: Services, name: str, version: int) -> Manifest:
     try:
-        return services.engine.repository.manifest(name, version)
+        return await asyncio.to_thread(services.engine.repository.manifest, name, version)
     except RepositoryError:
         raise ModelNotFound("the model store has no such version") from None
 

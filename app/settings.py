@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -119,14 +118,14 @@ class Settings(BaseSettings):
         return prefix
 
 
-def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
+def from_environment() -> Settings:
     """Read the settings.
 
     Raises:
         SettingsError: a variable with the prefix is unknown, or a value does not fit. The message names it.
     """
     known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields} | OF_THE_COMMAND
-    unknown = sorted(name for name in environ if name.upper().startswith(PREFIX) and name.upper() not in known)
+    unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
     if unknown:
         raise SettingsError(f"unknown setting {', '.join(unknown)}; docs/configuration.md lists the known ones")
     try:
