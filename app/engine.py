@@ -25,7 +25,7 @@ from app.detector import (
 from app.metrics import Metrics
 from app.problems import DeadlineExceeded, InternalError, ModelNotFound, ModelUnavailable, Overloaded
 from app.repository import Repository, RepositoryError
-from app.serving import BulkScores, Finish, Serving, Waiting, as_detected
+from app.serving import BulkScores, Finish, Serving, Waiting
 from app.settings import Settings
 from app.worker import Worker
 
@@ -63,9 +63,7 @@ class Engine:
         DeviceError: the device that was asked for is not there.
     """
 
-    def __init__(
-        self, repository: Repository, settings: Settings, metrics: Metrics, finish: Finish = as_detected
-    ) -> None:
+    def __init__(self, repository: Repository, settings: Settings, metrics: Metrics, finish: Finish) -> None:
         self.repository = repository
         self.device = choose_device(settings.device)
         self.default_model = settings.default_model
@@ -149,23 +147,14 @@ class Engine:
             raise ModelUnavailable(f"the model {name} is not loaded")
         raise ModelNotFound(f"the model store has no model {name}")
 
-    async def score(self, serving: Serving, image: bytes, order: Any = None) -> Any:
-        """Score one image in the next micro-batch, and return what `finish` made of it.
+    def enqueue(self, serving: Serving, image: bytes, order: Any, future: asyncio.Future[Any]) -> None:
+        """Accept one image for the next micro-batch.
 
         Args:
             serving: from `select`.
             image: raw pixels, uint8 [28, 28], as bytes.
             order: for `finish`.
-
-        Raises:
-            Overloaded, DeadlineExceeded, InternalError, ModelUnavailable: no score.
-        """
-        future = asyncio.get_running_loop().create_future()
-        self.enqueue(serving, image, order, future)
-        return await future
-
-    def enqueue(self, serving: Serving, image: bytes, order: Any, future: asyncio.Future[Any]) -> None:
-        """Accept one image for the next micro-batch; `future` will hold what `score` returns or raises.
+            future: will hold what `finish` makes of it, or DeadlineExceeded, InternalError.
 
         Raises:
             Overloaded, ModelUnavailable: it was not accepted.

@@ -99,15 +99,10 @@ def _joined(parts: Sequence[BulkScores]) -> BulkScores:
 
 
 Finish = Callable[["Serving", Sequence[Waiting[Any]], Sequence[Detection], Done[Any]], object]
-"""Turns the detections of one micro-batch of a version into what `Engine.score` returns, or raises, for each.
+"""Turns the detections of one micro-batch of a version into what each future of `Engine.enqueue` will hold.
 
 It is called in the inference thread, which it keeps from the next micro-batch meanwhile.
 """
-
-
-def as_detected(_: Serving, __: Sequence[Waiting[Any]], detections: Sequence[Detection], done: Done[Detection]) -> None:
-    """Finish a micro-batch by changing nothing."""
-    done(lambda: detections)
 
 
 class Serving:

@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     queue_max_images: int = Field(1024, ge=1)
     """Most images that may wait for the model; one more is answered 503."""
     deadline_ms: float = Field(2000.0, gt=0)
-    """Longest time from accepting an image to its score; beyond it the answer is 504."""
+    """Longest time from accepting an image to its score; beyond it the answer is 504. Fitting has as long before."""
 
     max_body_bytes: int = Field(64 * 1024, ge=1024)
     """Largest body of `POST /score`."""
