@@ -194,8 +194,9 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Begin a request, or hold it until all is seen of what has come."""
-        if [name for name, _ in self.headers].count(b"host") != 1 and self.parser.get_http_version() == "1.1":
-            raise MalformedRequest("a request has one header `Host` (RFC 9112, 3.2)")
+        # RFC 9112 (3.2) refuses a request without the header too, but simple clients leave it out, and it is not used.
+        if [name for name, _ in self.headers].count(b"host") > 1:
+            raise MalformedRequest("a request has one header `Host`")
         if len(self.pipeline) >= _MOST_PIPELINED:
             raise MalformedRequest(f"more than {_MOST_PIPELINED} requests wait on this connection for their replies")
         if self._may_be_whole():
