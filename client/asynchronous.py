@@ -36,6 +36,8 @@ class AsyncClient:
     ) -> None:
         self._http = httpx.AsyncClient(**wire.options(url, api_key, timeout))
         self._retry = retry or Retry()
+        self._free = asyncio.Semaphore(wire.CONNECTIONS)
+        self._abandoned: set[asyncio.Task[httpx.Response]] = set()
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -46,7 +48,10 @@ class AsyncClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections."""
+        """Close the connections. Requests whose callers were cancelled end here."""
+        for task in self._abandoned:
+            task.cancel()
+        await asyncio.gather(*self._abandoned, return_exceptions=True)
         await self._http.aclose()
 
     async def score(
@@ -126,8 +131,22 @@ class AsyncClient:
         raise AssertionError("unreachable")
 
     async def _once(self, request: dict[str, Any]) -> httpx.Response:
+        await self._free.acquire()
+        task = asyncio.create_task(self._http.request(**request))
+        task.add_done_callback(self._ended)
         try:
-            response = await self._http.request(**request)
+            # A cancellation that reaches httpx's pool may cost it a connection for ever, so none does.
+            response = await asyncio.shield(task)
         except httpx.HTTPError as error:
             raise wire.transport_error(error, self._http.base_url) from error
+        except asyncio.CancelledError:
+            if not task.done():
+                self._abandoned.add(task)
+            raise
         return wire.check(response)
+
+    def _ended(self, task: asyncio.Task[httpx.Response]) -> None:
+        self._free.release()
+        self._abandoned.discard(task)
+        if not task.cancelled():
+            task.exception()  # asyncio complains of one that nobody asked for

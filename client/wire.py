@@ -27,10 +27,10 @@ View = Literal["reconstruction", "input", "error", "panel"]
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _PROBLEM = "application/problem+json"
 
+CONNECTIONS = 64
+"""Most that a client opens."""
+
 Answer = TypeVar("Answer")
-
-
-_CONNECTIONS = httpx.Limits(max_connections=64, max_keepalive_connections=64)
 
 
 def options(url: str, api_key: str | None, timeout: float) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def options(url: str, api_key: str | None, timeout: float) -> dict[str, Any]:
         "base_url": parsed,
         "headers": headers,
         "timeout": httpx.Timeout(timeout, pool=None),
-        "limits": _CONNECTIONS,
+        "limits": httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS),
     }
 
 
