@@ -76,7 +76,12 @@ class Problem(ServiceError):
         self.hint = str(document.get("hint", ""))
         self.request_id = _request_id(document)
         self.retry_after = retry_after
+        self._document = dict(document)
         super().__init__(f"{self.title}: {self.detail}" if self.detail else self.title)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception is otherwise made again from its words alone, which fails where it is copied or pickled.
+        return type(self), (self.status, self._document, self.retry_after), self.__dict__
 
 
 class MalformedRequest(Problem):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import copy
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +51,17 @@ def test_a_document_that_is_none_is_still_an_error() -> None:
     """A gateway's reply without any document keeps its status and gets words."""
     found = errors.problem(503, {}, retry_after=7.0)
     assert (str(found), found.type, found.retry_after, found.request_id) == ("HTTP 503", "about:blank", 7.0, None)
+
+
+def test_every_error_can_be_pickled_and_copied() -> None:
+    """An error comes through a process pool, `copy` and `deepcopy` with all that it says."""
+    document = {"type": "/problems/x", "title": "No", "detail": "why", "hint": "how", "instance": "urn:request:abc"}
+    of_problems = [kind(422, document, 7.0) for kind in (errors.Problem, *kinds(errors.Problem))]
+    for error in (*of_problems, errors.UnreadableImage("no"), errors.TimedOut("late")):
+        error.add_note("seen twice")
+        for again in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+            assert type(again) is type(error)
+            assert (str(again), vars(again)) == (str(error), vars(error))
 
 
 def test_the_tree_in_the_docstring_is_the_tree() -> None:
