@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import FrameType
@@ -263,7 +264,8 @@ def _stopping(signals: Iterable[int], stop: Callable[[], object]) -> Iterator[No
     def end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         for each in heeded:
             signal.signal(each, signal.SIG_DFL)
-        os.write(2, b"stopping; once more ends at once\n")  # `sys.stderr` may be in use by whom the signal interrupts
+        with suppress(OSError):
+            os.write(2, b"stopping; once more ends at once\n")  # `sys.stderr` may be in use where the signal interrupts
         stop()
 
     for number in heeded:
@@ -292,22 +294,46 @@ def _plain_errors() -> Iterator[None]:
     except KeyboardInterrupt as error:
         raise typer.Exit(130) from error
     except BrokenPipeError as error:
-        # Whoever read the results has seen enough; Python must not complain when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_stdout()  # whoever read the results has seen enough
         raise typer.Exit(ERROR) from error
 
 
 def _say(words: str) -> None:
-    sys.stderr.write(words + "\n")
+    with suppress(OSError):  # the exit code must be right where nobody can read the words, too
+        sys.stderr.write(words + "\n")
+
+
+def _leave_stdout() -> None:
+    """Keep Python from failing, with an exit code of its own, when it flushes what could not be written."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _open_streams() -> None:
+    """Make the standard streams such that every name can be written, and that each of them is there."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # The next file or connection would take the number of a stream that is closed.
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115
+    if isinstance(sys.stdout, TextIOWrapper):
+        # A file's name need not be UTF-8. What Python makes of such a byte is written as JSON writes it, \udcff: so
+        # JSON stays JSON, and whoever reads it gets the name back. The raw byte would make a line that nobody reads.
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def main() -> None:
     """Run the command `anomaly`. Whatever goes wrong, the exit code is not that of an anomaly."""
+    _open_streams()
     try:
         app(prog_name="anomaly")
+    except SystemExit as end:
+        # typer and rich end with 1 of their own accord, where nobody reads; a command ends with typer's Exit.
+        anomaly = isinstance(end.__context__, typer.Exit)
+        sys.exit(ERROR if end.code == ANOMALY and not anomaly else end.code)
     except Exception as error:
         words = " ".join(str(error).split())
         _say(f"error: {type(error).__name__}: {words}" if words else f"error: {type(error).__name__}")
+        _leave_stdout()
         sys.exit(ERROR)
 
 

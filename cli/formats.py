@@ -62,7 +62,7 @@ class JsonLines:
 
     def add(self, result: Result) -> None:
         """Write one line."""
-        self._stream.write(json.dumps(result.document(), ensure_ascii=False) + "\n")
+        self._stream.write(json.dumps(result.document(), ensure_ascii=not _is_utf8(self._stream)) + "\n")
         self._stream.flush()
 
     def close(self) -> None:
@@ -82,7 +82,8 @@ class Json:
 
     def close(self) -> None:
         """Write the list."""
-        self._stream.write(json.dumps(self._documents, indent=2, ensure_ascii=False) + "\n")
+        self._stream.write(json.dumps(self._documents, indent=2, ensure_ascii=not _is_utf8(self._stream)) + "\n")
+        self._stream.flush()
 
 
 class Csv:
@@ -161,6 +162,10 @@ def console_of(stream: TextIO) -> Any:
     from rich.console import Console
 
     return Console(file=stream, highlight=False, markup=False, width=None if stream.isatty() else 240)
+
+
+def _is_utf8(stream: TextIO) -> bool:
+    return (stream.encoding or "").lower() in {"utf-8", "utf8"}
 
 
 def _cells(outcome: Score | ServiceError) -> list[Any]:
