@@ -20,10 +20,11 @@ from typing import Annotated
 
 import typer
 
-from cli.files import Arrivals, Source, sources
+from cli.files import Arrivals, FolderAway, Source, sources
 from cli.formats import STREAMING, WRITERS, Format, Result, console_of
 from cli.scorers import Ask, Scorer, Verdict
 from client import Fit, ServiceError
+from client.errors import InvalidParameter
 
 NORMAL, ANOMALY, ERROR = 0, 1, 2
 
@@ -51,6 +52,13 @@ Patience = Annotated[float, typer.Option(min=0, help="Seconds to go on trying wh
 URL = "http://127.0.0.1:8000"
 
 
+def _folder(text: str) -> Path:
+    with suppress(OSError):
+        if text and Path(text).is_dir():
+            return Path(text)
+    raise typer.BadParameter(f"there is no folder {text!r}")
+
+
 _WATCH_PATIENCE = 2.0
 """Seconds; a watch asks again at its next look anyway, and must end soon after Ctrl-C."""
 
@@ -75,6 +83,8 @@ def score(
     Example: `anomaly score photos/ --format csv > scores.csv`
     """
     with _plain_errors(), _stopping([signal.SIGINT], _interrupt):
+        if not all(files):
+            raise typer.BadParameter("an empty name is no file and no folder")
         wanted = list(sources(files))
         if not wanted:
             raise typer.BadParameter(f"there is no PNG file in {', '.join(files)}")
@@ -92,7 +102,7 @@ def score(
 
 @app.command()
 def watch(
-    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="The folder that images arrive in.")],
+    folder: Annotated[Path, typer.Argument(parser=_folder, metavar="FOLDER", help="The folder that images arrive in.")],
     *,
     url: Url = URL,
     key_file: KeyFile = None,
@@ -103,12 +113,13 @@ def watch(
     output: Output = "table",
     concurrency: Concurrency = 8,
     existing: Annotated[bool, typer.Option("--existing", help="Score what is there already, too.")] = False,
-    interval: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks at the folder.")] = 1.0,
+    interval: Annotated[float, typer.Option(min=0.05, max=86_400, help="Seconds between two looks.")] = 1.0,
 ) -> None:
     """Score what arrives in a folder, until Ctrl-C.
 
     A file is taken when it has not changed between two looks, so none is read half-written. While the service is away
-    nothing is lost: what arrived meanwhile is scored when it is back.
+    nothing is lost: what arrived meanwhile is scored when it is back. If the end comes first, the
+    exit code is 2.
     """
     ask = Ask(url, key_file, concurrency, _WATCH_PATIENCE)
     stop = _Stop()
@@ -124,20 +135,22 @@ def watch(
         _say(f"watching {folder}; Ctrl-C ends it")
         code, trouble = NORMAL, ""
         while not stop.asked:
-            ready = arrivals.look()
             try:
-                for result in scorer.results(Source(str(path), path) for path in ready):
+                for result in scorer.results(Source(str(path), path) for path in arrivals.look()):
                     writer.add(result)
                     arrivals.done(Path(result.file))
-                    code, trouble = max(code, _code(result)), ""
+                    code = max(code, _code(result))
                     if stop.asked:
                         break
-            except ServiceError as error:
+                trouble = ""
+            except InvalidParameter:
+                raise  # an option's value does not become valid by waiting
+            except (ServiceError, FolderAway) as error:
                 if str(error) != trouble:
                     _say(f"waiting: {error}")
                 trouble = str(error)
             stop.wait(interval)
-        raise typer.Exit(code)
+        raise typer.Exit(ERROR if trouble else code)
 
 
 @app.command()

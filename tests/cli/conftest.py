@@ -12,7 +12,12 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from cli.__main__ import app
+import cli.__main__ as command
+from cli.__main__ import app, main
+from cli.files import Source
+from cli.formats import Result
+from client import Score, ServiceError
+from client.replies import score_of
 from tests.conftest import ROOT, Server
 from tests.training.conftest import full_mnist_folder
 from training.data import idx_folder, mnist_sample
@@ -76,3 +81,39 @@ def thousand_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, image in enumerate(images):
         Image.fromarray(image).save(target / f"{number:04}.png")
     return target
+
+
+SCORE = score_of(
+    {"id": None, "model": "m", "version": 1, "mse": 0.1, "threshold": 0.2, "alpha": 0.1, "p_value": 0.5,
+     "is_anomaly": False, "reason": None}
+)  # fmt: skip
+
+
+class Scorer:
+    """Scores without a service: each image by its file's name, as a test says."""
+
+    def __init__(self, outcome: Callable[[str], Score | ServiceError] = lambda _: SCORE) -> None:
+        self.outcome = outcome
+
+    def results(self, sources: Iterator[Source]) -> Iterator[Result]:
+        """Yield the result of each source."""
+        for source in sources:
+            yield Result(source.name, self.outcome(Path(source.name).name))
+
+    def close(self) -> None:
+        """Hold nothing."""
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Return a runner of `main` that gives the exit code."""
+
+    def run(*arguments: str | Path, scorer: Scorer | None = None) -> int:
+        monkeypatch.setattr(sys, "argv", ["anomaly", *map(str, arguments)])
+        monkeypatch.setattr(command, "_scorer", lambda *_: scorer or Scorer())
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert isinstance(end.value.code, int)
+        return end.value.code
+
+    return run

@@ -6,15 +6,19 @@ import ast
 import csv
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageOps
 from typer.main import get_command
 
+from client import UnreadableImage
+from client.wire import read
 from tests.cli.conftest import Anomaly, environment
 from tests.conftest import EXAMPLES, MODEL_STORE, ROOT, Server, free_port
 from training.__main__ import app as training
@@ -41,6 +45,48 @@ def test_the_exit_code_is_the_verdict(anomaly: Anomaly, files: tuple[Path, ...],
     """0 says all normal, 1 that an anomaly was found, 2 that something could not be scored, offline as by URL."""
     done = anomaly("score", *files, *STORE, *ARTICLE, *STRICT)
     assert done.returncode == code, done.stderr
+
+
+def test_what_cannot_be_looked_at_is_not_scored(
+    run: Callable[..., int],
+    tmp_path: Path,
+    zero: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A folder or a name that the system refuses is a result of its own; the others are scored."""
+    (tmp_path / "below").mkdir()
+    (tmp_path / "shown").mkdir()
+    for path in (tmp_path / "z.png", tmp_path / "shown" / "a.png"):
+        path.write_bytes(zero)
+    scandir, stat = os.scandir, Path.stat
+
+    def refused(path: str) -> object:
+        if str(path).endswith("below"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    def unknown(path: Path, **options: bool) -> os.stat_result:
+        if path.name == "a.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    monkeypatch.setattr(Path, "stat", unknown)
+    long = "x" * 300
+    assert run("score", tmp_path, long, "-f", "jsonl") == 0
+    names = [json.loads(line)["file"] for line in capsys.readouterr().out.splitlines()]
+    assert names == [str(tmp_path / "below"), str(tmp_path / "shown" / "a.png"), str(tmp_path / "z.png"), long]
+    for name in (tmp_path / "below", long):
+        with pytest.raises(UnreadableImage):
+            read(Path(name))
+
+
+def test_an_empty_name_is_refused(run: Callable[..., int], tmp_path: Path) -> None:
+    """Neither command takes it for the working directory, as a shell gives it where a variable is not set."""
+    assert run("score", "") == 2
+    assert run("watch", "") == 2
+    assert run("watch", tmp_path, "--interval", "inf") == 2
 
 
 def test_the_service_gives_the_same_codes(in_process: Anomaly, server: Server) -> None:

@@ -7,53 +7,15 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-import cli.__main__ as command
-from cli.__main__ import _stopping, main
-from cli.files import Source
-from cli.formats import Result
-from client import Score, ServiceError
-from client.replies import score_of
-
-SCORE = score_of(
-    {"id": None, "model": "m", "version": 1, "mse": 0.1, "threshold": 0.2, "alpha": 0.1, "p_value": 0.5,
-     "is_anomaly": False, "reason": None}
-)  # fmt: skip
-
-
-class Scorer:
-    """Scores without a service: each image by its name, as a test says."""
-
-    def __init__(self, outcome: Callable[[str], Score | ServiceError] = lambda _: SCORE) -> None:
-        self.outcome = outcome
-
-    def results(self, sources: Iterator[Source]) -> Iterator[Result]:
-        """Yield the result of each source."""
-        for source in sources:
-            yield Result(source.name, self.outcome(source.name))
-
-    def close(self) -> None:
-        """Hold nothing."""
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Return a runner of `main` that gives the exit code."""
-
-    def run(*arguments: str | Path, scorer: Scorer | None = None) -> int:
-        monkeypatch.setattr(sys, "argv", ["anomaly", *map(str, arguments)])
-        monkeypatch.setattr(command, "_scorer", lambda *_: scorer or Scorer())
-        with pytest.raises(SystemExit) as end:
-            main()
-        assert isinstance(end.value.code, int)
-        return end.value.code
-
-    return run
+from cli.__main__ import _stopping
+from client import Score
+from tests.cli.conftest import Scorer
 
 
 def unread() -> io.TextIOWrapper:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,9 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, Queue
 
-from cli.__main__ import _stopping
-from cli.files import Arrivals
-from tests.cli.conftest import environment
+import pytest
+
+from cli.__main__ import _Stop, _stopping
+from cli.files import Arrivals, FolderAway
+from client import Score, ServiceError
+from client.errors import InvalidParameter, Unauthorized
+from tests.cli.conftest import SCORE, Scorer, environment
 from tests.conftest import MODEL_STORE, ROOT, Server
 
 
@@ -180,6 +185,80 @@ def test_a_file_is_not_read_while_it_grows(tmp_path: Path, zero: bytes) -> None:
     path.write_bytes(zero)
     assert arrivals.look() == []
     assert arrivals.look() == [path]
+
+
+def test_a_folder_that_is_away_is_not_a_folder_without_files(
+    tmp_path: Path, zero: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was there or is done stays so, while a folder or one below it cannot be looked at."""
+    folder, other = tmp_path / "in", tmp_path / "other"
+    (folder / "below").mkdir(parents=True)
+    for path in (folder / "old.png", folder / "below" / "old.png"):
+        path.write_bytes(zero)
+    arrivals = Arrivals(folder)
+    arrivals.pass_over()
+    folder.rename(other)
+    for _ in range(2):
+        with pytest.raises(FolderAway):
+            arrivals.look()
+    other.rename(folder)
+    assert [arrivals.look(), arrivals.look()] == [[], []]
+    scandir = os.scandir
+
+    def refused(path: str) -> object:
+        if str(path).endswith("below"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refused)
+        assert [arrivals.look(), arrivals.look()] == [[], [folder / "below"]]
+    assert [arrivals.look(), arrivals.look()] == [[], []]
+
+
+def test_one_file_that_cannot_be_scored_does_not_hold_up_the_others(tmp_path: Path, zero: bytes) -> None:
+    """A look begins behind the file at which the last one ended."""
+    paths = [tmp_path / f"{name}.png" for name in "abcd"]
+    for path in paths:
+        path.write_bytes(zero)
+    arrivals = Arrivals(tmp_path)
+    arrivals.look()
+    a, b, c, d = paths
+    assert arrivals.look() == [a, b, c, d]
+    assert arrivals.look() == [b, c, d, a]
+    arrivals.done(b)
+    assert arrivals.look() == [d, a, c]
+    arrivals.done(d)
+    assert arrivals.look() == [c, a]
+    d.write_bytes(zero + zero)
+    assert arrivals.look() == [a, c]
+    assert arrivals.look() == [c, d, a]
+    arrivals.done(c)
+    assert arrivals.look() == [a, d]
+
+
+@pytest.mark.parametrize("error", [Unauthorized(401, {}), InvalidParameter(422, {}), OSError("no folder"), None])
+def test_a_watch_that_could_not_score_says_so_by_its_code(
+    run: Callable[..., int], tmp_path: Path, zero: bytes, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    """Trouble that stands at the end is code 2; an option's wrong value ends the watch by itself."""
+    (tmp_path / "a.png").write_bytes(zero)
+    looks = []
+
+    def wait(stop: _Stop, _: float) -> None:
+        looks.append(1)
+        stop.asked = len(looks) == 5
+        if isinstance(error, OSError) and len(looks) == 1:
+            tmp_path.rename(tmp_path.with_name("elsewhere"))
+
+    def outcome(_: str) -> Score:
+        if isinstance(error, ServiceError):
+            raise error
+        return SCORE
+
+    monkeypatch.setattr(_Stop, "wait", wait)
+    assert run("watch", tmp_path, "--existing", scorer=Scorer(outcome)) == (2 if error else 0)
+    assert len(looks) == (1 if isinstance(error, InvalidParameter) else 5)
 
 
 def test_nothing_is_lost_while_the_service_is_away(
