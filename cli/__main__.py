@@ -27,6 +27,7 @@ from client import Fit, ServiceError
 from client.errors import InvalidParameter
 
 NORMAL, ANOMALY, ERROR = 0, 1, 2
+INTERRUPTED = 130
 
 app = typer.Typer(
     help="Say how badly an autoencoder redraws an image, and whether that is an anomaly.",
@@ -305,7 +306,7 @@ def _plain_errors() -> Iterator[None]:
             _say(f"hint: {hint}")
         raise typer.Exit(ERROR) from error
     except KeyboardInterrupt as error:
-        raise typer.Exit(130) from error
+        raise typer.Exit(INTERRUPTED) from error
     except BrokenPipeError as error:
         _leave_stdout()  # whoever read the results has seen enough
         raise typer.Exit(ERROR) from error
@@ -334,6 +335,13 @@ def _open_streams() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def _end_now() -> None:
+    """End without waiting, as Python would, for threads to whom a silent service owes a reply."""
+    with suppress(OSError):
+        sys.stdout.flush()
+    os._exit(INTERRUPTED)
+
+
 def main() -> None:
     """Run the command `anomaly`. Whatever goes wrong, the exit code is not that of an anomaly."""
     _open_streams()
@@ -342,6 +350,8 @@ def main() -> None:
     except SystemExit as end:
         # typer and rich end with 1 of their own accord, where nobody reads; a command ends with typer's Exit.
         anomaly = isinstance(end.__context__, typer.Exit)
+        if end.code == INTERRUPTED:
+            _end_now()
         sys.exit(ERROR if end.code == ANOMALY and not anomaly else end.code)
     except Exception as error:
         words = " ".join(str(error).split())

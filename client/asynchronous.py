@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sized
+from collections.abc import AsyncGenerator, Callable, Iterable, Sized
 from types import TracebackType
 from typing import Any
 
@@ -75,8 +75,11 @@ class AsyncClient:
         fit: wire.Fit = "strict",
         concurrency: int = 8,
         on_progress: Callable[[int, int | None], None] | None = None,
-    ) -> AsyncIterator[Score | ServiceError]:
-        """Score images, several at a time, in order; see `Client.score_many`."""
+    ) -> AsyncGenerator[Score | ServiceError, None]:
+        """Score images, several at a time, in order; see `Client.score_many`.
+
+        A generator of images that blocks holds up the event loop: requests get on between two images only.
+        """
         if concurrency < 1:
             raise ValueError("concurrency must be at least 1")
         total = len(images) if isinstance(images, Sized) else None
@@ -98,13 +101,17 @@ class AsyncClient:
                 on_progress(next(done), total)
             return result
 
+        broken: list[Exception] = []
         try:
-            for image in images:
+            for image in wire.until_broken(images, broken):
                 waiting.append(asyncio.create_task(one(image)))
-                if len(waiting) >= 2 * concurrency:
+                await asyncio.sleep(0)
+                while waiting and (waiting[0].done() or len(waiting) >= 2 * concurrency):
                     yield await first()
             while waiting:
                 yield await first()
+            if broken:
+                raise broken[0]
         finally:
             for task in waiting:
                 task.cancel()

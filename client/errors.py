@@ -70,10 +70,10 @@ class Problem(ServiceError):
 
     def __init__(self, status: int, document: Mapping[str, Any], retry_after: float | None = None) -> None:
         self.status = status
-        self.type = str(document.get("type", "about:blank"))
-        self.title = str(document.get("title", f"HTTP {status}"))
-        self.detail = str(document.get("detail", ""))
-        self.hint = str(document.get("hint", ""))
+        self.type = str(document.get("type") or "about:blank")
+        self.title = str(document.get("title") or f"HTTP {status}")
+        self.detail = str(document.get("detail") or "")
+        self.hint = str(document.get("hint") or "")
         self.request_id = _request_id(document)
         self.retry_after = retry_after
         self._document = dict(document)

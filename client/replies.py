@@ -79,25 +79,38 @@ class Model:
 def score_of(document: Mapping[str, Any]) -> Score:
     """Read a score. KeyError, TypeError, ValueError: it is not one."""
     return Score(
-        id=document["id"],
+        id=_words(document["id"]),
         model=str(document["model"]),
         version=int(document["version"]),
         mse=float(document["mse"]),
         threshold=float(document["threshold"]),
         alpha=float(document["alpha"]),
         p_value=float(document["p_value"]),
-        is_anomaly=bool(document["is_anomaly"]),
-        reason=document["reason"],
+        is_anomaly=_truth(document["is_anomaly"]),
+        reason=_words(document["reason"]),
         fitted=_fitted_of(document.get("fitted")),
         document=document,
     )
+
+
+def _truth(value: object) -> bool:
+    # "false" would be true.
+    if not isinstance(value, bool):
+        raise TypeError(f"neither true nor false: {value!r}")
+    return value
+
+
+def _words(value: object) -> str | None:
+    if not isinstance(value, str | None):
+        raise TypeError(f"no text: {value!r}")
+    return value
 
 
 def _fitted_of(document: Mapping[str, Any] | None) -> Fitted | None:
     if document is None:
         return None
     left, top, right, bottom = document["crop"]
-    return Fitted(bool(document["inverted"]), (int(left), int(top), int(right), int(bottom)))
+    return Fitted(_truth(document["inverted"]), (int(left), int(top), int(right), int(bottom)))
 
 
 def models_of(document: Mapping[str, Any]) -> tuple[Model, ...]:
@@ -107,11 +120,11 @@ def models_of(document: Mapping[str, Any]) -> tuple[Model, ...]:
             name=str(entry["name"]),
             current=entry["current"],
             versions=tuple(entry["versions"]),
-            is_default=bool(entry["is_default"]),
-            normal_class=entry["normal_class"],
+            is_default=_truth(entry["is_default"]),
+            normal_class=_words(entry["normal_class"]),
             threshold=entry["threshold"],
             alpha=entry["alpha"],
-            problem=entry["problem"],
+            problem=_words(entry["problem"]),
             document=entry,
         )
         for entry in document["models"]

@@ -6,7 +6,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterable, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
@@ -81,14 +81,16 @@ class Client:
         fit: wire.Fit = "strict",
         concurrency: int = 8,
         on_progress: Callable[[int, int | None], None] | None = None,
-    ) -> Iterator[Score | ServiceError]:
+    ) -> Generator[Score | ServiceError, None, None]:
         """Score images, several at a time. Yields in the order of `images`, as soon as each is there.
 
         What is wrong with one image (no PNG, wrong size, unreadable file) is yielded as its result. What would befall
         every other image as well (nobody listens, an unknown model, a missing key) is raised.
 
         Args:
-            images: PNGs; taken as they are needed, so a generator over a million files is fine.
+            images: PNGs; taken as they are needed, so a generator over a million files is fine. Up to twice
+                `concurrency` are taken before the first result is yielded. When taking one fails, the results of
+                those before it come first, then what was raised.
             model: see `score`.
             alpha: see `score`.
             fit: see `score`.
@@ -106,10 +108,15 @@ class Client:
         done = itertools.count(1)
 
         def one(image: wire.Image) -> Score | ServiceError:
+            if stop.is_set():
+                raise ServiceError("not asked: an image before this one has ended the run")
             try:
                 return self._score(image, model, alpha, fit, stop)
             except OF_ONE_IMAGE as error:
                 return error
+            except ServiceError:
+                stop.set()
+                raise
 
         def first() -> Score | ServiceError:
             result = waiting.popleft().result()
@@ -117,17 +124,24 @@ class Client:
                 on_progress(next(done), total)
             return result
 
+        broken: list[Exception] = []
+        patient = True
         pool = ThreadPoolExecutor(concurrency, thread_name_prefix="score")
         try:
-            for image in images:
+            for image in wire.until_broken(images, broken):
                 waiting.append(pool.submit(one, image))
-                if len(waiting) >= 2 * concurrency:
+                while waiting and (waiting[0].done() or len(waiting) >= 2 * concurrency):
                     yield first()
             while waiting:
                 yield first()
+            if broken:
+                raise broken[0]
+        except KeyboardInterrupt:
+            patient = False  # a silent service must not hold whoever wants to leave
+            raise
         finally:
             stop.set()
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=patient, cancel_futures=True)
 
     def reconstruction(self, score: Score | str, *, view: wire.View = "reconstruction", scale: int = 1) -> bytes:
         """Fetch what the model made of an image, as a PNG.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -70,8 +70,17 @@ def read(image: Image) -> bytes:
         return image
     try:
         return image.read_bytes()
-    except OSError as error:
-        raise UnreadableImage(f"{image!s} cannot be read: {error.strerror or type(error).__name__}") from error
+    except (OSError, ValueError) as error:  # a ValueError: no file can have this name
+        words = getattr(error, "strerror", None) or type(error).__name__
+        raise UnreadableImage(f"{image!s} cannot be read: {words}") from error
+
+
+def until_broken(images: Iterable[Image], broken: list[Exception]) -> Iterator[Image]:
+    """Yield images until taking one fails, and keep what was raised: the images before it have results to yield."""
+    try:
+        yield from images
+    except Exception as error:
+        broken.append(error)
 
 
 def score_request(png: bytes, model: str | None, alpha: float | None, fit: Fit) -> dict[str, Any]:
@@ -136,11 +145,11 @@ def check(response: httpx.Response) -> httpx.Response:
         raise UnexpectedReply(f"{_where(response)} answered with status {response.status_code}")
     wait = _retry_after(response.headers.get("retry-after"))
     document: Mapping[str, Any] = {}
-    if response.headers.get("content-type", "").partition(";")[0].strip() == _PROBLEM:
+    if response.headers.get("content-type", "").partition(";")[0].strip().lower() == _PROBLEM:
         try:
             found = response.json()
             document = found if isinstance(found, dict) else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             pass
     elif response.status_code == httpx.codes.NOT_FOUND:
         # Another service's 404 must not pass for "there is no such model".
@@ -165,7 +174,7 @@ def _raise(error: Problem) -> httpx.Response:
 def _read(response: httpx.Response, read: Callable[[Mapping[str, Any]], Answer]) -> Answer:
     try:
         return read(response.json())
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UnexpectedReply(f"{_where(response)} did not answer as this service does") from error
 
 

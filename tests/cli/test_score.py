@@ -238,8 +238,8 @@ def test_a_reader_that_leaves(thousand_digits: Path) -> None:
     assert "Exception ignored" not in errors
 
 
-def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, thousand_digits: Path) -> None:
-    """The first one waits for the replies under way, which a service that hangs never gives."""
+def test_ctrl_c_ends_although_the_service_hangs(tmp_path: Path, thousand_digits: Path) -> None:
+    """Replies under way are not waited for, and a service that hangs would never give them."""
     server = Server(tmp_path).start()
     assert server.process is not None
     command = [sys.executable, "-m", "cli", "score", str(thousand_digits), "--url", server.url, "-f", "jsonl"]
@@ -253,8 +253,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, thousand_digits: Path) -> 
             server.process.send_signal(signal.SIGSTOP)
             process.send_signal(signal.SIGINT)
             assert b"once more ends at once" in process.stderr.readline()
-            process.send_signal(signal.SIGINT)
-            assert process.wait(5) == -signal.SIGINT
+            assert process.wait(5) == 130
         finally:
             process.kill()
             server.process.send_signal(signal.SIGCONT)

@@ -287,7 +287,7 @@ def test_leaving_early_takes_no_more_images(service: Client, zero: bytes) -> Non
 
     results = service.score_many(images(), concurrency=4)
     assert isinstance(next(results), Score)
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     assert taken <= 8
 
 

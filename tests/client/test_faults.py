@@ -3,17 +3,46 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import threading
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import get_origin, get_type_hints
 
+import httpx
 import pytest
 
-from client import NO_RETRY, AsyncClient, Score, wire
+from client import NO_RETRY, AsyncClient, Client, Score, TimedOut, UnexpectedReply, errors, wire
 
 GOOD = (
     b'{"id": null, "model": "zero", "version": 1, "mse": 0.1, "threshold": 0.2, "alpha": 0.01, "p_value": 0.5,'
     b' "is_anomaly": false, "reason": null}'
 )
+
+
+def answering(service: Client | AsyncClient, answer: Callable[[httpx.Request], httpx.Response]) -> list[httpx.Request]:
+    """Have a client's requests answered without a server. Returns the requests, as they come."""
+    asked: list[httpx.Request] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return answer(request)
+
+    service._http._transport = httpx.MockTransport(handle)  # type: ignore[union-attr]
+    return asked
+
+
+def good(_: httpx.Request) -> httpx.Response:
+    """Answer with a score."""
+    return httpx.Response(200, content=GOOD)
+
+
+@pytest.fixture
+def service() -> Iterator[Client]:
+    """Yield a client that asks once."""
+    with Client("http://127.0.0.1:1", retry=NO_RETRY) as client:
+        yield client
 
 
 class Slow:
@@ -84,3 +113,127 @@ async def test_who_was_cancelled_while_waiting_for_a_connection_is_not_sent() ->
         await service.aclose()
         assert asyncio.all_tasks() - server.serving == {asyncio.current_task()}
     assert server.asked == 64
+
+
+def test_results_come_while_images_do(service: Client) -> None:
+    """A result that is there is not kept back until more images have come; a failing source loses none of them."""
+    answering(service, good)
+    taken = 0
+
+    def images() -> Iterator[bytes]:
+        nonlocal taken
+        for _ in range(1000):
+            taken += 1
+            yield b"png"
+            time.sleep(0.005)
+            if seen:
+                raise OSError("the camera is gone")
+
+    seen: list[object] = []
+    with pytest.raises(OSError, match="camera"):
+        for result in service.score_many(images(), concurrency=500):
+            seen.append(result)  # noqa: PERF402
+    assert len(seen) == taken < 1000
+
+
+async def test_results_come_while_images_do_in_async_code() -> None:
+    """Requests get on between two images, and a failing source loses no result."""
+    taken = 0
+
+    def images() -> Iterator[bytes]:
+        nonlocal taken
+        for _ in range(1000):
+            taken += 1
+            yield b"png"
+            if seen:
+                raise OSError("the camera is gone")
+
+    seen: list[object] = []
+    async with AsyncClient("http://127.0.0.1:1") as service:
+        answering(service, good)
+        with pytest.raises(OSError, match="camera"):
+            async for result in service.score_many(images(), concurrency=500):
+                seen.append(result)  # noqa: PERF401
+    assert len(seen) == taken < 1000
+
+
+def test_after_what_befalls_every_image_no_other_is_asked(service: Client) -> None:
+    """A time-out ends the run after one time-out: no thread that it frees takes another image."""
+    both = threading.Barrier(2)
+
+    def silent(_: httpx.Request) -> httpx.Response:
+        both.wait(10)
+        raise httpx.ReadTimeout("")
+
+    asked = answering(service, silent)
+    results = service.score_many([b"png"] * 4, concurrency=2)
+    with pytest.raises(TimedOut):
+        next(results)
+    assert len(asked) == 2
+
+
+def test_ctrl_c_does_not_wait_for_a_silent_service(service: Client) -> None:
+    """An interrupted run ends before its replies have come."""
+    told, go = threading.Event(), threading.Event()
+
+    def silent(request: httpx.Request) -> httpx.Response:
+        told.set()
+        go.wait(60)
+        return good(request)
+
+    def images() -> Iterator[bytes]:
+        yield b"png"
+        told.wait(60)
+        raise KeyboardInterrupt
+
+    asked = answering(service, silent)
+    with pytest.raises(KeyboardInterrupt):
+        list(service.score_many(images()))
+    assert not go.is_set()
+    go.set()
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        GOOD.replace(b'"version": 1', b'"version": Infinity'),
+        b"[" * 100_000,
+        GOOD.replace(b"false", b'"false"'),
+        GOOD.replace(b'"id": null', b'"id": 5'),
+        GOOD.replace(b'"reason": null', b'"reason": {}'),
+    ],
+    ids=["infinite", "deep", "truth", "id", "reason"],
+)
+def test_a_reply_of_the_wrong_kind_is_unexpected(service: Client, body: bytes) -> None:
+    """Whatever comes as a reply, it is a score or a `ServiceError`."""
+    answering(service, lambda _: httpx.Response(200, content=body))
+    with pytest.raises(UnexpectedReply):
+        service.score(b"png")
+    problem = {"content-type": "application/problem+json"}
+    answering(service, lambda _: httpx.Response(500, content=body, headers=problem))
+    with pytest.raises(errors.InternalError):
+        service.score(b"png")
+
+
+def test_a_problem_is_known_by_any_spelling_of_its_type(service: Client) -> None:
+    """Media types have no case, and null is no word."""
+    document = {"type": "/problems/model-not-found", "title": None, "detail": None, "hint": None}
+    header = {"content-type": "Application/Problem+JSON; charset=utf-8"}
+    answering(service, lambda _: httpx.Response(404, json=document, headers=header))
+    with pytest.raises(errors.ModelNotFound) as caught:
+        service.score(b"png")
+    assert (str(caught.value), caught.value.detail, caught.value.hint) == ("HTTP 404", "", "")
+
+
+def test_a_name_that_no_file_can_have_is_one_image(service: Client) -> None:
+    """A path with a NUL is the result of that image, and the others are scored."""
+    answering(service, good)
+    kinds = [type(result) for result in service.score_many([b"png", Path("a\0.png"), b"png"])]
+    assert kinds == [Score, errors.UnreadableImage, Score]
+
+
+def test_many_scores_can_be_closed() -> None:
+    """The types say that the results are generators, so that `close` and `aclose` pass a type checker."""
+    assert get_origin(get_type_hints(Client.score_many)["return"]) is Generator
+    assert get_origin(get_type_hints(AsyncClient.score_many)["return"]) is AsyncGenerator
