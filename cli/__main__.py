@@ -21,7 +21,7 @@ from typing import Annotated
 import typer
 
 from cli.files import Arrivals, FolderAway, Source, sources
-from cli.formats import STREAMING, WRITERS, Format, Result, console_of
+from cli.formats import STREAMING, WRITERS, Format, Result, console_of, printable
 from cli.scorers import Ask, Scorer, Verdict
 from client import Fit, ServiceError
 from client.errors import InvalidParameter
@@ -215,16 +215,23 @@ for _name, _help in _TRAINING.items():
 
 
 def _scorer(model_store: Path | None, ask: Ask, verdict: Verdict) -> Scorer:
+    if model_store is not None:
+        return _offline(model_store, verdict)
+    from cli.remote import Remote
+
     try:
-        if model_store is None:
-            from cli.remote import Remote
+        return Remote(ask, verdict)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
-            return Remote(ask, verdict)
+
+def _offline(model_store: Path, verdict: Verdict) -> Scorer:
+    try:
         from cli.offline import Offline
-
-        return Offline(model_store, verdict)
     except ImportError as error:
         raise typer.BadParameter(f"--model-store needs the extra `serve`: {error.name} is not installed") from error
+    try:
+        return Offline(model_store, verdict)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
 
@@ -314,7 +321,7 @@ def _plain_errors() -> Iterator[None]:
 
 def _say(words: str) -> None:
     with suppress(OSError):  # the exit code must be right where nobody can read the words, too
-        sys.stderr.write(words + "\n")
+        sys.stderr.write(printable(words) + "\n")
 
 
 def _leave_stdout() -> None:

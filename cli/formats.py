@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TextIO
@@ -96,7 +97,8 @@ class Csv:
 
     def add(self, result: Result) -> None:
         """Write one line."""
-        self._writer.writerow(result.row())
+        row = result.row()
+        self._writer.writerow({name: _no_formula(value) for name, value in row.items()})
         self._stream.flush()
 
     def close(self) -> None:
@@ -126,7 +128,9 @@ class Table:
             numbers = column in {"mse", "threshold", "p-value"}
             table.add_column(column, justify="right" if numbers else "left", overflow="fold", no_wrap=numbers)
         for result in self._results:
-            table.add_row(Text(result.file), Text(result.verdict, _STYLES[result.verdict]), *_cells(result.outcome))
+            table.add_row(
+                Text(printable(result.file)), Text(result.verdict, _STYLES[result.verdict]), *_cells(result.outcome)
+            )
         console = console_of(self._stream)
         console.print(table)
         console.print(Text(_count(self._results)))
@@ -145,7 +149,7 @@ class Lines:
         cells = [cell.plain for cell in _cells(result.outcome)]
         words = f"mse {cells[0]}  threshold {cells[1]}  p {cells[2]}" if cells[0] else cells[-1]
         verdict = Text(f"{result.verdict:<10}", _STYLES[result.verdict])
-        self._console.print(Text.assemble(verdict, "  ", result.file, "  ", words), soft_wrap=True)
+        self._console.print(Text.assemble(verdict, "  ", printable(result.file), "  ", words), soft_wrap=True)
 
     def close(self) -> None:
         """Nothing is held back."""
@@ -164,6 +168,16 @@ def console_of(stream: TextIO) -> Any:
     return Console(file=stream, highlight=False, markup=False, width=None if stream.isatty() else 240)
 
 
+def printable(text: str) -> str:
+    """Escape what is no character to see: a file's name must not command the terminal."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
+def _no_formula(value: Any) -> Any:
+    """Quote what a spreadsheet would run: a file's name may begin as a formula does. `-` alone is none."""
+    return f"'{value}" if isinstance(value, str) and re.match(r"[=+\-@\t\r].", value, re.DOTALL) else value
+
+
 def _is_utf8(stream: TextIO) -> bool:
     return (stream.encoding or "").lower() in {"utf-8", "utf8"}
 
@@ -172,10 +186,10 @@ def _cells(outcome: Score | ServiceError) -> list[Any]:
     from rich.text import Text
 
     if isinstance(outcome, ServiceError):
-        return [*(Text("") for _ in range(4)), Text(str(outcome))]
+        return [*(Text("") for _ in range(4)), Text(printable(str(outcome)))]
     numbers = (f"{outcome.mse:.4g}", f"{outcome.threshold:.4g}", f"{outcome.p_value:.3g}")
     model, reason = f"{outcome.model}@{outcome.version}", (outcome.reason or "").replace("_", " ")
-    return [Text(cell) for cell in (*numbers, model, reason)]
+    return [Text(printable(cell)) for cell in (*numbers, model, reason)]
 
 
 def _count(results: list[Result]) -> str:

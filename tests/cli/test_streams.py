@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -10,12 +11,14 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
-from cli.__main__ import _stopping
-from client import Score
-from tests.cli.conftest import Scorer
+from cli.__main__ import _stopping, main
+from cli.formats import Csv, Lines, Result, Table, Writer
+from client import Score, UnreadableImage
+from tests.cli.conftest import SCORE, Scorer
 
 
 def unread() -> io.TextIOWrapper:
@@ -98,3 +101,41 @@ def test_a_name_need_not_be_utf8(
             "\udcff.png",
             "ü.png",
         }
+
+
+@pytest.mark.parametrize("writer", [Table, Lines])
+def test_a_name_does_not_command_the_terminal(writer: Callable[[TextIO], Writer]) -> None:
+    """Control characters of a name, and of what is said of it, are written as escapes."""
+    stream = io.StringIO()
+    lines = writer(stream)
+    lines.add(Result("\x1b[31mred\n\u202e.png", UnreadableImage("\x1b]0;title\x07")))
+    lines.close()
+    assert "\\x1b[31mred\\n\\u202e.png" in stream.getvalue()
+    assert "\\x1b]0;title\\x07" in stream.getvalue()
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_a_spreadsheet_does_not_run_a_name() -> None:
+    """A text that begins as a formula does is quoted in CSV; the standard input keeps its name."""
+    stream = io.StringIO()
+    lines = Csv(stream)
+    names = ["=1+2.png", "+a.png", "-a.png", "@a.png", "\ta.png", "a=b.png", "-"]
+    for name in names:
+        lines.add(Result(name, SCORE))
+    read = [row["file"] for row in csv.DictReader(io.StringIO(stream.getvalue()))]
+    assert read == [f"'{name}" for name in names[:5]] + names[5:]
+
+
+def test_a_proxy_that_needs_more_is_not_taken_for_an_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without socksio the words are those of httpx, not of the option that scores offline."""
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    monkeypatch.setattr(sys, "argv", ["anomaly", "score", "a.png", "--url", "http://service.invalid"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert "socksio" in said
+    assert "--model-store" not in said
