@@ -71,7 +71,7 @@ def read(image: Image) -> bytes:
     try:
         return image.read_bytes()
     except (OSError, ValueError) as error:  # a ValueError: no file can have this name
-        words = getattr(error, "strerror", None) or type(error).__name__
+        words = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UnreadableImage(f"{image!s} cannot be read: {words}") from error
 
 

@@ -229,8 +229,9 @@ def test_a_problem_is_known_by_any_spelling_of_its_type(service: Client) -> None
 def test_a_name_that_no_file_can_have_is_one_image(service: Client) -> None:
     """A path with a NUL is the result of that image, and the others are scored."""
     answering(service, good)
-    kinds = [type(result) for result in service.score_many([b"png", Path("a\0.png"), b"png"])]
-    assert kinds == [Score, errors.UnreadableImage, Score]
+    results = list(service.score_many([b"png", Path("a\0.png"), b"png"]))
+    assert [type(result) for result in results] == [Score, errors.UnreadableImage, Score]
+    assert "null byte" in str(results[1])
 
 
 def test_many_scores_can_be_closed() -> None:
