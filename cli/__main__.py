@@ -298,6 +298,10 @@ def _stopping(signals: Iterable[int], stop: Callable[[], object]) -> Iterator[No
             signal.signal(number, previous[number])
 
 
+class _Interrupted(typer.Exit):
+    """The end of a command of this module by Ctrl-C; training ends by itself, and has to clean up."""
+
+
 def _interrupt() -> None:
     raise KeyboardInterrupt
 
@@ -313,7 +317,7 @@ def _plain_errors() -> Iterator[None]:
             _say(f"hint: {hint}")
         raise typer.Exit(ERROR) from error
     except KeyboardInterrupt as error:
-        raise typer.Exit(INTERRUPTED) from error
+        raise _Interrupted(INTERRUPTED) from error
     except BrokenPipeError as error:
         _leave_stdout()  # whoever read the results has seen enough
         raise typer.Exit(ERROR) from error
@@ -357,7 +361,7 @@ def main() -> None:
     except SystemExit as end:
         # typer and rich end with 1 of their own accord, where nobody reads; a command ends with typer's Exit.
         anomaly = isinstance(end.__context__, typer.Exit)
-        if end.code == INTERRUPTED:
+        if isinstance(end.__context__, _Interrupted):
             _end_now()
         sys.exit(ERROR if end.code == ANOMALY and not anomaly else end.code)
     except Exception as error:
