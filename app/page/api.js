@@ -46,8 +46,8 @@ export async function ask(path, { headers = {}, ...options } = {}) {
 const json = async (path, options) => (await ask(path, { ...options, headers: { accept: "application/json" } })).json();
 
 export const models = async () => (await json("models")).models;
-export const calibration = (model, version) => json(`models/${model}/versions/${version}/calibration`);
-export const kept = (id) => json(`reconstruction/${id}`);
+export const calibration = (model, version, signal) => json(`models/${model}/versions/${version}/calibration`, { signal });
+export const kept = (id, signal) => json(`reconstruction/${id}`, { signal });
 export const card = async (model) => (await ask(`models/${model}`, { headers: { accept: "text/html" } })).text();
 export const blob = async (path, signal) => (await ask(path, { signal })).blob();
 

@@ -7,92 +7,137 @@ import { clearPictures, drawHistogram, percent, showPictures, showProblem, showR
 
 const $ = (id) => document.getElementById(id);
 const EXAMPLES = { "0a": "a zero", "0b": "another zero", 1: "a one", 2: "a two", 3: "a three", 4: "a four", 6: "a six", 8: "an eight" };
-const WAIT_MS = 120;
+const WAIT_MS = 120, SLOW_MS = 300;
 
 const state = {
   models: [],
   model: "",
   calibration: null, // of the version that `reply` names, else of the model's current one
-  alpha: null, // null: the model's own
-  source: null, // () => { png, fit } of the image that is being judged
+  alpha: null, // what the visitor chose; null: the model's own
+  lent: null, // the rate of the link whose result is shown, until the visitor chooses one
+  source: null, // { drawn, give: (signal) => { png, fit } } of the image that is being judged
+  judged: null, // the source that `reply` is about
   reply: null,
 };
-let asking = null;
+let asking = null; // ends the question in flight
+let asked = null; // the source that it is about
 let timer = null;
+let slow = null;
 
+const settled = () => state.reply !== null && state.judged === state.source;
+const wanted = () => state.lent ?? state.alpha;
 const point = () => {
-  const { calibration, alpha } = state;
-  const points = calibration.operating_points;
-  return points.find((each) => each.alpha === (alpha ?? calibration.alpha)) ?? { alpha: calibration.alpha, threshold: calibration.threshold };
+  const { calibration, reply } = state;
+  const alpha = wanted() ?? calibration.alpha;
+  if (reply?.alpha === alpha) return { alpha, threshold: reply.threshold }; // a link may have a rate between two steps
+  return calibration.operating_points.find((each) => each.alpha === alpha) ?? { alpha: calibration.alpha, threshold: calibration.threshold };
+};
+
+const nearest = (points, alpha) => {
+  const distances = points.map((each) => Math.abs(each.alpha - alpha));
+  return distances.indexOf(Math.min(...distances));
 };
 
 function paint() {
-  if (!state.calibration) return;
-  const chosen = point(), { calibration, reply } = state;
-  const index = calibration.operating_points.indexOf(chosen);
-  $("alpha").disabled = index < 0;
-  $("alpha").max = calibration.operating_points.length - 1;
-  $("alpha").value = index;
+  const { calibration, reply } = state;
+  $("alpha").disabled = !calibration;
+  if (!calibration) return $("histogram").replaceChildren();
+  const chosen = point(), points = calibration.operating_points;
+  $("intro").textContent = `A small neural network has learned to redraw ${calibration.normal_class}, and nothing else. What it redraws badly is probably something else.`;
+  $("alpha").max = points.length - 1;
+  $("alpha").value = nearest(points, chosen.alpha);
   $("alpha").setAttribute("aria-valuetext", percent(chosen.alpha));
   $("alpha-text").textContent = percent(chosen.alpha);
   $("alpha-why").textContent = `Of 1,000 normal images, at most about ${Math.round(1000 * chosen.alpha)} would be called anomalous.`;
   $("alpha-reset").hidden = chosen.alpha === calibration.alpha;
   drawHistogram($("histogram"), calibration, chosen.threshold, reply);
-  if (reply) showReply(reply, calibration, chosen);
+  if (reply && $("answer").ariaBusy !== "true") showReply(reply, calibration, chosen);
+}
+
+// While a verdict is not of the image that was given last it is dimmed; one that is slow to change says so.
+function waiting(on) {
+  clearTimeout(slow);
+  $("answer").ariaBusy = on;
+  if (on) slow = setTimeout(() => showVerdict("", "Judging…", ""), SLOW_MS);
 }
 
 function failed(error) {
   if (error.name === "AbortError") return;
   const problem = error instanceof api.Problem ? error : new api.Problem({ title: "Something went wrong in this page", hint: "Load it again." });
   state.reply = null;
+  waiting(false);
   paint();
   showProblem(problem);
   if (!(error instanceof api.Problem)) console.error(error);
   if (problem.status === 401) askForKey();
 }
 
-// Judge what `state.source` gives; a newer question ends an older one.
-async function judge() {
+// One question at a time: a newer one ends an older one, which then changes nothing more.
+async function question(work) {
   clearTimeout(timer);
   timer = null;
   asking?.abort();
   const own = (asking = new AbortController());
+  asked = state.source;
   $("answer").classList.add("stale");
+  waiting(!settled());
   try {
-    if (!state.model) await loadModels();
-    const { png, fit } = await state.source();
-    const reply = await api.score(png, { model: state.model, alpha: state.alpha, fit, signal: own.signal });
-    await useCalibration(reply.model, reply.version);
-    if (own !== asking) return;
-    state.reply = reply;
-    paint();
-    await showPictures(reply.id, own.signal);
+    await work(own.signal);
   } catch (error) {
     if (own === asking) failed(error);
   } finally {
     if (own === asking) {
-      asking = null;
+      const late = asked?.drawn && asked !== state.source;
+      asking = asked = null;
       $("answer").classList.toggle("stale", timer !== null);
+      if (late) judgeSoon();
     }
   }
+}
+
+const judge = () => question(async (signal) => {
+  if (!state.calibration) await loadModels();
+  signal.throwIfAborted();
+  const { source } = state;
+  if (!source) return nothing();
+  const { png, fit } = await source.give(signal);
+  signal.throwIfAborted();
+  await show(await api.score(png, { model: state.model, alpha: wanted(), fit, signal }), source, signal);
+});
+
+// A drawing changes faster than a slow line answers: what is in flight about it is awaited, and its end asks again.
+function judgeSoon() {
+  $("answer").classList.add("stale");
+  waiting(true);
+  if (!asked?.drawn) timer ??= setTimeout(judge, WAIT_MS);
+}
+
+async function show(reply, source, signal) {
+  const calibration = await calibrationOf(reply.model, reply.version, signal);
+  signal.throwIfAborted();
+  Object.assign(state, { reply, calibration, judged: source });
+  waiting(false);
+  paint();
+  await showPictures(reply.id, signal);
 }
 
 function nothing() {
   clearTimeout(timer);
   timer = null;
   asking?.abort();
-  asking = null;
-  Object.assign(state, { source: null, reply: null });
+  asking = asked = null;
+  Object.assign(state, { lent: null, source: null, judged: null, reply: null });
   $("answer").classList.remove("stale");
+  waiting(false);
   showVerdict("", "Nothing to judge yet", "Draw a digit, and the answer appears here while you draw.");
   clearPictures();
   for (const part of ["facts", "share", "fitted"]) $(part).hidden = true;
   paint();
 }
 
-async function useCalibration(model, version) {
-  if (state.calibration?.model === model && state.calibration.version === version) return;
-  state.calibration = await api.calibration(model, version);
+async function calibrationOf(model, version, signal) {
+  const { calibration } = state;
+  return calibration?.model === model && calibration.version === version ? calibration : api.calibration(model, version, signal);
 }
 
 async function loadModels() {
@@ -103,8 +148,9 @@ async function loadModels() {
   $("model").disabled = !chosen;
   if (!chosen) throw new api.Problem({ title: "No model is ready", hint: "The operator can see why at /readyz." });
   state.model = $("model").value = chosen.name;
-  $("intro").textContent = `A small neural network has learned to redraw ${chosen.normal_class}, and nothing else. What it redraws badly is probably something else.`;
-  await useCalibration(chosen.name, chosen.current);
+  const calibration = await calibrationOf(chosen.name, chosen.current);
+  if (state.model !== chosen.name || state.reply) return; // another was chosen, or what is shown has its own
+  state.calibration = calibration;
   paint();
 }
 
@@ -133,28 +179,33 @@ const pad = new Pad($("pad"), () => {
   $("pad").parentElement.classList.toggle("used", !pad.empty);
   leaveShared();
   if (pad.empty) return nothing();
-  state.source = async () => ({ png: pad.png(), fit: "mnist" });
-  $("answer").classList.add("stale");
-  timer ??= setTimeout(judge, WAIT_MS);
+  state.source = { drawn: true, give: async () => ({ png: pad.png(), fit: "mnist" }) };
+  judgeSoon();
 });
 $("undo").addEventListener("click", () => pad.undo());
 $("clear").addEventListener("click", () => pad.clear());
 
 // Files.
-function take(file) {
+function take(open) {
   if (!pad.empty) pad.clear();
   leaveShared();
-  state.source = () => api.prepare(file, $("fit").value);
+  state.source = { drawn: false, give: async (signal) => api.prepare(await open(signal), $("fit").value) };
   judge();
 }
+const takeFile = (file) => take(() => file);
 $("file").addEventListener("change", () => {
-  if ($("file").files.length) take($("file").files[0]);
+  if ($("file").files.length) takeFile($("file").files[0]);
   $("file").value = "";
 });
-$("fit").addEventListener("change", () => state.source && judge());
+$("fit").addEventListener("change", () => {
+  if (!state.source) return;
+  leaveShared({ keepRate: true });
+  state.judged = null;
+  judge();
+});
 document.addEventListener("paste", (event) => {
   const file = [...(event.clipboardData?.files ?? [])][0];
-  if (file && !$("view-one").hidden) take(file);
+  if (file && !$("view-one").hidden) takeFile(file);
 });
 document.addEventListener("dragover", (event) => {
   event.preventDefault();
@@ -168,7 +219,7 @@ document.addEventListener("drop", async (event) => {
   if (!files.length) return;
   if ($("view-folder").hidden && files.length === 1) {
     location.hash = "#one";
-    take(files[0]);
+    takeFile(files[0]);
   } else {
     location.hash = "#folder";
     folder.start(files);
@@ -179,39 +230,27 @@ $("examples").append(...Object.entries(EXAMPLES).map(([name, words]) => {
   Object.assign(button, { type: "button", title: words });
   Object.assign(image, { src: `page/examples/${name}.png`, alt: words, width: 28, height: 28 });
   button.append(image);
-  button.addEventListener("click", async () => {
-    try {
-      const blob = await api.blob(`page/examples/${name}.png`);
-      take(new File([blob], `${name}.png`, { type: "image/png" }));
-    } catch (error) {
-      failed(error);
-    }
-  });
+  button.addEventListener("click", () => take((signal) => api.blob(`page/examples/${name}.png`, signal)));
   item.append(button);
   return item;
 }).sort((a, b) => a.firstChild.firstChild.src.localeCompare(b.firstChild.firstChild.src)));
 
 // Model, threshold, key.
-$("model").addEventListener("change", async () => {
-  Object.assign(state, { model: $("model").value, alpha: null, reply: null });
-  try {
-    await loadModels();
-    if (!$("view-model").hidden) await showCard();
-    if (state.source) await judge();
-    else nothing();
-  } catch (error) {
-    failed(error);
-  }
+$("model").addEventListener("change", () => {
+  leaveShared();
+  Object.assign(state, { model: $("model").value, alpha: null, reply: null, calibration: null });
+  if (!$("view-model").hidden) showCard();
+  judge();
 });
-$("alpha").addEventListener("input", () => {
-  const { alpha } = state.calibration.operating_points[Number($("alpha").value)];
+function choose(alpha) {
+  leaveShared();
   state.alpha = alpha === state.calibration.alpha ? null : alpha;
   paint();
-});
+}
+$("alpha").addEventListener("input", () => state.calibration && choose(state.calibration.operating_points[Number($("alpha").value)].alpha));
 $("alpha").addEventListener("change", () => state.source && judge()); // the link shared from now on has this threshold
 $("alpha-reset").addEventListener("click", () => {
-  state.alpha = null;
-  paint();
+  choose(state.calibration.alpha);
   $("alpha").focus();
   if (state.source) judge();
 });
@@ -229,6 +268,7 @@ $("key-dialog").addEventListener("close", async () => {
   if ((await start()) && state.source && unanswered) judge();
 });
 $("copy").addEventListener("click", async () => {
+  if (!state.reply) return; // while another model is asked
   const link = new URL(location.href);
   link.hash = `id=${state.reply.id}`;
   try {
@@ -252,23 +292,23 @@ async function showCard() {
   await Promise.all(pictures.map(async ([image, source]) => (image.src = URL.createObjectURL(await api.blob(`models/${source}`)))));
 }
 
-async function showShared(id) {
+const showShared = (id) => {
   nothing();
-  try {
-    const reply = await api.kept(id);
-    await useCalibration(reply.model, reply.version);
-    if ([...$("model").options].some((option) => option.value === reply.model)) state.model = $("model").value = reply.model;
-    state.reply = reply;
-    state.alpha = reply.alpha === state.calibration.alpha ? null : reply.alpha;
-    paint();
-    await showPictures(id);
-    state.source = async () => ({ png: (await api.picture(id, "input")).blob, fit: "strict" });
-  } catch (error) {
-    failed(error);
-  }
-}
+  return question(async (signal) => {
+    const reply = await api.kept(id, signal);
+    signal.throwIfAborted();
+    if (reply.model !== state.model && [...$("model").options].some((option) => option.value === reply.model)) {
+      Object.assign(state, { model: ($("model").value = reply.model), alpha: null });
+    }
+    state.lent = reply.alpha;
+    const give = async (signal) => ({ png: (await api.picture(id, "input", signal)).blob, fit: "strict" });
+    await show(reply, (state.source = { drawn: false, give }), signal);
+  });
+};
 
-function leaveShared() {
+// What is shown is no longer what the link has.
+function leaveShared({ keepRate = false } = {}) {
+  if (!keepRate) state.lent = null;
   if (location.hash.startsWith("#id=")) history.replaceState(null, "", "#one");
 }
 

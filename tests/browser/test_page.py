@@ -34,7 +34,7 @@ def score_of(page: Page) -> float:
 
 def answered(page: Page) -> None:
     expect(page.locator("#share")).to_be_visible()
-    expect(page.locator("#answer")).not_to_have_class("answer stale")
+    expect(page.locator("#answer")).not_to_contain_class("stale")
     for view in ("input", "reconstruction", "error"):
         expect(page.locator(f"#picture-{view}")).to_be_visible()
 

@@ -1,0 +1,193 @@
+"""What the page makes of answers that come late, in another order, or not at all."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+from collections.abc import Callable
+
+import httpx
+import pytest
+from playwright.sync_api import Error, Page, Route, expect
+
+from tests.browser.conftest import draw_six, draw_zero, stroke
+from tests.browser.test_page import WORD, answered, choose
+from tests.conftest import EXAMPLES, Server
+
+pytestmark = pytest.mark.browser
+
+SIX = (EXAMPLES / "six.png").read_bytes()
+ZERO = (EXAMPLES / "zero.png").read_bytes()
+
+
+class Held:
+    """Requests that are kept waiting until `release`."""
+
+    def __init__(self, page: Page, pattern: str, **options: int) -> None:
+        self.routes: list[Route] = []
+        self._page = page
+        self._pattern = pattern
+        page.route(pattern, self._hold, **options)
+
+    def _hold(self, route: Route) -> None:
+        self.routes.append(route)
+
+    def wait(self, count: int = 1) -> None:
+        """Return when `count` requests are waiting."""
+        for _ in range(100):
+            if len(self.routes) >= count:
+                return
+            self._page.wait_for_timeout(50)
+        raise AssertionError(f"{len(self.routes)} of {count} requests to {self._pattern}")
+
+    def release(self) -> None:
+        """Pass on what waits and whatever comes from now on; what the page has given up is gone."""
+        self._page.unroute(self._pattern)
+        for route in self.routes:
+            with contextlib.suppress(Error):
+                route.continue_()
+
+
+def kept(service: Server, content: bytes, **query: str | float) -> dict[str, object]:
+    """Score an image as a program does, and return the reply."""
+    reply = httpx.post(
+        f"{service.url}/score", params=query, content=content, headers={"content-type": "image/png"}
+    ).json()
+    assert isinstance(reply, dict)
+    return reply
+
+
+def queries(page: Page) -> list[str]:
+    """Return a list into which the address of each score that is asked for is put."""
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/score?" in request.url else None)
+    return asked
+
+
+def test_a_link_is_judged_at_its_own_rate(open_page: Callable[..., Page], service: Server) -> None:
+    """A link whose rate is no step of the slider shows its own verdict; what is judged later has the visitor's rate."""
+    reply = kept(service, ZERO, alpha=0.73)
+    assert reply["is_anomaly"], "the example's score is one of the middle"
+    page = open_page(path=f"/#id={reply['id']}")
+    answered(page)
+    expect(page.locator(WORD)).to_have_text("Anomalous")
+    expect(page.locator("#alpha-text")).to_have_text("73 %")
+    expect(page.locator("#alpha")).to_be_enabled()
+    page.locator("#alpha-reset").click()
+    expect(page.locator(WORD)).to_have_text("Normal")
+    expect(page).to_have_url(f"{service.url}/#one")
+    answered(page)
+    for change in ("fit", "drawing", "model"):
+        page.goto(f"{service.url}/#id={reply['id']}")
+        expect(page.locator("#alpha-text")).to_have_text("73 %")
+        answered(page)
+        asked = queries(page)
+        if change == "fit":
+            page.locator("#fit").select_option("mnist")
+        elif change == "model":
+            page.locator("#model").select_option("zero-article")
+        else:
+            page.locator("#pad").scroll_into_view_if_needed()
+            draw_zero(page)
+        expect(page).to_have_url(f"{service.url}/#one")
+        expect(page.locator("#fact-id")).not_to_have_text(str(reply["id"]))
+        answered(page)
+        rate = "73 %" if change == "fit" else "1 %"  # no fit changes an image of a link
+        expect(page.locator("#alpha-text")).to_have_text(rate)
+        assert [("alpha=0.73" in url) for url in asked] == [change == "fit"] * len(asked)
+
+
+def test_the_newest_question_is_answered(open_page: Callable[..., Page], service: Server) -> None:
+    """A link that comes late replaces neither a drawing that was begun meanwhile nor a newer link."""
+    links = [str(kept(service, content)["id"]) for content in (SIX, ZERO)]
+    page = open_page()
+    for newer in ("drawing", "link"):
+        late = Held(page, f"**/reconstruction/{links[0]}")
+        page.evaluate(f"location.hash = '#id={links[0]}'")
+        late.wait()
+        if newer == "link":
+            page.evaluate(f"location.hash = '#id={links[1]}'")
+        else:
+            draw_zero(page)
+        expect(page.locator(WORD)).to_have_text("Normal")
+        answered(page)
+        late.release()
+        page.wait_for_timeout(400)
+        expect(page.locator(WORD)).to_have_text("Normal")
+        expect(page.locator("#fact-id")).not_to_have_text(links[0])
+
+
+def test_models_are_not_mixed_up(open_page: Callable[..., Page]) -> None:
+    """Of two models chosen one after the other the later one judges, whichever threshold comes last."""
+    page = open_page()
+    choose(page, "six.png", SIX)
+    answered(page)
+    threshold = page.locator("#fact-threshold").inner_text()
+    late = Held(page, "**/models/zero-article/versions/*/calibration")
+    page.locator("#model").select_option("zero-article")
+    late.wait()
+    page.locator("#model").select_option("zero")
+    answered(page)
+    scores = Held(page, "**/score?*")
+    late.release()
+    page.wait_for_timeout(400)
+    expect(page.locator("#fact-model")).to_have_text("zero 1")
+    expect(page.locator("#fact-threshold")).to_have_text(threshold)
+    scores.release()
+
+
+def test_an_old_verdict_is_no_answer(open_page: Callable[..., Page], service: Server) -> None:
+    """While another image or model is asked about, the old verdict fades, and makes way when that takes long."""
+    page = open_page()
+    choose(page, "six.png", SIX)
+    answered(page)
+    for held, change in (
+        ("**/score?*", lambda: choose(page, "zero.png", ZERO)),
+        ("**/models", lambda: page.locator("#model").select_option("zero-article")),
+    ):
+        slow = Held(page, held)
+        change()
+        expect(page.locator("#answer")).to_have_attribute("aria-busy", "true")
+        for part in ("#verdict", "#facts", "#share"):
+            expect(page.locator(part)).to_have_css("opacity", "0.55")
+        expect(page.locator(WORD)).to_have_text("Judging…")
+        page.set_viewport_size({"width": 1000, "height": 900})
+        page.locator("#copy").click()
+        expect(page.locator(WORD)).to_have_text("Judging…")
+        slow.release()
+        answered(page)
+        expect(page.locator("#answer")).to_have_attribute("aria-busy", "false")
+        expect(page.locator("#verdict")).to_have_css("opacity", "1")
+    page.evaluate(
+        """() => {
+            window.words = [];
+            const word = document.getElementById("verdict-word");
+            new MutationObserver(() => words.push(word.textContent)).observe(word, {childList: true});
+        }"""
+    )
+    reply = kept(service, SIX)
+    page.route("**/score?*", lambda route: route.fulfill(json=reply))
+    choose(page, "six.png", SIX)
+    expect(page.locator("#fact-id")).to_have_text(str(reply["id"]))
+    assert "Judging…" not in page.evaluate("words"), "what is fast does not flicker"
+
+
+def test_a_slow_line_answers_while_one_draws(open_page: Callable[..., Page]) -> None:
+    """What is asked while one draws is answered before the next is asked; the last drawing is judged in the end."""
+    page = open_page()
+    given_up: list[str] = []
+    page.on("requestfailed", lambda request: given_up.append(request.url) if "/score?" in request.url else None)
+    slow = Held(page, "**/score?*")
+    draw_six(page)
+    slow.wait()
+    for x in (0.2, 0.8, 0.9):
+        stroke(page, [(x, 0.2), (x, 0.8)])
+        page.wait_for_timeout(200)
+    assert (len(slow.routes), given_up) == (1, [])
+    slow.routes.pop().continue_()
+    slow.wait()
+    drawn = page.evaluate("document.getElementById('pad').toDataURL()")
+    assert slow.routes[0].request.post_data_buffer == base64.b64decode(drawn.partition(",")[2])
+    slow.release()
+    answered(page)
+    assert given_up == []
