@@ -3,12 +3,17 @@
 const LARGEST_BODY = 2 * 1024 * 1024; // of the service's default settings; what is larger is made smaller here
 const LARGEST_PIXELS = 4 * 1024 * 1024;
 const SMALLER_SIDE = 1024;
+const PASSING = [429, 502, 503, 504]; // too many, no answer, busy, too late: the next attempt may get through
 const TINT = 24; // levels by which red, green and blue of a grey pixel may differ in a lossy file
 
 export class Problem extends Error {
   constructor({ type = "about:blank", title, detail = "", hint = "", instance = "", status = 0 }, retryAfter = 0) {
     super(title);
     Object.assign(this, { type: type.replace(/^\/problems\//, ""), title, detail, hint, instance, status, retryAfter });
+  }
+
+  get passing() {
+    return this.type === "unreachable" || PASSING.includes(this.status);
   }
 
   get words() {

@@ -5,7 +5,6 @@ import { number } from "./result.js";
 
 const $ = (id) => document.getElementById(id);
 const AT_ONCE = 4, RETRIES = 6, MOST_ROWS = 500;
-const PASSING = [429, 503, 504]; // too many, busy, too late: the next attempt may get through
 const isImage = (file) => file.type.startsWith("image/");
 const seconds = (time) => new Promise((resolve) => setTimeout(resolve, 1000 * time));
 
@@ -78,7 +77,7 @@ export class Folder {
           console.error(error);
           return { name, verdict: "refused", note: "Something went wrong in this page", problem: "page" };
         }
-        if (!PASSING.includes(error.status) || attempt === RETRIES) return { name, verdict: "refused", note: error.title, problem: error.type };
+        if (!error.passing || attempt === RETRIES) return { name, verdict: "refused", note: error.title, problem: error.type };
         await seconds(Math.max(error.retryAfter, 0.5));
       }
     }

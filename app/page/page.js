@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 import { Folder, filesOf } from "./folder.js";
 import { Pad } from "./pad.js";
-import { clearPictures, drawHistogram, percent, showPictures, showProblem, showReply, showVerdict } from "./result.js";
+import { clearResult, drawHistogram, percent, showPictures, showProblem, showReply, showVerdict } from "./result.js";
 
 const $ = (id) => document.getElementById(id);
 const EXAMPLES = { "0a": "a zero", "0b": "another zero", 1: "a one", 2: "a two", 3: "a three", 4: "a four", 6: "a six", 8: "an eight" };
@@ -61,13 +61,14 @@ function waiting(on) {
   if (on) slow = setTimeout(() => showVerdict("", "Judging…", ""), SLOW_MS);
 }
 
-function failed(error) {
+function failed(error, again) {
   if (error.name === "AbortError") return;
   const problem = error instanceof api.Problem ? error : new api.Problem({ title: "Something went wrong in this page", hint: "Load it again." });
-  state.reply = null;
   waiting(false);
+  if (settled()) state.reply = { ...state.reply, id: null, unlinked: problem.title }; // its verdict is right at any rate
+  else state.reply = null;
   paint();
-  showProblem(problem);
+  if (!state.reply) showProblem(problem, again);
   if (!(error instanceof api.Problem)) console.error(error);
   if (problem.status === 401) askForKey();
 }
@@ -84,7 +85,7 @@ async function question(work) {
   try {
     await work(own.signal);
   } catch (error) {
-    if (own === asking) failed(error);
+    if (own === asking) failed(error, () => question(work));
   } finally {
     if (own === asking) {
       const late = asked?.drawn && asked !== state.source;
@@ -130,8 +131,7 @@ function nothing() {
   $("answer").classList.remove("stale");
   waiting(false);
   showVerdict("", "Nothing to judge yet", "Draw a digit, and the answer appears here while you draw.");
-  clearPictures();
-  for (const part of ["facts", "share", "fitted"]) $(part).hidden = true;
+  clearResult();
   paint();
 }
 
@@ -263,19 +263,19 @@ $("key-open").addEventListener("click", askForKey);
 $("key-dialog").addEventListener("close", async () => {
   if ($("key-dialog").returnValue !== "save") return;
   api.key.set($("key").value.trim());
-  const unanswered = asking !== null || !state.reply; // refused without the key, or asked with another
+  const unanswered = asking !== null || !state.reply || state.reply.unlinked; // refused without the key, or asked with another
   asking?.abort();
   if ((await start()) && state.source && unanswered) judge();
 });
 $("copy").addEventListener("click", async () => {
-  if (!state.reply) return; // while another model is asked
+  if (!state.reply?.id) return; // while another model is asked
   const link = new URL(location.href);
   link.hash = `id=${state.reply.id}`;
   try {
     await navigator.clipboard.writeText(link.href);
     $("copy").textContent = "Copied";
   } catch {
-    location.hash = link.hash; // where the clipboard is closed to us, the address bar has the link
+    history.replaceState(null, "", link.hash); // where the clipboard is closed to us, the address bar has the link
     $("copy").textContent = "The link is in the address bar";
   }
   setTimeout(() => ($("copy").textContent = "Copy link"), 2500);

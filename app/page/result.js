@@ -25,6 +25,8 @@ export function showVerdict(kind, word, why, small = "") {
   line.className = "id";
   line.textContent = small;
   $("verdict-why").replaceChildren(why, ...(small ? [document.createElement("br"), line] : []));
+  if (document.activeElement === $("again")) $("verdict").focus();
+  $("again").hidden = true;
 }
 
 export function showReply(reply, calibration, point) {
@@ -42,6 +44,9 @@ export function showReply(reply, calibration, point) {
   $("fact-model").textContent = `${reply.model} ${reply.version}`;
   $("share").hidden = reply.id === null;
   $("fact-id").textContent = reply.id ?? "";
+  $("copy").disabled = point.alpha !== reply.alpha; // the link has the rate that was asked for
+  $("unlinked").hidden = !reply.unlinked;
+  $("unlinked").textContent = `The verdict is right, but there is no link to it: ${reply.unlinked}.`;
   $("fitted").hidden = !reply.fitted;
   if (reply.fitted) {
     const [left, top, right, bottom] = reply.fitted.crop;
@@ -50,16 +55,23 @@ export function showReply(reply, calibration, point) {
   }
 }
 
-export function showProblem(problem) {
+// `again` asks once more, where that may help.
+export function showProblem(problem, again) {
   const id = problem.instance ? `Request ${problem.instance.replace("urn:request:", "")}` : "";
   showVerdict("problem", problem.title, problem.words, id);
+  $("again").hidden = !problem.passing;
+  $("again").onclick = again;
+  clearResult();
+}
+
+export function clearResult() {
   clearPictures();
-  for (const part of ["facts", "share", "fitted"]) $(part).hidden = true;
+  for (const part of ["facts", "share", "unlinked", "fitted"]) $(part).hidden = true;
 }
 
 const VIEWS = { input: "The image as the model saw it", reconstruction: "What the model redrew", error: "Where they differ, brighter is more" };
 
-export function clearPictures() {
+function clearPictures() {
   for (const view of Object.keys(VIEWS)) {
     URL.revokeObjectURL($(`picture-${view}`).src);
     $(`picture-${view}`).removeAttribute("src");

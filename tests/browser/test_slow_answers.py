@@ -191,3 +191,46 @@ def test_a_slow_line_answers_while_one_draws(open_page: Callable[..., Page]) -> 
     slow.release()
     answered(page)
     assert given_up == []
+
+
+def test_what_is_known_outlives_a_failure(open_page: Callable[..., Page]) -> None:
+    """A verdict stays when the slider's rate cannot be asked for; only the link to it goes. 'Try again' tries again."""
+    page = open_page()
+    choose(page, "six.png", SIX)
+    answered(page)
+    page.route("**/score?*", lambda route: route.abort())
+    page.locator("#alpha").press("ArrowRight")
+    expect(page.locator("#unlinked")).to_contain_text("The service cannot be reached")
+    expect(page.locator(WORD)).to_have_text("Anomalous")
+    expect(page.locator("#picture-input")).to_be_visible()
+    expect(page.locator("#share")).to_be_hidden()
+    page.unroute("**/score?*")
+    page.locator("#alpha").press("ArrowRight")
+    answered(page)
+    expect(page.locator("#unlinked")).to_be_hidden()
+
+    page.route("**/score?*", lambda route: route.abort())
+    choose(page, "zero.png", ZERO)
+    expect(page.locator(WORD)).to_have_text("The service cannot be reached")
+    page.unroute("**/score?*")
+    page.get_by_role("button", name="Try again").focus()
+    page.keyboard.press("Enter")
+    answered(page)
+    expect(page.locator(WORD)).to_have_text("Normal")
+    expect(page.locator("#again")).to_be_hidden()
+    expect(page.locator("#verdict")).to_be_focused()
+
+
+def test_a_link_without_a_clipboard(open_page: Callable[..., Page]) -> None:
+    """Where there is no clipboard the address bar has the link, and the drawing stays as it is."""
+    page = open_page()
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    draw_zero(page)
+    answered(page)
+    link = page.locator("#fact-id").inner_text()
+    page.locator("#copy").click()
+    expect(page.locator("#copy")).to_have_text("The link is in the address bar")
+    assert page.url.endswith(f"#id={link}")
+    page.wait_for_timeout(300)
+    expect(page.locator("#undo")).to_be_enabled()
+    expect(page.locator("#fact-id")).to_have_text(link)
