@@ -1,12 +1,14 @@
 // The page: what is chosen, what is asked, what is shown.
 
 import * as api from "./api.js";
+import { showCard } from "./card.js";
 import { Folder, filesOf } from "./folder.js";
 import { Pad } from "./pad.js";
 import { clearResult, drawHistogram, percent, showPictures, showProblem, showReply, showVerdict } from "./result.js";
 
 const $ = (id) => document.getElementById(id);
 const EXAMPLES = { "0a": "a zero", "0b": "another zero", 1: "a one", 2: "a two", 3: "a three", 4: "a four", 6: "a six", 8: "an eight" };
+const VIEWS = { one: "One image", folder: "A folder", model: "The model" };
 const WAIT_MS = 120, SLOW_MS = 300;
 
 const state = {
@@ -23,6 +25,7 @@ let asking = null; // ends the question in flight
 let asked = null; // the source that it is about
 let timer = null;
 let slow = null;
+let aside = null; // strokes of a drawing that a link's result covers
 
 const settled = () => state.reply !== null && state.judged === state.source;
 const wanted = () => state.lent ?? state.alpha;
@@ -148,6 +151,7 @@ async function loadModels() {
   $("model").disabled = !chosen;
   if (!chosen) throw new api.Problem({ title: "No model is ready", hint: "The operator can see why at /readyz." });
   state.model = $("model").value = chosen.name;
+  $("trouble").hidden = true;
   const calibration = await calibrationOf(chosen.name, chosen.current);
   if (state.model !== chosen.name || state.reply) return; // another was chosen, or what is shown has its own
   state.calibration = calibration;
@@ -175,8 +179,10 @@ async function begin() {
 
 // The pad.
 const pad = new Pad($("pad"), () => {
+  if (pad.empty && [$("undo"), $("clear")].includes(document.activeElement)) $("pad").focus(); // a disabled button has no focus
   for (const id of ["undo", "clear"]) $(id).disabled = pad.empty;
   $("pad").parentElement.classList.toggle("used", !pad.empty);
+  aside = null;
   leaveShared();
   if (pad.empty) return nothing();
   state.source = { drawn: true, give: async () => ({ png: pad.png(), fit: "mnist" }) };
@@ -188,6 +194,7 @@ $("clear").addEventListener("click", () => pad.clear());
 // Files.
 function take(open) {
   if (!pad.empty) pad.clear();
+  aside = null;
   leaveShared();
   state.source = { drawn: false, give: async (signal) => api.prepare(await open(signal), $("fit").value) };
   judge();
@@ -203,9 +210,18 @@ $("fit").addEventListener("change", () => {
   state.judged = null;
   judge();
 });
+function receive(files, unread = []) {
+  if (!files.length && !unread.length) return;
+  if ($("view-folder").hidden && files.length === 1 && !unread.length) {
+    location.hash = "#one";
+    takeFile(files[0]);
+  } else {
+    location.hash = "#folder";
+    folder.start(files, unread);
+  }
+}
 document.addEventListener("paste", (event) => {
-  const file = [...(event.clipboardData?.files ?? [])][0];
-  if (file && !$("view-one").hidden) takeFile(file);
+  receive([...(event.clipboardData?.files ?? [])]);
 });
 document.addEventListener("dragover", (event) => {
   event.preventDefault();
@@ -215,15 +231,8 @@ document.addEventListener("dragleave", (event) => event.relatedTarget ?? documen
 document.addEventListener("drop", async (event) => {
   event.preventDefault();
   document.body.classList.remove("over");
-  const files = await filesOf(event.dataTransfer);
-  if (!files.length) return;
-  if ($("view-folder").hidden && files.length === 1) {
-    location.hash = "#one";
-    takeFile(files[0]);
-  } else {
-    location.hash = "#folder";
-    folder.start(files);
-  }
+  const { files, unread } = await filesOf(event.dataTransfer);
+  receive(files, unread);
 });
 $("examples").append(...Object.entries(EXAMPLES).map(([name, words]) => {
   const item = document.createElement("li"), button = document.createElement("button"), image = document.createElement("img");
@@ -239,7 +248,7 @@ $("examples").append(...Object.entries(EXAMPLES).map(([name, words]) => {
 $("model").addEventListener("change", () => {
   leaveShared();
   Object.assign(state, { model: $("model").value, alpha: null, reply: null, calibration: null });
-  if (!$("view-model").hidden) showCard();
+  if (!$("view-model").hidden) showCard(state.model);
   judge();
 });
 function choose(alpha) {
@@ -265,7 +274,9 @@ $("key-dialog").addEventListener("close", async () => {
   api.key.set($("key").value.trim());
   const unanswered = asking !== null || !state.reply || state.reply.unlinked; // refused without the key, or asked with another
   asking?.abort();
-  if ((await start()) && state.source && unanswered) judge();
+  if (!(await start())) return;
+  folder.resume();
+  if (state.source && unanswered) judge();
 });
 $("copy").addEventListener("click", async () => {
   if (!state.reply?.id) return; // while another model is asked
@@ -282,15 +293,10 @@ $("copy").addEventListener("click", async () => {
 });
 
 // Views.
-const folder = new Folder(() => ({ model: state.model, alpha: state.alpha, fit: $("fit").value }));
-
-async function showCard() {
-  const page = new DOMParser().parseFromString(await api.card(state.model), "text/html");
-  const pictures = [...page.querySelectorAll("main img")].map((image) => [image, image.getAttribute("src")]);
-  for (const [image] of pictures) image.removeAttribute("src");
-  $("card").replaceChildren(...page.querySelector("main").childNodes);
-  await Promise.all(pictures.map(async ([image, source]) => (image.src = URL.createObjectURL(await api.blob(`models/${source}`)))));
-}
+const folder = new Folder(async () => {
+  if (!state.model) await loadModels();
+  return { model: state.model, alpha: state.alpha, mode: $("fit").value };
+}, askForKey);
 
 const showShared = (id) => {
   nothing();
@@ -306,29 +312,52 @@ const showShared = (id) => {
   });
 };
 
+// The result of a link takes the place of a drawing, which comes back when one returns to it.
+function putAside() {
+  if (pad.empty) return;
+  const { strokes } = pad;
+  pad.clear();
+  aside = strokes;
+}
+
+function takeBack() {
+  pad.strokes = [...aside, []]; // to undo the empty one draws the others anew
+  pad.undo();
+}
+
 // What is shown is no longer what the link has.
 function leaveShared({ keepRate = false } = {}) {
   if (!keepRate) state.lent = null;
   if (location.hash.startsWith("#id=")) history.replaceState(null, "", "#one");
 }
 
-async function route() {
-  const [, view = "one"] = /^#(one|folder|model)$/.exec(location.hash) ?? [];
-  for (const name of ["one", "folder", "model"]) $(`view-${name}`).hidden = name !== view;
+const chosenView = () => /^#(one|folder|model)$/.exec(location.hash)?.[1] ?? "one";
+
+function showView() {
+  const view = chosenView();
+  document.title = `${VIEWS[view]} · Reconstruction anomaly`;
+  for (const name of Object.keys(VIEWS)) $(`view-${name}`).hidden = name !== view;
   for (const link of document.querySelectorAll("nav a")) {
     if (link.dataset.view === view) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+}
+
+async function route() {
+  showView();
   const shared = /^#id=([0-9a-f]{16,64})$/.exec(location.hash);
   if (shared) {
-    if (!pad.empty) pad.clear();
+    putAside();
     history.replaceState(null, "", `#id=${shared[1]}`);
     await showShared(shared[1]);
-  } else if (view === "one") paint();
-  else if (view === "model") await showCard().catch((error) => ($("card").textContent = `${error.title ?? "The card cannot be shown."} ${error.words ?? ""}`));
+  } else if (chosenView() === "model") {
+    if (state.model) await showCard(state.model);
+  } else if (chosenView() === "one" && aside) takeBack();
+  else paint();
 }
 
 async function start() {
+  showView();
   const ready = await begin();
   if (ready) await route();
   return ready;

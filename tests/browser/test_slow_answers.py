@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import httpx
 import pytest
-from playwright.sync_api import Error, Page, Route, expect
+from playwright.sync_api import Error, FilePayload, Page, Route, expect
 
 from tests.browser.conftest import draw_six, draw_zero, stroke
 from tests.browser.test_page import WORD, answered, choose
@@ -234,3 +234,151 @@ def test_a_link_without_a_clipboard(open_page: Callable[..., Page]) -> None:
     page.wait_for_timeout(300)
     expect(page.locator("#undo")).to_be_enabled()
     expect(page.locator("#fact-id")).to_have_text(link)
+
+
+def images(**contents: bytes) -> list[FilePayload]:
+    """Files to choose: each keyword's name, and what is in it."""
+    return [{"name": f"{name}.png", "mimeType": "image/png", "buffer": content} for name, content in contents.items()]
+
+
+def test_a_table_has_one_model_and_one_rate(open_page: Callable[..., Page], service: Server) -> None:
+    """What is chosen when a folder starts holds for all of it, and the page says what it was; a link's rate is not."""
+    page = open_page(path=f"/#id={kept(service, ZERO, alpha=0.73)['id']}")
+    answered(page)
+    page.locator("nav a[data-view=folder]").click()
+    asked = queries(page)
+    slow = Held(page, "**/score?*")
+    page.locator("#folder-files").set_input_files(images(**{f"n{number}": ZERO for number in range(8)}))
+    slow.wait(4)
+    page.locator("#model").select_option("zero-article")
+    slow.release()
+    status = page.locator("#folder-status")
+    expect(status).to_have_text("8 of 8 scored · 0 anomalous · model zero, false-alarm rate 1 %")
+    assert [url for url in asked if "alpha" in url] == []
+    assert len([url for url in asked if "model=zero&" in url]) == 8
+
+
+def test_a_folder_waits_for_models_and_a_key(open_page: Callable[..., Page]) -> None:
+    """A folder begun before the models are known waits for them; without a key it ends, asks, and begins anew."""
+    page = open_page(path="/#folder")
+    slow = Held(page, "**/models")
+    page.reload()
+    slow.wait()
+    expect(page.locator("#view-folder")).to_be_visible()
+    expect(page).to_have_title("A folder · Reconstruction anomaly")
+    page.locator("#folder-files").set_input_files(images(a=ZERO, b=SIX))
+    page.wait_for_timeout(300)
+    slow.release()
+    status = page.locator("#folder-status")
+    expect(status).to_contain_text("2 of 2 scored · 1 anomalous · model zero")
+
+    needed = {"type": "/problems/unauthorized", "title": "An API key is needed", "status": 401, "hint": "X-API-Key"}
+    page.route(
+        "**/score?*", lambda route: route.fulfill(status=401, json=needed, content_type="application/problem+json")
+    )
+    page.locator("#folder-files").set_input_files(images(**{f"n{number}": ZERO for number in range(9)}))
+    expect(page.locator("#key-dialog")).to_be_visible()
+    expect(status).to_have_text("0 of 9 scored · 0 anomalous · stopped: An API key is needed")
+    page.unroute("**/score?*")
+    page.locator("#key").fill("sesame")
+    page.keyboard.press("Enter")
+    expect(status).to_contain_text("9 of 9 scored · 0 anomalous")
+
+
+def test_a_folder_is_stopped_at_once_and_keeps_the_focus(open_page: Callable[..., Page]) -> None:
+    """'Stop' does not sit out a wait; a focused row stays focused as others come; what is said is not said each time.
+
+    Files without an ending are tried, and one of a drop that cannot be read is counted, not the end of all.
+    """
+    page = open_page(path="/#folder")
+    slow = Held(page, "**/score?*")
+    page.locator("#folder-files").set_input_files(images(**{f"n{number}": ZERO for number in range(12)}))
+    slow.wait(4)
+    slow.routes.pop(0).continue_()
+    page.locator("#folder-table a").first.focus()
+    page.evaluate(
+        """() => {
+            window.news = 0;
+            const status = document.querySelector("#view-folder [role=status]");
+            new MutationObserver(() => (news += 1)).observe(status, {childList: true});
+        }"""
+    )
+    for _ in range(4):
+        slow.routes.pop(0).continue_()
+        page.wait_for_timeout(250)
+    expect(page.locator("#folder-table tbody tr")).to_have_count(5)
+    assert page.evaluate("document.activeElement.matches('#folder-table a')")
+    assert page.evaluate("news") <= 1
+    slow.wait(4)
+    while slow.routes:
+        slow.routes.pop().fulfill(status=503, headers={"retry-after": "30"}, body="")
+    page.wait_for_timeout(300)
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator("#folder-status")).to_contain_text("5 of 12 scored · 0 anomalous · stopped")
+    slow.release()
+
+    page.evaluate(
+        """(bytes) => {
+            const entry = (name, found) => ({ webkitGetAsEntry: () => ({ isFile: true, name, file: found }) });
+            const files = ["zero", "one"].map((name) => new File([new Uint8Array(bytes)], name));
+            const items = [
+                entry("gone.png", (resolve, reject) => reject(new Error("gone"))),
+                ...files.map((file) => entry(file.name, (resolve) => resolve(file))),
+            ];
+            const drop = new Event("drop", { bubbles: true, cancelable: true });
+            document.body.dispatchEvent(Object.assign(drop, { dataTransfer: { items, files: [] } }));
+        }""",
+        list(ZERO),
+    )
+    expect(page.locator("#folder-status")).to_contain_text("3 of 3 scored · 0 anomalous · 1 refused · model zero")
+
+
+def test_a_card_stands_under_its_own_name(open_page: Callable[..., Page]) -> None:
+    """Of two cards the later chosen is shown, without a picture that does not come, and its failure is said there."""
+    page = open_page(path="/#model")
+    card = page.locator("#card")
+    expect(card.locator("h1")).to_contain_text("zero")
+    late = Held(page, "**/models/zero-article")
+    page.locator("#model").select_option("zero-article")
+    late.wait()
+    expect(card.locator("h1")).to_have_count(0)
+    page.route("**/report/*", lambda route: route.abort(), times=1)
+    page.locator("#model").select_option("zero")
+    expect(card.locator("img[src]").last).to_be_visible()
+    late.release()
+    page.wait_for_timeout(300)
+    expect(card.locator("h1")).not_to_contain_text("article")
+    page.route("**/models/zero-article", lambda route: route.abort())
+    page.locator("#model").select_option("zero-article")
+    expect(card).to_contain_text("The service cannot be reached")
+
+
+def test_a_drawing_comes_back(open_page: Callable[..., Page]) -> None:
+    """A row of a folder shows its result in place of the drawing, which is there again on return.
+
+    Undo and clear, used up, leave the focus on the pad; an image pasted into the folder is scored there.
+    """
+    page = open_page()
+    draw_zero(page)
+    answered(page)
+    drawn = "document.getElementById('pad').toDataURL()"
+    before = page.evaluate(drawn)
+    page.locator("nav a[data-view=folder]").click()
+    page.evaluate(
+        """(bytes) => {
+            const data = new DataTransfer();
+            data.items.add(new File([new Uint8Array(bytes)], "six.png", { type: "image/png" }));
+            document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: data }));
+        }""",
+        list(SIX),
+    )
+    page.locator("#folder-table a").click()
+    expect(page.locator(WORD)).to_have_text("Anomalous")
+    answered(page)
+    page.locator("nav a[data-view=folder]").click()
+    page.locator("nav a[data-view=one]").click()
+    expect(page.locator(WORD)).to_have_text("Normal")
+    answered(page)
+    assert page.evaluate(drawn) == before
+    page.locator("#undo").press("Enter")
+    expect(page.locator("#pad")).to_be_focused()
