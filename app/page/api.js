@@ -2,14 +2,21 @@
 
 const LARGEST_BODY = 2 * 1024 * 1024; // of the service's default settings; what is larger is made smaller here
 const LARGEST_PIXELS = 4 * 1024 * 1024;
-const SMALLER_SIDE = 1024;
+const SMALLER_SIDE = 700; // even of noise, at four bytes a pixel, the PNG is below the limit
 const PASSING = [429, 502, 503, 504]; // too many, no answer, busy, too late: the next attempt may get through
 const TINT = 24; // levels by which red, green and blue of a grey pixel may differ in a lossy file
+
+const HINTS = { // where the service speaks to programs
+  unauthorized: "Enter the key that the operator of this service gave you.",
+  "body-too-large": "Choose a smaller file, or save the image anew without what else is in it.",
+  "reconstruction-not-found": "Results are kept for a limited time. Draw or choose the image again.",
+};
 
 export class Problem extends Error {
   constructor({ type = "about:blank", title, detail = "", hint = "", instance = "", status = 0 }, retryAfter = 0) {
     super(title);
-    Object.assign(this, { type: type.replace(/^\/problems\//, ""), title, detail, hint, instance, status, retryAfter });
+    type = type.replace(/^\/problems\//, "");
+    Object.assign(this, { type, title, detail, hint: HINTS[type] ?? hint, instance, status, retryAfter });
   }
 
   get passing() {
@@ -22,16 +29,28 @@ export class Problem extends Error {
   }
 }
 
+let held = ""; // the key, where the browser keeps nothing for this page
 export const key = {
-  get: () => sessionStorage.getItem("api-key") ?? "",
-  set: (value) => (value ? sessionStorage.setItem("api-key", value) : sessionStorage.removeItem("api-key")),
+  get: () => {
+    try {
+      return sessionStorage.getItem("api-key") ?? "";
+    } catch {
+      return held;
+    }
+  },
+  set: (value) => {
+    held = value;
+    try {
+      if (value) sessionStorage.setItem("api-key", value);
+      else sessionStorage.removeItem("api-key");
+    } catch {} // `held` has it
+  },
 };
 
-export async function ask(path, { headers = {}, ...options } = {}) {
-  const own = key.get() ? { "X-API-Key": key.get() } : {};
-  let response;
+// What the service sends, also when it breaks off in the middle.
+async function received(promise) {
   try {
-    response = await fetch(path, { ...options, headers: { ...headers, ...own } });
+    return await promise;
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem({
@@ -39,6 +58,18 @@ export async function ask(path, { headers = {}, ...options } = {}) {
       hint: "Check that you are connected and that the service runs, then try again.",
     });
   }
+}
+
+export async function ask(path, { headers = {}, ...options } = {}) {
+  const value = key.get();
+  if (!/^[\x21-\x7e]*$/.test(value)) {
+    throw new Problem({
+      title: "This cannot be an API key", detail: "a key has no spaces and only plain letters, digits and signs",
+      type: "/problems/unauthorized", status: 401,
+    });
+  }
+  const own = value ? { "X-API-Key": value } : {};
+  const response = await received(fetch(path, { ...options, headers: { ...headers, ...own } }));
   if (response.ok) return response;
   const retryAfter = Number(response.headers.get("retry-after")) || 0;
   let document = { title: `The answer was an error (${response.status})`, hint: "Try again in a moment.", status: response.status };
@@ -48,25 +79,25 @@ export async function ask(path, { headers = {}, ...options } = {}) {
   throw new Problem(document, retryAfter);
 }
 
-const json = async (path, options) => (await ask(path, { ...options, headers: { accept: "application/json" } })).json();
+const json = async (path, options) => received((await ask(path, { ...options, headers: { accept: "application/json" } })).json());
 
 export const models = async () => (await json("models")).models;
 export const calibration = (model, version, signal) => json(`models/${model}/versions/${version}/calibration`, { signal });
 export const kept = (id, signal) => json(`reconstruction/${id}`, { signal });
-export const card = async (model) => (await ask(`models/${model}`, { headers: { accept: "text/html" } })).text();
-export const blob = async (path, signal) => (await ask(path, { signal })).blob();
+export const card = async (model) => received((await ask(`models/${model}`, { headers: { accept: "text/html" } })).text());
+export const blob = async (path, signal) => received((await ask(path, { signal })).blob());
 
 // A picture of a score; with that of the errors comes the squared error that its brightest colour stands for.
 export async function picture(id, view, signal) {
   const response = await ask(`reconstruction/${id}?view=${view}`, { signal });
-  return { blob: await response.blob(), peak: Number(response.headers.get("x-error-peak")) };
+  return { blob: await received(response.blob()), peak: Number(response.headers.get("x-error-peak")) };
 }
 
 export async function score(png, { model, alpha, fit, signal }) {
   const query = new URLSearchParams({ model, fit });
   if (alpha) query.set("alpha", alpha);
   const response = await ask(`score?${query}`, { method: "POST", body: png, headers: { "content-type": "image/png" }, signal });
-  return response.json();
+  return received(response.json());
 }
 
 // A grey image in a lossy file has a faint tint, which is no colour; a real colour stays, and is refused.

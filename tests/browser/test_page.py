@@ -551,6 +551,7 @@ def test_an_expired_link_is_said_to_be(open_page: Callable[..., Page]) -> None:
     """A link to something that is no longer kept says so and what to do."""
     page = open_page(path="/#id=" + "0" * 32)
     expect(page.locator(WORD)).to_have_text("There is no such reconstruction, or it has expired")
+    expect(page.locator("#verdict-why")).to_contain_text("Draw or choose the image again")
 
 
 def test_a_service_that_is_gone_is_said_to_be(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
 from collections.abc import Callable
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import Error, FilePayload, Page, Route, expect
 
 from tests.browser.conftest import draw_six, draw_zero, stroke
@@ -241,6 +244,21 @@ def images(**contents: bytes) -> list[FilePayload]:
     return [{"name": f"{name}.png", "mimeType": "image/png", "buffer": content} for name, content in contents.items()]
 
 
+def need_key(route: Route) -> None:
+    """Answer as a service does that asks for a key."""
+    problem = {
+        "type": "/problems/unauthorized",
+        "title": "An API key is needed",
+        "status": 401,
+        "hint": "Send a key that the operator gave you in the header X-API-Key.",
+    }
+    route.fulfill(status=401, json=problem, content_type="application/problem+json")
+
+
+def has_key(route: Route) -> bool:
+    return route.request.headers.get("x-api-key") == "sesame"
+
+
 def test_a_table_has_one_model_and_one_rate(open_page: Callable[..., Page], service: Server) -> None:
     """What is chosen when a folder starts holds for all of it, and the page says what it was; a link's rate is not."""
     page = open_page(path=f"/#id={kept(service, ZERO, alpha=0.73)['id']}")
@@ -272,10 +290,7 @@ def test_a_folder_waits_for_models_and_a_key(open_page: Callable[..., Page]) -> 
     status = page.locator("#folder-status")
     expect(status).to_contain_text("2 of 2 scored · 1 anomalous · model zero")
 
-    needed = {"type": "/problems/unauthorized", "title": "An API key is needed", "status": 401, "hint": "X-API-Key"}
-    page.route(
-        "**/score?*", lambda route: route.fulfill(status=401, json=needed, content_type="application/problem+json")
-    )
+    page.route("**/score?*", need_key)
     page.locator("#folder-files").set_input_files(images(**{f"n{number}": ZERO for number in range(9)}))
     expect(page.locator("#key-dialog")).to_be_visible()
     expect(status).to_have_text("0 of 9 scored · 0 anomalous · stopped: An API key is needed")
@@ -382,3 +397,52 @@ def test_a_drawing_comes_back(open_page: Callable[..., Page]) -> None:
     assert page.evaluate(drawn) == before
     page.locator("#undo").press("Enter")
     expect(page.locator("#pad")).to_be_focused()
+
+
+def test_an_answer_that_breaks_off(open_page: Callable[..., Page]) -> None:
+    """Half an answer is none: the page says that the service cannot be reached, and a folder asks again."""
+    page = open_page()
+
+    def cut(route: Route) -> None:
+        route.fulfill(body='{"id": "0', content_type="application/json")
+
+    page.route("**/score?*", cut, times=1)
+    choose(page, "six.png", SIX)
+    expect(page.locator(WORD)).to_have_text("The service cannot be reached")
+    page.get_by_role("button", name="Try again").click()
+    answered(page)
+    page.locator("nav a[data-view=folder]").click()
+    page.route("**/score?*", cut, times=1)
+    page.locator("#folder-files").set_input_files(images(a=SIX))
+    expect(page.locator("#folder-status")).to_contain_text("1 of 1 scored · 1 anomalous · model zero")
+
+
+def test_noise_of_any_size_is_sent(open_page: Callable[..., Page]) -> None:
+    """A large photograph that no PNG makes smaller is below the service's limit all the same."""
+    page = open_page()
+    noise = np.random.default_rng(0).integers(0, 256, (1100, 1100, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "JPEG", quality=95)
+    choose(page, "noise.jpg", buffer.getvalue(), "image/jpeg")
+    expect(page.locator(WORD)).to_have_text("Stroke and background cannot be told apart")
+
+
+def test_a_key_without_a_place_to_keep_it(open_page: Callable[..., Page]) -> None:
+    """Where the browser keeps nothing for the page, the key is held; what cannot be a key is said not to be one."""
+    page = open_page(wait=False)
+    page.add_init_script("Object.defineProperty(window, 'sessionStorage', { get() { throw new Error('blocked'); } })")
+    page.route("**/models", lambda route: route.continue_() if has_key(route) else need_key(route))
+    page.reload()
+    expect(page.locator("#trouble")).to_contain_text("An API key is needed")
+    expect(page.locator("#trouble")).not_to_contain_text("X-API-Key")
+    for key in ("schlüssel", "秘密", "open sesame"):
+        page.get_by_role("button", name="Enter a key").click()
+        page.locator("#key").fill(key)
+        page.keyboard.press("Enter")
+        expect(page.locator("#trouble")).to_contain_text("This cannot be an API key")
+    page.get_by_role("button", name="Enter a key").click()
+    page.locator("#key").fill("sesame")
+    page.keyboard.press("Enter")
+    expect(page.locator("#alpha")).to_be_enabled()
+    draw_zero(page)
+    answered(page)
