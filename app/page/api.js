@@ -62,9 +62,9 @@ async function received(promise) {
 
 export async function ask(path, { headers = {}, ...options } = {}) {
   const value = key.get();
-  if (!/^[\x21-\x7e]*$/.test(value)) {
+  if (!/^[\x20-\x7e]*$/.test(value)) {
     throw new Problem({
-      title: "This cannot be an API key", detail: "a key has no spaces and only plain letters, digits and signs",
+      title: "This cannot be an API key", detail: "a key has only plain letters, digits and signs",
       type: "/problems/unauthorized", status: 401,
     });
   }

@@ -61,7 +61,7 @@ function paint() {
 function waiting(on) {
   clearTimeout(slow);
   $("answer").ariaBusy = on;
-  if (on) slow = setTimeout(() => showVerdict("", "Judging…", ""), SLOW_MS);
+  if (on) slow = setTimeout(() => showVerdict("judging", "Judging…", ""), SLOW_MS);
 }
 
 function failed(error, again) {
@@ -272,7 +272,7 @@ $("key-open").addEventListener("click", askForKey);
 $("key-dialog").addEventListener("close", async () => {
   if ($("key-dialog").returnValue !== "save") return;
   api.key.set($("key").value.trim());
-  const unanswered = asking !== null || !state.reply || state.reply.unlinked; // refused without the key, or asked with another
+  const unanswered = asking !== null || !settled() || state.reply.unlinked; // refused without the key, or asked with another
   asking?.abort();
   if (!(await start())) return;
   folder.resume();
