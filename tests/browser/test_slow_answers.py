@@ -363,9 +363,15 @@ def test_a_card_stands_under_its_own_name(open_page: Callable[..., Page]) -> Non
     late.release()
     page.wait_for_timeout(300)
     expect(card.locator("h1")).not_to_contain_text("article")
+    old = card.locator("img[src]").last.get_attribute("src")
     page.route("**/models/zero-article", lambda route: route.abort())
     page.locator("#model").select_option("zero-article")
     expect(card).to_contain_text("The service cannot be reached")
+    loads = """(source) => new Promise((done) => {
+        const image = new Image();
+        Object.assign(image, { onload: () => done(true), onerror: () => done(false), src: source });
+    })"""
+    assert not page.evaluate(loads, old), "the old pictures are let go"
 
 
 def test_a_drawing_comes_back(open_page: Callable[..., Page]) -> None:
@@ -379,14 +385,7 @@ def test_a_drawing_comes_back(open_page: Callable[..., Page]) -> None:
     drawn = "document.getElementById('pad').toDataURL()"
     before = page.evaluate(drawn)
     page.locator("nav a[data-view=folder]").click()
-    page.evaluate(
-        """(bytes) => {
-            const data = new DataTransfer();
-            data.items.add(new File([new Uint8Array(bytes)], "six.png", { type: "image/png" }));
-            document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: data }));
-        }""",
-        list(SIX),
-    )
+    page.locator("#folder-files").set_input_files(images(six=SIX))
     page.locator("#folder-table a").click()
     expect(page.locator(WORD)).to_have_text("Anomalous")
     answered(page)
@@ -397,6 +396,16 @@ def test_a_drawing_comes_back(open_page: Callable[..., Page]) -> None:
     assert page.evaluate(drawn) == before
     page.locator("#undo").press("Enter")
     expect(page.locator("#pad")).to_be_focused()
+    page.locator("nav a[data-view=folder]").click()
+    page.evaluate(
+        """(bytes) => {
+            const data = new DataTransfer();
+            data.items.add(new File([new Uint8Array(bytes)], "zero.png", { type: "image/png" }));
+            document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: data }));
+        }""",
+        list(ZERO),
+    )
+    expect(page.locator("#folder-table a")).to_have_text("zero.png")
 
 
 def test_an_answer_that_breaks_off(open_page: Callable[..., Page]) -> None:
