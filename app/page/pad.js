@@ -19,15 +19,16 @@ export class Pad {
   }
 
   undo() {
-    this.strokes.pop();
-    this.pen = null; // a finger that is still down draws nothing more
-    this.#redraw();
-    this.changed();
+    this.draw(this.strokes.slice(0, -1));
   }
 
   clear() {
-    this.strokes = [];
-    this.pen = null;
+    this.draw([]);
+  }
+
+  draw(strokes) {
+    this.strokes = strokes;
+    this.pen = null; // a finger that is still down draws nothing more
     this.#redraw();
     this.changed();
   }

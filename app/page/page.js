@@ -321,8 +321,7 @@ function putAside() {
 }
 
 function takeBack() {
-  pad.strokes = [...aside, []]; // to undo the empty one draws the others anew
-  pad.undo();
+  pad.draw(aside);
 }
 
 // What is shown is no longer what the link has.
