@@ -38,7 +38,7 @@ def main() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if settings.workers > 1:
         # prometheus_client decides at import whether its numbers are shared, so this comes before app.main.
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = _shared = tempfile.mkdtemp(prefix="metrics-")
+        _shared = os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="metrics-")
     try:
         return _serve(settings)
     finally:

@@ -240,7 +240,7 @@ def _picture(record: Record, view: View, scale: int) -> bytes:
 async def models(services: ServicesDep) -> ModelList:
     """List every model of the model store with the version that answers."""
     names = services.engine.names()
-    return ModelList(models=[await asyncio.to_thread(_summary, services.engine, name) for name in names])
+    return ModelList(models=await asyncio.to_thread(lambda: [_summary(services.engine, name) for name in names]))
 
 
 @router.get(

@@ -88,7 +88,7 @@ def score(
             raise typer.BadParameter("an empty name is no file and no folder")
         wanted = list(sources(files))
         if not wanted:
-            raise typer.BadParameter(f"there is no PNG file in {', '.join(files)}")
+            raise typer.BadParameter(f"there is no PNG file in {printable(', '.join(files))}")
         ask = Ask(url, key_file, concurrency, patience)
         code = NORMAL
         with (
@@ -143,7 +143,8 @@ def watch(
                     code = max(code, _code(result))
                     if stop.asked:
                         break
-                trouble = ""
+                else:
+                    trouble = ""
             except InvalidParameter:
                 raise  # an option's value does not become valid by waiting
             except (ServiceError, FolderAway) as error:
@@ -173,10 +174,10 @@ def models(url: Url = URL, key_file: KeyFile = None) -> None:
             table.add_column(column)
         for each in found:
             table.add_row(
-                each.name,
+                printable(each.name),
                 "-" if each.current is None else str(each.current),
                 "yes" if each.is_default else "",
-                each.normal_class or each.problem or "",
+                printable(each.normal_class or each.problem or ""),
                 "" if each.alpha is None else f"{each.alpha:g}",
                 "" if each.threshold is None else f"{each.threshold:.4g}",
                 ", ".join(str(version) for version in each.versions),
@@ -264,6 +265,7 @@ class _Stop:
         self._told: SimpleQueue[None] = SimpleQueue()
 
     def ask(self) -> None:
+        """Ask for the end."""
         self.asked = True
         self._told.put(None)
 

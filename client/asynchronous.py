@@ -51,8 +51,10 @@ class AsyncClient:
         """Close the connections. Requests whose callers were cancelled end here."""
         for task in self._abandoned:
             task.cancel()
-        await asyncio.gather(*self._abandoned, return_exceptions=True)
-        await self._http.aclose()
+        try:
+            await asyncio.gather(*self._abandoned, return_exceptions=True)
+        finally:
+            await self._http.aclose()
 
     async def score(
         self,

@@ -104,18 +104,19 @@ class Client:
             raise ValueError("concurrency must be at least 1")
         total = len(images) if isinstance(images, Sized) else None
         stop = threading.Event()
+        over: list[int] = []  # the places of images whose errors would befall all behind them
         waiting: deque[Future[Score | ServiceError]] = deque()
         done = itertools.count(1)
 
-        def one(image: wire.Image) -> Score | ServiceError:
-            if stop.is_set():
+        def one(place: int, image: wire.Image) -> Score | ServiceError:
+            if over and place > min(over):
                 raise ServiceError("not asked: an image before this one has ended the run")
             try:
                 return self._score(image, model, alpha, fit, stop)
             except OF_ONE_IMAGE as error:
                 return error
             except ServiceError:
-                stop.set()
+                over.append(place)
                 raise
 
         def first() -> Score | ServiceError:
@@ -128,8 +129,8 @@ class Client:
         patient = True
         pool = ThreadPoolExecutor(concurrency, thread_name_prefix="score")
         try:
-            for image in wire.until_broken(images, broken):
-                waiting.append(pool.submit(one, image))
+            for place, image in enumerate(wire.until_broken(images, broken)):
+                waiting.append(pool.submit(one, place, image))
                 while waiting and (waiting[0].done() or len(waiting) >= 2 * concurrency):
                     yield first()
             while waiting:
@@ -137,7 +138,8 @@ class Client:
             if broken:
                 raise broken[0]
         except KeyboardInterrupt:
-            patient = False  # a silent service must not hold whoever wants to leave
+            # A silent service must not hold whoever wants to go on; Python itself waits for the threads at its end.
+            patient = False
             raise
         finally:
             stop.set()

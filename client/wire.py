@@ -78,7 +78,9 @@ def read(image: Image) -> bytes:
 def until_broken(images: Iterable[Image], broken: list[Exception]) -> Iterator[Image]:
     """Yield images until taking one fails, and keep what was raised: the images before it have results to yield."""
     try:
-        yield from images
+        # `yield from` would close a generator of which its owner may want the rest.
+        for image in images:  # noqa: UP028
+            yield image
     except Exception as error:
         broken.append(error)
 

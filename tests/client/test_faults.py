@@ -13,7 +13,7 @@ from typing import get_origin, get_type_hints
 import httpx
 import pytest
 
-from client import NO_RETRY, AsyncClient, Client, Score, TimedOut, UnexpectedReply, errors, wire
+from client import NO_RETRY, AsyncClient, Client, Retry, Score, TimedOut, UnexpectedReply, errors, wire
 
 GOOD = (
     b'{"id": null, "model": "zero", "version": 1, "mse": 0.1, "threshold": 0.2, "alpha": 0.01, "p_value": 0.5,'
@@ -238,3 +238,33 @@ def test_many_scores_can_be_closed() -> None:
     """The types say that the results are generators, so that `close` and `aclose` pass a type checker."""
     assert get_origin(get_type_hints(Client.score_many)["return"]) is Generator
     assert get_origin(get_type_hints(AsyncClient.score_many)["return"]) is AsyncGenerator
+
+
+def test_the_rest_of_a_generator_is_its_owner_s(service: Client) -> None:
+    """Who leaves the results, because the service went away for one, goes on with the images later."""
+    answering(service, good)
+    images = (b"%d" % number for number in range(100))
+    results = service.score_many(images, concurrency=1)
+    next(results)
+    results.close()
+    assert len(list(images)) >= 97
+
+
+def test_a_later_image_s_error_takes_nothing_from_an_earlier_one() -> None:
+    """An image that must be asked for again gets its result, though one behind it has ended the run meanwhile."""
+    ended = threading.Event()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.content == b"second":
+            ended.set()
+            return httpx.Response(401, json={"type": "/problems/unauthorized", "title": "no"})
+        if ended.is_set():
+            return good(request)
+        return httpx.Response(503, json={"type": "/problems/overloaded", "title": "busy"})
+
+    with Client("http://127.0.0.1:1", retry=Retry(patience=30)) as service:
+        answering(service, answer)
+        results = service.score_many([b"first", b"second"])
+        assert isinstance(next(results), Score)
+        with pytest.raises(errors.Unauthorized):
+            next(results)
