@@ -12,7 +12,7 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -125,9 +125,10 @@ def _in_parallel(
     context = multiprocessing.get_context("spawn")
     epochs: Queue[tuple[int, int]] = context.Queue()
     with ProcessPoolExecutor(min(jobs, len(orders)), context, _begin, (source, epochs)) as pool:
-        with _deaf():
-            futures = {pool.submit(_make, at, order): order for at, order in enumerate(orders)}
+        futures: dict[Future[tuple[Row, Made]], Order] = {}
         try:
+            with _deaf():
+                futures.update({pool.submit(_make, at, order): order for at, order in enumerate(orders)})
             waiting = set(futures)
             while waiting:
                 done = {future for future in waiting if future.done()}
