@@ -7,7 +7,7 @@ const $ = (id) => document.getElementById(id);
 const AT_ONCE = 4, RETRIES = 6, MOST_ROWS = 500, PAINT_MS = 150, NEWS_MS = 4000;
 const isImage = (file) => file.type === "" || file.type.startsWith("image/"); // a name without an ending tells no type
 const seconds = (time, signal) => new Promise((resolve) => {
-  setTimeout(resolve, 1000 * time);
+  setTimeout(resolve, signal.aborted ? 0 : 1000 * time);
   signal.addEventListener("abort", resolve, { once: true });
 });
 const refused = (name, { title, type }) => ({ name, verdict: "refused", note: title, problem: type });

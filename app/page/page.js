@@ -44,7 +44,10 @@ const nearest = (points, alpha) => {
 function paint() {
   const { calibration, reply } = state;
   $("alpha").disabled = !calibration;
-  if (!calibration) return $("histogram").replaceChildren();
+  if (!calibration) {
+    $("alpha-reset").hidden = true;
+    return $("histogram").replaceChildren();
+  }
   const chosen = point(), points = calibration.operating_points;
   $("intro").textContent = `A small neural network has learned to redraw ${calibration.normal_class}, and nothing else. What it redraws badly is probably something else.`;
   $("alpha").max = points.length - 1;
@@ -84,7 +87,7 @@ async function question(work) {
   const own = (asking = new AbortController());
   asked = state.source;
   $("answer").classList.add("stale");
-  waiting(!settled());
+  waiting(state.source !== null && !settled());
   try {
     await work(own.signal);
   } catch (error) {
@@ -113,7 +116,10 @@ const judge = () => question(async (signal) => {
 function judgeSoon() {
   $("answer").classList.add("stale");
   waiting(true);
-  if (!asked?.drawn) timer ??= setTimeout(judge, WAIT_MS);
+  if (asked?.drawn) return;
+  asking?.abort();
+  asking = asked = null;
+  timer ??= setTimeout(judge, WAIT_MS);
 }
 
 async function show(reply, source, signal) {
@@ -122,6 +128,7 @@ async function show(reply, source, signal) {
   Object.assign(state, { reply, calibration, judged: source });
   waiting(false);
   paint();
+  if (source !== state.source) waiting(true); // something newer was drawn meanwhile
   await showPictures(reply.id, signal);
 }
 
@@ -167,7 +174,7 @@ async function begin() {
     const again = document.createElement("button");
     again.type = "button";
     again.textContent = problem.status === 401 ? "Enter a key" : "Try again";
-    again.addEventListener("click", () => (problem.status === 401 ? askForKey() : start()));
+    again.addEventListener("click", () => (problem.status === 401 ? askForKey() : startAgain()));
     const title = document.createElement("strong");
     title.textContent = problem.title;
     $("trouble").replaceChildren(title, " ", problem.words, again);
@@ -248,6 +255,7 @@ $("examples").append(...Object.entries(EXAMPLES).map(([name, words]) => {
 $("model").addEventListener("change", () => {
   leaveShared();
   Object.assign(state, { model: $("model").value, alpha: null, reply: null, calibration: null });
+  paint();
   if (!$("view-model").hidden) showCard(state.model);
   judge();
 });
@@ -274,10 +282,17 @@ $("key-dialog").addEventListener("close", async () => {
   api.key.set($("key").value.trim());
   const unanswered = asking !== null || !settled() || state.reply.unlinked; // refused without the key, or asked with another
   asking?.abort();
-  if (!(await start())) return;
-  folder.resume();
-  if (state.source && unanswered) judge();
+  startAgain(unanswered);
 });
+async function startAgain(unanswered = false) {
+  const ready = await start();
+  if (ready) folder.resume();
+  if (ready && state.source && (unanswered || !settled())) return judge();
+  if (ready || asking) return;
+  waiting(false);
+  if (state.reply) paint();
+  else showVerdict("", "Nothing judged yet", "");
+}
 $("copy").addEventListener("click", async () => {
   if (!state.reply?.id) return; // while another model is asked
   const link = new URL(location.href);
@@ -301,6 +316,7 @@ const folder = new Folder(async () => {
 const showShared = (id) => {
   nothing();
   return question(async (signal) => {
+    waiting(true);
     const reply = await api.kept(id, signal);
     signal.throwIfAborted();
     if (reply.model !== state.model && [...$("model").options].some((option) => option.value === reply.model)) {
@@ -346,7 +362,7 @@ async function route() {
   showView();
   const shared = /^#id=([0-9a-f]{16,64})$/.exec(location.hash);
   if (shared) {
-    putAside();
+    putAside(); // which, as every change of the pad, leaves the link
     history.replaceState(null, "", `#id=${shared[1]}`);
     await showShared(shared[1]);
   } else if (chosenView() === "model") {

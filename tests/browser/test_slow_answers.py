@@ -455,3 +455,57 @@ def test_a_key_without_a_place_to_keep_it(open_page: Callable[..., Page]) -> Non
     expect(page.locator("#alpha")).to_be_enabled()
     draw_zero(page)
     answered(page)
+
+
+def test_a_newer_drawing_is_never_beside_an_older_verdict(open_page: Callable[..., Page], service: Server) -> None:
+    """What answers while something newer was begun is dimmed, and a link that answers then changes nothing."""
+    page = open_page()
+    slow, pictures = Held(page, "**/score?*"), Held(page, "**/reconstruction/*view=*")
+    draw_six(page)
+    slow.wait()
+    stroke(page, [(0.2, 0.2), (0.2, 0.8)])
+    slow.routes.pop().continue_()
+    pictures.wait()
+    expect(page.locator("#answer")).to_have_attribute("aria-busy", "true")
+    pictures.release()
+    slow.release()
+    answered(page)
+
+    identity = kept(service, SIX)["id"]
+    late = Held(page, f"**/reconstruction/{identity}")
+    page.evaluate(f"location.hash = '#id={identity}'")
+    late.wait()
+    asked = queries(page)
+    page.locator("#pad").click()
+    late.release()
+    answered(page)
+    page.wait_for_timeout(300)
+    assert [("fit=mnist" in url) for url in asked] == [True]
+    expect(page.locator("#clear")).to_be_enabled()
+
+
+def test_nothing_is_judged_for_ever(open_page: Callable[..., Page]) -> None:
+    """Neither a model that is slow to come nor a key that is given meanwhile leaves the answer waiting."""
+    page = open_page()
+    page.route("**/calibration", lambda _: None)
+    page.locator("#model").select_option("zero-article")
+    page.wait_for_timeout(500)
+    expect(page.locator(WORD)).to_have_text("Nothing to judge yet")
+    page.unroute("**/calibration")
+    page.locator("#model").select_option("zero")
+    expect(page.locator("#alpha")).to_be_enabled()
+
+    slow = Held(page, "**/score?*")
+    choose(page, "six.png", SIX)
+    slow.wait()
+    expect(page.locator(WORD)).to_have_text("Judging…")
+    page.route("**/models", lambda route: route.fulfill(status=503, json={"title": "Busy", "status": 503}))
+    page.locator("#key-open").click()
+    page.locator("#key").fill("key")
+    page.get_by_role("button", name="Use it").click()
+    expect(page.locator("#trouble")).to_be_visible()
+    expect(page.locator("#answer")).to_have_attribute("aria-busy", "false")
+    page.unroute("**/models")
+    slow.release()
+    page.locator("#trouble button").click()
+    expect(page.locator(WORD)).to_have_text("Anomalous")
