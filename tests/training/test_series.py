@@ -63,14 +63,11 @@ def test_all_digits_are_made_kept_and_published(tmp_path):
     assert height(with_article) > 1.2 * height(without)
 
     shutil.rmtree(tmp_path / "store" / "two-instant")
-    out = run(tmp_path, *store)
-    assert out.count("(kept)") == 9
-    assert "published two-instant@1 (current)" in out
-
     kept = files[3].read_text()
     files[3].unlink()
     out = run(tmp_path, *store)
-    assert out.count("(kept)") == 9
+    assert out.count("(kept)") == 8
+    assert "published two-instant@1 (current)" in out
     assert repository.versions("zero-instant") == [1]
     assert repository.versions("three-instant") == [1, 2]
     again = json.loads(files[3].read_text())
@@ -86,7 +83,7 @@ def height(png: bytes) -> int:
 @pytest.mark.long
 def test_an_interruption_keeps_what_is_finished(tmp_path):
     """Ctrl-C exits with 130, leaves no process and no half-written file, and the next run goes on."""
-    arguments = ("--recipe", "article", "--epochs", "25", "--jobs", "2")
+    arguments = ("--recipe", "instant", "--jobs", "2")
     process = subprocess.Popen(
         command(tmp_path, *arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"}, start_new_session=True,
