@@ -115,46 +115,42 @@ async def test_who_was_cancelled_while_waiting_for_a_connection_is_not_sent() ->
     assert server.asked == 64
 
 
+class Camera:
+    """A source of images, one every `pause` seconds, that fails once somebody has seen a result."""
+
+    def __init__(self, pause: float) -> None:
+        self.taken = 0
+        self.seen: list[object] = []
+        self._pause = pause
+
+    def __iter__(self) -> Iterator[bytes]:
+        for _ in range(1000):
+            self.taken += 1
+            yield b"png"
+            time.sleep(self._pause)  # a source that is slower than the service is what this is about
+            if self.seen:
+                raise OSError("the camera is gone")
+
+
 def test_results_come_while_images_do(service: Client) -> None:
     """A result that is there is not kept back until more images have come; a failing source loses none of them."""
     answering(service, good)
-    taken = 0
-
-    def images() -> Iterator[bytes]:
-        nonlocal taken
-        for _ in range(1000):
-            taken += 1
-            yield b"png"
-            time.sleep(0.005)
-            if seen:
-                raise OSError("the camera is gone")
-
-    seen: list[object] = []
+    camera = Camera(0.005)
     with pytest.raises(OSError, match="camera"):
-        for result in service.score_many(images(), concurrency=500):
-            seen.append(result)  # noqa: PERF402
-    assert len(seen) == taken < 1000
+        for result in service.score_many(camera, concurrency=500):
+            camera.seen.append(result)
+    assert len(camera.seen) == camera.taken < 1000
 
 
 async def test_results_come_while_images_do_in_async_code() -> None:
     """Requests get on between two images, and a failing source loses no result."""
-    taken = 0
-
-    def images() -> Iterator[bytes]:
-        nonlocal taken
-        for _ in range(1000):
-            taken += 1
-            yield b"png"
-            if seen:
-                raise OSError("the camera is gone")
-
-    seen: list[object] = []
+    camera = Camera(0)
     async with AsyncClient("http://127.0.0.1:1") as service:
         answering(service, good)
         with pytest.raises(OSError, match="camera"):
-            async for result in service.score_many(images(), concurrency=500):
-                seen.append(result)  # noqa: PERF401
-    assert len(seen) == taken < 1000
+            async for result in service.score_many(camera, concurrency=500):
+                camera.seen.append(result)
+    assert len(camera.seen) == camera.taken < 1000
 
 
 def test_after_what_befalls_every_image_no_other_is_asked(service: Client) -> None:
