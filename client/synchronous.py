@@ -90,7 +90,7 @@ class Client:
         Args:
             images: PNGs; taken as they are needed, so a generator over a million files is fine. Up to twice
                 `concurrency` are taken before the first result is yielded. When taking one fails, the results of
-                those before it come first, then what was raised.
+                those before it come first, then what was raised. Leaving before the end waits for no reply.
             model: see `score`.
             alpha: see `score`.
             fit: see `score`.
@@ -126,7 +126,6 @@ class Client:
             return result
 
         broken: list[Exception] = []
-        patient = True
         pool = ThreadPoolExecutor(concurrency, thread_name_prefix="score")
         try:
             for place, image in enumerate(wire.until_broken(images, broken)):
@@ -137,13 +136,10 @@ class Client:
                 yield first()
             if broken:
                 raise broken[0]
-        except KeyboardInterrupt:
-            # A silent service must not hold whoever wants to go on; Python itself waits for the threads at its end.
-            patient = False
-            raise
         finally:
+            # A silent service must not hold whoever leaves early; Python itself waits for the threads at its end.
             stop.set()
-            pool.shutdown(wait=patient, cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def reconstruction(self, score: Score | str, *, view: wire.View = "reconstruction", scale: int = 1) -> bytes:
         """Fetch what the model made of an image, as a PNG.

@@ -168,26 +168,37 @@ def test_after_what_befalls_every_image_no_other_is_asked(service: Client) -> No
     assert len(asked) == 2
 
 
-def test_ctrl_c_does_not_wait_for_a_silent_service(service: Client) -> None:
-    """An interrupted run ends before its replies have come."""
-    told, go = threading.Event(), threading.Event()
+@pytest.mark.parametrize("interrupted", [True, False], ids=["while it takes an image", "while its reader has a result"])
+def test_ctrl_c_does_not_wait_for_a_silent_service(service: Client, interrupted: bool) -> None:
+    """A run that is interrupted, or closed because its reader was, ends before its replies have come."""
+    told, go, late = threading.Event(), threading.Event(), threading.Event()
 
-    def silent(request: httpx.Request) -> httpx.Response:
-        told.set()
-        go.wait(60)
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.content == b"silent":
+            told.set()
+            go.wait(20)
+            late.set()
+        told.wait(60)
         return good(request)
 
     def images() -> Iterator[bytes]:
-        yield b"png"
-        told.wait(60)
-        raise KeyboardInterrupt
+        yield from (b"png", b"silent")
+        if interrupted:
+            told.wait(60)
+            raise KeyboardInterrupt
 
-    asked = answering(service, silent)
-    with pytest.raises(KeyboardInterrupt):
-        list(service.score_many(images()))
-    assert not go.is_set()
-    go.set()
-    assert len(asked) == 1
+    answering(service, answer)
+    results = service.score_many(images(), concurrency=2)
+    try:
+        if interrupted:
+            with pytest.raises(KeyboardInterrupt):
+                list(results)
+        else:
+            next(results)
+            results.close()
+        assert not late.is_set()
+    finally:
+        go.set()
 
 
 @pytest.mark.parametrize(
