@@ -134,6 +134,7 @@ def train(
 def all_labels(
     *,
     recipe: Annotated[str, typer.Option(help=f"How to make them: {', '.join(RECIPES)}.")] = "deep",
+    normal: Annotated[str, typer.Option(help="Labels to make models of, with commas between, or all.")] = "all",
     seeds: Annotated[str, typer.Option(help="Seeds, with commas between.")] = "0",
     data: Annotated[
         str, typer.Option(help=f"Data set: {', '.join(name for name in LOADERS if name != 'folder')}.")
@@ -171,7 +172,7 @@ def all_labels(
         orders = [
             Order(model_name(dataset, (label,), recipe), chosen, (label,), seed, alpha, None, on)
             for seed in _seeds(seeds)
-            for label in range(len(dataset.label_names))
+            for label in _labels(normal, dataset)
         ]
         names = sorted({order.name for order in orders}) if publish_too else []
         publish.check_writable(results, *(model_store / name for name in names))

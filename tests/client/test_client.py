@@ -326,12 +326,13 @@ async def test_the_async_client_when_nobody_listens(zero: bytes) -> None:
         assert time.monotonic() - started < 2
 
 
-@pytest.fixture
-def tiny(make_server: Callable[..., Server]) -> Server:
-    """Return a running service with room for one waiting image, so that a burst overloads it."""
-    return make_server(
-        ANOMALY_QUEUE_MAX_IMAGES="1", ANOMALY_BATCH_MAX_SIZE="2", ANOMALY_BATCH_MAX_DELAY_MS="20"
-    ).start()
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Yield a running service with room for one waiting image, so that a burst overloads it."""
+    room = {"ANOMALY_QUEUE_MAX_IMAGES": "1", "ANOMALY_BATCH_MAX_SIZE": "2", "ANOMALY_BATCH_MAX_DELAY_MS": "20"}
+    server = Server(tmp_path_factory.mktemp("tiny"), **room).start()
+    yield server
+    server.stop()
 
 
 def shed(server: Server) -> float:

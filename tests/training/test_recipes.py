@@ -115,8 +115,7 @@ def test_contrast_does_not_matter(name, detectors, digits, contrast):
     assert np.abs(found.mse / whole - 1).max() < 0.05
 
 
-@pytest.mark.parametrize("name", ["instant", "deep"])
-@pytest.mark.parametrize("normal", [(3, 5), tuple(range(10))], ids=["3,5", "all"])
+@pytest.mark.parametrize(("name", "normal"), [("instant", (3, 5)), ("deep", tuple(range(10)))], ids=["3,5", "all"])
 def test_a_set_of_digits_can_be_normal(name, digits, normal):
     """Several digits, or all, make a version whose test has every label on its side."""
     order = Order("some", RECIPES[name].with_epochs(1), normal, seed=0, alpha=0.05, confidence=None, device=CPU)
