@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -166,8 +168,17 @@ _at_work: tuple[Dataset, Path, Queue[tuple[int, int]]] | None = None
 
 def _begin(source: Source, epochs: Queue[tuple[int, int]]) -> None:
     global _at_work  # noqa: PLW0603 - a process loads the images once, for all its tasks
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _at_work = load(source.data, source.data_dir), source.model_store, epochs
+
+
+def _end_with_parent() -> None:
+    # Without this, a process whose parent was killed would work on for nobody, and then wait for ever.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _make(at: int, order: Order) -> tuple[Row, Made]:

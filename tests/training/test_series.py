@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -109,13 +110,39 @@ def test_an_interruption_keeps_what_is_finished(tmp_path):
     _, problems = process.communicate(timeout=60)
     assert process.returncode == 130
     assert problems == "interrupted: nothing half-written is left behind\n"
-    until = time.monotonic() + 20
-    while _group_lives(process.pid):
-        assert time.monotonic() < until, "a process of the series lives on"
-        time.sleep(0.1)
+    wait_for_the_end_of(process.pid)
     finished = sorted((tmp_path / "results").iterdir())
     assert 1 <= len(finished) < 10
     assert all(json.loads(path.read_text())["normal"] for path in finished)
+
+
+ENDLESS = """
+import sys
+from pathlib import Path
+from tests.training.conftest import MODEL_STORE, small_order
+from training import series
+from training.data import load
+
+source = series.Source("mnist-5000", None, MODEL_STORE)
+orders, tell = [small_order(epochs=1_000_000)], lambda *_: print("an epoch", flush=True)
+list(series.run(orders, load(source.data), source, Path(sys.argv[1]), jobs=1, watch=tell))
+"""
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    """After `kill -9` of the command, as by a machine without memory, no process works on for nobody."""
+    with subprocess.Popen(
+        [sys.executable, "-c", ENDLESS, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == b"an epoch\n"
+            process.kill()
+            process.wait(60)
+            wait_for_the_end_of(process.pid)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_result_is_of_one_recipe_and_one_seed(tmp_path):
@@ -134,9 +161,11 @@ def test_a_result_is_of_one_recipe_and_one_seed(tmp_path):
     assert path_of(order, "d", tmp_path) == path_of(same, "d", tmp_path)
 
 
-def _group_lives(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+def wait_for_the_end_of(group: int) -> None:
+    """Return once no process of a group is left; fail when one stays."""
+    until = time.monotonic() + 20
+    with suppress(ProcessLookupError):
+        while True:
+            os.killpg(group, 0)
+            assert time.monotonic() < until, "a process of the series lives on"
+            time.sleep(0.1)
