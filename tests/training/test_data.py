@@ -75,14 +75,28 @@ def test_the_environment_names_the_folder_too(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\0\0\x08\x03\0\0", b"not an IDX file at all", b"\0\0\x08\x03" + b"\0\0\0\x02" * 3 + b"1234567"],
-    ids=["empty", "short header", "text", "too few pixels"],
+    [
+        b"",
+        b"\0\0\x08\x03\0\0",
+        b"not an IDX file at all",
+        b"\0\0\x08\x03" + b"\0\0\0\x02" * 3 + b"1234567",
+        b"\0\0\x08\x01" + b"\0\0\0\x02" + b"12",
+    ],
+    ids=["empty", "short header", "text", "too few pixels", "labels"],
 )
 def test_damaged_idx_files_are_named(digits, tmp_path, content):
     """A damaged file is an error that names it."""
     write_idx_folder(tmp_path, digits)
     (tmp_path / "t10k-images-idx3-ubyte").write_bytes(content)
     with pytest.raises(DataError, match="t10k-images-idx3-ubyte is damaged"):
+        data.mnist(tmp_path)
+
+
+def test_images_of_another_size_are_refused(digits, tmp_path):
+    """One file of 32x32 images beside one of 28x28 is an error that names it, not a failed concatenation."""
+    write_idx_folder(tmp_path, digits)
+    write_idx(tmp_path / "t10k-images-idx3-ubyte", np.zeros((1000, 32, 32), np.uint8))
+    with pytest.raises(DataError, match="the images of t10k-images-idx3 are not 28x28 but 32x32"):
         data.mnist(tmp_path)
 
 
@@ -251,6 +265,7 @@ def test_a_bad_png_is_named(tmp_path, kind):
     [
         ("cifar", None, None, "there are mnist"),
         ("mnist", None, Path(), "goes with the data set `folder` only"),
+        ("mnist-5000", Path(), None, "leave --data-dir out"),
         ("folder", None, None, "needs --data-dir"),
         ("folder", Path(__file__).parent, None, "has no PNG files"),
     ],
