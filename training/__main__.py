@@ -115,6 +115,9 @@ def train(
         data = data or _set_in(data_dir)
         if data == "folder" and name is None:
             raise DataError("a folder of PNGs needs --name: what its model is called in the store")
+        if data == "folder" and normal != "0":
+            # Label 1 is the anomalies' folder, which is for the evaluation only.
+            raise DataError("all PNGs of --data-dir are normal, and none of --anomalies-dir is: leave --normal out")
         dataset = load(data, data_dir, anomalies_dir)
         labels = _labels(normal, dataset)
         console.print(f"data: {dataset.name}, {len(dataset.labels):,} images from: {dataset.source}")

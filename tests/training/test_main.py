@@ -136,6 +136,8 @@ def test_the_same_command_gives_the_same_scores(tmp_path):
         (("train", "--data-dir", "/nowhere"), "there is no folder /nowhere"),
         (("train", "--data", "mnist", "--data-dir", "/nowhere"), "there is no folder /nowhere"),
         (("train", "--data-dir", PNGS), "needs --name"),
+        (("train", "--data-dir", PNGS, "--name", "mine", "--normal", "1"), "leave --normal out"),
+        (("train", "--data-dir", PNGS, "--name", "mine", "--normal", "all"), "leave --normal out"),
         (("all", "--data", "folder"), "PNGs have none: python -m training train"),
         (("all", "--data-dir", PNGS), "PNGs have none: python -m training train"),
         ((*TRAIN, "--normal", "twelve"), "--normal takes a label"),
