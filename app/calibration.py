@@ -61,7 +61,9 @@ def _sum_while_it_matters(term: float, ratios: Iterable[float]) -> float:
 def needed(alpha: float, confidence: float | None = None) -> int:
     """Return the least number of calibration images for a false-alarm rate of `alpha`, both in (0, 1)."""
     average = math.ceil(1 / Fraction(repr(alpha))) - 1
-    return average if confidence is None else max(average, math.ceil(math.log1p(-confidence) / math.log1p(-alpha)))
+    certain = 0.0 if confidence is None else math.log1p(-confidence) / math.log1p(-alpha)
+    # For the smallest floats that a client may name, the quotient is infinite.
+    return max(average, math.ceil(certain)) if certain < math.inf else average
 
 
 def conformal_rank(n: int, alpha: float) -> int:
@@ -73,8 +75,7 @@ def conformal_rank(n: int, alpha: float) -> int:
     Raises:
         CalibrationError: `alpha` is not in (0, 1), or `n` is below 1/alpha - 1.
     """
-    if not 0.0 < alpha < 1.0:
-        raise CalibrationError(f"alpha must lie between 0 and 1, not {alpha:g}")
+    _check_rate(alpha)
     exact = Fraction(repr(alpha))
     above = math.floor((n + 1) * exact)
     # A third, say, has no exact decimal: 3 of 9 is `alpha` all the same when it rounds to the same number.
@@ -98,13 +99,13 @@ def confident_rank(n: int, alpha: float, confidence: float) -> int:
     """
     if not 0.0 < confidence < 1.0:
         raise CalibrationError(f"confidence must lie between 0 and 1, not {confidence:g}")
-    first = conformal_rank(n, alpha)
-    low, high = first, n
+    _check_rate(alpha)
     if n < needed(alpha, confidence):
         raise CalibrationError(
             f"a false-alarm rate of {alpha:g} with confidence {confidence:g} needs at least "
             f"{needed(alpha, confidence)} calibration images, and there are {n}"
         )
+    low, high = conformal_rank(n, alpha), n
     while low < high:
         middle = (low + high) // 2
         if _binomial_tail(n, n + 1 - middle, alpha) >= confidence:
@@ -112,6 +113,11 @@ def confident_rank(n: int, alpha: float, confidence: float) -> int:
         else:
             low = middle + 1
     return low
+
+
+def _check_rate(alpha: float) -> None:
+    if not 0.0 < alpha < 1.0:
+        raise CalibrationError(f"alpha must lie between 0 and 1, not {alpha:g}")
 
 
 @dataclass(frozen=True)

@@ -105,11 +105,19 @@ def test_confidence_asks_for_no_less_than_the_average(n, alpha, confidence):
     ("alpha", "confidence", "needed"), [(0.01, None, 99), (0.05, None, 19), (0.01, 0.99, 459), (0.2, 0.5904, 4)]
 )
 def test_too_few_scores_say_how_many_are_needed(alpha, confidence, needed):
-    """With one score too few the error names the number that is enough, and with that many there is a threshold."""
+    """With any number too few the error names the one that is enough, and with that many there is a threshold."""
     scores = [float(x) for x in range(needed)]
     assert Calibration(scores, confidence).threshold(alpha) == needed - 1
-    with pytest.raises(CalibrationError, match=f"at least {needed} calibration images, and there are {needed - 1}"):
-        Calibration(scores[1:], confidence).threshold(alpha)
+    for few in (1, needed - 1):
+        with pytest.raises(CalibrationError, match=f"at least {needed} calibration images, and there are {few}"):
+            Calibration(scores[:few], confidence).threshold(alpha)
+
+
+@pytest.mark.parametrize("confidence", [None, 0.99])
+def test_the_smallest_rate_is_refused_like_any_other(confidence):
+    """A client may name any alpha: one for which no number of images is a float is an error of the same kind."""
+    with pytest.raises(CalibrationError, match="needs at least"):
+        Calibration([1.0] * 100, confidence).threshold(5e-324)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, 2.0, math.nan, math.inf])
