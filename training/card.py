@@ -86,14 +86,14 @@ this version was calibrated on, {_interval(before["flagged"])} are above that.
 
 
 def _what_is_not_known(manifest: Manifest) -> str:
-    version = _anew(manifest).version
+    version, tested = _anew(manifest).version, manifest.metrics["tested_version"]
     return f"""## What is known, and what is not
 
-* The model is that of version {version}, byte for byte. {_ranking(manifest.metrics)} That is of version {version}'s own
+* The model is that of version {version}, byte for byte. {_ranking(manifest.metrics)} That is of version {tested}'s own
   test ({manifest.metrics["test"]}), and says nothing of images made in another way.
 * Every image at hand chose the threshold, and none is left to measure false alarms on: there is only the promise above.
 * How many anomalies are caught at the new threshold was not measured.
-* Pictures, probes and the figures of each label are in the model card of version {version}; verdicts there are at its
+* Pictures, probes and the figures of each label are in the model card of version {tested}; verdicts there are at its
   own threshold.
 """
 

