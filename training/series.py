@@ -81,7 +81,7 @@ def run(
         again: whether an order is to be made although its figures are there, because its version is wanted.
 
     Raises:
-        TrainingError: a version diverged, or a process died.
+        TrainingError: a version diverged, a process died, or a result that is there is damaged.
         OSError: a result cannot be written; it names the path.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def run(
     for order in orders:
         path = path_of(order, sha256, folder)
         if path.is_file() and not again(order):
-            yield order, json.loads(path.read_text()), None
+            yield order, _read(path), None
         else:
             missing.append(order)
     if missing:
@@ -188,6 +188,14 @@ def _make(at: int, order: Order) -> tuple[Row, Made]:
     begun = time.perf_counter()
     made = make(order, dataset, progress=lambda epoch, _: epochs.put((at, epoch)), reference=beside)
     return figures(made, time.perf_counter() - begun), made
+
+
+def _read(path: Path) -> Row:
+    try:
+        row: Row = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise TrainingError(f"{path} is damaged: remove it, and the same command makes it anew") from error
+    return row
 
 
 def _write(path: Path, row: Row) -> None:

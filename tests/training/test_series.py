@@ -18,11 +18,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from app.repository import Repository
-from tests.training.conftest import CPU, MODEL_STORE, ROOT
+from tests.training.conftest import CPU, MODEL_STORE, ROOT, small_order
 from training.__main__ import app
 from training.publish import publish_copy
 from training.recipes import RECIPES
-from training.series import path_of
+from training.series import Source, path_of
+from training.series import run as series
+from training.train import TrainingError
 from training.version import Order
 
 ALL = ("-m", "training", "all", "--data", "mnist-5000", "--device", "cpu", "--alpha", "0.05")
@@ -159,6 +161,18 @@ def test_a_result_is_of_one_recipe_and_one_seed(tmp_path):
     assert len(names) == 6
     same = Order("b", recipe.with_epochs(None), (0,), seed=0, alpha=0.01, confidence=None, device=CPU)
     assert path_of(order, "d", tmp_path) == path_of(same, "d", tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"recipe": "deep", "seed', b"\xff\xff"])
+def test_a_damaged_result_is_named(digits, tmp_path, content):
+    """What a crash or a disk left of a result is an error that names the file, and is not overwritten."""
+    order = small_order()
+    path = path_of(order, digits.sha256, tmp_path)
+    path.write_bytes(content)
+    source = Source("mnist-5000", None, tmp_path)
+    with pytest.raises(TrainingError, match=f"{path} is damaged: remove it"):
+        next(series([order], digits, source, tmp_path, jobs=1, watch=lambda *_: None))
+    assert path.read_bytes() == content
 
 
 def wait_for_the_end_of(group: int) -> None:
