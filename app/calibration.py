@@ -61,6 +61,8 @@ def _sum_while_it_matters(term: float, ratios: Iterable[float]) -> float:
 def needed(alpha: float, confidence: float | None = None) -> int:
     """Return the least number of calibration images for a false-alarm rate of `alpha`, both in (0, 1)."""
     average = math.ceil(1 / Fraction(repr(alpha))) - 1
+    # One less is enough where `alpha` is a third, say: see `conformal_rank`.
+    average -= 1 / average <= alpha
     certain = 0.0 if confidence is None else math.log1p(-confidence) / math.log1p(-alpha)
     # For the smallest floats that a client may name, the quotient is infinite.
     return max(average, math.ceil(certain)) if certain < math.inf else average

@@ -102,7 +102,8 @@ def test_confidence_asks_for_no_less_than_the_average(n, alpha, confidence):
 
 
 @pytest.mark.parametrize(
-    ("alpha", "confidence", "needed"), [(0.01, None, 99), (0.05, None, 19), (0.01, 0.99, 459), (0.2, 0.5904, 4)]
+    ("alpha", "confidence", "needed"),
+    [(0.01, None, 99), (0.05, None, 19), (0.01, 0.99, 459), (0.2, 0.5904, 4), (1 / 3, None, 2)],
 )
 def test_too_few_scores_say_how_many_are_needed(alpha, confidence, needed):
     """With any number too few the error names the one that is enough, and with that many there is a threshold."""
