@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from training.datasets import DataError, Dataset
 
 ARTICLE_FIRST = 6_000
+_LEAST = 3
 Indices = NDArray[np.intp]
 
 
@@ -78,6 +79,11 @@ SPLITS: dict[str, Callable[[Dataset, Sequence[int], int], Split]] = {"article": 
 
 
 def _standard_without_test_file(dataset: Dataset, is_normal: NDArray[np.bool_], seed: int) -> Split:
+    count = is_normal.sum()
+    if count < _LEAST:
+        raise DataError(
+            f"{count} images are too few to divide into training, calibration and test; {_LEAST} are the least"
+        )
     random = np.random.default_rng(seed)
     kept: list[Indices] = [np.zeros(0, np.intp)]
     test: list[Indices] = [np.flatnonzero(~is_normal)]

@@ -98,3 +98,11 @@ def test_all_that_is_not_normal_tests():
     assert (len(split.train), len(split.calibration)) == (30, 10)
     assert 50 in split.test
     assert len(split.test) == 11
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_too_few_to_divide_are_counted_before_they_are_divided(count):
+    """The error has the number of normal images that there are, not of those that a first cut left; three will do."""
+    with pytest.raises(DataError, match=f"^{count} images are too few .*; 3 are the least"):
+        standard(labelled([0] * count + [1] * 9), (0,), 0)
+    check(standard(labelled([0] * 3), (0,), 0), labelled([0] * 3), (0,))
