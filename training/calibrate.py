@@ -6,7 +6,9 @@ themselves are in `app.calibration`, which the service uses too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +50,12 @@ def caught(reason: NDArray[np.int8], names: Sequence[str]) -> dict[str, int]:
 
 
 def check_guards(
-    scores: NDArray[np.float32], reason: NDArray[np.int8], names: Sequence[str], threshold: float
+    scores: NDArray[np.float32],
+    reason: NDArray[np.int8],
+    names: Sequence[str],
+    *,
+    threshold: float,
+    guard_error: float,
 ) -> dict[str, int]:
     """Return how many calibration images each guard caught.
 
@@ -57,9 +64,10 @@ def check_guards(
         reason: codes of those, int8 [n].
         names: of the guards.
         threshold: what the scores give.
+        guard_error: the score of whatever a guard catches.
 
     Raises:
-        CalibrationError: the threshold reaches the score of caught images, above which nothing lies.
+        CalibrationError: the threshold reaches the score of caught images, so that none of them is anomalous.
     """
     counts = caught(reason, names)
     if counts and threshold >= scores[reason > 0].min():
@@ -67,7 +75,17 @@ def check_guards(
             f"{caught_words(counts, len(scores))}, so many that nothing would be anomalous: "
             "give bright strokes on a dark ground, or leave such images out"
         )
+    if threshold >= guard_error:
+        raise CalibrationError(
+            f"the threshold {threshold:.6g} reaches {guard_error:g}, the error of all that guards catch, and an empty "
+            "image would be normal: the model cannot redraw these images, so train one on their kind"
+        )
     return counts
+
+
+def guard_error(parameters: Mapping[str, Any]) -> float:
+    """Return the score of whatever a guard catches, of a recipe with these parameters; infinite where it has none."""
+    return float(parameters.get("guards", {}).get("guard_error", math.inf))
 
 
 def caught_words(counts: Mapping[str, int], n: int) -> str:

@@ -20,7 +20,7 @@ from app.detector import Detector
 from app.manifest import Manifest, Recalibration
 from app.repository import Artifact, Repository
 from training import pictures
-from training.calibrate import BAND_LEVEL, calibrate, check_guards, judge
+from training.calibrate import BAND_LEVEL, calibrate, check_guards, guard_error, judge
 from training.card import recalibrated_card
 from training.evaluate import INTERVAL_LEVEL, proportion
 from training.report import histogram
@@ -70,7 +70,9 @@ def recalibrate(
     scores, reason, guards = _own(artifact) if images is None else (*judge(detector, images), origin.reasons)
     calibration, summary = calibrate(scores, alpha, confidence)
     threshold = calibration.threshold(alpha)
-    counts = check_guards(scores, reason, guards, threshold)
+    counts = check_guards(
+        scores, reason, guards, threshold=threshold, guard_error=guard_error(origin.recipe.parameters)
+    )
     draft = origin.model_copy(
         update={
             "created_at": datetime.now(UTC).replace(microsecond=0),
@@ -101,8 +103,8 @@ def _check_unseen(artifact: Artifact, images: NDArray[np.uint8]) -> None:
 def _own(artifact: Artifact) -> tuple[NDArray[np.float32], NDArray[np.int8], Sequence[str]]:
     # Only the scores were kept: those of caught images are known by the guards' error, but not which guard it was.
     scores = np.asarray(artifact.calibration.scores, np.float32)
-    guard_error = artifact.manifest.recipe.parameters.get("guards", {}).get("guard_error", np.inf)
-    return scores, (scores == np.float32(guard_error)).astype(np.int8), [" or ".join(artifact.manifest.reasons)]
+    of_caught = np.float32(guard_error(artifact.manifest.recipe.parameters))
+    return scores, (scores == of_caught).astype(np.int8), [" or ".join(artifact.manifest.reasons)]
 
 
 def _origin(origin: Manifest, images: NDArray[np.uint8] | None) -> Recalibration:

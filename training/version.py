@@ -20,7 +20,7 @@ import torch
 from app.detector import Detector
 from app.manifest import CalibrationSummary, Data, Manifest
 from app.manifest import Recipe as RecipeRecord
-from training.calibrate import calibrate, check_guards, judge, score
+from training.calibrate import calibrate, check_guards, guard_error, judge, score
 from training.data import FASHION, fashion_images
 from training.datasets import Dataset
 from training.evaluate import evaluate, probe_table
@@ -128,7 +128,13 @@ def make(
     calibration_scores, reason = judge(detector, dataset.images[split.calibration])
     calibration, summary = calibrate(calibration_scores, order.alpha, order.confidence)
     threshold = calibration.threshold(order.alpha)
-    counts = check_guards(calibration_scores, reason, order.recipe.reasons, threshold)
+    counts = check_guards(
+        calibration_scores,
+        reason,
+        order.recipe.reasons,
+        threshold=threshold,
+        guard_error=guard_error(order.recipe.parameters),
+    )
     test_scores = score(detector, test_images)
     is_normal = np.isin(test_labels, order.normal)
     far_away = None if dataset.name == FASHION else fashion_images()

@@ -249,6 +249,13 @@ def test_dark_strokes_on_white_choose_no_threshold(tmp_path, digits):
     code, _, problems = run(*calibrate, "--data-dir", dark)
     assert (code, len(problems.splitlines())) == (2, 1)
     assert "guards caught 475 of the 475 calibration images (too_much_ink 475)" in problems
+    # Dots are so unlike a zero that they score beyond the guards: with their threshold, nothing caught is anomalous.
+    dots = np.zeros((9, 28, 28), np.uint8)
+    for place, dot in enumerate(dots, 5):
+        dot[place : place + 3, place : place + 3] = 255
+    code, _, problems = run(*calibrate, "--data-dir", write_pngs(tmp_path / "dots", dots))
+    assert (code, len(problems.splitlines())) == (2, 1)
+    assert "reaches 4, the error of all that guards catch" in problems
     code, out, problems = run(*calibrate, "--alpha", 0.2)
     assert (code, repository.versions("mine")) == (0, [1, 2])
     assert f"guards caught {count} of the 100 calibration images" in out
