@@ -68,6 +68,8 @@ Name = Annotated[str, typer.Argument(help="The model, as in `zero-article`.")]
 MODEL_STORE = Path("model_store")
 _LAST_SEED = 2**63 - 1
 """What torch takes."""
+_MOST_THREADS = 512
+"""More than processors have; where the kernel gives no more threads, torch ends with a segmentation fault."""
 
 
 @app.command()
@@ -96,7 +98,9 @@ def train(
     epochs: Annotated[int | None, typer.Option(min=1, help="Another number of epochs than the recipe's.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=_LAST_SEED, help="Of everything random.")] = 0,
     device: Annotated[str, typer.Option(help="Where to train: auto, cpu, cuda, cuda:n.")] = "auto",
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads; scores repeat exactly for the same number.")] = 1,
+    threads: Annotated[
+        int, typer.Option(min=1, max=_MOST_THREADS, help="CPU threads; scores repeat exactly for the same number.")
+    ] = 1,
     promote: Annotated[bool, typer.Option("--promote", help="Let the new version answer at once.")] = False,
     model_store: ModelStore = MODEL_STORE,
 ) -> None:

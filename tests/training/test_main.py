@@ -326,6 +326,13 @@ def test_a_seed_is_one_that_torch_takes(tmp_path):
         assert problems == f"error: a seed lies between 0 and {2**63 - 1}; --seeds is {seeds}\n"
 
 
+def test_threads_are_no_more_than_can_be_had(tmp_path):
+    """Far too many threads are refused as an option, before torch dies of them."""
+    code, _, problems = run("train", "--data-dir", PNGS, "--threads", 100_000, "--model-store", tmp_path)
+    assert code == 2
+    assert "512" in problems
+
+
 def test_every_option_and_command_is_documented():
     """An option or a command that docs/training.md does not mention does not exist."""
     documented = (ROOT / "docs" / "training.md").read_text()
