@@ -94,7 +94,7 @@ class Repository:
             found = [path.parent.name for path in (self.root / name).glob("*/manifest.json")]
         except OSError:
             return []
-        return sorted(int(number) for number in found if _is_version(number))
+        return sorted(int(number) for number in found if is_version(number))
 
     def current(self, name: str) -> int | None:
         """Return the current version's number, or None when the model has none.
@@ -110,7 +110,7 @@ class Repository:
             return None
         except (OSError, UnicodeDecodeError) as error:
             raise RepositoryError(f"{name}: CURRENT cannot be read") from error
-        if not _is_version(text):
+        if not is_version(text):
             raise RepositoryError(f"{name}: CURRENT does not hold a version number")
         return int(text)
 
@@ -201,7 +201,8 @@ class Repository:
             raise RepositoryError(f"{label}: {file} is missing or cannot be read") from error
 
 
-def _is_version(text: str) -> bool:
+def is_version(text: str) -> bool:
+    """Return whether this is a version's number as its folder has it."""
     return text.isascii() and text.isdigit() and text[0] != "0" and len(text) <= _MOST_DIGITS
 
 

@@ -26,7 +26,7 @@ from rich.table import Table
 from app.calibration import CalibrationError
 from app.detector import Detector, DetectorError, DeviceError, choose_device
 from app.manifest import Manifest
-from app.repository import MODEL_NAME, Repository, RepositoryError
+from app.repository import MODEL_NAME, Repository, RepositoryError, is_version
 from training import publish
 from training.data import LOADERS, holds_pngs, load, read_pngs, set_in
 from training.datasets import DataError, Dataset
@@ -412,7 +412,7 @@ def _set_in(data_dir: Path | None) -> str:
 
 def _origin(repository: Repository, reference: str) -> Manifest:
     name, at, version = reference.partition("@")
-    number = repository.current(publish.check_name(name)) if not at else int(version) if version.isdecimal() else None
+    number = repository.current(publish.check_name(name)) if not at else int(version) if is_version(version) else None
     if number is None:
         raise PublishError(f"there is no version {reference} in {repository.root}")
     return repository.manifest(name, number)
@@ -494,7 +494,7 @@ def _rows(repository: Repository, name: str, damage: list[str]) -> Iterator[tupl
             yield _row(repository.manifest(name, version), version == current)
         except RepositoryError as error:
             damage.append(str(error))
-            yield name, str(version), "◂ current" if version == current else "", "damaged"
+            yield name, str(version), "current" if version == current else "", "damaged"
 
 
 def _row(manifest: Manifest, is_current: bool) -> tuple[str, ...]:
@@ -502,7 +502,7 @@ def _row(manifest: Manifest, is_current: bool) -> tuple[str, ...]:
     return (
         manifest.name,
         str(manifest.version),
-        "◂ current" if is_current else "",
+        "current" if is_current else "",
         manifest.normal_class,
         manifest.recipe.name,
         "-" if auroc is None else f"{auroc:.4f}",

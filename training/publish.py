@@ -21,7 +21,7 @@ import torch
 
 from app.detector import Detector, DetectorError
 from app.manifest import Manifest
-from app.repository import MODEL_NAME, Repository, RepositoryError, sha256
+from app.repository import MODEL_NAME, Repository, RepositoryError, is_version, sha256
 
 _STAGING = ".staging-"
 _CURRENT_DRAFT = ".CURRENT-draft"
@@ -83,7 +83,7 @@ def publish_copy(root: Path, folder: Path, *, promote: bool = False) -> Manifest
             anew for a version that `root` does not have under the same number. Nothing was published.
     """
     folder = folder.resolve()
-    if not MODEL_NAME.fullmatch(folder.parent.name) or not folder.name.isdecimal():
+    if not MODEL_NAME.fullmatch(folder.parent.name) or not is_version(folder.name):
         raise PublishError(f"{folder} is no version: its path ends in a model's name and a number")
     elsewhere = Repository(folder.parents[1])
     try:
@@ -214,7 +214,7 @@ def _current(repository: Repository, name: str) -> int | None:
 def _numbers(root: Path, name: str) -> list[int]:
     # Every numbered folder counts, also one without a manifest, and what CURRENT names though it be deleted, so that no
     # number is ever used twice.
-    found = [0, *(int(path.name) for path in (root / name).glob("*") if path.name.isdecimal())]
+    found = [0, *(int(path.name) for path in (root / name).glob("*") if is_version(path.name))]
     with suppress(RepositoryError):
         found.append(Repository(root).current(name) or 0)
     return found

@@ -48,7 +48,7 @@ def test_the_life_of_a_model(tmp_path):
     assert run("promote", "mine", 2, *store)[1] == "mine: version 2 is current\n"
     assert run("rollback", "mine", *store)[1] == "mine: version 1 is current\n"
     out = run("list", *store)[1]
-    assert [line.split()[:3] for line in out.splitlines()[1:]] == [["mine", "1", "◂"], ["mine", "2", "the"]]
+    assert [line.split()[:3] for line in out.splitlines()[1:]] == [["mine", "1", "current"], ["mine", "2", "the"]]
     assert run("verify", *store)[:2] == (0, "mine@1: good\nmine@2: good\n")
 
     (tmp_path / "mine" / "2" / "golden.npz").write_bytes(b"")
@@ -101,7 +101,7 @@ def test_a_model_whose_versions_are_gone_is_found(tmp_path):
     assert (code, problems) == (2, "zero-article: CURRENT names version 1, which is not there\n")
     assert run("verify", "zero-article", "--model-store", store)[0] == 2
     code, out, _ = run("list", "--model-store", store)
-    assert (code, out.splitlines()[1].split()) == (2, ["zero-article", "1", "◂", "current", "damaged"])
+    assert (code, out.splitlines()[1].split()) == (2, ["zero-article", "1", "current", "damaged"])
 
 
 def test_a_damaged_version_hides_no_other(tmp_path):
@@ -111,7 +111,7 @@ def test_a_damaged_version_hides_no_other(tmp_path):
     code, out, problems = run("list", "--model-store", store)
     assert code == 2
     rows = [line.split()[:3] for line in out.splitlines()[1:]]
-    assert rows == [["zero-article", "1", "damaged"], ["zero-article", "2", "◂"]]
+    assert rows == [["zero-article", "1", "damaged"], ["zero-article", "2", "current"]]
     assert problems.startswith("zero-article@1: manifest.json is not valid")
 
 

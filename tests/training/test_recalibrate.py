@@ -141,6 +141,8 @@ def test_another_rate_needs_no_images(store):
         (("small",), "nothing would change"),
         (("small@9", "--alpha", 0.1), "small@9: manifest.json is missing"),
         (("small@v1", "--alpha", 0.1), "there is no version small@v1"),
+        (("small@01", "--alpha", 0.1), "there is no version small@01"),
+        (("small@" + 5000 * "9", "--alpha", 0.1), "there is no version small@999"),
         (("other", "--alpha", 0.1), "there is no version other"),
         (("Not a name", "--alpha", 0.1), "cannot name a model"),
         (("small", "--alpha", 0.001), "at least 999 calibration images, and there are 100"),
