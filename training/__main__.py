@@ -156,7 +156,10 @@ def all_labels(
     ),
     publish_too: Annotated[
         bool,
-        typer.Option("--publish", help="Publish and promote, as `zero-deep` and so on; what the store lacks is made."),
+        typer.Option(
+            "--publish",
+            help="Publish as `zero-deep` and so on, and promote the least seed's; what the store lacks is made.",
+        ),
     ] = False,
     model_store: ModelStore = MODEL_STORE,
 ) -> None:
@@ -207,8 +210,11 @@ def all_labels(
                 bars.advance(total)
                 bars.console.print(f"{_task_name(order)}: AUROC {row['auroc']:.4f}{'' if made else ' (kept)'}")
                 if made and publish_too:
-                    manifest = made.publish(model_store, promote=True)
-                    bars.console.print(f"published {manifest.name}@{manifest.version} (current)")
+                    # Which of several seeds answers must not depend on which process was the last.
+                    answers = order.seed == min(_seeds(seeds))
+                    manifest = made.publish(model_store, promote=answers)
+                    state = " (current)" if answers else ""
+                    bars.console.print(f"published {manifest.name}@{manifest.version}{state}")
         console.print(summary_table(rows, dataset.label_names))
 
 

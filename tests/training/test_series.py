@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from tests.training.conftest import CPU, MODEL_STORE, ROOT, small_order
 from training.__main__ import app
 from training.publish import publish_copy
 from training.recipes import RECIPES
-from training.series import Source, path_of
+from training.series import Source, figures, path_of
 from training.series import run as series
 from training.train import TrainingError
 from training.version import Order
@@ -52,6 +53,21 @@ def test_all_digits_are_ten_models(monkeypatch, tmp_path):
     assert [(order.seed, order.normal) for order in asked] == [
         (seed, (label,)) for seed in (3, 4) for label in range(10)
     ]
+
+
+def test_the_least_seed_answers(monkeypatch, made, tmp_path):
+    """Of several seeds one is promoted, and which one does not depend on the order in which they are finished."""
+    monkeypatch.setattr(
+        "training.series.run", lambda orders, *_, **__: ((order, figures(made, 1.0), made) for order in orders[::-1])
+    )
+    options = ("--seeds", "2,1", "--normal", "0", "--publish", "--model-store", str(tmp_path))
+    result = CliRunner().invoke(app, [*ALL[2:], *options, "--results", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert Repository(tmp_path).versions("small") == [1, 2]
+    assert Repository(tmp_path).current("small") == 2
+    assert "published small@1\npublished small@2 (current)" in re.sub(
+        "^.*AUROC.*\n", "", result.output, flags=re.MULTILINE
+    )
 
 
 @pytest.mark.long
