@@ -1,0 +1,66 @@
+"""The script that makes the secrets, in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from app.keys import ApiKeys
+from tests.conftest import ROOT
+
+
+def secrets(folder: Path, *arguments: str) -> str:
+    """Run deploy/secrets for a copy of the project in `folder`, and return the API key that it shows."""
+    (folder / "deploy").mkdir(exist_ok=True)
+    shutil.copy(ROOT / "deploy" / "secrets", folder / "deploy")
+    environment = {name: value for name, value in os.environ.items() if name != "SECRETS"}
+    command = [folder / "deploy" / "secrets", *arguments]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    return said.strip().rpartition(" ")[2]
+
+
+@pytest.mark.parametrize("line", ["SECRETS={}", 'SECRETS="{}"', "SECRETS=/old\nSECRETS='{}'", "SECRETS={} # here"])
+def test_they_are_made_where_env_says(tmp_path: Path, line: str) -> None:
+    """The folder that .env names is the one that compose reads: no other one gets secrets or keys."""
+    elsewhere, env = tmp_path / "else where", line.format(tmp_path / "else where") + "\n"
+    (tmp_path / ".env").write_text(env)
+    keys = [secrets(tmp_path), secrets(tmp_path, "key", "second")]
+    assert [ApiKeys(elsewhere / "keys" / "api_keys").owner(key.encode()) for key in keys] == ["trial", "second"]
+    assert not (tmp_path / "secrets").exists() and (tmp_path / ".env").read_text() == env
+
+
+@pytest.mark.parametrize("text", [None, "", "TAG=new", "TAG=new\n", "SECRETS=\n"])
+def test_env_gets_a_line_of_its_own(tmp_path: Path, text: str | None) -> None:
+    """What .env holds already stays, also where its last line has no end; a second run adds nothing."""
+    if text is not None:
+        (tmp_path / ".env").write_text(text)
+    for _ in range(2):
+        secrets(tmp_path)
+        assert (tmp_path / ".env").read_text().split() == [*(text or "").split(), "SECRETS=./secrets"]
+
+
+def test_a_key_gets_a_line_of_its_own(tmp_path: Path) -> None:
+    """A list whose last line has no end, as some editors leave it, stays good when a key is added."""
+    first = secrets(tmp_path)
+    path = tmp_path / "secrets" / "keys" / "api_keys"
+    path.chmod(0o644)
+    path.write_text(path.read_text().rstrip("\n"))
+    second = secrets(tmp_path, "key", "second")
+    assert [ApiKeys(path).owner(key.encode()) for key in (first, second)] == ["trial", "second"]
+
+
+def test_an_empty_password_is_made_again(tmp_path: Path) -> None:
+    """A run that could not write, or had no openssl, leaves an empty file: that is no password."""
+    secrets(tmp_path)
+    password = tmp_path / "secrets" / "redis_password"
+    made = password.read_text()
+    secrets(tmp_path)
+    assert password.read_text() == made
+    password.chmod(0o644)
+    password.write_text("")
+    secrets(tmp_path)
+    assert len(password.read_text().strip()) == 64
