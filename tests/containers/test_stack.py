@@ -87,6 +87,10 @@ def test_compose_and_service_agree(stack: Stack) -> None:
     assert api["ANOMALY_BULK_MAX_BODY_BYTES"] == gateway["BATCH_MAX_BYTES"] == str(default["bulk_max_body_bytes"])
     assert api["ANOMALY_FIT_MAX_BODY_BYTES"] == gateway["FIT_MAX_BYTES"] == str(default["fit_max_body_bytes"])
     assert services["api"]["deploy"]["replicas"] == 2
+    words = (ROOT / "deploy/gateway/haproxy.cfg").read_text().split()
+    buffer, buffers = (int(words[words.index(f"tune.{name}") + 1]) for name in ("bufsize", "buffers.limit"))
+    # Twice: the old worker beside the new one. A fifth is for everything else.
+    assert 2 * buffer * buffers < 0.8 * int(services["gateway"]["mem_limit"])
     scaled = json.loads(stack.compose("config", "--format", "json", API_REPLICAS="5").stdout)["services"]
     assert scaled["api"]["deploy"]["replicas"] == 5
 
@@ -298,6 +302,9 @@ def test_refusals(stack: Stack) -> None:
         answer = stack.ask("POST", "/score", zero, key=key, **PNG_)
         assert refused(answer, 401)["type"] == "/problems/unauthorized"
         assert answer[1]["www-authenticate"].startswith("ApiKey")
+    # Without a key the page can be looked at, and nobody's body is waited for.
+    assert stack.ask("GET", "/", key=None)[0] == stack.ask("HEAD", "/docs", key=None)[0] == 200
+    refused(stack.ask("POST", "/", b"", key=None, content_length="60000"), 401)
     for path in ("/metrics", "/livez", "/readyz"):
         refused(stack.ask("GET", path), 404)
     assert refused(stack.ask("POST", "/score", b"x" * 65537, **PNG_), 413)["type"] == "/problems/body-too-large"
