@@ -220,7 +220,10 @@ def test_journey(stack: Stack) -> None:
 
 
 def test_no_version_below_tls_1_2(stack: Stack) -> None:
-    """The gateway does not speak TLS 1.1, and no plain HTTP."""
+    """The gateway does not speak TLS 1.1, no suite of TLS 1.2 without authenticated encryption, and no plain HTTP."""
+    for suite, code in (("ECDHE-ECDSA-AES128-GCM-SHA256", 0), ("ECDHE-ECDSA-AES128-SHA", 35)):
+        weak = ("--tls-max", "1.2", "--ciphers", suite, "-o", "/dev/null", f"https://localhost:{stack.port}/docs")
+        assert run("curl", "-sSk", *weak, check=False).returncode == code, suite
     old = ("--tls-max", "1.1", "--ciphers", "ALL:@SECLEVEL=0", f"https://localhost:{stack.port}/docs")
     assert run("curl", "-sSk", *old, check=False).returncode == 35
     with socket.create_connection(("localhost", stack.port), 5) as plain:
