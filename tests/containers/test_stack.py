@@ -643,19 +643,20 @@ def test_prometheus_sees_every_replica(stack: Stack) -> None:
 
 def test_every_series_of_alerts_and_dashboard_exists(stack: Stack) -> None:
     """Each series that an alert rule or a panel names is one of the service's or the gateway's /metrics."""
-    known = {"up"}
+    known = {"up", "ALERTS"}
     for address in ("http://127.0.0.1:8000/metrics", "http://gateway:8405/metrics"):
         for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", stack.inside(FETCH, address), re.MULTILINE):
             parts = ("_bucket", "_sum", "_count") if kind == "histogram" else ("",)
             known |= {name + part for part in parts}
     panels = json.loads((ROOT / "deploy/grafana/provisioning/dashboards/anomaly.json").read_text())["panels"]
+    assert any("ALERTS{" in target["expr"] for panel in panels for target in panel["targets"])
     rules = json.loads(stack.inside(FETCH, "http://prometheus:9090/api/v1/rules"))["data"]["groups"]
     expressions = [rule["query"] for group in rules for rule in group["rules"]]
     assert len(expressions) > 10
     expressions += [target["expr"] for panel in panels for target in panel["targets"]]
     for expression in expressions:
         plain = re.sub(r"\{[^}]*\}|\[[^]]*\]|\b(by|offset) ?(\([^)]*\)|\w+)", " ", expression)
-        series = {word for word in re.findall(r"\b[a-z_]\w*\b(?! *\()", plain) if word not in {"or", "and", "by"}}
+        series = {word for word in re.findall(r"\b[A-Za-z_]\w*\b(?! *\()", plain) if word not in {"or", "and", "by"}}
         assert series and series <= known, expression
 
 
