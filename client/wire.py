@@ -64,10 +64,13 @@ def read(image: Image) -> bytes:
     """Return an image's bytes.
 
     Raises:
+        TypeError: it is neither bytes nor a path, but a name, say.
         UnreadableImage: its file cannot be read.
     """
     if isinstance(image, bytes):
         return image
+    if not hasattr(image, "read_bytes"):
+        raise TypeError(f"an image is bytes or a pathlib.Path, not {type(image).__name__}")
     try:
         return image.read_bytes()
     except (OSError, ValueError) as error:  # a ValueError: no file can have this name

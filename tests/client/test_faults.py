@@ -241,6 +241,19 @@ def test_a_name_that_no_file_can_have_is_one_image(service: Client) -> None:
     assert "null byte" in str(results[1])
 
 
+async def test_a_name_is_no_image(service: Client) -> None:
+    """A file's name where a path belongs is told in words; it is nobody's image that cannot be read."""
+    asked = answering(service, good)
+    with pytest.raises(TypeError, match=r"bytes or a pathlib.Path, not str"):
+        service.score("digit.png")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"not str"):
+        list(service.score_many(["digit.png"]))  # type: ignore[list-item]
+    async with AsyncClient("http://127.0.0.1:1") as another:
+        with pytest.raises(TypeError, match=r"not str"):
+            await another.score("digit.png")  # type: ignore[arg-type]
+    assert asked == []
+
+
 def test_many_scores_can_be_closed() -> None:
     """The types say that the results are generators, so that `close` and `aclose` pass a type checker."""
     assert get_origin(get_type_hints(Client.score_many)["return"]) is Generator
