@@ -74,7 +74,8 @@ def _serve(settings: Settings) -> int:
         proxy_headers=False,
         timeout_graceful_shutdown=30,
         # A worker that does not answer is killed: on a busy machine none may be that only starts, or scores a batch.
-        timeout_worker_healthcheck=60,
+        # But while the supervisor waits for one that has just died, it starts no other and hears no signal.
+        timeout_worker_healthcheck=15,
     )
     return 0
 
