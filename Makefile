@@ -24,7 +24,8 @@ serve: $(STAMP) ## serve the shipped model on 127.0.0.1:8000 (PORT=, WORKERS=)
 	ANOMALY_PORT=$(PORT) ANOMALY_WORKERS=$(WORKERS) exec $(BIN)/python -m app
 
 test: $(STAMP) ## run the whole test suite, on up to four cores
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+	@# One process more than cores: tests wait for what they started.
+	$(BIN)/python -m pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 5 --dist worksteal
 
 test-containers: $(STAMP) ## build the images, start docker-compose.yml on a real engine, put faults under load (as root, or with an engine)
 	bash tests/containers/run

@@ -137,13 +137,16 @@ def watch(
         code, trouble = NORMAL, ""
         while not stop.asked:
             try:
-                for result in scorer.results(Source(str(path), path) for path in arrivals.look()):
+                ready = arrivals.look()
+                left = len(ready)
+                for result in scorer.results(Source(str(path), path) for path in ready):
                     writer.add(result)
                     arrivals.done(Path(result.file))
                     code = max(code, _code(result))
+                    left -= 1
                     if stop.asked:
                         break
-                else:
+                if not left:
                     trouble = ""
             except InvalidParameter:
                 raise  # an option's value does not become valid by waiting

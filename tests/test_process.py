@@ -29,7 +29,7 @@ PNG = {"content-type": "image/png"}
 
 def load(server: Server, png: bytes, ids: list[str], done: threading.Event) -> None:
     """Score until told to stop or the server is gone, and add each id that was answered to `ids`."""
-    with httpx.Client(base_url=server.url, timeout=10) as client:
+    with server.client(timeout=10) as client:
         while not done.is_set():
             try:
                 response = client.post("/score", content=png, headers=PNG)
@@ -81,7 +81,7 @@ def test_ids_answered_before_a_kill_are_there_after_it(
     with under_load(server, zero, answered=300) as ids:
         server.kill()
     server.start()
-    with httpx.Client(base_url=server.url, timeout=30) as client:
+    with server.client(timeout=30) as client:
         missing = [key for key in ids if not found(client, key)]
     assert missing == []
 
@@ -105,7 +105,7 @@ def test_a_graceful_stop_answers_what_was_accepted(
     barrier = threading.Barrier(9)
 
     def one() -> int | None:
-        with httpx.Client(base_url=server.url, timeout=20) as client:
+        with server.client(timeout=20) as client:
             client.get("/livez")
             barrier.wait()
             try:
@@ -127,7 +127,7 @@ def test_draining_serves_while_unready(make_server: Callable[..., Server], zero:
     """After SIGTERM a draining service says 503 on /readyz and goes on scoring; then it ends by itself."""
     server = make_server(ANOMALY_DRAIN_SECONDS="10").start()
     server.process.terminate()
-    with httpx.Client(base_url=server.url) as client:
+    with server.client() as client:
         until = time.monotonic() + 8
         while client.get("/readyz").status_code == 200:
             assert time.monotonic() < until, "still ready"
@@ -203,8 +203,8 @@ print("lives on")
 def test_every_log_line_is_json_and_gives_nothing_away(make_server: Callable[..., Server], zero: bytes) -> None:
     """Each line of the log is one JSON object; requests carry their id, and no path of the machine is in any."""
     server = make_server().start()
-    httpx.post(f"{server.url}/score", content=zero, headers={**PNG, "x-request-id": "find-me"})
-    httpx.get(f"{server.url}/secret/path")
+    server.post("/score", content=zero, headers={**PNG, "x-request-id": "find-me"})
+    server.get("/secret/path")
     server.stop()
     lines = [json.loads(line) for line in server.log().splitlines()]
     (scored,) = [line for line in lines if line.get("request_id") == "find-me"]
@@ -241,7 +241,7 @@ def test_a_million_tiny_chunks_are_refused(make_server: Callable[..., Server]) -
             while chunk := connection.recv(65536):
                 answer += chunk
     assert answer == b"" or answer.startswith(b"HTTP/1.1 413 ")
-    assert httpx.get(f"{server.url}/livez").status_code == 200
+    assert server.get("/livez").status_code == 200
 
 
 HOSTILE = {
@@ -278,7 +278,7 @@ def test_a_flood_gets_scores_and_refusals_and_nothing_else(make_server: Callable
     assert found["sent"] == 5000
     assert found["unanswered"] == found["lost_connections"] == found["refusals_without_retry_after"] == 0
     assert set(found["statuses"]) == {"200", "503"}
-    assert httpx.post(f"{server.url}/score", content=zero, headers=PNG).status_code == 200
+    assert server.post("/score", content=zero, headers=PNG).status_code == 200
 
 
 def test_hostile_requests_change_nothing(make_server: Callable[..., Server], zero: bytes) -> None:
@@ -294,7 +294,7 @@ def test_hostile_requests_change_nothing(make_server: Callable[..., Server], zer
                     answer += chunk
             assert b"evil" not in answer, name
             assert b" 500 " not in answer, name
-        response = httpx.post(f"{server.url}/score", content=zero, headers=PNG)
+        response = server.post("/score", content=zero, headers=PNG)
         assert response.status_code == 200, name
     assert "Traceback" not in server.log()
 
@@ -318,7 +318,7 @@ def test_what_is_no_http_is_refused_as_a_problem(make_server: Callable[..., Serv
         details[name] = problem["detail"]
     assert "Host" in details["two hosts"]
     assert "Host" not in details["no HTTP"]
-    assert httpx.get(f"{server.url}/livez").status_code == 200
+    assert server.get("/livez").status_code == 200
 
 
 def test_another_protocol_is_not_spoken(make_server: Callable[..., Server]) -> None:
@@ -331,7 +331,7 @@ def test_another_protocol_is_not_spoken(make_server: Callable[..., Server]) -> N
         "sec-websocket-key": "AAAAAAAAAAAAAAAAAAAAAA==",
     }
     for path, status, kind in (("/livez", 200, "application/json"), ("/none", 404, "application/problem+json")):
-        response = httpx.get(server.url + path, headers=wanted)
+        response = server.get(path, headers=wanted)
         assert (response.status_code, response.headers["content-type"]) == (status, kind)
     server.stop()
     assert "WebSocket" not in server.log()
@@ -397,13 +397,13 @@ def test_every_kind_of_request_is_described_in_the_log(make_server: Callable[...
     array = io.BytesIO()
     np.save(array, np.zeros((5, 28, 28), np.uint8))
     npy = {"content-type": "application/x-npy"}
-    httpx.post(f"{server.url}/score", content=zero, headers={**PNG, "x-request-id": "score"})
-    httpx.post(f"{server.url}/score/batch", content=array.getvalue(), headers={**npy, "x-request-id": "batch"})
-    httpx.post(f"{server.url}/score/batch", content=b"x", headers={**npy, "x-request-id": "bad-batch"})
-    httpx.post(f"{server.url}/score", content=b"x", headers={**PNG, "x-request-id": "bad-score"})
-    httpx.get(f"{server.url}/none", headers={"x-request-id": "none"})
-    httpx.get(f"{server.url}/reconstruction/{'0' * 44}?scale=99", headers={"x-request-id": "scale"})
-    httpx.get(f"{server.url}/models?{'a' * 2000}", headers={"x-request-id": "long"})
+    server.post("/score", content=zero, headers={**PNG, "x-request-id": "score"})
+    server.post("/score/batch", content=array.getvalue(), headers={**npy, "x-request-id": "batch"})
+    server.post("/score/batch", content=b"x", headers={**npy, "x-request-id": "bad-batch"})
+    server.post("/score", content=b"x", headers={**PNG, "x-request-id": "bad-score"})
+    server.get("/none", headers={"x-request-id": "none"})
+    server.get(f"/reconstruction/{'0' * 44}?scale=99", headers={"x-request-id": "scale"})
+    server.get(f"/models?{'a' * 2000}", headers={"x-request-id": "long"})
     server.stop()
     lines = {line.get("request_id"): line for line in map(json.loads, server.log().splitlines())}
     for name in ("score", "batch"):

@@ -20,7 +20,7 @@ PNG = {"content-type": "image/png"}
 
 def series(server: Server, name: str) -> float:
     """Return the sum of a series over its labels."""
-    text = httpx.get(f"{server.url}/metrics", timeout=10).text
+    text = server.get("/metrics", timeout=10).text
     return sum(float(value) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE))
 
 
@@ -46,11 +46,11 @@ def test_two_workers_are_one_service(make_server: Callable[..., Server], zero: b
     server = make_server(ANOMALY_WORKERS="2", TMPDIR=str(tmp_path)).start()
     assert list(tmp_path.glob("metrics-*"))
     wait_for(lambda: series(server, "start_seconds") > 0 and len(workers_of(server)) == 2)
-    replies = [httpx.post(f"{server.url}/score", content=zero, headers=PNG, timeout=30) for _ in range(40)]
+    replies = [server.post("/score", content=zero, headers=PNG, timeout=30) for _ in range(40)]
     assert {reply.status_code for reply in replies} == {200}
     for reply in replies:
         for _ in range(3):
-            assert httpx.get(server.url + reply.json()["reconstruction"], timeout=30).status_code == 200
+            assert server.get(reply.json()["reconstruction"], timeout=30).status_code == 200
     for name in ("score_verdicts_total", "score_mse_count"):
         assert {series(server, name) for _ in range(10)} == {40.0}
     assert {series(server, "store_up") for _ in range(5)} == {1.0}
@@ -66,7 +66,7 @@ def test_two_workers_are_one_service(make_server: Callable[..., Server], zero: b
 
 def _readiness(server: Server) -> set[int]:
     """Return what /readyz answers to ten questions, more than one worker would get by chance."""
-    return {httpx.get(f"{server.url}/readyz", timeout=5).status_code for _ in range(10)}
+    return {server.get("/readyz", timeout=5).status_code for _ in range(10)}
 
 
 def _answers(server: Server) -> bool:
@@ -85,7 +85,7 @@ def test_a_stop_drains_every_worker(make_server: Callable[..., Server], zero: by
     server.process.terminate()
     # uvicorn's supervisor looks for signals twice a second, then tells the workers.
     wait_for(lambda: _readiness(server) == {503}, seconds=10)
-    scores = [httpx.post(f"{server.url}/score", content=zero, headers=PNG, timeout=5).status_code for _ in range(10)]
+    scores = [server.post("/score", content=zero, headers=PNG, timeout=5).status_code for _ in range(10)]
     assert set(scores) == {200}
     assert server.process.wait(60) == 0
 
@@ -99,5 +99,5 @@ def test_every_worker_says_by_itself_that_it_is_ready(make_server: Callable[...,
     model_stores.copy(store, 1)
     wait_for(lambda: server.log().count('"event": "version serves"') == 2)
     # On one connection: it is one worker that is asked, for both.
-    with httpx.Client(base_url=server.url, timeout=30) as client:
+    with server.client(timeout=30) as client:
         wait_for(lambda: "\nready 1.0\n" in client.get("/metrics").text)

@@ -162,7 +162,7 @@ async def test_a_reconstruction_is_found_only_by_its_owner(
 def test_a_key_is_never_written_down(make_server: Callable[..., Server], keys_file: Path, zero: bytes) -> None:
     """The log names who asked and holds neither keys nor their hashes, on success and on refusal."""
     server = make_server(ANOMALY_API_KEYS_FILE=str(keys_file), ANOMALY_LOG_LEVEL="debug").start()
-    with httpx.Client(base_url=server.url) as client:
+    with server.client() as client:
         for key, status in ((ALICE, 200), ("a-wrong-key-indeed", 401)):
             response = client.post("/score", content=zero, headers={**PNG, "x-api-key": key})
             assert response.status_code == status

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -245,7 +244,7 @@ def test_the_slider_moves_the_verdict(open_page: Callable[..., Page], service: S
     choose(page, "six.png", (EXAMPLES / "six.png").read_bytes())
     answered(page)
     model = page.locator("#fact-model").inner_text().rpartition(" ")
-    calibration = httpx.get(f"{service.url}/models/{model[0]}/versions/{model[2]}/calibration").json()
+    calibration = service.get(f"/models/{model[0]}/versions/{model[2]}/calibration").json()
     mse = score_of(page)
     points = calibration["operating_points"]
     slider = page.locator("#alpha")
@@ -255,8 +254,8 @@ def test_the_slider_moves_the_verdict(open_page: Callable[..., Page], service: S
         wanted = "Anomalous" if mse > points[index]["threshold"] else "Normal"
         expect(page.locator(WORD)).to_have_text(wanted)
         verdicts.add(wanted)
-        reply = httpx.post(
-            f"{service.url}/score?alpha={points[index]['alpha']}&model={model[0]}",
+        reply = service.post(
+            f"/score?alpha={points[index]['alpha']}&model={model[0]}",
             content=(EXAMPLES / "six.png").read_bytes(),
             headers={"content-type": "image/png"},
         ).json()
@@ -484,7 +483,7 @@ def test_the_error_map_has_a_scale(open_page: Callable[..., Page], service: Serv
     expect(page.locator("#error-most")).to_have_text("most")
     choose(page, "six.png", (EXAMPLES / "six.png").read_bytes())
     answered(page)
-    reply = httpx.get(f"{service.url}/reconstruction/{page.locator('#fact-id').inner_text()}?view=error")
+    reply = service.get(f"/reconstruction/{page.locator('#fact-id').inner_text()}?view=error")
     assert float(page.locator("#error-most").inner_text()) == pytest.approx(float(reply.headers["x-error-peak"]), 1e-3)
     assert float(reply.headers["x-error-peak"]) > score_of(page)
 
@@ -695,14 +694,14 @@ def test_the_interface_is_shown_and_tried_out(
 
 def test_what_the_model_page_shows(open_page: Callable[..., Page], service: Server) -> None:
     """`/models/{name}` is a readable page for a browser and JSON for programs; its pictures load."""
-    name = httpx.get(f"{service.url}/readyz").json()["model"]
+    name = service.get("/readyz").json()["model"]
     page = open_page(path=f"/models/{name}", wait=False)
     expect(page.locator("h1")).to_contain_text(name)
     expect(page.locator("table").first).to_be_visible()
     sizes = page.evaluate("Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth)))")
     assert len(sizes) >= 5
     assert min(sizes) > 0
-    assert httpx.get(f"{service.url}/models/{name}").json()["name"] == name
+    assert service.get(f"/models/{name}").json()["name"] == name
 
 
 SCREENS = {"desktop": (1280, 900), "phone": (390, 844)}

@@ -7,7 +7,6 @@ import contextlib
 import io
 from collections.abc import Callable
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -53,9 +52,7 @@ class Held:
 
 def kept(service: Server, content: bytes, **query: str | float) -> dict[str, object]:
     """Score an image as a program does, and return the reply."""
-    reply = httpx.post(
-        f"{service.url}/score", params=query, content=content, headers={"content-type": "image/png"}
-    ).json()
+    reply = service.post("/score", params=query, content=content, headers={"content-type": "image/png"}).json()
     assert isinstance(reply, dict)
     return reply
 

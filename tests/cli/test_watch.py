@@ -261,6 +261,29 @@ def test_a_watch_that_could_not_score_says_so_by_its_code(
     assert len(looks) == (1 if isinstance(error, InvalidParameter) else 5)
 
 
+@pytest.mark.parametrize(("last", "code"), [("a.png", 2), ("b.png", 0)])
+def test_trouble_is_over_when_all_is_scored(
+    run: Callable[..., int], tmp_path: Path, zero: bytes, monkeypatch: pytest.MonkeyPatch, last: str, code: int
+) -> None:
+    """Ctrl-C within the look that follows trouble: code 2 only where it leaves a file without a score."""
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(zero)
+    asked: list[str] = []
+
+    def outcome(name: str) -> Score:
+        asked.append(name)
+        if len(asked) == 1:
+            raise Unauthorized(401, {})
+        if name == last:
+            signal.raise_signal(signal.SIGINT)
+        return SCORE
+
+    monkeypatch.setattr(Arrivals, "look", lambda _: sorted(tmp_path.glob("*.png")))
+    monkeypatch.setattr(_Stop, "wait", lambda *_: None)
+    assert run("watch", tmp_path, "--existing", scorer=Scorer(outcome)) == code
+    assert asked[1:] == (["a.png"] if last == "a.png" else ["a.png", "b.png"])
+
+
 def test_nothing_is_lost_while_the_service_is_away(
     tmp_path: Path, make_server: Callable[..., Server], zero: bytes
 ) -> None:

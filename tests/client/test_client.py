@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from PIL import Image, ImageOps
 
@@ -40,7 +39,7 @@ def service(server: Server) -> Iterator[Client]:
 def test_a_score_is_what_the_service_said(server: Server, service: Client, zero: bytes) -> None:
     """Every member of the reply is an attribute with the same value, and the whole reply is in `document`."""
     score = service.score(zero)
-    reply = httpx.get(f"{server.url}/reconstruction/{score.id}", headers={"accept": "application/json"}).json()
+    reply = server.get(f"/reconstruction/{score.id}", headers={"accept": "application/json"}).json()
     assert score.document == reply
     for name in ("id", "model", "version", "mse", "threshold", "alpha", "p_value", "is_anomaly", "reason"):
         assert getattr(score, name) == reply[name]
@@ -337,7 +336,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def shed(server: Server) -> float:
     """Return how many images the service has turned away."""
-    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    lines = server.get("/metrics").text.splitlines()
     return sum(float(line.split()[-1]) for line in lines if "shed" in line and "_total" in line and line[0] != "#")
 
 

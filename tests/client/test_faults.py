@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
@@ -239,6 +240,15 @@ def test_a_name_that_no_file_can_have_is_one_image(service: Client) -> None:
     results = list(service.score_many([b"png", Path("a\0.png"), b"png"]))
     assert [type(result) for result in results] == [Score, errors.UnreadableImage, Score]
     assert "null byte" in str(results[1])
+
+
+def test_what_is_encrypted_is_verified() -> None:
+    """With https a client trusts the world's authorities, with http nobody: nothing is ever taken unverified."""
+    assert wire.options("https://host", None, 1.0)["verify"] is True
+    nobody = wire.options("http://host", None, 1.0)["verify"]
+    assert nobody.verify_mode == ssl.CERT_REQUIRED
+    assert nobody.check_hostname
+    assert nobody.get_ca_certs() == []
 
 
 async def test_a_name_is_no_image(service: Client) -> None:

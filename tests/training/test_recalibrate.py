@@ -8,7 +8,6 @@ import shutil
 import time
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -199,16 +198,16 @@ def test_a_running_service_answers_with_the_new_threshold(store, thin, tmp_path,
         tmp_path, ANOMALY_MODEL_STORE=str(store), ANOMALY_DEFAULT_MODEL="small", ANOMALY_WATCH_SECONDS="0.1"
     ).start()
     try:
-        before = httpx.post(f"{server.url}/score", files={"file": zero}).json()
+        before = server.post("/score", files={"file": zero}).json()
         assert run("calibrate", "small", "--data-dir", thin[0], "--promote", "--model-store", store)[0] == 0
         after, until = before, time.monotonic() + 20
         while after["version"] == 1 and time.monotonic() < until:
             time.sleep(0.05)
-            after = httpx.post(f"{server.url}/score", files={"file": zero}).json()
+            after = server.post("/score", files={"file": zero}).json()
         assert (before["version"], after["version"]) == (1, 2)
         assert after["mse"] == before["mse"]
         assert after["threshold"] == Repository(store).manifest("small", 2).threshold != before["threshold"]
-        page = httpx.get(f"{server.url}/models/small", headers={"accept": "text/html"})
+        page = server.get("/models/small", headers={"accept": "text/html"})
         assert "chosen anew" in page.text
     finally:
         server.stop()
