@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -73,14 +74,21 @@ async def lifespan(app: Edge) -> AsyncIterator[None]:
         await task
 
 
+@pytest.fixture(scope="session")
+def article_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a store with the smallest shipped model only: an application that loads both takes twice the time."""
+    store = tmp_path_factory.mktemp("store")
+    shutil.copytree(MODEL_STORE / "zero-article", store / "zero-article")
+    return store
+
+
 @pytest.fixture
-def make_settings(tmp_path: Path) -> Callable[..., Settings]:
+def make_settings(tmp_path: Path, article_alone: Path) -> Callable[..., Settings]:
     """Return a maker of settings with a store of the test's own and no log lines."""
 
     def make(**chosen: Any) -> Settings:
         defaults = {
-            "model_store": MODEL_STORE,
-            # The stores that tests make hold copies of the smallest shipped model.
+            "model_store": article_alone,
             "default_model": "zero-article",
             "device": "cpu",
             "store_url": f"sqlite:///{tmp_path}/reconstructions.db",

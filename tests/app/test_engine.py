@@ -71,7 +71,7 @@ async def test_a_body_may_arrive_while_versions_change(
 ) -> None:
     """A request whose body takes longer than a change of versions is answered by the version that answers then."""
     store = model_stores.copy(tmp_path / "store", 1, 2, current=1)
-    async with running(make_settings(model_store=store)) as client:
+    async with running(make_settings(model_store=store, watch_seconds=300)) as client:
         engine = services(client).engine
 
         async def body() -> AsyncIterator[bytes]:
@@ -160,7 +160,7 @@ async def test_a_model_store_that_vanishes_takes_nothing_with_it(
     """When the disk with the model store goes away, what serves goes on serving; it is said once, and heals."""
     store = model_stores.copy(tmp_path / "store", 1)
     model_stores.copy(store, 1, name="other")
-    async with running(make_settings(model_store=store)) as client:
+    async with running(make_settings(model_store=store, watch_seconds=300)) as client:
         away = store.rename(tmp_path / "away")
         for state in ("no folder", "an empty folder"):
             if state == "an empty folder":
@@ -183,7 +183,7 @@ async def test_only_a_model_whose_folder_is_gone_is_dropped(
     """A model without its CURRENT goes on serving; a model whose folder was removed does not."""
     store = model_stores.copy(tmp_path / "store", 1)
     model_stores.copy(store, 1, name="other")
-    async with running(make_settings(model_store=store)) as client:
+    async with running(make_settings(model_store=store, watch_seconds=300)) as client:
         (store / "other" / "CURRENT").unlink()
         await services(client).engine.refresh()
         assert (await raw(client, zero, "?model=other")).status_code == 200
@@ -199,7 +199,7 @@ async def test_loaded_versions_go_with_their_model(
     """When a model's folder was removed, a version of it that somebody asked for by number answers no more either."""
     store = model_stores.copy(tmp_path / "store", 1)
     model_stores.copy(store, 1, 2, name="other")
-    async with running(make_settings(model_store=store, deadline_ms=30_000)) as client:
+    async with running(make_settings(model_store=store, watch_seconds=300, deadline_ms=30_000)) as client:
         assert (await raw(client, zero, "?model=other@1")).status_code == 200
         shutil.rmtree(store / "other")
         await services(client).engine.refresh()
@@ -308,7 +308,7 @@ async def test_a_refusal_is_a_gauge(make_settings: Callable[..., Settings], tmp_
     """`model_refused` is 0 for what serves as it should, 1 from the first refusal on, and 0 again once healed."""
     store = model_stores.copy(tmp_path / "store", 1, 2, current=1)
     model_stores.put_bytes(store / "zero-article" / "2", b"not a module")
-    async with running(make_settings(model_store=store)) as client:
+    async with running(make_settings(model_store=store, watch_seconds=300)) as client:
 
         async def refused() -> str:
             text = (await client.get("/metrics")).text

@@ -25,7 +25,7 @@ from app.edge import Edge
 from app.main import create_app
 from app.protocol import Protocol
 from app.settings import Settings
-from tests.conftest import lifespan
+from tests.conftest import MODEL_STORE, lifespan
 
 
 @dataclass
@@ -73,7 +73,7 @@ async def serving(settings: Settings, monkeypatch: pytest.MonkeyPatch, **chosen:
 @pytest.fixture
 async def side(make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Side]:
     """Yield an application with the shipped model store behind real connections."""
-    async with serving(make_settings(), monkeypatch) as side:
+    async with serving(make_settings(model_store=MODEL_STORE), monkeypatch) as side:
         yield side
 
 
