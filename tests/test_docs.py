@@ -14,7 +14,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from app import problems
 from app.metrics import Metrics
 from app.settings import OF_THE_COMMAND, PREFIX, Settings
-from tests.conftest import ROOT, running
+from tests.conftest import MODEL_STORE, ROOT, running
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
@@ -114,7 +114,8 @@ async def test_the_readme_answers_as_the_model_does(make_settings: Callable[...,
     shown = json.loads(
         text[text.index("{", text.index("$ curl -F file=@examples/six.png")) : text.index("\n$ curl -o")]
     )
-    async with running(make_settings(default_model=Settings.model_fields["default_model"].default)) as client:
+    shipped = Settings.model_fields["default_model"].default
+    async with running(make_settings(model_store=MODEL_STORE, default_model=shipped)) as client:
         reply = (await client.post("/score", files={"file": six})).json()
     assert shown.keys() == reply.keys()
     for member in ("model", "version", "threshold", "alpha", "is_anomaly", "reason"):
