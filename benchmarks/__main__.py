@@ -223,8 +223,8 @@ def fairness(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path)
     body = folder / "batch.npy"
     body.write_bytes(npy(10_000))
     script = (
-        "import sys,httpx\nb=open(sys.argv[2],'rb').read()\n"
-        "while True:\n httpx.post(sys.argv[1],content=b,headers={'content-type':'application/x-npy',"
+        "import sys,httpx,pathlib\nb=open(sys.argv[2],'rb').read()\nstop=pathlib.Path(sys.argv[3])\n"
+        "while not stop.exists():\n httpx.post(sys.argv[1],content=b,headers={'content-type':'application/x-npy',"
         "'accept':'application/x-npy'},timeout=300)\n print(flush=True)"
     )
     url = f"{server.url}/score/batch?model={model}"
@@ -233,16 +233,18 @@ def fairness(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path)
         return wrk(server, bodies, form="raw", path=f"/score?model={model}", connections=4, seconds=chosen.seconds)
 
     def loaded() -> Cell:
-        command = [sys.executable, "-c", script, url, str(body)]
+        stop = folder / "stop"
+        command = [sys.executable, "-c", script, url, str(body), str(stop)]
         clients = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
         try:
             for client in clients:  # each has had a reply and is at its next request
                 assert client.stdout is not None and client.stdout.readline()
             return measure()
         finally:
+            stop.touch()  # and not killed: of what a client had sent the service would score a part in the next cell
             for client in clients:
-                client.kill()
                 client.communicate()
+            stop.unlink()
 
     try:
         measure()

@@ -190,7 +190,7 @@ def tricks(found: Cell) -> str:
 def soak(found: Cell) -> str:
     """Return the table of memory over requests, at most a dozen rows of it."""
     points = list(found["rss_mb"].items())
-    shown = points[:: max(1, len(points) // 10)] + points[-1:]
+    shown = points[: -1 : max(1, len(points) // 10)] + points[-1:]
     return "\n" + table(["requests", "RSS MB"], [[f"{int(count):,}", f"{size:.0f}"] for count, size in shown])
 
 

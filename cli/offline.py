@@ -1,7 +1,7 @@
 """Scores without a service, by the service's own code: its decoding, its loader, its model, its calibration.
 
 Images go through the model one at a time, as a service gets them that is asked by one caller: a micro-batch of
-several may move the last bit of a score.
+several may move a score by a few millionths of itself.
 """
 
 from __future__ import annotations
