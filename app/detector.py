@@ -172,17 +172,13 @@ class _Caller:
         self._room = count
 
 
-def keep_memory() -> None:
-    """Tell glibc to keep freed memory for the next chunk of a batch request: asking the kernel anew costs a twentieth.
+def share_heaps() -> None:
+    """Tell glibc to make three heaps at most: event loop, inference, store. More threads would keep megabytes each.
 
     Call it before any thread is started. Nothing happens where the C library has no `mallopt`.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 32 * 1024 * 1024)
-        mallopt(_M_TRIM_THRESHOLD, 256 * 1024 * 1024)
-        # A heap for each busy thread: event loop, inference, store. With one they wait for each other; with more, idle
-        # threads keep megabytes that nobody needs.
         mallopt(_M_ARENA_MAX, 3)
 
 
@@ -193,7 +189,7 @@ def give_memory_back() -> None:
         malloc_trim(0)
 
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_M_ARENA_MAX = -8
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 
 from app import logs, settings
 from app.bulk import BulkScorer
-from app.detector import keep_memory
+from app.detector import share_heaps
 from app.edge import Edge
 from app.engine import Engine
 from app.keys import ApiKeys
@@ -117,7 +117,7 @@ def _store(settings: Settings) -> Store:
 
 def from_environment() -> Edge:
     """Make the application from the environment: the factory that uvicorn calls."""
-    keep_memory()
+    share_heaps()
     chosen = settings.from_environment()
     logs.configure(chosen.log_level)
     return create_app(chosen)

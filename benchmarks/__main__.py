@@ -339,7 +339,7 @@ def tricks(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -
 
 def _ask_for(trick: str, model: str, bodies: Path, seconds: float) -> Callable[[Server], Cell]:
     """Return what measures a server with requests for which a trick is there."""
-    if trick not in ("memory", "passes"):
+    if trick != "passes":
         form = "multipart" if trick == "form" else "raw"
         connections = 16 if trick == "chain" else 64
         return functools.partial(wrk, bodies=bodies, form=form, path="/score", connections=connections, seconds=seconds)

@@ -13,14 +13,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from app.detector import keep_memory, torchscript_allowed
+from app.detector import torchscript_allowed
 
 SIZES = (1, 8, 16, 32, 64, 128, 256, 1024)
 
 
 def main(path: str, seconds: float, sizes: Sequence[int]) -> None:
     """Print CPU microseconds an image and images a second for each batch size."""
-    keep_memory()
     torch.set_num_threads(1)
     with torchscript_allowed():
         module = torch.jit.freeze(torch.jit.load(path).eval())

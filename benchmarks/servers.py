@@ -70,15 +70,14 @@ def fastapi_upload() -> Any:
 
 
 def naive() -> Any:
-    """Answer as the tutorial does, tuned fairly: async, one thread, the same artifact frozen, glibc keeping memory."""
+    """Answer as the tutorial does, tuned fairly: async, one thread, the same artifact frozen."""
     import numpy as np
     import torch
     from fastapi import FastAPI, UploadFile
     from PIL import Image
 
-    from app.detector import keep_memory, torchscript_allowed
+    from app.detector import torchscript_allowed
 
-    keep_memory()
     torch.set_num_threads(1)
     with torchscript_allowed():
         model = torch.jit.freeze(torch.jit.load(os.environ["BENCH_ARTIFACT"]).eval())

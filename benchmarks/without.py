@@ -24,19 +24,16 @@ def _every_png_checked_chunk_by_chunk() -> None:
     images._usual = lambda _png: b""
 
 
-def _every_image_decoded_alone() -> None:
-    cut, decode = scoring.plain_image_of, images.decode
+def _every_image_queued_alone() -> None:
+    arrive, take_in = scoring.Scorer._arrive, scoring.Scorer._take_in
 
-    def decoded(content_type: str, body: bytes) -> bytes | None:
-        image = cut(content_type, body)
-        return None if image is None else decode(image)
+    def at_once(self: scoring.Scorer, serving: serving.Serving, *given: Any, **chosen: Any) -> Any:
+        future = arrive(self, serving, *given, **chosen)
+        take_in(self, serving)
+        return future
 
-    scoring.plain_image_of = decoded
-    images.decode = lambda pixels: pixels
-
-
-def _memory_given_back() -> None:
-    main.keep_memory = lambda: None
+    scoring.Scorer._arrive = at_once
+    scoring.Scorer._take_in = lambda _self, _serving: None
 
 
 def _one_pass_at_once() -> None:
@@ -116,9 +113,8 @@ def _a_write_for_every_log_line() -> None:
 TRICKS: dict[str, tuple[str, Callable[[], None]]] = {
     "joined": ("head and body of a reply leave in one system call", _replies_in_two_pieces),
     "usual": ("a plain PNG in its usual form is known by its first 33 bytes", _every_png_checked_chunk_by_chunk),
-    "together": ("what arrives in one turn of the event loop is decoded in one go", _every_image_decoded_alone),
+    "together": ("what arrives in one turn of the event loop is queued together", _every_image_queued_alone),
     "timer": ("one timer for all deadlines, of bodies and of scores", _a_timer_for_every_deadline),
-    "memory": ("glibc keeps freed memory: `mallopt` (images a second of batch requests)", _memory_given_back),
     "passes": ("several forward passes without Python (images a second of batch requests)", _one_pass_at_once),
     "freeze": ("the collector looks away: `gc.freeze` after the start, and seldom later", _collector_looks_at_all),
     "edge": ("`POST /score` is answered before the framework", _score_behind_the_framework),
