@@ -340,9 +340,10 @@ def tricks(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -
 def _ask_for(trick: str, model: str, bodies: Path, seconds: float) -> Callable[[Server], Cell]:
     """Return what measures a server with requests for which a trick is there."""
     if trick != "passes":
-        form = "multipart" if trick == "form" else "raw"
-        connections = 16 if trick == "chain" else 64
-        return functools.partial(wrk, bodies=bodies, form=form, path="/score", connections=connections, seconds=seconds)
+        form = {"form": "multipart", "joined": "get"}.get(trick, "raw")
+        connections = {"chain": 16, "freeze": 900}.get(trick, 64)
+        path = "/models" if form == "get" else "/score"
+        return functools.partial(wrk, bodies=bodies, form=form, path=path, connections=connections, seconds=seconds)
     body = npy(10_000)
 
     def batches(server: Server) -> Cell:

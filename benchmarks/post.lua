@@ -1,12 +1,16 @@
--- POSTs each body of the folder BODIES in turn; written for wrk.
+-- POSTs each body of the folder BODIES in turn, or GETs without any; written for wrk.
 local requests, count = {}, tonumber(os.getenv("COUNT"))
-local path, multipart = os.getenv("TARGET"), os.getenv("FORM") == "multipart"
+local path, form = os.getenv("TARGET"), os.getenv("FORM")
+if form == "get" then
+  count = 0
+  requests[1] = wrk.format("GET", path)
+end
 local boundary = "benchmark7MA4YWxkTrZu0gW"
 for i = 0, count - 1 do
   local file = io.open(os.getenv("BODIES") .. "/" .. i .. ".png", "rb")
   local body, kind = file:read("*a"), "image/png"
   file:close()
-  if multipart then
+  if form == "multipart" then
     kind = "multipart/form-data; boundary=" .. boundary
     body = "--" .. boundary .. '\r\nContent-Disposition: form-data; name="file"; filename="image.png"\r\n'
       .. "Content-Type: image/png\r\n\r\n" .. body .. "\r\n--" .. boundary .. "--\r\n"
@@ -15,7 +19,7 @@ for i = 0, count - 1 do
 end
 local turn = 0
 request = function()
-  turn = turn % count + 1
+  turn = turn % #requests + 1
   return requests[turn]
 end
 done = function(summary, latency, _)
