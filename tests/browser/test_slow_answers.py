@@ -394,6 +394,7 @@ def test_a_drawing_comes_back(open_page: Callable[..., Page]) -> None:
     page.locator("#undo").press("Enter")
     expect(page.locator("#pad")).to_be_focused()
     page.locator("nav a[data-view=folder]").click()
+    expect(page.locator("#folder-table")).to_be_visible()
     page.evaluate(
         """(bytes) => {
             const data = new DataTransfer();
