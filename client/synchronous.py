@@ -38,6 +38,7 @@ class Client:
         self._http = httpx.Client(**wire.options(url, api_key, timeout))
         self._retry = retry or Retry()
         self._never = threading.Event()
+        self._closed = False
 
     def __enter__(self) -> Client:
         return self
@@ -49,6 +50,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connections."""
+        self._closed = True
         self._http.close()
 
     def score(
@@ -185,4 +187,7 @@ class Client:
             response = self._http.request(**request)
         except httpx.HTTPError as error:
             raise wire.transport_error(error, self._http.base_url) from error
+        if self._closed:
+            # Made while `close` ran, by a thread that was left early: httpx has forgotten this connection.
+            response.extensions["network_stream"].close()
         return wire.check(response)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import http.server
 import io
@@ -288,6 +289,24 @@ def test_leaving_early_takes_no_more_images(service: Client, zero: bytes) -> Non
     assert isinstance(next(results), Score)
     results.close()
     assert taken <= 8
+
+
+def test_closing_after_leaving_early_leaves_nothing_open(
+    server: Server, zero: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that a thread makes while the client is being closed is closed as well."""
+    left_open: list[BaseException | None] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda said: left_open.append(said.exc_value))
+    for concurrency in [1, 2, 4, 8] * 20:
+        with Client(server.url) as service:
+            results = service.score_many([zero] * 100, concurrency=concurrency)
+            assert isinstance(next(results), Score)
+            results.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("score"):
+            thread.join()
+    gc.collect()
+    assert left_open == []
 
 
 def test_no_concurrency_is_refused(service: Client) -> None:
