@@ -15,7 +15,7 @@ help: ## list these targets
 $(STAMP): pyproject.toml constraints.txt
 	@# Another interpreter's environment made over this one would break it: PYTHON= chooses once, until `make clean`.
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $(STAMP)
 
 install: $(STAMP) ## install into .venv
