@@ -131,6 +131,8 @@ class MicroBatcher(Generic[Item, Result]):
             self._closed = asyncio.Event()
         if self._accepted:
             await self._closed.wait()
+        # The owner's bound method refers back to the owner: break that cycle, so that refcounting frees both at once.
+        self._work = _closed
 
     def _ask_for_turn(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._max_delay and len(self._waiting) < self._max_size:
@@ -199,6 +201,10 @@ def _call(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *giv
     # A loop that has ended has nobody left who waits.
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(callback, *given)
+
+
+def _closed(_: list[Any], __: Done[Any]) -> None:
+    raise RuntimeError("the batcher has been closed")
 
 
 def _too_late(future: asyncio.Future[Result]) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import logging
 import time
+import weakref
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ CHUNKS_AT_ONCE = 2
 PASSES_AT_ONCE = 4
 """Forward passes of a chunk without pictures; between two of them the thread turns to whoever else waits."""
 _RETIRE_SECONDS = 0.1
+_RESIDENCE_SECONDS = 10.0
+"""Minimum time that a version loaded by `name@version` stays loaded. It limits how many loads clients can cause: a
+cache that evicts at once is thrashed by a client that requests more versions in turn than the cache holds."""
 _REFUSED_SECONDS = 30.0
 """How long a version stays refused before it is read again: the reason may have passed, a disk or a GPU be back."""
 
@@ -72,7 +76,8 @@ class Engine:
         self._finish = finish
         self._worker = Worker("inference", use_one_thread)
         self._current: dict[str, Serving] = {}
-        self._extra: OrderedDict[tuple[str, int], Serving] = OrderedDict()
+        self._extra: OrderedDict[tuple[str, int], Serving] = OrderedDict()  # least recently used first
+        self._evictable_at: dict[tuple[str, int], float] = {}
         self._loads: dict[tuple[str, int], asyncio.Task[Serving | None]] = {}
         self._loading = asyncio.Lock()
         self._waiting_for_loads = 0
@@ -223,7 +228,7 @@ class Engine:
             if await asyncio.to_thread(self.repository.lacks, name):
                 self._retire(self._current.pop(name))
                 for key in [key for key in self._extra if key[0] == name]:
-                    self._retire(self._extra.pop(key))
+                    self._retire_extra(key)
         for name in [name for name in self._refused if name not in names]:
             del self._refused[name]
             self._metrics.model_refused.labels(name).set(0)
@@ -305,10 +310,8 @@ class Engine:
         if self._waiting_for_loads >= self._settings.queue_max_images:
             self._metrics.shed.inc()
             raise Overloaded(f"{self._waiting_for_loads} requests wait for versions that are being loaded")
-        if key not in self._loads and len(self._loads) >= self._settings.max_extra_versions:
-            self._metrics.shed.inc()
-            raise Overloaded(f"{len(self._loads)} versions are being loaded already")
         if key not in self._loads:
+            self._check_extra_room()
             self._loads[key] = load = asyncio.create_task(self._load_beside(key))
             load.add_done_callback(lambda _: self._loads.pop(key))
         self._waiting_for_loads += 1
@@ -319,6 +322,17 @@ class Engine:
             raise DeadlineExceeded("the version is still being loaded") from None
         finally:
             self._waiting_for_loads -= 1
+
+    def _check_extra_room(self) -> None:
+        """Raise `Overloaded` if no room can be made for one more version besides the current ones."""
+        now, limit = time.monotonic(), self._settings.max_extra_versions
+        resident = sum(now < self._evictable_at[key] for key in self._extra)
+        if resident + len(self._loads) >= limit:
+            self._metrics.shed.inc()
+            raise Overloaded(
+                f"{limit} versions besides the current ones are loaded or being loaded, and each stays loaded for at"
+                f" least {_RESIDENCE_SECONDS:g} s"
+            )
 
     async def _load_beside(self, key: tuple[str, int]) -> Serving | None:
         async with self._loading:
@@ -333,10 +347,17 @@ class Engine:
             except Exception:
                 _log.exception("version not loaded", extra={"model": key[0], "version": key[1]})
                 return None
+        now = time.monotonic()
+        evictable = [other for other in self._extra if self._evictable_at[other] <= now]
+        while len(self._extra) >= self._settings.max_extra_versions and evictable:
+            self._retire_extra(evictable.pop(0))
         self._extra[key] = serving
-        while len(self._extra) > self._settings.max_extra_versions:
-            self._retire(self._extra.popitem(last=False)[1])
+        self._evictable_at[key] = now + _RESIDENCE_SECONDS
         return serving
+
+    def _retire_extra(self, key: tuple[str, int]) -> None:
+        del self._evictable_at[key]
+        self._retire(self._extra.pop(key))
 
     def _retire(self, serving: Serving) -> None:
         async def retire() -> None:
@@ -344,6 +365,8 @@ class Engine:
             await asyncio.sleep(_RETIRE_SECONDS)
             await serving.batcher.aclose()
 
+        # A batch request may use the version for longer than its queue is open.
+        weakref.finalize(serving, _give_memory_back_soon, asyncio.get_running_loop()).atexit = False
         task = asyncio.create_task(retire())
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
@@ -361,6 +384,12 @@ class Engine:
 
     def _all(self) -> list[Serving]:
         return [*self._current.values(), *self._extra.values()]
+
+
+def _give_memory_back_soon(loop: asyncio.AbstractEventLoop) -> None:
+    """Return the memory of a version to the operating system, once it has been freed. Any thread may call it."""
+    with contextlib.suppress(RuntimeError):  # the loop is closed
+        loop.call_soon_threadsafe(loop.call_later, _RETIRE_SECONDS, loop.run_in_executor, None, give_memory_back)
 
 
 def _warm_up_sizes(largest: int) -> list[int]:

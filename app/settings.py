@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     watch_seconds: float = Field(2.0, gt=0)
     """How often the model store is looked at for a new current version."""
     max_extra_versions: int = Field(4, ge=1)
-    """Versions beside the current ones that are kept loaded after somebody asked for `name@version`."""
+    """Maximum number of versions besides the current ones that stay loaded after a request for `name@version`."""
 
     batch_max_size: int = Field(32, ge=1, le=4096)
     """Most images scored in one forward pass."""

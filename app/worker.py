@@ -94,7 +94,8 @@ class Worker:
                 work()
             except BaseException:  # the thread goes on: whoever gives work comes to wait for it
                 _log.exception("work failed", extra={"worker": self._name})
-            del work  # an idle thread holds nothing
+            del work  # an idle thread must not keep a retired model version in memory: neither its work nor its lane
+            self._forget_lane()
 
     def _next(self) -> Piece:
         with self._lock:
@@ -106,6 +107,11 @@ class Worker:
                 del self._lanes[self._served]
             self._look_for_others()
             return piece
+
+    def _forget_lane(self) -> None:
+        with self._lock:
+            if self._served not in self._lanes:
+                self._served = None
 
     def _look_for_others(self) -> None:
         self.others[0] = len(self._lanes) > (self._served in self._lanes)

@@ -17,10 +17,11 @@ SHIPPED = MODEL_STORE / "zero-article" / "1"
 
 
 def copy(root: Path, *versions: int, current: int | None = None, name: str = "zero-article") -> Path:
-    """Make a model store at `root` with copies of the shipped `zero-article`; returns `root`."""
+    """Make a model store at `root` with copies of a shipped version: of the model `name`, or else `zero-article`."""
+    shipped = MODEL_STORE / name / "1"
     for version in versions:
         folder = root / name / str(version)
-        shutil.copytree(SHIPPED, folder)
+        shutil.copytree(shipped if shipped.is_dir() else SHIPPED, folder)
         change(folder, version=version, name=name)
     promote(root, current or versions[-1], name)
     return root

@@ -22,6 +22,7 @@ import pytest
 import torch
 
 from benchmarks.open_loop import drive
+from tests import model_stores
 from tests.conftest import ROOT, Server
 
 PNG = {"content-type": "image/png"}
@@ -420,3 +421,39 @@ def test_every_kind_of_request_is_described_in_the_log(make_server: Callable[...
         "scale": "invalid-parameter",
         "long": "malformed-request",
     }
+
+
+@pytest.mark.long
+def test_memory_stays_flat_when_versions_change(
+    make_server: Callable[..., Server], tmp_path: Path, zero: bytes
+) -> None:
+    """Promotions, and requests for more versions than stay loaded, add at most 40 MB after the first five changes."""
+    store = model_stores.copy(tmp_path / "store", *range(1, 11), current=1, name="zero")
+    server = make_server(
+        ANOMALY_MODEL_STORE=str(store), ANOMALY_DEFAULT_MODEL="zero", ANOMALY_WATCH_SECONDS="0.05"
+    ).start()
+    assert server.process is not None
+    memory = psutil.Process(server.process.pid)
+    with server.client(timeout=30) as client:
+
+        def promote(version: int) -> None:
+            model_stores.promote(store, version, "zero")
+            while client.get("/readyz").json()["version"] != version:
+                time.sleep(0.02)  # /readyz has to be polled
+            assert client.post("/score", content=zero, headers=PNG).status_code == 200
+
+        for version in (2, 3, 4, 5, 6):
+            promote(version)
+        level = memory.memory_info().rss
+        for version in range(25):
+            promote(version % 10 + 1)
+        assert memory.memory_info().rss - level < 40e6
+        for version in (2, 3, 4, 5):
+            assert client.post(f"/score?model=zero@{version}", content=zero, headers=PNG).status_code == 200
+        level = memory.memory_info().rss
+        statuses = [
+            client.post(f"/score?model=zero@{number % 10 + 1}", content=zero, headers=PNG).status_code
+            for number in range(100)
+        ]
+        assert set(statuses) == {200, 503}
+        assert memory.memory_info().rss - level < 40e6

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import re
 import shutil
 import threading
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -143,15 +145,52 @@ async def test_an_empty_store_is_live_not_ready_and_heals(
         assert (await raw(client, zero)).status_code == 200
 
 
-async def test_versions_beside_the_current_one_are_loaded_when_asked_for(
-    make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
+async def test_versions_are_loaded_by_number_within_a_bound(
+    make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`name@version` answers with any version of the store, and only a bounded number stays loaded."""
+    """`name@version` selects any version; at most `max_extra_versions` stay loaded, each for its minimum time."""
     store = model_stores.copy(tmp_path / "store", 1, 2, 3, 4, current=1)
     async with running(make_settings(model_store=store, max_extra_versions=2, deadline_ms=30_000)) as client:
-        for version in (2, 3, 4, 2):
+        for version in (2, 3, 2):
+            assert (await raw(client, zero, f"?model=zero-article@{version}")).json()["version"] == version
+        refused = await raw(client, zero, "?model=zero-article@4")
+        assert_problem(refused, 503, "overloaded")
+        assert "besides the current ones" in refused.json()["detail"]
+        monkeypatch.setattr(engine, "_RESIDENCE_SECONDS", 0.0)
+        services(client).engine._evictable_at.update(dict.fromkeys(services(client).engine._evictable_at, 0.0))
+        for version in (4, 2, 3):
             assert (await raw(client, zero, f"?model=zero-article@{version}")).json()["version"] == version
         assert len(services(client).engine._extra) == 2
+
+
+async def test_a_retired_version_is_freed_without_the_garbage_collector(
+    make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a promotion or an eviction no reference to the retired version is left, cyclic ones included."""
+    monkeypatch.setattr(engine, "_RESIDENCE_SECONDS", 0.0)
+    trimmed: list[None] = []
+    monkeypatch.setattr(engine, "give_memory_back", lambda: trimmed.append(None))
+    store = model_stores.copy(tmp_path / "store", 1, 2, 3, 4, current=1)
+    chosen = make_settings(model_store=store, watch_seconds=300, max_extra_versions=1, deadline_ms=30_000)
+    async with running(chosen) as client:
+        served = services(client).engine
+        before = len(trimmed)
+        gc.disable()
+        try:
+            versions = [weakref.ref(served.current("zero-article"))]
+            assert (await raw(client, zero)).status_code == 200
+            model_stores.promote(store, 2)
+            await served.refresh()
+            for version in (3, 4):
+                assert (await raw(client, zero, f"?model=zero-article@{version}")).status_code == 200
+                versions.append(weakref.ref(served._extra["zero-article", version]))
+
+            async def freed() -> bool:
+                return [version() is None for version in versions] == [True, True, False] and len(trimmed) >= before + 2
+
+            await until(freed)
+        finally:
+            gc.enable()
 
 
 async def test_a_model_store_that_vanishes_takes_nothing_with_it(
