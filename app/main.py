@@ -19,12 +19,13 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from app import logs, settings
+from app import settings
 from app.bulk import BulkScorer
 from app.detector import share_heaps
 from app.edge import Edge
 from app.engine import Engine
 from app.keys import ApiKeys
+from app.logs import AccessLog, LineWriter, configure
 from app.metrics import Metrics
 from app.problems import InternalError, InvalidParameter, Problem, from_status, render
 from app.reconstructions import Reconstructions
@@ -43,12 +44,13 @@ _COLLECT_AFTER = 20_000, 20, 50
 """New objects before the youngest generation is collected, collections of it before the next one is, and so on."""
 
 
-def create_app(settings: Settings, *, store: Store | None = None) -> Edge:
+def create_app(settings: Settings, *, store: Store | None = None, log_writer: LineWriter | None = None) -> Edge:
     """Make the application; its lifespan loads the models.
 
     Args:
         settings: what the operator chose.
         store: used instead of the one that `settings.store_url` names.
+        log_writer: writes the access log. Default: standard output.
 
     Raises:
         DeviceError: the device that was asked for is not there.
@@ -67,6 +69,7 @@ def create_app(settings: Settings, *, store: Store | None = None) -> Edge:
     engine = Engine(Repository(settings.model_store), settings, metrics, replies.finish)
     scorer = Scorer(engine, metrics, settings)
     bulk = BulkScorer(engine, reconstructions, metrics, settings)
+    log_writer = log_writer or LineWriter()
     services = Services(engine, reconstructions, scorer, bulk, metrics)
     app = FastAPI(
         title="Reconstruction anomaly service",
@@ -79,14 +82,15 @@ def create_app(settings: Settings, *, store: Store | None = None) -> Edge:
         # A redirect would name whatever host the request named.
         redirect_slashes=False,
     )
-    app.state.services, app.state.settings = services, settings
+    app.state.services, app.state.settings, app.state.log_writer = services, settings, log_writer
     app.include_router(router)
     app.include_router(public)
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_failure)
-    return Edge(app, score=scorer, metrics=metrics, log=logs.AccessLog(enabled=settings.log_requests), keys=keys)
+    log = AccessLog(log_writer, enabled=settings.log_requests)
+    return Edge(app, score=scorer, metrics=metrics, log=log, keys=keys)
 
 
 def check(settings: Settings) -> None:
@@ -119,8 +123,7 @@ def from_environment() -> Edge:
     """Make the application from the environment: the factory that uvicorn calls."""
     share_heaps()
     chosen = settings.from_environment()
-    logs.configure(chosen.log_level)
-    return create_app(chosen)
+    return create_app(chosen, log_writer=configure(chosen.log_level))
 
 
 @asynccontextmanager
@@ -133,7 +136,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         stack.push_async_callback(services.engine.aclose)
         await services.engine.start()
         await stack.enter_async_context(
-            watch(services.engine, services.reconstructions, services.metrics, lambda: services.readiness().ready)
+            watch(
+                services.engine,
+                services.reconstructions,
+                services.metrics,
+                app.state.log_writer,
+                lambda: services.readiness().ready,
+            )
         )
         stack.enter_context(_draining(services, app.state.settings.drain_seconds))
         seconds = _process_age()

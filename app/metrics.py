@@ -105,6 +105,9 @@ class Metrics:
             "reconstructions_not_kept", "Scores answered without an id: the store failed.", registry=self.registry
         )
         self.model_failures = Counter("model_failures", "Forward passes that failed.", registry=self.registry)
+        self.log_lines_dropped = Counter(
+            "log_lines_dropped", "Log lines dropped because nobody read standard output.", registry=self.registry
+        )
         self.load_failures = Counter("model_load_failures", "Versions refused.", ("model",), registry=self.registry)
         self.model_refused = Gauge(
             "model_refused",

@@ -1,4 +1,4 @@
-"""Looks once a second at what no request shows: event loop, queue, readiness, the store, a supervisor that died.
+"""Checks once per second what no request shows: event loop, queue, readiness, log, the store, a dead supervisor.
 
 Knows: what to look at. Does not know: who reads it.
 """
@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from app.engine import Engine
+from app.logs import LineWriter
 from app.metrics import Metrics
 from app.reconstructions import Reconstructions
 
@@ -23,11 +24,11 @@ _EVERY = 1.0
 
 @asynccontextmanager
 async def watch(
-    engine: Engine, reconstructions: Reconstructions, metrics: Metrics, ready: Callable[[], bool]
+    engine: Engine, reconstructions: Reconstructions, metrics: Metrics, log: LineWriter, ready: Callable[[], bool]
 ) -> AsyncIterator[None]:
     """Look once a second while entered. `ready` says what /readyz would, which each worker must tell unasked."""
     metrics.ready.set(ready())
-    task = asyncio.create_task(_look(engine, reconstructions, metrics, ready))
+    task = asyncio.create_task(_look(engine, reconstructions, metrics, log, ready))
     try:
         yield
     finally:
@@ -36,7 +37,10 @@ async def watch(
             await task
 
 
-async def _look(engine: Engine, reconstructions: Reconstructions, metrics: Metrics, ready: Callable[[], bool]) -> None:
+async def _look(
+    engine: Engine, reconstructions: Reconstructions, metrics: Metrics, log: LineWriter, ready: Callable[[], bool]
+) -> None:
+    counted = reported = log.dropped
     loop, supervisor = asyncio.get_running_loop(), multiprocessing.parent_process()
     while True:
         due = loop.time() + _EVERY
@@ -44,6 +48,11 @@ async def _look(engine: Engine, reconstructions: Reconstructions, metrics: Metri
         metrics.loop_lag.observe(max(0.0, loop.time() - due))
         metrics.queue_images.set(engine.waiting)
         metrics.ready.set(ready())
+        metrics.log_lines_dropped.inc(log.dropped - counted)
+        counted = log.dropped
+        if counted > reported and log.flush(timeout=0):  # before, the warning would be dropped too
+            _log.warning("log lines dropped", extra={"lines": counted - reported})
+            reported = counted
         if supervisor is not None and not supervisor.is_alive():
             _log.error("the process that started this worker is gone: stopping")
             supervisor = None  # a second signal would cut short what the first one begins

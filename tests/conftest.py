@@ -177,11 +177,15 @@ class Server:
         }
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *, wait: bool = True) -> Server:
-        """Start the process; with `wait`, return when it is ready."""
+    def start(self, *, wait: bool = True, output: int | None = None) -> Server:
+        """Start the process; with `wait`, return when it is ready. `output` is its standard output if not the log."""
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "app"], cwd=ROOT, env=self._environment, stdout=log, stderr=log
+                [sys.executable, "-m", "app"],
+                cwd=ROOT,
+                env=self._environment,
+                stdout=log if output is None else output,
+                stderr=log,
             )
         if wait:
             self.wait_ready()

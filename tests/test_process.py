@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import fcntl
 import io
 import json
+import os
+import re
 import signal
 import socket
 import subprocess
@@ -457,3 +460,31 @@ def test_memory_stays_flat_when_versions_change(
         ]
         assert set(statuses) == {200, 503}
         assert memory.memory_info().rss - level < 40e6
+
+
+def test_an_unread_standard_output_stops_nothing(make_server: Callable[..., Server], zero: bytes) -> None:
+    """With its output pipe full, the service scores, answers probes, counts dropped lines and obeys SIGTERM."""
+    server = make_server()
+    reads, writes = os.pipe()
+    fcntl.fcntl(writes, fcntl.F_SETPIPE_SZ, 4096)
+    server.start(output=writes)
+    os.close(writes)
+    assert server.process is not None
+    try:
+        with server.client(timeout=10) as client:
+            long = {**PNG, "x-request-id": "r" * 64}
+            dropped = 0.0
+            for _ in range(200):
+                assert client.post("/score", content=zero, headers=long).status_code == 200
+            assert client.get("/livez").status_code == 200
+            # The service keeps 1 MB of lines for a slow reader.
+            until = time.monotonic() + 60
+            while not dropped and time.monotonic() < until:
+                for _ in range(2000):
+                    client.get("/models/none", headers=long)
+                dropped = float(re.search(r"(?m)^log_lines_dropped_total (\S+)", client.get("/metrics").text)[1])
+            assert dropped > 0
+            assert client.post("/score", content=zero, headers=long).status_code == 200
+        assert server.stop() == -signal.SIGTERM
+    finally:
+        os.close(reads)

@@ -1,34 +1,38 @@
-"""The access log: no line is lost, torn, or in a request's way."""
+"""The logs: every line is complete, in order, and never blocks the caller."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import threading
+import time
 
-from app.logs import AccessLog
+from app.logs import AccessLog, JsonFormatter, LineHandler, LineWriter
 
 
-async def test_a_log_that_is_read_slowly_loses_nothing() -> None:
-    """Whatever a signal or a full pipe leaves over of a write is written too."""
+def read_all(descriptor: int, lines: list[bytes]) -> None:
+    """Read lines from a pipe until its other end is closed, and close it."""
+    with os.fdopen(descriptor, "rb") as pipe:
+        lines.extend(pipe)
+
+
+async def test_a_slow_reader_gets_every_line() -> None:
+    """The rest of a write that a full pipe or a signal cuts short follows."""
     reads, writes = os.pipe()
-    log = AccessLog(enabled=True, descriptor=writes)
+    log = AccessLog(LineWriter(writes))
     for number in range(900):
         log.write({"number": number, "padding": "x" * 200})
     got: list[bytes] = []
-
-    def read() -> None:
-        with os.fdopen(reads, "rb") as lines:
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)  # in the middle of the write
-            got.extend(lines)
-
     before = signal.signal(signal.SIGUSR1, lambda *_: None)
     try:
-        reader = threading.Timer(0.2, read)
+        reader = threading.Timer(0.2, read_all, (reads, got))
         reader.start()
-        log.flush()
+        log._queue()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        assert log.flush()
     finally:
         signal.signal(signal.SIGUSR1, before)
     os.close(writes)
@@ -36,15 +40,48 @@ async def test_a_log_that_is_read_slowly_loses_nothing() -> None:
     assert [json.loads(line)["number"] for line in got] == list(range(900))
 
 
-async def test_a_log_that_nobody_reads_is_no_error() -> None:
-    """A reader that has left, or a pipe that does not wait, stops no request."""
+async def test_an_unread_pipe_blocks_nobody_and_drops_are_counted() -> None:
+    """Lines beyond the limit are dropped; once the reader continues, the kept lines arrive complete and in order."""
+    reads, writes = os.pipe()
+    writer = LineWriter(writes, max_bytes=200_000)
+    log = AccessLog(writer)
+    began = time.monotonic()
+    for number in range(4000):
+        log.write({"number": number, "padding": "x" * 200})
+        if number % 100 == 99:
+            await asyncio.sleep(0)
+            log._queue()
+    assert not log.writer.flush(timeout=0.1)
+    assert time.monotonic() - began < 5
+    assert 0 < writer.dropped < 4000
+    got: list[bytes] = []
+    reader = threading.Thread(target=read_all, args=(reads, got))
+    reader.start()
+    assert log.writer.flush(timeout=10)
+    logging_handler = LineHandler(writer)
+    logging_handler.setFormatter(JsonFormatter())
+    logging_handler.handle(logging.LogRecord("app", logging.INFO, "", 0, "after", None, None))
+    logging_handler.flush()
+    os.close(writes)
+    reader.join()
+    lines = [json.loads(line) for line in got]
+    numbers = [line["number"] for line in lines[:-1]]
+    assert numbers == sorted(numbers)
+    assert len(numbers) == 4000 - writer.dropped
+    assert lines[-1]["event"] == "after"
+
+
+async def test_a_closed_or_full_non_blocking_pipe_raises_no_error() -> None:
+    """A reader that has closed its end only causes drops."""
     reads, writes = os.pipe()
     os.set_blocking(writes, False)
-    log = AccessLog(enabled=True, descriptor=writes)
-    for end in (lambda: None, lambda: os.close(reads)):
-        end()
-        for number in range(2000):
-            log.write({"number": number, "padding": "x" * 200})
-        log.flush()
+    writer = LineWriter(writes)
+    log = AccessLog(writer)
+    for number in range(2000):
+        log.write({"number": number, "padding": "x" * 200})
+    log._queue()
+    assert not log.writer.flush(timeout=0.1)
+    os.close(reads)
+    assert log.writer.flush(timeout=10)
+    assert writer.dropped > 0
     os.close(writes)
-    await asyncio.sleep(0)
