@@ -47,8 +47,8 @@ def main() -> int:
 
 
 def _serve(settings: Settings) -> int:
-    from app.detector import DeviceError, choose_device
-    from app.keys import KeysError
+    from app.http.auth import KeysError
+    from app.inference.detector import DeviceError, choose_device
     from app.main import check
     from app.stores import StoreError
 
@@ -64,7 +64,7 @@ def _serve(settings: Settings) -> int:
         host=settings.host,
         port=settings.port,
         workers=settings.workers,
-        http="app.protocol:Protocol",
+        http="app.http.server:Protocol",
         ws="none",
         access_log=False,
         log_config=None,

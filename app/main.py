@@ -20,23 +20,23 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from app import settings
-from app.bulk import BulkScorer
-from app.detector import share_heaps
-from app.edge import Edge
-from app.engine import Engine
-from app.keys import ApiKeys
-from app.logs import AccessLog, LineWriter, configure
-from app.metrics import Metrics
+from app.health import watch
+from app.http.auth import ApiKeys
+from app.http.middleware import Edge
+from app.http.routes.scores import Services, public, router
+from app.inference.detector import share_heaps
+from app.inference.registry import Engine
+from app.models.repository import Repository
 from app.problems import InternalError, InvalidParameter, Problem, from_status, render
-from app.reconstructions import Reconstructions
-from app.record import SIZE_BOUND
-from app.replies import Replies
-from app.repository import Repository
-from app.routes import Services, public, router
-from app.scoring import Scorer
+from app.scoring.batch import BulkScorer
+from app.scoring.score import Scorer
+from app.scoring.verdict import Replies
 from app.settings import Settings
 from app.stores import Store, open_store
-from app.vitals import watch
+from app.stores.reconstructions import Reconstructions
+from app.stores.record import SIZE_BOUND
+from app.telemetry.logs import AccessLog, LineWriter, configure
+from app.telemetry.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ import httpx
 import numpy as np
 import psutil
 
-from app.repository import Repository
+from app.models.repository import Repository
 from benchmarks.processes import ROOT, Server, peer, service
 from benchmarks.without import TRICKS
 from tests.pngs import chunk, plain

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from app.detector import torchscript_allowed
+from app.inference.detector import torchscript_allowed
 
 SIZES = (1, 8, 16, 32, 64, 128, 256, 1024)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from app.detector import Detector
-from app.repository import Repository
+from app.inference.detector import Detector
+from app.models.repository import Repository
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks" / "results" / "detector-cost.json"

@@ -22,18 +22,18 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional
 
-from app.detector import torchscript_allowed
+from app.inference.detector import torchscript_allowed
 from benchmarks.processes import ROOT
-from training.autoencoders import ArticleAutoencoder, DenseAutoencoder, ScaledScoring
-from training.damage import another_hand
-from training.data import load
-from training.deep import Lesson, MakeLesson, stroke_lesson, teach
-from training.instant import fit_instant
-from training.recipes import RECIPES
-from training.reexpressed import ReexpressedArticle
-from training.scoring import StandardisedScoring, rounded
-from training.standardisation import OrientedGradients, in_chunks
-from training.subspace import PrincipalComponents, principal_components
+from training.data.loaders import load
+from training.networks.autoencoders import ArticleAutoencoder, DenseAutoencoder, ScaledScoring
+from training.networks.components import PrincipalComponents, principal_components
+from training.networks.gradients import OrientedGradients, in_chunks
+from training.networks.reexpressed import ReexpressedArticle
+from training.networks.scoring import StandardisedScoring, rounded
+from training.recipes.damage import another_hand
+from training.recipes.deep import Lesson, MakeLesson, stroke_lesson, teach
+from training.recipes.instant import fit_instant
+from training.recipes.table import RECIPES
 
 RESULTS = ROOT / "benchmarks" / "results" / "variants.json"
 DEEP = RECIPES["deep"].parameters

@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps
 
-from app.detector import Detector
-from app.fit import fit
+from app.images.fit import fit
+from app.inference.detector import Detector
+from app.models.repository import Repository
 from app.problems import InvalidImage
-from app.repository import Repository
-from training.data import load
+from training.data.loaders import load
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "fit.md"

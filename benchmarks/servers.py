@@ -76,7 +76,7 @@ def naive() -> Any:
     from fastapi import FastAPI, UploadFile
     from PIL import Image
 
-    from app.detector import torchscript_allowed
+    from app.inference.detector import torchscript_allowed
 
     torch.set_num_threads(1)
     with torchscript_allowed():

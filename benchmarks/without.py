@@ -13,31 +13,37 @@ from collections.abc import Callable
 from typing import Any
 
 import app.__main__ as service
-from app import batcher, bodies, bulk, edge, images, logs, main, metrics, protocol, scoring, serving
+from app import main
+from app.concurrency import batcher
+from app.http import bodies, middleware, server
+from app.images import png
+from app.inference import version
+from app.scoring import batch, score
+from app.telemetry import logs, metrics
 
 
 def _replies_in_two_pieces() -> None:
-    protocol._Joined = lambda transport, _loop: transport
+    server._Joined = lambda transport, _loop: transport
 
 
 def _every_png_checked_chunk_by_chunk() -> None:
-    images._usual = lambda _png: b""
+    png._usual = lambda _png: b""
 
 
 def _every_image_queued_alone() -> None:
-    arrive, take_in = scoring.Scorer._arrive, scoring.Scorer._take_in
+    arrive, take_in = score.Scorer._arrive, score.Scorer._take_in
 
-    def at_once(self: scoring.Scorer, serving: serving.Serving, *given: Any, **chosen: Any) -> Any:
+    def at_once(self: score.Scorer, serving: version.Serving, *given: Any, **chosen: Any) -> Any:
         future = arrive(self, serving, *given, **chosen)
         take_in(self, serving)
         return future
 
-    scoring.Scorer._arrive = at_once
-    scoring.Scorer._take_in = lambda _self, _serving: None
+    score.Scorer._arrive = at_once
+    score.Scorer._take_in = lambda _self, _serving: None
 
 
 def _one_pass_at_once() -> None:
-    bulk.PASSES_AT_ONCE = 1
+    batch.PASSES_AT_ONCE = 1
 
 
 def _collector_looks_at_all() -> None:
@@ -46,19 +52,19 @@ def _collector_looks_at_all() -> None:
 
 
 def _score_behind_the_framework() -> None:
-    async def through(self: edge.Edge, *given: Any) -> int:
+    async def through(self: middleware.Edge, *given: Any) -> int:
         return await self._framework(*given)
 
-    edge.Edge._fast = through
+    middleware.Edge._fast = through
     _every_score_in_messages()
 
 
 def _every_score_in_messages() -> None:
-    protocol.Protocol._may_be_whole = lambda _self: False
+    server.Protocol._may_be_whole = lambda _self: False
 
 
 class _Timers:
-    """Stands in for `app.deadlines.Deadlines`, with a timer for each thing."""
+    """Stands in for `app.concurrency.deadlines.Deadlines`, with a timer for each thing."""
 
     def __init__(self, seconds: float, missed: Callable[[Any], object]) -> None:
         self._seconds, self._missed = seconds, missed
@@ -87,13 +93,13 @@ def _event_loop_in_between() -> None:
         # Above 0, and yet no delay: the next micro-batch is asked for by the event loop.
         begin(self, *given, **{**chosen, "max_delay": 1e-9})
 
-    def run(self: serving.Serving, items: list[Any], done: Any) -> None:
+    def run(self: version.Serving, items: list[Any], done: Any) -> None:
         detections = self._counted(functools.partial(self._detect, items), len(items))
         loop = done.args[0]
         loop.call_soon_threadsafe(self._finish, self, items, detections, done)
 
     batcher.MicroBatcher.__init__ = patient
-    serving.Serving._run = run
+    version.Serving._run = run
 
 
 def _every_value_counted_at_once() -> None:

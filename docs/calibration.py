@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from app.repository import Artifact, Repository
-from training.calibrate import count_band
+from app.models.repository import Artifact, Repository
+from training.evaluation.calibrate import count_band
 
 ROOT = Path(__file__).parent.parent
 PAGE, PICTURE = ROOT / "docs" / "calibration.md", ROOT / "docs" / "images" / "calibration.png"

@@ -22,7 +22,7 @@ import hypothesis
 import psutil
 import pytest
 
-from app.edge import Edge
+from app.http.middleware import Edge
 from app.main import create_app
 from app.settings import Settings
 

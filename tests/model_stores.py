@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from app.detector import torchscript_allowed
+from app.inference.detector import torchscript_allowed
 from tests.conftest import MODEL_STORE
 
 SHIPPED = MODEL_STORE / "zero-article" / "1"

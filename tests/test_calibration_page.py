@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from app.repository import Artifact
+from app.models.repository import Artifact
 from tests.conftest import ROOT
 
 

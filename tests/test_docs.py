@@ -12,8 +12,8 @@ import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
 from app import problems
-from app.metrics import Metrics
 from app.settings import OF_THE_COMMAND, PREFIX, Settings
+from app.telemetry.metrics import Metrics
 from tests.conftest import MODEL_STORE, ROOT, running
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.keys import ApiKeys
+from app.http.auth import ApiKeys
 from tests.conftest import ROOT
 
 

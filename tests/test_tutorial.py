@@ -30,7 +30,7 @@ def path_with_the_command(folder: Path) -> str:
         # The installed script, written as pip writes it: this checkout was not installed since the command was added.
         folder.mkdir()
         script = folder / "anomaly"
-        script.write_text(f"#!{sys.executable}\nimport sys\nfrom cli.__main__ import main\nsys.exit(main())\n")
+        script.write_text(f"#!{sys.executable}\nimport sys\nfrom anomaly.cli.__main__ import main\nsys.exit(main())\n")
         script.chmod(0o755)
     return f"{folder}:{here}:{os.environ['PATH']}"
 
@@ -78,7 +78,7 @@ def test_the_tutorial_works_word_for_word(tmp_path: Path) -> None:
 
 QUESTIONS = """
 from pathlib import Path
-from client import Client
+from anomaly import Client
 
 with Client("http://127.0.0.1:{port}") as service:
     (mine,) = service.models()

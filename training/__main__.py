@@ -23,23 +23,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from app.calibration import CalibrationError
-from app.detector import Detector, DetectorError, DeviceError, choose_device
-from app.manifest import Manifest
-from app.repository import MODEL_NAME, Repository, RepositoryError, is_version
-from training import publish
-from training.data import LOADERS, holds_pngs, load, read_pngs, set_in
-from training.datasets import DataError, Dataset
-from training.export import ExportError
-from training.publish import PublishError
-from training.recipes import RECIPES, Recipe
-from training.reference import model_name, reference, reference_version
-from training.summary import summary_table
-from training.train import TrainingError
+from app.inference.detector import Detector, DetectorError, DeviceError, choose_device
+from app.models.calibration import CalibrationError
+from app.models.manifest import Manifest
+from app.models.repository import MODEL_NAME, Repository, RepositoryError, is_version
+from training.data.dataset import DataError, Dataset
+from training.data.loaders import LOADERS, holds_pngs, load, read_pngs, set_in
+from training.pipeline.reference import model_name, reference, reference_version
+from training.pipeline.summary import summary_table
+from training.publishing import publish
+from training.publishing.export import ExportError
+from training.publishing.publish import PublishError
+from training.recipes.article import TrainingError
+from training.recipes.table import RECIPES, Recipe
 
 # What only making a model needs, statistics and plots, takes seconds to import: the commands that make one do.
 if TYPE_CHECKING:
-    from training.version import Made, Order
+    from training.pipeline.make import Made, Order
 
 _EXPECTED = (
     CalibrationError,
@@ -111,7 +111,7 @@ def train(
     Example: `python -m training train --data-dir photos/normal --name mine --promote`
     """
     with _plain_errors():
-        from training.version import Order
+        from training.pipeline.make import Order
 
         torch.set_num_threads(threads)
         chosen = _recipe(recipe).with_epochs(epochs)
@@ -170,8 +170,8 @@ def all_labels(
     Example: `python -m training all --recipe deep --seeds 0,1,2 --jobs 2 --data-dir ../mnist`
     """
     with _plain_errors():
-        from training import series
-        from training.version import Order
+        from training.pipeline import series
+        from training.pipeline.make import Order
 
         if data == "folder" or (data_dir is not None and holds_pngs(data_dir)):
             raise DataError(
@@ -240,7 +240,7 @@ def calibrate(
     Example: `python -m training calibrate mine --data-dir photos/new-camera --promote`
     """
     with _plain_errors():
-        from training.recalibrate import recalibrate
+        from training.pipeline.recalibrate import recalibrate
 
         torch.set_num_threads(1)
         repository = Repository(model_store)
@@ -429,7 +429,7 @@ def _manifests(repository: Repository, name: str) -> Iterator[Manifest]:
 
 
 def _make_with_bar(order: Order, dataset: Dataset, beside: Detector | None) -> Made:
-    from training.version import make
+    from training.pipeline.make import make
 
     columns = (TextColumn("epoch"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
     epochs = order.recipe.parameters.get("epochs")
@@ -464,7 +464,7 @@ def _tell_copies(copies: int) -> None:
 def _tell_caught(manifest: Manifest) -> None:
     counts = manifest.metrics.get("calibration_caught")
     if counts:
-        from training.calibrate import caught_words
+        from training.evaluation.calibrate import caught_words
 
         console.print(f"{caught_words(counts, manifest.calibration.n)}: they count among the false alarms")
 

@@ -12,8 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TextIO, TypeVar
 
+from app.concurrency.lanes import Worker
 from app.stores.contract import StoreError, Then
-from app.worker import Worker
 
 _log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.batcher import Done, MicroBatcher
+from app.concurrency.batcher import Done, MicroBatcher
+from app.concurrency.lanes import Worker
 from app.problems import DeadlineExceeded, InternalError, ModelUnavailable, Overloaded
-from app.worker import Worker
 
 
 class Squares:

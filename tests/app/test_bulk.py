@@ -17,12 +17,12 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from app.bodies import ClientLeft
-from app.bulk import _Document, _Job, _Scored
-from app.bulk_bodies import Chunk, array_header, chunks, pieces
-from app.detector import Detector
-from app.engine import PASSES_AT_ONCE
+from app.http.bodies import ClientLeft
+from app.http.multipart import Chunk, array_header, chunks, pieces
+from app.inference.detector import Detector
+from app.inference.registry import PASSES_AT_ONCE
 from app.problems import BodyTimeout, BodyTooLarge, Problem
+from app.scoring.batch import _Document, _Job, _Scored
 from app.settings import Settings
 from tests import pngs
 from tests.app.test_score import assert_problem, raw
@@ -315,7 +315,7 @@ async def test_a_failure_after_the_first_lines_is_the_last_line(
                 yield Chunk(4, bytearray(4 * 784))
             raise ZeroDivisionError
 
-        monkeypatch.setattr("app.bulk_bodies._of_array", broken)
+        monkeypatch.setattr("app.http.multipart._of_array", broken)
         reply = await bulk(client, digits(1), "application/x-ndjson")
         items = [json.loads(line) for line in reply.text.splitlines()]
         assert [item["index"] for item in items] == list(range(len(items)))

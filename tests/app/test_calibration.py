@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from app.calibration import Calibration, CalibrationError, confident_rank, conformal_rank
+from app.models.calibration import Calibration, CalibrationError, confident_rank, conformal_rank
 
 ALPHAS = st.one_of(
     st.integers(1, 999).map(lambda thousandths: thousandths / 1000),

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import uvloop
 
-from app.bodies import BodyReader
-from app.deadlines import Deadlines
+from app.concurrency.deadlines import Deadlines
+from app.http.bodies import BodyReader
 from app.problems import BodyTimeout
 
 

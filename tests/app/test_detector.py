@@ -11,8 +11,15 @@ import psutil
 import pytest
 import torch
 
-from app.detector import Detector, DetectorError, DeviceError, choose_device, give_memory_back, torchscript_allowed
-from app.repository import Artifact, Repository
+from app.inference.detector import (
+    Detector,
+    DetectorError,
+    DeviceError,
+    choose_device,
+    give_memory_back,
+    torchscript_allowed,
+)
+from app.models.repository import Artifact, Repository
 from tests.conftest import MODEL_STORE
 
 CPU = torch.device("cpu")

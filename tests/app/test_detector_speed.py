@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from app.detector import Detector, choose_device, use_one_thread
-from app.repository import Artifact, Repository
+from app.inference.detector import Detector, choose_device, use_one_thread
+from app.models.repository import Artifact, Repository
 from tests.app.test_bulk import digits
 from tests.conftest import MODEL_STORE
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from app.edge import Message
-from app.engine import Engine
+from app.http.middleware import Message
+from app.inference.registry import Engine
 from app.main import create_app
 from app.settings import Settings
 
@@ -32,6 +32,6 @@ async def test_a_failed_start_gives_no_path_away(
     with pytest.raises(ZeroDivisionError):
         await create_app(make_settings())({"type": "lifespan", "state": {}}, receive, send)
     assert told == [{"type": "lifespan.startup.failed", "message": ""}]
-    (record,) = [record for record in caplog.records if record.name == "app.edge"]
+    (record,) = [record for record in caplog.records if record.name == "app.http.middleware"]
     assert record.exc_info is not None
     assert record.exc_info[0] is ZeroDivisionError

@@ -18,11 +18,11 @@ import httpx
 import numpy as np
 import pytest
 
-from app import engine
-from app.detector import Detector, Pictures
-from app.logs import JsonFormatter
-from app.repository import Artifact, Repository
+from app.inference import registry
+from app.inference.detector import Detector, Pictures
+from app.models.repository import Artifact, Repository
 from app.settings import Settings
+from app.telemetry.logs import JsonFormatter
 from tests import model_stores
 from tests.app.test_score import assert_problem, raw
 from tests.conftest import running, services
@@ -156,7 +156,7 @@ async def test_versions_are_loaded_by_number_within_a_bound(
         refused = await raw(client, zero, "?model=zero-article@4")
         assert_problem(refused, 503, "overloaded")
         assert "besides the current ones" in refused.json()["detail"]
-        monkeypatch.setattr(engine, "_RESIDENCE_SECONDS", 0.0)
+        monkeypatch.setattr(registry, "_RESIDENCE_SECONDS", 0.0)
         services(client).engine._evictable_at.update(dict.fromkeys(services(client).engine._evictable_at, 0.0))
         for version in (4, 2, 3):
             assert (await raw(client, zero, f"?model=zero-article@{version}")).json()["version"] == version
@@ -167,9 +167,9 @@ async def test_a_retired_version_is_freed_without_the_garbage_collector(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a promotion or an eviction no reference to the retired version is left, cyclic ones included."""
-    monkeypatch.setattr(engine, "_RESIDENCE_SECONDS", 0.0)
+    monkeypatch.setattr(registry, "_RESIDENCE_SECONDS", 0.0)
     trimmed: list[None] = []
-    monkeypatch.setattr(engine, "give_memory_back", lambda: trimmed.append(None))
+    monkeypatch.setattr(registry, "give_memory_back", lambda: trimmed.append(None))
     store = model_stores.copy(tmp_path / "store", 1, 2, 3, 4, current=1)
     chosen = make_settings(model_store=store, watch_seconds=300, max_extra_versions=1, deadline_ms=30_000)
     async with running(chosen) as client:
@@ -259,7 +259,7 @@ async def test_whatever_is_off_with_one_model_the_others_are_looked_at(
                 raise wrong.pop()
             return super().open(name, version)
 
-    monkeypatch.setattr(engine, "_REFUSED_SECONDS", 0.0)
+    monkeypatch.setattr(registry, "_REFUSED_SECONDS", 0.0)
     async with running(make_settings(model_store=store, watch_seconds=300)) as client:
         its = services(client).engine
         its.repository = Odd(store)
@@ -431,7 +431,7 @@ async def test_the_log_of_a_failure_names_a_place_and_nothing_else(
     lines = [JsonFormatter().format(record) for record in caplog.records if record.levelno >= logging.ERROR]
     places = {line["error"]: line["at"] for line in map(json.loads, lines) if "error" in line}
     assert set(places) == {"RuntimeError", "ZeroDivisionError"}
-    assert all(re.fullmatch(r"app\.\w+:\d+", place) for place in places.values()), places
+    assert all(re.fullmatch(r"app(\.\w+)+:\d+", place) for place in places.values()), places
     for line in lines:
         assert not re.search(r"secret|memory|/|Traceback|File", line), line
 

@@ -10,12 +10,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from app.fit import Fitted, fit
+from app.images.fit import Fitted, fit
 from app.problems import AmbiguousImage, BlankImage, ImageTooLarge, InvalidImage
 from benchmarks.fit_agreement import CROPPED, MILD, Judge, agreement, cropped
 from tests.conftest import MODEL_STORE
 from tests.training.conftest import full_mnist_folder
-from training.data import idx_folder, mnist_sample
+from training.data.loaders import idx_folder, mnist_sample
 
 Digits = NDArray[np.uint8]
 LARGEST = 1 << 22

@@ -14,14 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from app import images, problems
+from app import problems
+from app.images.png import decode, decode_any, encode, error_picture, panel
 from tests import pngs
 
 GREY = pngs.gradient()
 
 
 def pixels(png: bytes) -> np.ndarray:
-    return np.frombuffer(images.decode(png), np.uint8).reshape(28, 28)
+    return np.frombuffer(decode(png), np.uint8).reshape(28, 28)
 
 
 def rgb(grey: np.ndarray, *more: np.ndarray) -> Image.Image:
@@ -245,7 +246,7 @@ def test_everything_else_is_refused(name: str) -> None:
     """Each kind of bad image raises its own problem."""
     png, expected = REFUSED[name]
     with pytest.raises(expected) as caught:
-        images.decode(png)
+        decode(png)
     assert type(caught.value) is expected
 
 
@@ -266,17 +267,17 @@ def test_missing_pixels_are_no_black_ones(colour: int, depths: tuple[int, ...], 
 
         if colour in (4, 6):  # all zeros: alpha as well
             with pytest.raises(problems.Transparent):
-                images.decode(png(0))
+                decode(png(0))
             with pytest.raises(problems.BlankImage):
-                images.decode_any(png(0), 784)
+                decode_any(png(0), 784)
         else:
-            assert images.decode(png(0)) == bytes(784)
-            assert images.decode_any(png(0), 784).size == (28, 28)
+            assert decode(png(0)) == bytes(784)
+            assert decode_any(png(0), 784).size == (28, 28)
         for missing in (1, size // 2, size):
             with pytest.raises(problems.CorruptPng):
-                images.decode(png(missing))
+                decode(png(missing))
             with pytest.raises(problems.CorruptPng):
-                images.decode_any(png(missing), 784)
+                decode_any(png(missing), 784)
 
 
 def _size(width: int, height: int, bits: int, interlace: int) -> int:
@@ -302,8 +303,8 @@ def test_decoding_leaves_nothing_behind() -> None:
             place = (start + round_) % len(files)
             if round_ % 7 == 0:
                 with pytest.raises(problems.CorruptPng):
-                    images.decode(broken)
-            assert images.decode(files[place]) == wanted[place].tobytes()
+                    decode(broken)
+            assert decode(files[place]) == wanted[place].tobytes()
 
     with ThreadPoolExecutor(4) as threads:
         for done in [threads.submit(decode_all, start) for start in (0, 11, 23, 31)]:
@@ -314,7 +315,7 @@ def test_decoding_leaves_nothing_behind() -> None:
 def test_a_second_header_is_refused_whatever_the_wanted_size(name: str) -> None:
     """Nor does `fit` take a file whose second header was never judged."""
     with pytest.raises(problems.CorruptPng):
-        images.decode_any(REFUSED[name][0], 10_000)
+        decode_any(REFUSED[name][0], 10_000)
 
 
 @pytest.mark.parametrize("depth", [2, 4, 8, 16])
@@ -330,7 +331,7 @@ def test_transparent_grey_becomes_the_other_ground(depth: int) -> None:
             samples = np.packbits(bits, axis=1)
         content = pngs.chunk(b"IDAT", pngs.rows(samples))
         png = pngs.SIGNATURE + pngs.header(40, 30, depth) + clear(level) + content + END
-        found = np.asarray(images.decode_any(png, 10_000))
+        found = np.asarray(decode_any(png, 10_000))
         assert (found[grey == level] == ground).all()
         assert (found[grey == stroke] == 255 - ground).all()
 
@@ -338,7 +339,7 @@ def test_transparent_grey_becomes_the_other_ground(depth: int) -> None:
 def test_wrong_size_says_the_size_found() -> None:
     """The refusal of a wrong size names the size that the image has."""
     with pytest.raises(problems.WrongSize, match="27x28"):
-        images.decode(pngs.plain(GREY[:, :27]))
+        decode(pngs.plain(GREY[:, :27]))
 
 
 BOMBS = {
@@ -355,7 +356,7 @@ def test_compression_bombs_stay_small(place: str) -> None:
     png = pngs.SIGNATURE + pngs.header() + BOMBS[place] + extra + pngs.chunk(b"IEND")
     tracemalloc.start()
     try:
-        images.decode(png)
+        decode(png)
     except problems.InvalidImage:
         pass
     finally:
@@ -373,7 +374,7 @@ def test_damaged_files_never_raise_anything_else(data: st.DataObject) -> None:
         place = data.draw(st.integers(0, len(png) - 1))
         png[place : place + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4))
     try:
-        assert len(images.decode(bytes(png))) == 784
+        assert len(decode(bytes(png))) == 784
     except problems.Problem as problem:
         assert problem.status in (400, 422)
 
@@ -387,7 +388,7 @@ def test_damage_behind_right_checksums_never_raises_anything_else(data: st.DataO
     first = pngs.header(depth=data.draw(st.integers(0, 17)), colour=data.draw(st.integers(0, 7)))
     png = pngs.SIGNATURE + first + b"".join(pngs.chunk(*each) for each in chunks) + pngs.chunk(b"IEND")
     try:
-        assert len(images.decode(png)) == 784
+        assert len(decode(png)) == 784
     except problems.Problem as problem:
         assert problem.status == 422
 
@@ -395,7 +396,7 @@ def test_damage_behind_right_checksums_never_raises_anything_else(data: st.DataO
 @pytest.mark.parametrize("scale", [1, 3, 16])
 def test_pictures_have_the_size_asked_for(scale: int) -> None:
     """A picture of one plane has 28 times `scale` pixels a side and, enlarged, the same grey values."""
-    picture = Image.open(io.BytesIO(images.encode(GREY, scale)))
+    picture = Image.open(io.BytesIO(encode(GREY, scale)))
     assert picture.size == (28 * scale, 28 * scale)
     assert np.array_equal(np.asarray(picture)[::scale, ::scale], GREY)
 
@@ -403,7 +404,7 @@ def test_pictures_have_the_size_asked_for(scale: int) -> None:
 def test_error_colours_grow_lighter_with_the_error() -> None:
     """In the picture of an error map a larger error is never darker than a smaller one."""
     ramp = np.arange(784) * 255 // 783
-    colours = images.error_picture(ramp.astype(np.uint8).tobytes()).reshape(-1, 3).astype(int)
+    colours = error_picture(ramp.astype(np.uint8).tobytes()).reshape(-1, 3).astype(int)
     lightness = colours @ [299, 587, 114]
     assert (np.diff(lightness) >= 0).all()
 
@@ -412,9 +413,9 @@ def test_error_colours_grow_lighter_with_the_error() -> None:
 def test_panel_holds_every_plane(scale: int) -> None:
     """The panel shows each plane with its own pixels, whether or not there is room for words."""
     planes = {"image": GREY, "reconstruction": 255 - GREY}
-    panel = np.asarray(Image.open(io.BytesIO(images.panel(planes, "normal", anomalous=False, scale=scale))))
+    drawn = np.asarray(Image.open(io.BytesIO(panel(planes, "normal", anomalous=False, scale=scale))))
     gap, room = 2 * scale, 3 * scale if scale >= 4 else 0
     for place, plane in enumerate(planes.values()):
         left = gap + place * (28 * scale + gap)
-        found = panel[gap + room : gap + room + 28 * scale : scale, left : left + 28 * scale : scale, 0]
+        found = drawn[gap + room : gap + room + 28 * scale : scale, left : left + 28 * scale : scale, 0]
         assert np.array_equal(found, plane)

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.keys import ApiKeys, KeysError, is_public
+from app.http.auth import ApiKeys, KeysError, is_public
 from app.settings import Settings
 from tests.conftest import Server, running, unprivileged
 

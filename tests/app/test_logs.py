@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 
-from app.logs import AccessLog, JsonFormatter, LineHandler, LineWriter
+from app.telemetry.logs import AccessLog, JsonFormatter, LineHandler, LineWriter
 
 
 def read_all(descriptor: int, lines: list[bytes]) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, Histogram
 
-from app import metrics
-from app.metrics import Metrics, _Histogram
+from app.telemetry import metrics
+from app.telemetry.metrics import Metrics, _Histogram
 
 BOUNDS = (0.1, 0.5, 1.0, 4.0)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.record import SIZE_BOUND, Record, unpack
+from app.stores.record import SIZE_BOUND, Record, unpack
 
 
 @given(

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from app.calibration import Calibration
-from app.metrics import Metrics
+from app.http.schemas import Fitted, ScoreResponse
+from app.inference.version import Detection, Waiting
+from app.models.calibration import Calibration
 from app.problems import InternalError
-from app.reconstructions import Reconstructions
-from app.record import unpack
-from app.replies import Order, Replies, Reply, new_ids
-from app.schemas import Fitted, ScoreResponse
-from app.serving import Detection, Waiting
+from app.scoring.verdict import Order, Replies, Reply, new_ids
+from app.stores.reconstructions import Reconstructions
+from app.stores.record import unpack
 from app.stores.sqlite import SqliteStore
+from app.telemetry.metrics import Metrics
 
 SERVING: Any = SimpleNamespace(
     manifest=SimpleNamespace(name="zero", version=3), calibration=Calibration([0.1, 0.2, 0.3, 0.4])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.repository import Repository, RepositoryError, sha256
+from app.models.repository import Repository, RepositoryError, sha256
 from tests.conftest import unprivileged
 
 SHIPPED = Path(__file__).parent.parent.parent / "model_store"

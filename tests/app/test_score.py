@@ -16,7 +16,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from app import scoring
+from app.scoring import score
 from app.settings import Settings
 from tests import pngs
 from tests.app.test_images import BOMBS, REFUSED
@@ -334,7 +334,7 @@ async def test_long_queries_are_refused_and_not_remembered(client: httpx.AsyncCl
     """A query of more than 1,024 bytes is 400 on every route, and the memory of read queries never sees it."""
     query = "?model=zero-article&note=" + "n" * (length - 24)
     assert len(query) == length + 1
-    before = scoring._parsed.cache_info().misses
+    before = score._parsed.cache_info().misses
     requests = [("POST", "/score"), ("POST", "/score/batch"), ("GET", "/models"), ("GET", "/livez"), ("GET", "/none")]
     for method, path in requests:
         response = await client.request(method, path + query, content=zero, headers=PNG)
@@ -342,7 +342,7 @@ async def test_long_queries_are_refused_and_not_remembered(client: httpx.AsyncCl
             assert_problem(response, 400, "malformed-request")
         else:
             assert response.status_code in (200, 404, 415, 422)
-    assert scoring._parsed.cache_info().misses - before == (0 if length > 1024 else 1)
+    assert score._parsed.cache_info().misses - before == (0 if length > 1024 else 1)
 
 
 async def test_too_many_fits_are_shed_and_counted(make_settings: Callable[..., Settings], zero: bytes) -> None:
@@ -359,13 +359,13 @@ async def test_an_image_that_is_fitted_too_late_is_504(
 ) -> None:
     """Waiting for the thread that fits counts towards the deadline."""
     goes_on = threading.Event()
-    fitted = scoring.fit.fit
+    fitted = score.fit.fit
 
     def slow(png: bytes, most: int) -> Any:
         goes_on.wait(30)
         return fitted(png, most)
 
-    monkeypatch.setattr(scoring.fit, "fit", slow)
+    monkeypatch.setattr(score.fit, "fit", slow)
     async with running(make_settings(deadline_ms=300)) as client:
         replies = await asyncio.gather(*(raw(client, zero, "?fit=mnist") for _ in range(3)))
         goes_on.set()

@@ -20,13 +20,13 @@ from pathlib import Path
 import pytest
 import redis
 
-from app.metrics import Metrics
-from app.reconstructions import Reconstructions
-from app.record import Record
-from app.replies import new_ids
+from app.scoring.verdict import new_ids
 from app.stores import Store, StoreError, open_store
+from app.stores.reconstructions import Reconstructions
+from app.stores.record import Record
 from app.stores.redis import RedisStore
 from app.stores.sqlite import SqliteStore
+from app.telemetry.metrics import Metrics
 from tests.conftest import ROOT, free_port
 
 ENTRY = 4096
@@ -582,7 +582,7 @@ async def test_a_disk_that_is_full_when_a_transaction_ends_is_named(tmp_path: Pa
 
 async def test_fetches_do_not_stand_in_for_a_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who only fetches is told as well that nothing can be written any more."""
-    monkeypatch.setattr("app.reconstructions._QUIET_SECONDS", 0.1)
+    monkeypatch.setattr("app.stores.reconstructions._QUIET_SECONDS", 0.1)
     kept = Reconstructions(
         SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=1000), Metrics(), timeout=2, max_waiting=64
     )

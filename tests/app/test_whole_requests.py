@@ -21,9 +21,9 @@ import uvicorn
 from PIL import Image
 from uvicorn.server import ServerState
 
-from app.edge import Edge
+from app.http.middleware import Edge
+from app.http.server import Protocol
 from app.main import create_app
-from app.protocol import Protocol
 from app.settings import Settings
 from tests.conftest import MODEL_STORE, lifespan
 
@@ -396,7 +396,7 @@ async def test_a_failure_is_answered(
     def broken(*_: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("app.scoring.threshold_of", broken)
+    monkeypatch.setattr("app.scoring.score.threshold_of", broken)
     whole = await ask(side, request(zero, x_request_id="mine"))
     assert (whole.status, json.loads(whole.body)["type"]) == (500, "/problems/internal-error")
     assert json.loads(whole.body)["instance"] == "urn:request:mine"

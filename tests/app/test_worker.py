@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-from app.worker import Worker
+from app.concurrency.lanes import Worker
 
 
 @pytest.fixture

@@ -12,15 +12,15 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-import cli.__main__ as command
-from cli.__main__ import app, main
-from cli.files import Source
-from cli.formats import Result
-from client import Score, ServiceError
-from client.replies import score_of
+import anomaly.cli.__main__ as command
+from anomaly import Score, ServiceError
+from anomaly.cli.__main__ import app, main
+from anomaly.cli.files import Source
+from anomaly.cli.formats import Result
+from anomaly.client.replies import score_of
 from tests.conftest import ROOT, Server
 from tests.training.conftest import full_mnist_folder
-from training.data import idx_folder, mnist_sample
+from training.data.loaders import idx_folder, mnist_sample
 
 Anomaly = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -37,7 +37,7 @@ def anomaly() -> Anomaly:
 
     def run(*arguments: str | Path, stdin: bytes = b"", **chosen: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [sys.executable, "-m", "cli", *map(str, arguments)],
+            [sys.executable, "-m", "anomaly.cli", *map(str, arguments)],
             cwd=ROOT, env=environment(**chosen), input=stdin, capture_output=True, timeout=120, check=False,
         )  # fmt: skip
         return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image, ImageOps
 from typer.main import get_command
 
-from client import UnreadableImage
-from client.wire import read
+from anomaly import UnreadableImage
+from anomaly.client.wire import read
 from tests.cli.conftest import Anomaly, environment
 from tests.conftest import EXAMPLES, MODEL_STORE, ROOT, Server, free_port
 from training.__main__ import app as training
@@ -37,7 +37,7 @@ STRICT = ("--alpha", "0.2")
         ((ZERO, SIX), 1),
         ((SIX, ROOT / "pyproject.toml"), 2),
         ((ZERO, ROOT / "nothing.png"), 2),
-        ((ROOT / "cli",), 2),
+        ((ROOT / "training",), 2),
     ],
     ids=["normal", "anomaly", "no png", "missing", "empty folder"],
 )
@@ -143,7 +143,7 @@ def test_what_is_no_url_is_an_error(in_process: Anomaly, command: str, url: str)
 def test_what_nobody_foresaw_is_one_line(tmp_path: Path) -> None:
     """An error of any kind ends with exit code 2 and one line, so that it can never be taken for an anomaly."""
     code = (
-        "import sys, cli.__main__ as command\n"
+        "import sys, anomaly.cli.__main__ as command\n"
         "def broken(files): raise RuntimeError('first line\\nsecond')\n"
         "command.sources = broken\n"
         f"sys.argv = ['anomaly', 'score', {str(ZERO)!r}]\n"
@@ -224,7 +224,17 @@ def test_a_folder_is_searched_through(in_process: Anomaly, tmp_path: Path, zero:
 
 def test_a_reader_that_leaves(thousand_digits: Path) -> None:
     """`anomaly score ... | head -1` ends without a traceback, and not with the code of an anomaly."""
-    command = [sys.executable, "-m", "cli", "score", thousand_digits, "--model-store", MODEL_STORE, "-f", "jsonl"]
+    command = [
+        sys.executable,
+        "-m",
+        "anomaly.cli",
+        "score",
+        thousand_digits,
+        "--model-store",
+        MODEL_STORE,
+        "-f",
+        "jsonl",
+    ]
     with subprocess.Popen(
         command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
@@ -242,7 +252,7 @@ def test_ctrl_c_ends_although_the_service_hangs(tmp_path: Path, thousand_digits:
     """Replies under way are not waited for, and a service that hangs would never give them."""
     server = Server(tmp_path).start()
     assert server.process is not None
-    command = [sys.executable, "-m", "cli", "score", str(thousand_digits), "--url", server.url, "-f", "jsonl"]
+    command = [sys.executable, "-m", "anomaly.cli", "score", str(thousand_digits), "--url", server.url, "-f", "jsonl"]
     with subprocess.Popen(
         command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
@@ -304,7 +314,7 @@ def test_an_image_of_any_size_fits_offline_as_by_url(in_process: Anomaly, server
 def test_asking_a_service_never_imports_torch(server: Server) -> None:
     """Scoring by URL loads neither torch nor numpy nor the service's code: it is what keeps the command quick."""
     code = (
-        "import sys; from cli.__main__ import app\n"
+        "import sys; from anomaly.cli.__main__ import app\n"
         f"try: app(['score', {str(ZERO)!r}, '--url', {server.url!r}])\n"
         "except SystemExit as end: print('code', end.code)\n"
         "print(' '.join(sorted({name.partition('.')[0] for name in sys.modules})))"
@@ -369,7 +379,7 @@ def test_the_shell_that_starts_the_service_may_know_its_url(server: Server, anom
 def test_the_command_keeps_the_order_of_the_layers() -> None:
     """Of the command's modules only the offline one knows the service's code, and only the entry knows training."""
     users: dict[str, set[str]] = {"app": set(), "training": set(), "torch": set()}
-    for path in (ROOT / "cli").glob("*.py"):
+    for path in (ROOT / "anomaly" / "cli").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []

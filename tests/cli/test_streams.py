@@ -15,9 +15,9 @@ from typing import TextIO
 
 import pytest
 
-from cli.__main__ import _stopping, main
-from cli.formats import Csv, Lines, Result, Table, Writer
-from client import Score, UnreadableImage
+from anomaly import Score, UnreadableImage
+from anomaly.cli.__main__ import _stopping, main
+from anomaly.cli.formats import Csv, Lines, Result, Table, Writer
 from tests.cli.conftest import SCORE, Scorer
 
 

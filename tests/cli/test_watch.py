@@ -16,10 +16,10 @@ from queue import Empty, Queue
 
 import pytest
 
-from cli.__main__ import _Stop, _stopping
-from cli.files import Arrivals, FolderAway
-from client import Score, ServiceError
-from client.errors import InvalidParameter, Unauthorized
+from anomaly import Score, ServiceError
+from anomaly.cli.__main__ import _Stop, _stopping
+from anomaly.cli.files import Arrivals, FolderAway
+from anomaly.client.errors import InvalidParameter, Unauthorized
 from tests.cli.conftest import SCORE, Scorer, environment
 from tests.conftest import MODEL_STORE, ROOT, Server
 
@@ -71,7 +71,7 @@ class Watching:
 @contextmanager
 def watching(folder: Path, *options: str) -> Iterator[Watching]:
     """Run a watch that looks often and writes JSON lines."""
-    command = [sys.executable, "-m", "cli", "watch", str(folder), "--interval", "0.2", "-f", "jsonl", *options]
+    command = [sys.executable, "-m", "anomaly.cli", "watch", str(folder), "--interval", "0.2", "-f", "jsonl", *options]
     with subprocess.Popen(
         command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -140,7 +140,7 @@ def test_a_signal_ends_a_wait_wherever_it_comes() -> None:
     """Between any two instructions of the wait: no lock that it holds stops the handler."""
     program = """
 import itertools, signal, sys
-from cli.__main__ import _Stop, _stopping
+from anomaly.cli.__main__ import _Stop, _stopping
 
 def traced(frame, event, argument):
     frame.f_trace_opcodes = True

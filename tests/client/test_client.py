@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageOps
 
-from client import NO_RETRY, AsyncClient, Client, Fitted, Retry, Score, TimedOut, UnexpectedReply, Unreachable, errors
+from anomaly import NO_RETRY, AsyncClient, Client, Fitted, Retry, Score, TimedOut, UnexpectedReply, Unreachable
+from anomaly.client import errors
 from tests.conftest import EXAMPLES, ROOT, Server, free_port
 
 
@@ -420,7 +421,16 @@ def test_a_key_opens_the_service(make_server: Callable[..., Server], tmp_path: P
         assert service.reconstruction(service.score(zero)).startswith(b"\x89PNG")
     (tmp_path / "key").write_text("right\n")
     for extra, code in (([], 2), (["--key-file", str(tmp_path / "key")], 0)):
-        command = [sys.executable, "-m", "cli", "score", str(EXAMPLES / "zero.png"), "--url", server.url, *extra]
+        command = [
+            sys.executable,
+            "-m",
+            "anomaly.cli",
+            "score",
+            str(EXAMPLES / "zero.png"),
+            "--url",
+            server.url,
+            *extra,
+        ]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == code, done.stderr
         assert "right" not in done.stdout + done.stderr

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from anomaly.client import errors
 from app import problems
-from client import errors
 from tests.conftest import ROOT
 
 
@@ -30,7 +30,7 @@ def of_the_service() -> list[type[problems.Problem]]:
 def test_every_problem_of_the_service_has_its_exception(kind: type[problems.Problem]) -> None:
     """Each problem type becomes the exception of its name, whose parent has the name of the problem's parent."""
     found = errors.problem(kind.status, kind("what is wrong").document("abc123"))
-    assert type(found).__name__ == kind.__name__, "client/errors.py lacks this class"
+    assert type(found).__name__ == kind.__name__, "anomaly/client/errors.py lacks this class"
     assert type(found).__mro__[1].__name__ == kind.__mro__[1].__name__
     assert (found.status, found.type, found.title) == (kind.status, kind.type, kind.title)
     assert (found.detail, found.hint, found.request_id) == ("what is wrong", kind.hint, "abc123")
@@ -65,17 +65,17 @@ def test_every_error_can_be_pickled_and_copied() -> None:
 
 
 def test_the_tree_in_the_docstring_is_the_tree() -> None:
-    """The drawing at the top of client/errors.py names every class, and none that is not there."""
-    source = (ROOT / "client" / "errors.py").read_text()
+    """The drawing at the top of anomaly/client/errors.py names every class, and none that is not there."""
+    source = (ROOT / "anomaly" / "client" / "errors.py").read_text()
     drawing = ast.get_docstring(ast.parse(source)) or ""
-    names = {kind.__name__ for kind in kinds(errors.ServiceError) if kind.__module__ == "client.errors"}
+    names = {kind.__name__ for kind in kinds(errors.ServiceError) if kind.__module__ == "anomaly.client.errors"}
     drawn = {word.strip(",") for line in drawing.splitlines() if line.lstrip().startswith(("├", "└", "│"))
              for word in line.split() if word.strip(",").isidentifier() and word[0].isupper()}  # fmt: skip
     assert drawn - {"RFC", "Problem"} == names - {"Problem"}
 
 
 def test_importing_the_client_imports_nothing_heavy() -> None:
-    """Beside httpx, `import client` brings itself and a little of the standard library: a short start."""
+    """Beside httpx, `import anomaly` brings itself and a little of the standard library: a short start."""
 
     def loaded(module: str) -> set[str]:
         code = f"import {module}, sys; print(*sys.modules)"
@@ -84,12 +84,12 @@ def test_importing_the_client_imports_nothing_heavy() -> None:
 
     httpx = loaded("httpx")
     assert httpx.isdisjoint({"torch", "numpy", "pydantic", "PIL", "fastapi", "starlette"})
-    more = loaded("client") - httpx
-    assert {name.partition(".")[0] for name in more} - sys.stdlib_module_names == {"client"}
+    more = loaded("anomaly") - httpx
+    assert {name.partition(".")[0] for name in more} - sys.stdlib_module_names == {"anomaly"}
     assert len(more) < 80
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "client").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "anomaly" / "client").glob("*.py")), ids=lambda path: path.name)
 def test_the_client_knows_only_itself_and_httpx(path: Path) -> None:
     """No module of the client imports anything but the standard library, httpx and the client, not even late."""
     for node in ast.walk(ast.parse(path.read_text())):
@@ -97,10 +97,10 @@ def test_the_client_knows_only_itself_and_httpx(path: Path) -> None:
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         for name in names:
             root = name.partition(".")[0]
-            assert root in {"httpx", "client"} or root in sys.stdlib_module_names, name
+            assert root in {"httpx", "anomaly"} or root in sys.stdlib_module_names, name
 
 
 def test_the_client_is_typed() -> None:
     """The package carries the marker that lets type checkers read it, and setuptools ships it."""
-    assert (ROOT / "client" / "py.typed").exists()
-    assert 'client = ["py.typed"]' in (ROOT / "pyproject.toml").read_text()
+    assert (ROOT / "anomaly" / "py.typed").exists()
+    assert 'anomaly = ["py.typed"]' in (ROOT / "pyproject.toml").read_text()

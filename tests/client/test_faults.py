@@ -14,7 +14,8 @@ from typing import get_origin, get_type_hints
 import httpx
 import pytest
 
-from client import NO_RETRY, AsyncClient, Client, Retry, Score, TimedOut, UnexpectedReply, errors, wire
+from anomaly import NO_RETRY, AsyncClient, Client, Retry, Score, TimedOut, UnexpectedReply
+from anomaly.client import errors, wire
 
 GOOD = (
     b'{"id": null, "model": "zero", "version": 1, "mse": 0.1, "threshold": 0.2, "alpha": 0.01, "p_value": 0.5,'

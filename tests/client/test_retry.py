@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client import NO_RETRY, Retry, TimedOut, UnexpectedReply, Unreachable
-from client.errors import problem
-from client.wire import _retry_after
+from anomaly import NO_RETRY, Retry, TimedOut, UnexpectedReply, Unreachable
+from anomaly.client.errors import problem
+from anomaly.client.wire import _retry_after
 
 RETRY = Retry(patience=30.0, first=0.1, ceiling=5.0)
 

@@ -22,7 +22,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from app.keys import ApiKeys, KeysError
+from app.http.auth import ApiKeys, KeysError
 from app.settings import Settings
 from tests.conftest import EXAMPLES, ROOT
 from tests.containers.images import run

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.detector import Detector
-from training.data import idx_folder, mnist_sample
-from training.datasets import Dataset
-from training.recipes import RECIPES
-from training.version import Made, Order, make
+from app.inference.detector import Detector
+from training.data.dataset import Dataset
+from training.data.loaders import idx_folder, mnist_sample
+from training.pipeline.make import Made, Order, make
+from training.recipes.table import RECIPES
 
 ROOT = Path(__file__).parent.parent.parent
 MODEL_STORE = ROOT / "model_store"

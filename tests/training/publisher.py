@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from app.manifest import Manifest
-from app.repository import Repository
-from training.publish import publish
+from app.models.manifest import Manifest
+from app.models.repository import Repository
+from training.publishing.publish import publish
 
 DISK_CALLS = ("mkdir", "fsync", "rename", "replace", "open")
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from app.detector import torchscript_allowed
-from training.autoencoders import AUTOENCODERS, ScaledScoring
+from app.inference.detector import torchscript_allowed
+from training.networks.autoencoders import AUTOENCODERS, ScaledScoring
 
 pytestmark = pytest.mark.parametrize("name", AUTOENCODERS)
 

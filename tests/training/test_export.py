@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from app.detector import Detector
+from app.inference.detector import Detector
 from tests.training.conftest import CPU
-from training.autoencoders import ArticleAutoencoder, ScaledScoring
-from training.export import ExportError, export, golden_images
+from training.networks.autoencoders import ArticleAutoencoder, ScaledScoring
+from training.publishing.export import ExportError, export, golden_images
 
 
 def scoring() -> ScaledScoring:
@@ -48,7 +48,7 @@ def test_exported_bytes_score_as_the_module_does(digits, golden):
 def test_the_bytes_hold_no_path_of_this_machine(golden):
     """TorchScript's debug files, which record where the source lay, are not shipped."""
     with zipfile.ZipFile(io.BytesIO(export(scoring(), golden).model)) as archive:
-        assert not [name for name in archive.namelist() if b"/training/autoencoders.py" in archive.read(name)]
+        assert not [name for name in archive.namelist() if b"/training/networks/autoencoders.py" in archive.read(name)]
 
 
 class Broken(nn.Module):

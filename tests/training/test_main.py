@@ -14,8 +14,8 @@ from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from app.calibration import Calibration, CalibrationError
-from app.repository import Repository
+from app.models.calibration import Calibration, CalibrationError
+from app.models.repository import Repository
 from tests.model_stores import copy
 from tests.training.conftest import ROOT, write_pngs
 from training.__main__ import app

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.probes import KINDS, probes
+from training.evaluation.probes import KINDS, probes
 
 
 @pytest.fixture(scope="module")

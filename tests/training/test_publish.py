@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.repository import Repository
+from app.models.repository import Repository
 from tests.training.conftest import ROOT, small_files
-from training import publish
-from training.publish import PublishError
+from training.publishing import publish
+from training.publishing.publish import PublishError
 
 
 @pytest.fixture

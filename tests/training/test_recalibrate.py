@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from app.detector import Detector
-from app.repository import Repository
+from app.inference.detector import Detector
+from app.models.repository import Repository
 from tests.conftest import Server
 from tests.training.conftest import CPU, small_files, write_pngs
 from training.__main__ import app
-from training.calibrate import score
+from training.evaluation.calibrate import score
 
 runner = CliRunner()
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from app.detector import Detector
+from app.inference.detector import Detector
 from tests.training.conftest import CPU
-from training.data import fashion_mnist
-from training.datasets import DataError, Dataset
-from training.export import export
-from training.recipes import RECIPES
-from training.splits import SPLITS
-from training.version import Order, make
+from training.data.dataset import DataError, Dataset
+from training.data.loaders import fashion_mnist
+from training.data.splits import SPLITS
+from training.pipeline.make import Order, make
+from training.publishing.export import export
+from training.recipes.table import RECIPES
 
 GUARDED = [name for name, recipe in RECIPES.items() if recipe.reasons]
 

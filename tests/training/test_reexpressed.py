@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from app.calibration import Calibration
+from app.models.calibration import Calibration
 from tests.conftest import ROOT
-from training.autoencoders import ArticleAutoencoder, ScaledScoring
-from training.reexpressed import ReexpressedGradients, reexpressed
-from training.standardisation import OrientedGradients
+from training.networks.autoencoders import ArticleAutoencoder, ScaledScoring
+from training.networks.gradients import OrientedGradients
+from training.networks.reexpressed import ReexpressedGradients, reexpressed
 
 
 def scoring(seed: int) -> ScaledScoring:

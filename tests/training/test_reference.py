@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from tests.training.conftest import small_order
-from training.datasets import Dataset
-from training.reference import reference_version
-from training.version import make
+from training.data.dataset import Dataset
+from training.pipeline.make import make
+from training.pipeline.reference import reference_version
 
 
 def folder_of(digits: Dataset, label: int) -> Dataset:

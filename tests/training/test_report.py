@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.calibration import needed
+from app.models.calibration import needed
 from tests.training.conftest import small_order
-from training import pictures
-from training.datasets import Dataset
-from training.report import histogram, roc
-from training.version import make
+from training.data.dataset import Dataset
+from training.pipeline.make import make
+from training.report import pictures
+from training.report.files import histogram, roc
 
 
 def test_every_picture_is_a_small_png(made):

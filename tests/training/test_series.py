@@ -18,15 +18,15 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from app.repository import Repository
+from app.models.repository import Repository
 from tests.training.conftest import CPU, MODEL_STORE, ROOT, small_order
 from training.__main__ import app
-from training.publish import publish_copy
-from training.recipes import RECIPES
-from training.series import Source, figures, path_of
-from training.series import run as series
-from training.train import TrainingError
-from training.version import Order
+from training.pipeline.make import Order
+from training.pipeline.series import Source, figures, path_of
+from training.pipeline.series import run as series
+from training.publishing.publish import publish_copy
+from training.recipes.article import TrainingError
+from training.recipes.table import RECIPES
 
 ALL = ("-m", "training", "all", "--data", "mnist-5000", "--device", "cpu", "--alpha", "0.05")
 
@@ -47,7 +47,7 @@ def run(folder: Path, *arguments: str) -> str:
 def test_all_digits_are_ten_models(monkeypatch, tmp_path):
     """Unless told, there is a model of every label; each seed makes one."""
     asked = []
-    monkeypatch.setattr("training.series.run", lambda orders, *_, **__: asked.extend(orders) or [])
+    monkeypatch.setattr("training.pipeline.series.run", lambda orders, *_, **__: asked.extend(orders) or [])
     result = CliRunner().invoke(app, [*ALL[2:], "--recipe", "instant", "--seeds", "3,4", "--results", str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert [(order.seed, order.normal) for order in asked] == [
@@ -58,7 +58,8 @@ def test_all_digits_are_ten_models(monkeypatch, tmp_path):
 def test_the_least_seed_answers(monkeypatch, made, tmp_path):
     """Of several seeds one is promoted, and which one does not depend on the order in which they are finished."""
     monkeypatch.setattr(
-        "training.series.run", lambda orders, *_, **__: ((order, figures(made, 1.0), made) for order in orders[::-1])
+        "training.pipeline.series.run",
+        lambda orders, *_, **__: ((order, figures(made, 1.0), made) for order in orders[::-1]),
     )
     options = ("--seeds", "2,1", "--normal", "0", "--publish", "--model-store", str(tmp_path))
     result = CliRunner().invoke(app, [*ALL[2:], *options, "--results", str(tmp_path)])
@@ -138,8 +139,8 @@ ENDLESS = """
 import sys
 from pathlib import Path
 from tests.training.conftest import MODEL_STORE, small_order
-from training import series
-from training.data import load
+from training.pipeline import series
+from training.data.loaders import load
 
 source = series.Source("mnist-5000", None, MODEL_STORE)
 orders, tell = [small_order(epochs=1_000_000)], lambda *_: print("an epoch", flush=True)

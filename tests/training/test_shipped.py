@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from app.calibration import Calibration
-from app.detector import Detections, Detector
-from app.repository import Repository
+from app.inference.detector import Detections, Detector
+from app.models.calibration import Calibration
+from app.models.repository import Repository
 from app.settings import Settings
 from tests.training.conftest import CPU, MODEL_STORE
-from training.calibrate import count_band
-from training.evaluate import ranking
-from training.probes import probes
-from training.splits import SPLITS
+from training.data.splits import SPLITS
+from training.evaluation.calibrate import count_band
+from training.evaluation.figures import ranking
+from training.evaluation.probes import probes
 
 
 @pytest.fixture(scope="module")

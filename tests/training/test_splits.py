@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.datasets import DataError, Dataset
-from training.splits import SPLITS, Split, article, standard
+from training.data.dataset import DataError, Dataset
+from training.data.splits import SPLITS, Split, article, standard
 
 
 def labelled(labels: list[int], test_start: int | None = None) -> Dataset:

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tests.training.conftest import CPU
-from training.deep import multiplies_bfloat16
-from training.recipes import RECIPES
-from training.train import TrainingError, fit_article
+from training.recipes.article import TrainingError, fit_article
+from training.recipes.deep import multiplies_bfloat16
+from training.recipes.table import RECIPES
 
 PARAMETERS = {**RECIPES["article"].parameters, "epochs": 3}
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from app.calibration import CalibrationError
-from app.detector import Detector
-from app.repository import Artifact, Repository
+from app.inference.detector import Detector
+from app.models.calibration import CalibrationError
+from app.models.repository import Artifact, Repository
 from tests.training.conftest import CPU, MODEL_STORE, small_order
-from training.calibrate import count_band, score
-from training.datasets import DataError, Dataset
-from training.evaluate import ranking
-from training.splits import article
-from training.version import make
+from training.data.dataset import DataError, Dataset
+from training.data.splits import article
+from training.evaluation.calibrate import count_band, score
+from training.evaluation.figures import ranking
+from training.pipeline.make import make
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_a_version_says_how_it_was_made(made, digits):
 
 def test_the_threshold_is_of_scores_by_the_exported_bytes(made, digits, detector):
     """The calibration scores and the threshold are those that the exported module gives the calibration images."""
-    from training.splits import standard
+    from training.data.splits import standard
 
     scores = np.sort(score(detector, digits.images[standard(digits, (0,), 0).calibration]))
     assert made.draft.threshold == float(scores[made.draft.calibration.rank - 1])

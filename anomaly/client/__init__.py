@@ -1,0 +1,1 @@
+"""Sends requests to the service: the synchronous and the asynchronous client."""

@@ -1,0 +1,1 @@
+"""Turns bytes into requests and responses into bytes. Nothing below this package knows HTTP."""

@@ -1,0 +1,1 @@
+"""Declares the routes, grouped as in the API reference."""

@@ -1,0 +1,1 @@
+"""Reads, prepares and draws images."""

@@ -1,0 +1,1 @@
+"""Holds model versions in memory and runs their forward passes."""

@@ -1,0 +1,1 @@
+"""The model version on disk: the contract between training and the service."""

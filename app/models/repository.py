@@ -1,0 +1,211 @@
+"""Model versions on disk: what is there, what is current, and reading one without trusting it.
+
+Knows: folders, checksums, the manifest. Does not know: torch, HTTP, how a version is made.
+
+    model_store/<model>/CURRENT           one line: the current version's number
+    model_store/<model>/<version>/        immutable once there
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from app.models.calibration import Calibration, CalibrationError
+from app.models.manifest import Manifest
+
+MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_MOST_DIGITS = 9
+_REQUIRED = ("model.pt", "calibration.npy", "golden.npz")
+
+
+class RepositoryError(Exception):
+    """A version that is missing, incomplete or not what its manifest says. The message names the version."""
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Images with what the module made of them at export.
+
+    Attributes:
+        images: uint8 [n, 1, 28, 28].
+        mse: float32 [n].
+        reconstructions: float32 [n, 1, 28, 28] in 0..1.
+    """
+
+    images: NDArray[np.uint8]
+    mse: NDArray[np.float32]
+    reconstructions: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One model version, read and checked: every byte here is a byte that its manifest vouches for."""
+
+    manifest: Manifest
+    model: bytes
+    calibration: Calibration
+    golden: Golden
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Name and version."""
+        return self.manifest.name, self.manifest.version
+
+
+def sha256(content: bytes) -> str:
+    """Return the SHA-256 of `content` in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+class Repository:
+    """The model store at `root`. Reads only; nothing is cached, so every answer is what the disk says now."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def names(self) -> list[str]:
+        """Return the names of the models that have a current version, sorted."""
+        if not self.root.is_dir():
+            return []
+        folders = (path.parent for path in self.root.glob("*/CURRENT"))
+        return sorted(folder.name for folder in folders if MODEL_NAME.fullmatch(folder.name))
+
+    def lacks(self, name: str) -> bool:
+        """Return whether a model's folder is gone for certain: the store can be read, and it is not there."""
+        try:
+            return all(path.name != name for path in self.root.iterdir())
+        except OSError:
+            return False
+
+    def versions(self, name: str) -> list[int]:
+        """Return the version numbers of a model, ascending; empty when there is no such model, or nobody can say."""
+        if not MODEL_NAME.fullmatch(name):
+            return []
+        try:
+            found = [path.parent.name for path in (self.root / name).glob("*/manifest.json")]
+        except OSError:
+            return []
+        return sorted(int(number) for number in found if is_version(number))
+
+    def current(self, name: str) -> int | None:
+        """Return the current version's number, or None when the model has none.
+
+        Raises:
+            RepositoryError: `CURRENT` holds something else than one number.
+        """
+        if not MODEL_NAME.fullmatch(name):
+            return None
+        try:
+            text = (self.root / name / "CURRENT").read_text("ascii").strip()
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise RepositoryError(f"{name}: CURRENT cannot be read") from error
+        if not is_version(text):
+            raise RepositoryError(f"{name}: CURRENT does not hold a version number")
+        return int(text)
+
+    def manifest(self, name: str, version: int) -> Manifest:
+        """Read a version's manifest.
+
+        Raises:
+            RepositoryError: there is no such version, or the manifest is not one of its name and number.
+        """
+        label = f"{name}@{version}"
+        try:
+            manifest = Manifest.model_validate_json(self._read(name, version, "manifest.json"))
+        except ValidationError as error:
+            raise RepositoryError(f"{label}: manifest.json is not valid: {_first(error)}") from error
+        if (manifest.name, manifest.version) != (name, version):
+            raise RepositoryError(f"{label}: manifest.json says it is {manifest.name}@{manifest.version}")
+        for required in _REQUIRED:
+            if required not in manifest.files:
+                raise RepositoryError(f"{label}: manifest.json lists no checksum of {required}")
+        return manifest
+
+    def read(self, manifest: Manifest, file: str) -> bytes:
+        """Read one file of a version and compare it with the manifest's checksum.
+
+        The bytes returned are the bytes compared, so a file that changes afterwards changes nothing.
+
+        Raises:
+            RepositoryError: the manifest does not list the file, or its content is not what the manifest says.
+        """
+        label = f"{manifest.name}@{manifest.version}"
+        expected = manifest.files.get(file)
+        if expected is None:
+            raise RepositoryError(f"{label}: manifest.json does not list {file}")
+        content = self._read(manifest.name, manifest.version, file)
+        if sha256(content) != expected:
+            raise RepositoryError(f"{label}: {file} is not the file that was published (SHA-256 differs)")
+        return content
+
+    def open(self, name: str, version: int) -> Artifact:
+        """Read a version and check all that can be checked without running it.
+
+        Raises:
+            RepositoryError: it is missing, incomplete, altered or contradicts itself.
+        """
+        manifest = self.manifest(name, version)
+        label = f"{name}@{version}"
+        stored, examples = self.read(manifest, "calibration.npy"), self.read(manifest, "golden.npz")
+        try:
+            scores = np.load(io.BytesIO(stored), allow_pickle=False).astype(float, casting="same_kind")
+            finite = scores.ndim == 1 and np.isfinite(scores).all()
+            with np.load(io.BytesIO(examples), allow_pickle=False) as arrays:
+                golden = Golden(arrays["images"], arrays["mse"], arrays["reconstructions"])
+        except Exception as error:  # the bytes are the publisher's, but whether they are arrays only numpy finds out
+            raise RepositoryError(f"{label}: calibration.npy or golden.npz cannot be read") from error
+        if not finite:
+            raise RepositoryError(f"{label}: calibration.npy is not a list of finite scores")
+        if golden.images.dtype != np.uint8 or {golden.mse.dtype, golden.reconstructions.dtype} != {
+            np.dtype(np.float32)
+        }:
+            raise RepositoryError(f"{label}: golden.npz holds arrays of other types than the contract says")
+        calibration = Calibration(scores.tolist(), manifest.calibration.confidence)
+        self._check(manifest, calibration)
+        return Artifact(manifest, self.read(manifest, "model.pt"), calibration, golden)
+
+    def _check(self, manifest: Manifest, calibration: Calibration) -> None:
+        label, scores = f"{manifest.name}@{manifest.version}", calibration.scores
+        if len(scores) != manifest.calibration.n or any(a > b for a, b in pairwise(scores)):
+            raise RepositoryError(f"{label}: calibration.npy is not the {manifest.calibration.n} sorted scores")
+        try:
+            threshold = calibration.threshold(manifest.alpha)
+        except CalibrationError as error:
+            raise RepositoryError(f"{label}: {error}") from error
+        if np.float32(threshold) != np.float32(manifest.threshold):
+            raise RepositoryError(f"{label}: the threshold is not the one that its calibration scores give")
+
+    def _read(self, name: str, version: int, file: str) -> bytes:
+        label = f"{name}@{version}"
+        path = PurePosixPath(file)
+        if not MODEL_NAME.fullmatch(name) or path.is_absolute() or ".." in path.parts:
+            raise RepositoryError(f"{label}: {file} does not lie inside the version")
+        folder = (self.root / name / str(version)).resolve()
+        target = (folder / path).resolve()
+        if not target.is_relative_to(self.root.resolve() / name / str(version)):
+            raise RepositoryError(f"{label}: {file} does not lie inside the version")
+        try:
+            return target.read_bytes()
+        except OSError as error:
+            raise RepositoryError(f"{label}: {file} is missing or cannot be read") from error
+
+
+def is_version(text: str) -> bool:
+    """Return whether this is a version's number as its folder has it."""
+    return text.isascii() and text.isdigit() and text[0] != "0" and len(text) <= _MOST_DIGITS
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"

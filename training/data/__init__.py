@@ -1,0 +1,1 @@
+"""Loads data sets and splits them."""

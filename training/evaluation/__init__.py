@@ -1,0 +1,1 @@
+"""Calibrates and evaluates a trained network."""

@@ -1,0 +1,1 @@
+"""Autoencoders and what turns their output into a score."""

@@ -1,0 +1,1 @@
+"""Makes, recalibrates and compares model versions."""

@@ -1,0 +1,1 @@
+"""Exports a model version and writes it to a model store."""

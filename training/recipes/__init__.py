@@ -1,0 +1,1 @@
+"""The training procedures, one per entry of the table."""
