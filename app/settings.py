@@ -48,9 +48,9 @@ class Settings(BaseSettings):
     max_extra_versions: int = Field(4, ge=1)
     """Maximum number of versions besides the current ones that stay loaded after a request for `name@version`."""
 
-    batch_max_size: int = Field(32, ge=1, le=4096)
+    microbatch_max_size: int = Field(32, ge=1, le=4096)
     """Most images scored in one forward pass."""
-    batch_max_delay_ms: float = Field(0.0, ge=0)
+    microbatch_max_delay_ms: float = Field(0.0, ge=0)
     """How long a batch waits for company; 0 takes what is there."""
     queue_max_images: int = Field(1024, ge=1)
     """Most images that may wait for the model; one more is answered 503."""
@@ -68,15 +68,15 @@ class Settings(BaseSettings):
     body_timeout_ms: float = Field(5000.0, gt=0)
     """Longest time that a request body may take to arrive; of `POST /score/batch`, that each piece of it may."""
 
-    bulk_max_body_bytes: int = Field(128 * 1024 * 1024, ge=1024)
+    batch_max_body_bytes: int = Field(128 * 1024 * 1024, ge=1024)
     """Largest body of `POST /score/batch`; an array of 100,000 images has 78,400,128 bytes."""
-    bulk_max_files: int = Field(10_000, ge=1)
+    batch_max_files: int = Field(10_000, ge=1)
     """Most files of a form of `POST /score/batch`; one more is answered 413."""
-    bulk_slowest_bytes: float = Field(64 * 1024, gt=0)
+    batch_min_bytes_per_second: float = Field(64 * 1024, gt=0)
     """Bytes a second that a client of `POST /score/batch` must send, and take of its reply, on average."""
-    bulk_max_requests: int = Field(2, ge=1)
+    batch_max_requests: int = Field(2, ge=1)
     """Most requests of `POST /score/batch` that are answered at a time; one more is answered 503."""
-    bulk_chunk_images: int = Field(64, ge=1, le=4096)
+    batch_chunk_images: int = Field(64, ge=1, le=4096)
     """Images of a batch request in one forward pass: what a single score waits for at most."""
 
     store_url: str = "sqlite:///var/reconstructions.db"

@@ -94,7 +94,7 @@ def make_settings(tmp_path: Path, article_alone: Path) -> Callable[..., Settings
             "store_url": f"sqlite:///{tmp_path}/reconstructions.db",
             "log_requests": False,
             "watch_seconds": 0.05,
-            "batch_max_size": 8,
+            "microbatch_max_size": 8,
         }
         return Settings(**{**defaults, **chosen})
 

@@ -356,9 +356,9 @@ def batch_of(count: int, accept: str) -> bytes:
 def test_a_batch_client_that_never_reads_loses_its_place(make_server: Callable[..., Server], accept: str) -> None:
     """A client that sends a whole batch and reads nothing of the reply holds its place no longer than it may."""
     server = make_server(
-        ANOMALY_BULK_MAX_REQUESTS="1",
+        ANOMALY_BATCH_MAX_REQUESTS="1",
         ANOMALY_BODY_TIMEOUT_MS="1000",
-        ANOMALY_BULK_SLOWEST_BYTES="10000000",
+        ANOMALY_BATCH_MIN_BYTES_PER_SECOND="10000000",
         ANOMALY_DEFAULT_MODEL="zero-article",
     ).start()
     content = batch_of(60_000, accept)
@@ -482,7 +482,9 @@ def test_an_unread_standard_output_stops_nothing(make_server: Callable[..., Serv
             while not dropped and time.monotonic() < until:
                 for _ in range(2000):
                     client.get("/models/none", headers=long)
-                dropped = float(re.search(r"(?m)^log_lines_dropped_total (\S+)", client.get("/metrics").text)[1])
+                dropped = float(
+                    re.search(r"(?m)^anomaly_log_lines_dropped_total (\S+)", client.get("/metrics").text)[1]
+                )
             assert dropped > 0
             assert client.post("/score", content=zero, headers=long).status_code == 200
         assert server.stop() == -signal.SIGTERM

@@ -45,21 +45,21 @@ def test_two_workers_are_one_service(make_server: Callable[..., Server], zero: b
     """Ids of one worker are found by all, /metrics is the same whoever answers, a killed worker comes back."""
     server = make_server(ANOMALY_WORKERS="2", TMPDIR=str(tmp_path)).start()
     assert list(tmp_path.glob("metrics-*"))
-    wait_for(lambda: series(server, "start_seconds") > 0 and len(workers_of(server)) == 2)
+    wait_for(lambda: series(server, "anomaly_start_duration_seconds") > 0 and len(workers_of(server)) == 2)
     replies = [server.post("/score", content=zero, headers=PNG, timeout=30) for _ in range(40)]
     assert {reply.status_code for reply in replies} == {200}
     for reply in replies:
         for _ in range(3):
             assert server.get(reply.json()["reconstruction"], timeout=30).status_code == 200
-    for name in ("score_verdicts_total", "score_mse_count"):
+    for name in ("anomaly_scores_total", "anomaly_score_mse_count"):
         assert {series(server, name) for _ in range(10)} == {40.0}
-    assert {series(server, "store_up") for _ in range(5)} == {1.0}
+    assert {series(server, "anomaly_reconstruction_store_up") for _ in range(5)} == {1.0}
 
     victim = workers_of(server)[0]
     victim.send_signal(signal.SIGKILL)
     wait_for(lambda: len([w for w in workers_of(server) if w.is_running() and w.pid != victim.pid]) == 2)
     wait_for(lambda: _answers(server))
-    assert series(server, "score_verdicts_total") == 40.0
+    assert series(server, "anomaly_scores_total") == 40.0
     assert server.stop() == 0
     assert not list(tmp_path.glob("metrics-*"))
 
@@ -100,4 +100,4 @@ def test_every_worker_says_by_itself_that_it_is_ready(make_server: Callable[...,
     wait_for(lambda: server.log().count('"event": "version serves"') == 2)
     # On one connection: it is one worker that is asked, for both.
     with server.client(timeout=30) as client:
-        wait_for(lambda: "\nready 1.0\n" in client.get("/metrics").text)
+        wait_for(lambda: "\nanomaly_ready 1.0\n" in client.get("/metrics").text)

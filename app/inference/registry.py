@@ -272,13 +272,13 @@ class Engine:
     async def _load(self, name: str, version: int) -> Serving:
         loop = asyncio.get_running_loop()
         artifact = await asyncio.to_thread(self.repository.open, name, version)
-        sizes = _warm_up_sizes(max(self._settings.batch_max_size, self._settings.bulk_chunk_images))
+        sizes = _warm_up_sizes(max(self._settings.microbatch_max_size, self._settings.batch_chunk_images))
         load = functools.partial(
             Detector.load,
             artifact,
             self.device,
             sizes,
-            step=self._settings.bulk_chunk_images,
+            step=self._settings.batch_chunk_images,
             others=self._worker.others,
         )
         loader = ThreadPoolExecutor(1, initializer=use_one_thread)

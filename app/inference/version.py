@@ -125,15 +125,15 @@ class Serving:
         self._detector = detector
         self._worker = worker
         self._metrics = metrics
-        self._step = settings.bulk_chunk_images
+        self._step = settings.batch_chunk_images
         self._finish = finish
         self.batcher: MicroBatcher[Waiting[Any], Any] = MicroBatcher(
             self._run,
             worker,
-            max_size=settings.batch_max_size,
+            max_size=settings.microbatch_max_size,
             max_waiting=settings.queue_max_images,
             deadline=settings.deadline_ms / 1000,
-            max_delay=settings.batch_max_delay_ms / 1000,
+            max_delay=settings.microbatch_max_delay_ms / 1000,
         )
 
     async def probe(self) -> None:

@@ -116,7 +116,7 @@ class BulkScorer:
         Raises:
             Problem: one of its kinds, as long as nothing has been sent.
         """
-        if self._running >= self._settings.bulk_max_requests:
+        if self._running >= self._settings.batch_max_requests:
             self._metrics.shed.inc()
             raise Overloaded(f"{self._running} batch requests are being answered already")
         self._running += 1
@@ -130,20 +130,20 @@ class BulkScorer:
     async def _answer(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         query = parse_query(BatchQuery, scope["query_string"])
-        timeout, slowest = self._settings.body_timeout_ms / 1000, self._settings.bulk_slowest_bytes
+        timeout, slowest = self._settings.body_timeout_ms / 1000, self._settings.batch_min_bytes_per_second
         body = pieces(
             receive,
             declared=headers.get(b"content-length"),
-            limit=self._settings.bulk_max_body_bytes,
+            limit=self._settings.batch_max_body_bytes,
             timeout=timeout,
             slowest=slowest,
         )
         found = chunks(
             headers.get(b"content-type", b"").decode("latin-1"),
             body,
-            size=self._settings.bulk_chunk_images * (1 if query.store else PASSES_AT_ONCE),
+            size=self._settings.batch_chunk_images * (1 if query.store else PASSES_AT_ONCE),
             largest_file=self._settings.max_body_bytes,
-            most_files=self._settings.bulk_max_files,
+            most_files=self._settings.batch_max_files,
         )
         serving = await self._engine.select(query.model)
         threshold, alpha = threshold_of(serving.manifest, serving.calibration, query.alpha)

@@ -75,12 +75,18 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._requests = Counter("http_requests", "Requests answered.", ("route", "status"), registry=self.registry)
+        self._requests = Counter(
+            "anomaly_http_requests", "Requests answered.", ("route", "status"), registry=self.registry
+        )
         self._seconds = _Histogram(
-            "http_request_seconds", "From request to reply.", ("route",), buckets=_SECONDS, registry=self.registry
+            "anomaly_http_request_duration_seconds",
+            "From request to reply.",
+            ("route",),
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         stage = _Histogram(
-            "score_stage_seconds",
+            "anomaly_score_stage_duration_seconds",
             "Where the time of a micro-batch went: decode of all its images, queue of the one that waited longest.",
             ("stage",),
             buckets=_SECONDS,
@@ -88,53 +94,71 @@ class Metrics:
         )
         self._stages = [stage.labels(name) for name in STAGES]
         batch_stage = _Histogram(
-            "batch_stage_seconds",
+            "anomaly_batch_stage_duration_seconds",
             "Where a batch request's time went, all its images together.",
             ("stage",),
             buckets=_BATCH_SECONDS,
             registry=self.registry,
         )
         self._batch_stages = [batch_stage.labels(name) for name in STAGES]
-        self._verdicts = Counter("score_verdicts", "Images scored.", ("model", "verdict"), registry=self.registry)
-        self._mse = _Histogram("score_mse", "Anomaly scores.", ("model",), buckets=_MSE, registry=self.registry)
+        self._verdicts = Counter("anomaly_scores", "Images scored.", ("model", "verdict"), registry=self.registry)
+        self._mse = _Histogram("anomaly_score_mse", "Anomaly scores.", ("model",), buckets=_MSE, registry=self.registry)
         self.batch_images = _Histogram(
-            "batch_images", "Images in one forward pass.", buckets=_SIZES, registry=self.registry
+            "anomaly_microbatch_images", "Images in one forward pass.", buckets=_SIZES, registry=self.registry
         )
-        self.shed = Counter("score_shed", "Requests refused because too much was waiting.", registry=self.registry)
+        self.shed = Counter(
+            "anomaly_score_shed", "Requests refused because too much was waiting.", registry=self.registry
+        )
         self.not_kept = Counter(
-            "reconstructions_not_kept", "Scores answered without an id: the store failed.", registry=self.registry
+            "anomaly_reconstructions_dropped",
+            "Scores answered without an id: the store failed.",
+            registry=self.registry,
         )
-        self.model_failures = Counter("model_failures", "Forward passes that failed.", registry=self.registry)
+        self.model_failures = Counter(
+            "anomaly_forward_pass_failures", "Forward passes that failed.", registry=self.registry
+        )
         self.log_lines_dropped = Counter(
-            "log_lines_dropped", "Log lines dropped because nobody read standard output.", registry=self.registry
+            "anomaly_log_lines_dropped",
+            "Log lines dropped because nobody read standard output.",
+            registry=self.registry,
         )
-        self.load_failures = Counter("model_load_failures", "Versions refused.", ("model",), registry=self.registry)
+        self.load_failures = Counter(
+            "anomaly_model_load_failures", "Versions refused.", ("model",), registry=self.registry
+        )
         self.model_refused = Gauge(
-            "model_refused",
+            "anomaly_model_version_rejected",
             "1 while the version that should answer is refused and the one before it answers, if any.",
             ("model",),
             multiprocess_mode="livemax",
             registry=self.registry,
         )
         self.queue_images = Gauge(
-            "queue_images", "Images waiting for the model.", multiprocess_mode="livesum", registry=self.registry
+            "anomaly_queue_images", "Images waiting for the model.", multiprocess_mode="livesum", registry=self.registry
         )
         self.store_up = Gauge(
-            "store_up", "1 while the store keeps what it is given.", multiprocess_mode="livemin", registry=self.registry
+            "anomaly_reconstruction_store_up",
+            "1 while the store keeps what it is given.",
+            multiprocess_mode="livemin",
+            registry=self.registry,
         )
-        self.ready = Gauge("ready", "1 while /readyz says yes.", multiprocess_mode="livemin", registry=self.registry)
+        self.ready = Gauge(
+            "anomaly_ready", "1 while /readyz says yes.", multiprocess_mode="livemin", registry=self.registry
+        )
         self.model_version = Gauge(
-            "model_version",
+            "anomaly_model_version",
             "The version that answers by default.",
             ("model",),
             multiprocess_mode="livemax",
             registry=self.registry,
         )
         self.start_seconds = Gauge(
-            "start_seconds", "From process start to ready.", multiprocess_mode="livemax", registry=self.registry
+            "anomaly_start_duration_seconds",
+            "From process start to ready.",
+            multiprocess_mode="livemax",
+            registry=self.registry,
         )
         self.loop_lag = _Histogram(
-            "event_loop_lag_seconds",
+            "anomaly_event_loop_lag_seconds",
             "How much later than asked for the event loop woke a sleeper.",
             buckets=_SECONDS,
             registry=self.registry,

@@ -275,7 +275,7 @@ def test_no_header_breaks_the_reader(noise: bytes, at: int) -> None:
 
 async def test_the_limit_holds_with_and_without_a_declaration(make_settings: Callable[..., Settings]) -> None:
     """A body above the limit is 413, whether its length is declared or it comes in pieces, and ends the connection."""
-    async with running(make_settings(bulk_max_body_bytes=5000)) as client:
+    async with running(make_settings(batch_max_body_bytes=5000)) as client:
         content = npy(digits(7))
 
         async def in_pieces() -> AsyncIterator[bytes]:
@@ -291,7 +291,7 @@ async def test_the_limit_holds_with_and_without_a_declaration(make_settings: Cal
 
 async def test_a_body_that_breaks_off_after_the_first_lines(make_settings: Callable[..., Settings]) -> None:
     """NDJSON that was begun ends with the problem, under the index of the first image without a result."""
-    async with running(make_settings(bulk_chunk_images=4 // PASSES_AT_ONCE)) as client:
+    async with running(make_settings(batch_chunk_images=4 // PASSES_AT_ONCE)) as client:
         content = npy(digits(20))
 
         async def cut() -> AsyncIterator[bytes]:
@@ -308,7 +308,7 @@ async def test_a_failure_after_the_first_lines_is_the_last_line(
     make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whatever fails once NDJSON was begun, the reply says so in its last line, and the log says what it was."""
-    async with running(make_settings(bulk_chunk_images=4 // PASSES_AT_ONCE)) as client:
+    async with running(make_settings(batch_chunk_images=4 // PASSES_AT_ONCE)) as client:
 
         async def broken(*_: Any) -> AsyncIterator[Chunk]:
             for _ in range(3):
@@ -327,7 +327,7 @@ async def test_a_failure_after_the_first_lines_is_the_last_line(
 
 async def test_too_many_batches_are_refused(make_settings: Callable[..., Settings], zero: bytes) -> None:
     """Above the bound on batch requests the answer is 503 with Retry-After, and single scores go on."""
-    async with running(make_settings(bulk_max_requests=1)) as client:
+    async with running(make_settings(batch_max_requests=1)) as client:
         gate = asyncio.Event()
 
         async def slowly() -> AsyncIterator[bytes]:
@@ -374,7 +374,7 @@ def count_calls(client: httpx.AsyncClient) -> Counting:
 
 async def test_a_single_score_waits_for_one_pass_at_most(make_settings: Callable[..., Settings], zero: bytes) -> None:
     """While batch requests run, single scores are the next call or the one after, and batches go on where they were."""
-    async with running(make_settings(bulk_chunk_images=16, bulk_max_requests=2)) as client:
+    async with running(make_settings(batch_chunk_images=16, batch_max_requests=2)) as client:
         counting = count_calls(client)
         many = [digits(3000, seed) for seed in range(2)]
         alone = [(await bulk(client, images, accept=NPY["content-type"])).content for images in many]
@@ -398,7 +398,7 @@ async def test_a_single_score_waits_for_one_pass_at_most(make_settings: Callable
 
 async def test_a_client_that_leaves_stops_the_work(make_settings: Callable[..., Settings]) -> None:
     """After the client has left, at most the chunks that were under way are scored, and its place is free again."""
-    async with running(make_settings(bulk_chunk_images=8, bulk_max_requests=1)) as client:
+    async with running(make_settings(batch_chunk_images=8, batch_max_requests=1)) as client:
         counting = count_calls(client)
         content, sent = npy(digits(800)), []
 
@@ -439,7 +439,7 @@ class Broken:
 
 async def test_a_chunk_that_fails_is_its_own_problem(make_settings: Callable[..., Settings]) -> None:
     """When the model fails for one chunk, or gives no number for some images, exactly those items say so."""
-    async with running(make_settings(bulk_chunk_images=4 // PASSES_AT_ONCE)) as client:
+    async with running(make_settings(batch_chunk_images=4 // PASSES_AT_ONCE)) as client:
         serving = services(client).engine.current("zero-article")
         images = digits(16)
         serving._detector = Broken(serving._detector, images)
@@ -556,7 +556,7 @@ async def test_the_service_may_take_its_time_over_a_body() -> None:
 @pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson", "application/x-npy"])
 async def test_a_client_that_does_not_read_is_let_go_of(make_settings: Callable[..., Settings], accept: str) -> None:
     """A client that takes nothing of its reply loses its place after the time-out, and the next request has it."""
-    async with running(make_settings(body_timeout_ms=200, bulk_max_requests=1)) as client:
+    async with running(make_settings(body_timeout_ms=200, batch_max_requests=1)) as client:
         content = npy(digits(200))
 
         async def receive() -> dict[str, Any]:
@@ -574,7 +574,7 @@ async def test_a_client_that_does_not_read_is_let_go_of(make_settings: Callable[
 
 async def test_a_form_has_a_bounded_number_of_files(make_settings: Callable[..., Settings]) -> None:
     """One file more than the bound is 413, however small the files are; as many as the bound are scored."""
-    async with running(make_settings(bulk_max_files=5)) as client:
+    async with running(make_settings(batch_max_files=5)) as client:
         assert (await client.post("/score/batch", **form(*[pngs.plain()] * 5))).json()["count"] == 5
         assert_problem(await client.post("/score/batch", **form(*[b""] * 6)), 413, "body-too-large")
 
@@ -639,4 +639,4 @@ async def test_a_batch_says_where_its_time_went(client: httpx.AsyncClient, store
     assert (float(parts["store"]) > 0.1) == (store == "true")
     assert "server-timing" not in lines.headers
     text = (await client.get("/metrics")).text
-    assert 'batch_stage_seconds_count{stage="forward"} 2.0' in text
+    assert 'anomaly_batch_stage_duration_seconds_count{stage="forward"} 2.0' in text

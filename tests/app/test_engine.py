@@ -332,7 +332,7 @@ async def test_waiting_for_a_version_is_bounded(
         assert sorted(reply.status_code for reply in replies) == [503] * 6 + [504] * 4
         assert_problem(await raw(client, zero, "?model=zero-article@3"), 504, "deadline-exceeded")
         assert_problem(await raw(client, zero, "?model=zero-article@4"), 503, "overloaded")
-        assert "score_shed_total 7.0" in (await client.get("/metrics")).text
+        assert "anomaly_score_shed_total 7.0" in (await client.get("/metrics")).text
         assert (await raw(client, zero)).status_code == 200
         gate.set()
 
@@ -344,20 +344,20 @@ async def test_waiting_for_a_version_is_bounded(
 
 
 async def test_a_refusal_is_a_gauge(make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes) -> None:
-    """`model_refused` is 0 for what serves as it should, 1 from the first refusal on, and 0 again once healed."""
+    """`anomaly_model_version_rejected` is 1 from the first rejection on, and 0 again once the version loads."""
     store = model_stores.copy(tmp_path / "store", 1, 2, current=1)
     model_stores.put_bytes(store / "zero-article" / "2", b"not a module")
     async with running(make_settings(model_store=store, watch_seconds=300)) as client:
 
         async def refused() -> str:
             text = (await client.get("/metrics")).text
-            return next(line for line in text.splitlines() if line.startswith("model_refused{"))
+            return next(line for line in text.splitlines() if line.startswith("anomaly_model_version_rejected{"))
 
-        assert await refused() == 'model_refused{model="zero-article"} 0.0'
+        assert await refused() == 'anomaly_model_version_rejected{model="zero-article"} 0.0'
         for version, value in ((2, 1), (1, 0)):
             model_stores.promote(store, version)
             await services(client).engine.refresh()
-            assert await refused() == f'model_refused{{model="zero-article"}} {value}.0'
+            assert await refused() == f'anomaly_model_version_rejected{{model="zero-article"}} {value}.0'
 
 
 class Faulty:

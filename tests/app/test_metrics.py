@@ -58,12 +58,12 @@ def test_scores_are_counted_by_verdict_and_by_bucket() -> None:
     metrics = Metrics()
     metrics.scores("zero", [0.0005, 0.4, 0.4, 9.0], anomalous=1)
     lines = metrics.exposition().decode().splitlines()
-    assert 'score_verdicts_total{model="zero",verdict="normal"} 3.0' in lines
-    assert 'score_verdicts_total{model="zero",verdict="anomalous"} 1.0' in lines
-    assert 'score_mse_bucket{le="0.001",model="zero"} 1.0' in lines
-    assert 'score_mse_bucket{le="0.5",model="zero"} 3.0' in lines
-    assert 'score_mse_bucket{le="+Inf",model="zero"} 4.0' in lines
-    assert 'score_mse_count{model="zero"} 4.0' in lines
+    assert 'anomaly_scores_total{model="zero",verdict="normal"} 3.0' in lines
+    assert 'anomaly_scores_total{model="zero",verdict="anomalous"} 1.0' in lines
+    assert 'anomaly_score_mse_bucket{le="0.001",model="zero"} 1.0' in lines
+    assert 'anomaly_score_mse_bucket{le="0.5",model="zero"} 3.0' in lines
+    assert 'anomaly_score_mse_bucket{le="+Inf",model="zero"} 4.0' in lines
+    assert 'anomaly_score_mse_count{model="zero"} 4.0' in lines
 
 
 def test_a_worker_that_died_is_forgotten_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,7 +133,7 @@ async def test_a_store_that_is_down_stops_no_score(
         assert readiness["ready"]
         assert readiness["store"] == "down"
         assert_problem(await client.get(f"/reconstruction/{'0' * 44}"), 503, "store-unavailable")
-        assert "reconstructions_not_kept_total 3.0" in (await client.get("/metrics")).text
+        assert "anomaly_reconstructions_dropped_total 3.0" in (await client.get("/metrics")).text
         assert "store down" in caplog.text
         assert str(tmp_path) not in caplog.text
         folder.unlink()
@@ -204,12 +204,12 @@ async def test_metrics_count_what_happened(client: httpx.AsyncClient, zero: byte
     await client.get("/reconstruction/0123")
     await client.get("/secret/path")
     text = (await client.get("/metrics")).text
-    assert 'http_requests_total{route="/score",status="200"} 1.0' in text
-    assert 'http_requests_total{route="/score",status="422"} 1.0' in text
-    assert 'http_requests_total{route="/reconstruction/{key}",status="404"} 1.0' in text
-    assert 'http_requests_total{route="unknown",status="404"} 1.0' in text
-    assert 'score_stage_seconds_count{stage="forward"} 1.0' in text
-    assert 'model_version{model="zero-article"} 1.0' in text
+    assert 'anomaly_http_requests_total{route="/score",status="200"} 1.0' in text
+    assert 'anomaly_http_requests_total{route="/score",status="422"} 1.0' in text
+    assert 'anomaly_http_requests_total{route="/reconstruction/{key}",status="404"} 1.0' in text
+    assert 'anomaly_http_requests_total{route="unknown",status="404"} 1.0' in text
+    assert 'anomaly_score_stage_duration_seconds_count{stage="forward"} 1.0' in text
+    assert 'anomaly_model_version{model="zero-article"} 1.0' in text
     assert "ready 1.0" in text
     assert "secret" not in text
     assert "reconstruction/0123" not in text

@@ -261,7 +261,7 @@ async def test_concurrent_images_keep_their_own_scores(client: httpx.AsyncClient
 
 async def test_overload_is_503_and_passes(make_settings: Callable[..., Settings], zero: bytes) -> None:
     """With a full queue some requests get 503 with Retry-After, all others a score, and afterwards all is well."""
-    async with running(make_settings(queue_max_images=4, batch_max_size=1)) as client:
+    async with running(make_settings(queue_max_images=4, microbatch_max_size=1)) as client:
         responses = await asyncio.gather(*(raw(client, zero) for _ in range(64)))
         statuses = {response.status_code for response in responses}
         assert statuses == {200, 503}
@@ -351,7 +351,7 @@ async def test_too_many_fits_are_shed_and_counted(make_settings: Callable[..., S
         replies = await asyncio.gather(*(raw(client, zero, "?fit=mnist") for _ in range(8)))
         shed = [reply for reply in replies if reply.status_code == 503]
         assert shed
-        assert f"score_shed_total {len(shed)}.0" in (await client.get("/metrics")).text
+        assert f"anomaly_score_shed_total {len(shed)}.0" in (await client.get("/metrics")).text
 
 
 async def test_an_image_that_is_fitted_too_late_is_504(

@@ -12,8 +12,8 @@ from app.settings import Settings, SettingsError
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable with the prefix sets the field of its name."""
-    monkeypatch.setenv("ANOMALY_BATCH_MAX_SIZE", "7")
-    assert settings.from_environment().batch_max_size == 7
+    monkeypatch.setenv("ANOMALY_MICROBATCH_MAX_SIZE", "7")
+    assert settings.from_environment().microbatch_max_size == 7
 
 
 def test_unknown_names_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -423,8 +423,8 @@ async def test_metrics_and_log_do_not_tell_them_apart(
         metrics = (await read(reader)).body.decode().splitlines()
         writer.close()
     for status in (200, 422):
-        assert f'http_requests_total{{route="/score",status="{status}"}} 2.0' in metrics
-    assert 'http_request_seconds_count{route="/score"} 4.0' in metrics
+        assert f'anomaly_http_requests_total{{route="/score",status="{status}"}} 2.0' in metrics
+    assert 'anomaly_http_request_duration_seconds_count{route="/score"} 4.0' in metrics
     lines = [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()]
     by_name = {name: [line for line in lines if line["request_id"] == name] for name in ("whole", "pieces")}
     for whole, in_pieces in zip(by_name["whole"], by_name["pieces"], strict=True):

@@ -388,7 +388,7 @@ def test_a_score_that_comes_too_late_is_said_to(
     open_page: Callable[..., Page], make_server: Callable[..., Server]
 ) -> None:
     """When the service gives up on a score, the page says that it was not ready in time, and what to do."""
-    server = make_server(ANOMALY_DEADLINE_MS="1", ANOMALY_BATCH_MAX_DELAY_MS="200").start()
+    server = make_server(ANOMALY_DEADLINE_MS="1", ANOMALY_MICROBATCH_MAX_DELAY_MS="200").start()
     page = open_page(server.url)
     choose(page, "zero.png", (EXAMPLES / "zero.png").read_bytes())
     expect(page.locator(WORD)).to_have_text("The score was not ready in time")

@@ -348,7 +348,11 @@ async def test_the_async_client_when_nobody_listens(zero: bytes) -> None:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Yield a running service with room for one waiting image, so that a burst overloads it."""
-    room = {"ANOMALY_QUEUE_MAX_IMAGES": "1", "ANOMALY_BATCH_MAX_SIZE": "2", "ANOMALY_BATCH_MAX_DELAY_MS": "20"}
+    room = {
+        "ANOMALY_QUEUE_MAX_IMAGES": "1",
+        "ANOMALY_MICROBATCH_MAX_SIZE": "2",
+        "ANOMALY_MICROBATCH_MAX_DELAY_MS": "20",
+    }
     server = Server(tmp_path_factory.mktemp("tiny"), **room).start()
     yield server
     server.stop()
@@ -404,7 +408,7 @@ def test_a_restart_in_the_middle_loses_nothing(make_server: Callable[..., Server
 
 def test_a_deadline_that_passes_is_its_own_problem(make_server: Callable[..., Server], zero: bytes) -> None:
     """A service that cannot answer in its own time says 504, which is `DeadlineExceeded`."""
-    server = make_server(ANOMALY_DEADLINE_MS="5", ANOMALY_BATCH_MAX_DELAY_MS="200").start()
+    server = make_server(ANOMALY_DEADLINE_MS="5", ANOMALY_MICROBATCH_MAX_DELAY_MS="200").start()
     with Client(server.url, retry=NO_RETRY) as service, pytest.raises(errors.DeadlineExceeded):
         service.score(zero)
 

@@ -84,7 +84,7 @@ def test_compose_and_service_agree(stack: Stack) -> None:
     api, gateway = services["api"]["environment"], services["gateway"]["environment"]
     default = {name: field.default for name, field in Settings.model_fields.items()}
     assert api["ANOMALY_DEFAULT_MODEL"] == default["default_model"]
-    assert api["ANOMALY_BULK_MAX_BODY_BYTES"] == gateway["BATCH_MAX_BYTES"] == str(default["bulk_max_body_bytes"])
+    assert api["ANOMALY_BATCH_MAX_BODY_BYTES"] == gateway["BATCH_MAX_BYTES"] == str(default["batch_max_body_bytes"])
     assert api["ANOMALY_FIT_MAX_BODY_BYTES"] == gateway["FIT_MAX_BYTES"] == str(default["fit_max_body_bytes"])
     assert services["api"]["deploy"]["replicas"] == 2
     words = (ROOT / "deploy/gateway/haproxy.cfg").read_text().split()
@@ -257,7 +257,7 @@ def test_no_spelling_of_an_inside_path_passes(stack: Stack) -> None:
         for key in ("", None):
             answer = stack.ask("GET", path, key=key)
             assert refused(answer, 404)["type"] == "/problems/not-found", path
-            assert b"http_requests" not in answer[2]
+            assert b"anomaly_http_requests" not in answer[2]
     for path in ("/", "/page/page.js", "/models/zero/versions/1/report/model-card.md", "/models/zero?x="):
         assert stack.ask("GET", path)[0] == 200, path
 
@@ -641,10 +641,20 @@ def test_prometheus_sees_every_replica(stack: Stack) -> None:
     wait_for('up{job="api"} == 1', 2)
     wait_for('up{job="gateway"} == 1', 1)
     for series in (
-        "http_requests_total", "score_stage_seconds_count", "batch_images_count", "queue_images", "score_shed_total",
-        "score_mse_count", "score_verdicts_total", "store_up", "model_version", "start_seconds", "ready",
-        "event_loop_lag_seconds_count", "haproxy_frontend_http_requests_total",
-    ):  # fmt: skip
+        "anomaly_http_requests_total",
+        "anomaly_score_stage_duration_seconds_count",
+        "anomaly_microbatch_images_count",
+        "anomaly_queue_images",
+        "anomaly_score_shed_total",
+        "anomaly_score_mse_count",
+        "anomaly_scores_total",
+        "anomaly_reconstruction_store_up",
+        "anomaly_model_version",
+        "anomaly_start_duration_seconds",
+        "anomaly_ready",
+        "anomaly_event_loop_lag_seconds_count",
+        "haproxy_frontend_http_requests_total",
+    ):
         wait_for(series, 1)
     rules = json.loads(stack.inside(FETCH, "http://prometheus:9090/api/v1/rules"))["data"]["groups"]
     assert {rule["health"] for group in rules for rule in group["rules"]} == {"ok"}
