@@ -22,11 +22,12 @@ from anomaly.client.errors import problem
 from anomaly.client.replies import score_of
 from anomaly.client.wire import read
 from app import problems
+from app.http.queries import parse_query
 from app.http.schemas import ScoreQuery
 from app.images import fit, png
 from app.inference.detector import Detector, DetectorError, DeviceError, choose_device, use_one_thread
 from app.models.repository import Artifact, Repository, RepositoryError
-from app.scoring.score import parse_query, threshold_of
+from app.scoring.score import threshold_of
 from app.settings import SettingsError, from_environment
 
 

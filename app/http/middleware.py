@@ -20,8 +20,8 @@ from typing import Any, NamedTuple, Protocol
 
 from app.http.auth import ApiKeys, is_public
 from app.http.bodies import ClientLeft, Receive
+from app.http.queries import LONGEST_QUERY
 from app.problems import InternalError, MalformedRequest, Problem, Unauthorized, render
-from app.scoring.score import LONGEST_QUERY
 from app.scoring.verdict import Reply
 from app.telemetry.logs import AccessLog
 from app.telemetry.metrics import Metrics

@@ -29,11 +29,12 @@ import numpy as np
 from app.http.auth import owned
 from app.http.bodies import ClientLeft, Receive
 from app.http.multipart import Chunk, chunks, pieces
+from app.http.queries import parse_query
 from app.http.schemas import BatchQuery, ScoreResponse
 from app.inference.registry import CHUNKS_AT_ONCE, PASSES_AT_ONCE, Engine
 from app.inference.version import BulkScores, Serving
 from app.problems import InternalError, Overloaded, Problem
-from app.scoring.score import parse_query, threshold_of
+from app.scoring.score import threshold_of
 from app.scoring.verdict import logged, new_ids, server_timing
 from app.settings import Settings
 from app.stores.reconstructions import Reconstructions

@@ -10,28 +10,21 @@ import asyncio
 import time
 from collections.abc import Awaitable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
-from urllib.parse import parse_qsl
-
-from pydantic import BaseModel, ValidationError
+from typing import Any, NamedTuple
 
 from app.http.bodies import BodyReader, Receive, image_of, plain_image_of
+from app.http.queries import parse_query
 from app.http.schemas import Fitted, ScoreQuery
 from app.images import fit, png
 from app.inference.registry import Engine
 from app.inference.version import Serving
 from app.models.calibration import Calibration, CalibrationError
 from app.models.manifest import Manifest
-from app.problems import DeadlineExceeded, InvalidParameter, MalformedRequest, Overloaded, UnsupportedAlpha
+from app.problems import DeadlineExceeded, Overloaded, UnsupportedAlpha
 from app.scoring.verdict import Order, Reply
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 
-Query = TypeVar("Query", bound=BaseModel)
-
-LONGEST_QUERY = 1024
-"""Bytes of a query string; a caller must not choose how much of it is remembered."""
 _NO_QUERY = ScoreQuery()
 
 
@@ -177,33 +170,6 @@ def _query_of(scope: MutableMapping[str, Any]) -> ScoreQuery:
 
 def _content_type(headers: Mapping[bytes, bytes]) -> str:
     return headers.get(b"content-type", b"").decode("latin-1")
-
-
-def parse_query(kind: type[Query], text: bytes) -> Query:
-    """Read a query string.
-
-    Raises:
-        MalformedRequest: it has more than `LONGEST_QUERY` bytes.
-        InvalidParameter: a parameter is unknown, given twice, or has a value that means nothing.
-    """
-    if len(text) > LONGEST_QUERY:
-        raise MalformedRequest(f"the query has more than {LONGEST_QUERY} bytes")
-    query: Query = _parsed(kind, text)
-    return query
-
-
-@lru_cache(maxsize=1024)
-def _parsed(kind: type[Query], text: bytes) -> Query:
-    pairs = parse_qsl(text.decode("latin-1"), keep_blank_values=True)
-    members = dict(pairs)
-    if len(members) < len(pairs):
-        raise InvalidParameter("a parameter is given twice")
-    try:
-        return kind.model_validate(members)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise InvalidParameter(f"{name[:40]}: {first['msg']}") from None
 
 
 def threshold_of(manifest: Manifest, calibration: Calibration, alpha: float | None) -> tuple[float, float]:

@@ -38,7 +38,7 @@ def test_bad_values_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         ("DEFAULT_MODEL", " zero"),
         ("DEFAULT_MODEL", "zero@1"),
         ("MODEL_STORE", ""),
-        ("BATCH_MAX_DELAY_MS", "inf"),
+        ("MICROBATCH_MAX_DELAY_MS", "inf"),
         ("DEADLINE_MS", "inf"),
         ("DEADLINE_MS", "nan"),
         ("DRAIN_SECONDS", "inf"),
