@@ -48,7 +48,7 @@ def main() -> int:
 
 def _serve(settings: Settings) -> int:
     from app.http.auth import KeysError
-    from app.inference.detector import DeviceError, choose_device
+    from app.inference.device import DeviceError, choose_device
     from app.main import check
     from app.stores import StoreError
 

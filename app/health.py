@@ -1,7 +1,4 @@
-"""Checks once per second what no request shows: event loop, queue, readiness, log, the store, a dead supervisor.
-
-Knows: what to look at. Does not know: who reads it.
-"""
+"""Liveness and readiness: what `/readyz` reports, and a check once per second of what no request shows."""
 
 from __future__ import annotations
 
@@ -10,54 +7,102 @@ import contextlib
 import logging
 import multiprocessing
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Literal
 
-from app.inference.registry import Engine
+from pydantic import BaseModel, Field
+
+from app.inference.registry import Registry
 from app.stores.reconstructions import Reconstructions
 from app.telemetry.logs import LineWriter
 from app.telemetry.metrics import Metrics
 
 _log = logging.getLogger(__name__)
-_EVERY = 1.0
+_CHECK_SECONDS = 1.0
 
 
-@asynccontextmanager
-async def watch(
-    engine: Engine, reconstructions: Reconstructions, metrics: Metrics, log: LineWriter, ready: Callable[[], bool]
-) -> AsyncIterator[None]:
-    """Look once a second while entered. `ready` says what /readyz would, which each worker must tell unasked."""
-    metrics.ready.set(ready())
-    task = asyncio.create_task(_look(engine, reconstructions, metrics, log, ready))
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+class Readiness(BaseModel):
+    """The reply of `GET /readyz`; the status code is 200 if ready, else 503."""
+
+    ready: bool
+    model: str
+    version: int | None
+    device: str
+    store: Literal["up", "down"]
+    problems: list[str] = Field(description="Why the service is not ready")
 
 
-async def _look(
-    engine: Engine, reconstructions: Reconstructions, metrics: Metrics, log: LineWriter, ready: Callable[[], bool]
-) -> None:
-    counted = reported = log.dropped
-    loop, supervisor = asyncio.get_running_loop(), multiprocessing.parent_process()
-    while True:
-        due = loop.time() + _EVERY
-        await asyncio.sleep(_EVERY)
-        metrics.loop_lag.observe(max(0.0, loop.time() - due))
-        metrics.queue_images.set(engine.waiting)
-        metrics.ready.set(ready())
-        metrics.log_lines_dropped.inc(log.dropped - counted)
-        counted = log.dropped
-        if counted > reported and log.flush(timeout=0):  # before, the warning would be dropped too
-            _log.warning("log lines dropped", extra={"lines": counted - reported})
-            reported = counted
-        if supervisor is not None and not supervisor.is_alive():
-            _log.error("the process that started this worker is gone: stopping")
-            supervisor = None  # a second signal would cut short what the first one begins
-            signal.raise_signal(signal.SIGTERM)
+class Health:
+    """The state of the service, from its parts.
+
+    Args:
+        registry: the model versions.
+        reconstructions: the reconstruction store.
+        metrics: get what a check finds.
+        log: whose dropped lines are counted.
+
+    Attributes:
+        draining: whether the service is shutting down.
+    """
+
+    def __init__(
+        self, registry: Registry, reconstructions: Reconstructions, metrics: Metrics, log: LineWriter
+    ) -> None:
+        self.draining = False
+        self._registry = registry
+        self._reconstructions = reconstructions
+        self._metrics = metrics
+        self._log = log
+
+    def begin_draining(self) -> None:
+        """Report unready from now on."""
+        self.draining = True
+
+    def readiness(self) -> Readiness:
+        """Return whether the service can score now, and why not."""
+        version = self._registry.current(self._registry.default_model)
+        problems = [*self._registry.problems(), *(["the service is shutting down"] if self.draining else [])]
+        return Readiness(
+            ready=not problems,
+            model=self._registry.default_model,
+            version=version.manifest.version if version else None,
+            device=str(self._registry.device),
+            store="up" if self._reconstructions.up else "down",
+            problems=problems,
+        )
+
+    @asynccontextmanager
+    async def watch(self) -> AsyncIterator[None]:
+        """Check once per second inside the block. Each worker process exports the result as metrics."""
+        self._metrics.ready.set(self.readiness().ready)
+        task = asyncio.create_task(self._watch())
         try:
-            await reconstructions.check_when_quiet()
-        except Exception:  # looking must go on
-            _log.exception("the store could not be looked at")
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _watch(self) -> None:
+        loop, supervisor = asyncio.get_running_loop(), multiprocessing.parent_process()
+        counted = reported = self._log.dropped
+        while True:
+            due = loop.time() + _CHECK_SECONDS
+            await asyncio.sleep(_CHECK_SECONDS)
+            self._metrics.event_loop_lag.observe(max(0.0, loop.time() - due))
+            self._metrics.queue_images.set(self._registry.waiting)
+            self._metrics.ready.set(self.readiness().ready)
+            self._metrics.log_lines_dropped.inc(self._log.dropped - counted)
+            counted = self._log.dropped
+            if counted > reported and self._log.flush(timeout=0):  # earlier, the warning would be dropped too
+                _log.warning("log lines dropped", extra={"lines": counted - reported})
+                reported = counted
+            if supervisor is not None and not supervisor.is_alive():
+                _log.error("the supervisor process has died: this worker stops")
+                supervisor = None  # a second signal would cut short the shutdown that the first one begins
+                signal.raise_signal(signal.SIGTERM)
+            try:
+                await self._reconstructions.check_when_quiet()
+            except Exception:  # the next checks must follow
+                _log.exception("the reconstruction store could not be checked")

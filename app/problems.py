@@ -42,6 +42,8 @@ class Problem(Exception):
     title = "Something went wrong inside the service"
     hint = "Try again; if it stays, tell the operator the request id."
     retry_after: int | None = None
+    closes_connection = False
+    """Whether the rest of the request's body is not read, so that the connection cannot be used again."""
 
     def __init__(self, detail: str = "") -> None:
         super().__init__(detail)
@@ -132,6 +134,7 @@ class Unauthorized(Problem):
     def headers(self) -> dict[str, str]:
         """Return the headers with the challenge that 401 requires (RFC 9110, 15.5.2)."""
         return {**super().headers(), "www-authenticate": 'ApiKey realm="score"'}
+    closes_connection = True
 
 
 class NotFound(Problem):
@@ -175,6 +178,7 @@ class BodyTimeout(Problem):
 
     status, type, title = 408, "/problems/body-timeout", "The request body took too long to arrive"
     hint = "Send the whole body at once."
+    closes_connection = True
 
 
 class BodyTooLarge(Problem):
@@ -182,6 +186,7 @@ class BodyTooLarge(Problem):
 
     status, type, title = 413, "/problems/body-too-large", "The request body is too large"
     hint = "A 28x28 PNG has a few hundred bytes; send one image a request."
+    closes_connection = True
 
 
 class UnsupportedMediaType(Problem):

@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from app.inference.detector import Detector, DetectorError, DeviceError, choose_device
+from app.inference.detector import Detector, DetectorError
+from app.inference.device import DeviceError, choose_device
 from app.models.calibration import CalibrationError
 from app.models.manifest import Manifest
 from app.models.repository import MODEL_NAME, Repository, RepositoryError, is_version

@@ -25,7 +25,8 @@ from app import problems
 from app.http.queries import parse_query
 from app.http.schemas import ScoreQuery
 from app.images import fit, png
-from app.inference.detector import Detector, DetectorError, DeviceError, choose_device, use_one_thread
+from app.inference.detector import Detector, DetectorError
+from app.inference.device import DeviceError, choose_device, use_one_thread
 from app.models.repository import Artifact, Repository, RepositoryError
 from app.scoring.score import threshold_of
 from app.settings import SettingsError, from_environment

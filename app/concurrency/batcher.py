@@ -1,8 +1,6 @@
-"""Group concurrent calls into micro-batches.
+"""Dynamic batching: groups concurrent requests into micro-batches for one worker thread.
 
-Knows: queues, deadlines, order, whose turn the thread is. Does not know: images, models, HTTP.
-
-    submit ▸ queue ▸ work, in a worker's thread, in order of arrival ▸ done, from any thread ▸ the callers
+    enqueue > queue > run_batch, in the worker's thread, in order of arrival > resolve, from any thread > futures
 """
 
 from __future__ import annotations
@@ -14,41 +12,49 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from app.concurrency.deadlines import Deadlines
-from app.concurrency.lanes import Worker
+from app.concurrency.lanes import LaneWorker
 from app.problems import DeadlineExceeded, InternalError, ModelUnavailable, Overloaded
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-Done = Callable[[Callable[[], Sequence[Result | Exception]]], object]
-"""Ends a micro-batch, from any thread: the event loop gets what is given, and calls it for the results."""
+
+class HasFuture(Protocol):
+    """An item of the queue; its future receives the result or the error."""
+
+    @property
+    def future(self) -> asyncio.Future[Any]:
+        """The future, unique to the item. Cancelling it removes the item from the queue."""
 
 
-class MicroBatcher(Generic[Item, Result]):
-    """Turns single calls into calls with a list of what is waiting, in order of arrival.
+Item = TypeVar("Item", bound=HasFuture)
+Resolve = Callable[[Callable[[], Sequence[Any]]], object]
+"""Ends a micro-batch, from any thread: the event loop calls the argument, which returns a result or an exception for
+each item in order."""
 
-    Work-conserving: a batch is whatever waits when the worker's thread turns to this batcher; a lone item never waits
-    for company unless `max_delay` says so. The thread takes what waits by itself, and `work` may pass it on to another
-    thread, so that the event loop, which others keep busy, is waited for once: when there are results.
+
+class MicroBatcher(Generic[Item]):
+    """A bounded queue whose items are processed in micro-batches.
+
+    There is no batching delay by default: a micro-batch is whatever waits when the worker's thread turns to this
+    batcher. The thread pulls micro-batches from the queue itself, and `run_batch` may pass a micro-batch on to another
+    thread, so that the event loop, which is busy under load, has to schedule a request once: when there are results.
 
     Args:
-        work: gets 1 to `max_size` items in the worker's thread, and sees to it that its second argument is called
-            once, or raises. It gets the next items as soon as it has returned. Of the results, as many as items and in
-            the same order, an exception is raised for its caller alone.
-        worker: whose thread it is. The batcher is a lane of its own.
-        max_size: most items in one call.
-        max_waiting: most items that may wait; one more is refused.
-        deadline: seconds after which nobody waits for a result any more, and `DeadlineExceeded` takes its place.
-        max_delay: seconds that the first item of a batch waits for company.
+        run_batch: gets 1 to `max_size` items in the worker's thread and must call its second argument once, or raise.
+            It gets the next items as soon as it has returned. An exception among the results is set for its item alone.
+        worker: the thread. The batcher is a lane of its own.
+        max_size: maximum number of items per micro-batch.
+        max_waiting: maximum number of items in the queue.
+        deadline: seconds after which an unfinished item gets `DeadlineExceeded`.
+        max_delay: batching delay: seconds that the first item of a micro-batch waits for further items.
         clock: monotonic seconds.
     """
 
     def __init__(
         self,
-        work: Callable[[list[Item], Done[Result]], object],
-        worker: Worker,
+        run_batch: Callable[[list[Item], Resolve], object],
+        worker: LaneWorker,
         *,
         max_size: int,
         max_waiting: int,
@@ -56,133 +62,119 @@ class MicroBatcher(Generic[Item, Result]):
         max_delay: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._work = work
+        self._run_batch = run_batch
         self._worker = worker
         self._max_size = max_size
         self._max_waiting = max_waiting
         self._max_delay = max_delay
         self._clock = clock
-        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
-        self._deadlines: Deadlines[asyncio.Future[Result]] = Deadlines(deadline, _too_late)
-        # Held by whoever adds an item and looks whether a turn is coming, or takes the last one and says that none is.
+        self._waiting: deque[Item] = deque()
+        self._deadlines: Deadlines[asyncio.Future[Any]] = Deadlines(deadline, _set_deadline_exceeded, clock)
+        # Guards the decision between "a turn is scheduled" and "the queue is empty" against a race condition.
         self._lock = threading.Lock()
-        self._turn_is_coming = False
+        self._turn_scheduled = False
         self._delay: asyncio.TimerHandle | None = None
         self._busy_since: float | None = None
-        self._accepted = 0
+        self._unfinished = 0
         self._closed: asyncio.Event | None = None
 
     @property
     def waiting(self) -> int:
-        """Items that have been accepted and were not given to `work` yet."""
+        """Number of items in the queue."""
         return len(self._waiting)
 
     @property
     def busy_seconds(self) -> float:
-        """How long ago the first item came, or `work` last returned; 0.0 while it has nothing to do."""
+        """Seconds since the first item arrived or the last micro-batch ended; 0.0 while the queue is empty."""
         since = self._busy_since
         return 0.0 if since is None else self._clock() - since
 
-    async def submit(self, item: Item) -> Result:
-        """Wait for the result of one item. Arguments and errors as for `enqueue`."""
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self.enqueue(item, future)
-        return await future
-
-    def enqueue(self, item: Item, future: asyncio.Future[Result]) -> None:
-        """Accept one item, whose result or error `future` will hold.
-
-        Args:
-            item: what `work` will get in its list.
-            future: fresh; whoever cancels it wants no result any more.
+    def enqueue(self, item: Item) -> None:
+        """Accept one item; its future gets the result, or `DeadlineExceeded`, or `InternalError`.
 
         Raises:
-            Overloaded: too many items are waiting; this one was not accepted.
+            Overloaded: the queue is full.
             ModelUnavailable: the batcher has been closed.
         """
         if self._closed is not None:
             raise ModelUnavailable("the model version is being retired")
         self.check_room()
         with self._lock:
-            self._waiting.append((item, future))
-            first, self._turn_is_coming = not self._turn_is_coming, True
-        self._accepted += 1
+            self._waiting.append(item)
+            first, self._turn_scheduled = not self._turn_scheduled, True
+        self._unfinished += 1
         if first:
             self._busy_since = self._clock()
             loop = asyncio.get_running_loop()
-            loop.call_soon(self._ask_for_turn, loop)  # when what comes in this turn of the event loop is in the queue
+            loop.call_soon(self._schedule_turn, loop)  # after the other items of this event-loop iteration
         elif self._delay is not None and len(self._waiting) >= self._max_size:
             self._delay.cancel()
-            self._give_turn(asyncio.get_running_loop())
-        self._deadlines.begin(future)
+            self._submit_turn(asyncio.get_running_loop())
+        self._deadlines.begin(item.future)
 
     def check_room(self, coming: int = 0) -> None:
-        """Find out whether one more item would be accepted, when `coming` others are before it.
-
-        Raises:
-            Overloaded: it would not.
-        """
+        """Raise `Overloaded` if the queue has no room for one more item behind `coming` others."""
         if self.waiting + coming >= self._max_waiting:
             raise Overloaded(f"{self._max_waiting} images are waiting already")
 
     async def aclose(self) -> None:
-        """Refuse new items and wait until the accepted ones have their results."""
+        """Reject new items and wait until the accepted items have their results."""
         if self._closed is None:
             self._closed = asyncio.Event()
-        if self._accepted:
+        if self._unfinished:
             await self._closed.wait()
         # The owner's bound method refers back to the owner: break that cycle, so that refcounting frees both at once.
-        self._work = _closed
+        self._run_batch = _raise_closed
 
-    def _ask_for_turn(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _schedule_turn(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._max_delay and len(self._waiting) < self._max_size:
-            self._delay = loop.call_later(self._max_delay, self._give_turn, loop)
+            self._delay = loop.call_later(self._max_delay, self._submit_turn, loop)
         else:
-            self._give_turn(loop)
+            self._submit_turn(loop)
 
-    def _give_turn(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _submit_turn(self, loop: asyncio.AbstractEventLoop) -> None:
         self._delay = None
-        self._worker.give(functools.partial(self._turn, loop), self)
+        self._worker.submit(functools.partial(self._turn, loop), self)
 
     def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
-        batch, gone = self._take()
-        if gone:
-            _call(loop, self._settle, gone, lambda: [None] * len(gone))
+        batch, cancelled = self._next_batch()
+        if cancelled:
+            _call_soon(loop, self._set_results, cancelled, lambda: [None] * len(cancelled))
         if batch:
-            done = functools.partial(_call, loop, self._settle, [future for _, future in batch])
+            resolve = functools.partial(_call_soon, loop, self._set_results, [item.future for item in batch])
             try:
-                self._work([item for item, _ in batch], done)
-            except BaseException as error:  # every waiter must hear of it, whatever it was
-                done(functools.partial(_failed, error, len(batch)))
+                self._run_batch(batch, resolve)
+            except BaseException as error:  # every item must get it, whatever it is
+                resolve(functools.partial(_failures, error, len(batch)))
         with self._lock:
-            self._turn_is_coming = more = bool(self._waiting)
+            self._turn_scheduled = more = bool(self._waiting)
             self._busy_since = self._clock() if more else None
         if more and self._max_delay:
-            _call(loop, self._ask_for_turn, loop)
+            _call_soon(loop, self._schedule_turn, loop)
         elif more:
-            self._worker.give(functools.partial(self._turn, loop), self)
+            self._worker.submit(functools.partial(self._turn, loop), self)
 
-    def _take(self) -> tuple[list[tuple[Item, asyncio.Future[Result]]], list[asyncio.Future[Result]]]:
-        """Return what is to be done, and of whom nobody waits any more: the caller left, or its deadline has passed."""
-        batch: list[tuple[Item, asyncio.Future[Result]]] = []
-        gone: list[asyncio.Future[Result]] = []
+    def _next_batch(self) -> tuple[list[Item], list[asyncio.Future[Any]]]:
+        """Return the next micro-batch, and the futures of skipped items: cancelled, or past their deadline."""
+        batch: list[Item] = []
+        skipped: list[asyncio.Future[Any]] = []
         while self._waiting and len(batch) < self._max_size:
-            item, future = self._waiting.popleft()
-            if future.done():
-                gone.append(future)
+            item = self._waiting.popleft()
+            if item.future.done():
+                skipped.append(item.future)
             else:
-                batch.append((item, future))
-        return batch, gone
+                batch.append(item)
+        return batch, skipped
 
-    def _settle(self, futures: list[asyncio.Future[Result]], make: Callable[[], Sequence[Any]]) -> None:
+    def _set_results(self, futures: list[asyncio.Future[Any]], make_results: Callable[[], Sequence[Any]]) -> None:
         if not futures:
-            return  # `work` failed after it had passed on what then had its results
+            return  # `run_batch` raised after it had resolved the micro-batch
         try:
-            results = make()
+            results = make_results()
             if len(results) != len(futures):
                 raise RuntimeError(f"{len(futures)} items in, {len(results)} results out")
         except Exception as error:
-            results = _failed(error, len(futures))
+            results = _failures(error, len(futures))
         for future, result in zip(futures, results, strict=True):
             self._deadlines.end(future)
             if future.done():
@@ -191,32 +183,31 @@ class MicroBatcher(Generic[Item, Result]):
                 future.set_exception(result)
             else:
                 future.set_result(result)
-        self._accepted -= len(futures)
+        self._unfinished -= len(futures)
         futures.clear()
-        if self._closed is not None and not self._accepted:
+        if self._closed is not None and not self._unfinished:
             self._closed.set()
 
 
-def _call(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *given: object) -> None:
-    # A loop that has ended has nobody left who waits.
-    with contextlib.suppress(RuntimeError):
+def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *given: object) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed, so nobody waits
         loop.call_soon_threadsafe(callback, *given)
 
 
-def _closed(_: list[Any], __: Done[Any]) -> None:
-    raise RuntimeError("the batcher has been closed")
-
-
-def _too_late(future: asyncio.Future[Result]) -> None:
+def _set_deadline_exceeded(future: asyncio.Future[Any]) -> None:
     if not future.done():
         future.set_exception(DeadlineExceeded("the deadline passed before the model had answered"))
 
 
-def _failed(error: BaseException, count: int) -> list[Exception]:
-    # One exception object must not be raised for many callers: each raise would grow its traceback.
+def _failures(error: BaseException, count: int) -> list[Exception]:
+    # One exception object per caller: each raise would extend the traceback of a shared one.
     failures: list[Exception] = []
     for _ in range(count):
         failure = InternalError()
         failure.__cause__ = error
         failures.append(failure)
     return failures
+
+
+def _raise_closed(_: list[Any], __: Resolve) -> None:
+    raise RuntimeError("the batcher has been closed")

@@ -1,7 +1,4 @@
-"""Time limits of many things at once.
-
-Knows: the clock, asyncio's timers. Does not know: what takes its time, and what happens to it afterwards.
-"""
+"""Deadlines of many operations with one timer."""
 
 from __future__ import annotations
 
@@ -13,64 +10,68 @@ from typing import Generic, TypeVar
 
 Key = TypeVar("Key")
 
-_LEAST_WAIT = 0.001
-"""Seconds. uvloop's timers go off up to a millisecond early, and for less than half of one it does not wait at all."""
+_MIN_WAIT = 0.001
+"""Seconds. uvloop's timers fire up to a millisecond early, and with less than half of one uvloop does not wait."""
 
 
 class Deadlines(Generic[Key]):
-    """Says which things took too long, with one timer for all of them.
+    """Reports operations that exceed their time limit.
 
-    A timer of its own would cost each request as much as decoding its image. All things have the same time, so that it
-    runs out in the order in which they began. Any thread may begin and end them.
+    A timer per operation would cost each request as much as decoding its image. All operations have the same time
+    limit, so they expire in the order in which they began. Any thread may begin and end them.
 
     Args:
-        seconds: how long each may take.
-        missed: is called on the event loop with each that took longer, and must not raise.
+        seconds: time limit of each operation.
+        on_missed: called on the event loop with the key of each operation that exceeds it; must not raise.
+        clock: monotonic seconds.
     """
 
-    def __init__(self, seconds: float, missed: Callable[[Key], object]) -> None:
+    def __init__(
+        self, seconds: float, on_missed: Callable[[Key], object], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._seconds = seconds
-        self._missed = missed
+        self._on_missed = on_missed
+        self._clock = clock
         self._lock = threading.Lock()
         self._expiry: dict[Key, float] = {}
         self._timer_runs = False
 
     def __len__(self) -> int:
-        """How many things have begun and neither ended nor missed their deadline."""
+        """Return the number of operations that have begun and neither ended nor missed their deadline."""
         return len(self._expiry)
 
     def __contains__(self, key: Key) -> bool:
-        """Whether a thing has begun and neither ended nor missed its deadline."""
+        """Return whether an operation has begun and neither ended nor missed its deadline."""
         return key in self._expiry
 
     def begin(self, key: Key, loop: asyncio.AbstractEventLoop | None = None) -> None:
-        """Count from now. From any other thread than the event loop's, `loop` must be given."""
+        """Start the time limit of an operation. From any thread but the event loop's, `loop` is required."""
         with self._lock:
             if not self._timer_runs:
-                loop = loop or asyncio.get_running_loop()  # asked for seldom: it is a system call
-                loop.call_soon_threadsafe(loop.call_later, self._seconds, self._look, loop)
+                loop = loop or asyncio.get_running_loop()  # a system call, so only when a timer is needed
+                loop.call_soon_threadsafe(loop.call_later, self._seconds, self._expire, loop)
                 self._timer_runs = True
-            self._expiry[key] = time.monotonic() + self._seconds
+            self._expiry[key] = self._clock() + self._seconds
 
     def end(self, key: Key) -> bool:
-        """Count no longer. Returns False when it has missed its deadline, or never began."""
+        """End an operation. Return False if it has missed its deadline or never began."""
         with self._lock:
             return self._expiry.pop(key, None) is not None
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
         late: list[Key] = []
         with self._lock:
-            now = time.monotonic()
+            now = self._clock()
             wait = None
             for key, expiry in self._expiry.items():
                 if expiry > now:
-                    wait = max(expiry - now, _LEAST_WAIT)
+                    wait = max(expiry - now, _MIN_WAIT)
                     break
                 late.append(key)
             for key in late:
                 del self._expiry[key]
             self._timer_runs = wait is not None
         if wait is not None:
-            loop.call_later(wait, self._look, loop)
+            loop.call_later(wait, self._expire, loop)
         for key in late:
-            self._missed(key)
+            self._on_missed(key)

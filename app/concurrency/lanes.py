@@ -1,9 +1,7 @@
-"""A thread that works for the event loop, one piece of work after the other.
+"""A thread that works for the event loop, one piece of work after the other, with fair turns between lanes.
 
-Knows: threads, futures, whose turn it is. Does not know: what the work is.
-
-`concurrent.futures` does the same with a future, a lock and a condition of its own for every piece, which costs a lone
-request as much as decoding its image.
+`concurrent.futures` creates a future, a lock and a condition per piece of work, which costs a lone request as much as
+decoding its image.
 """
 
 from __future__ import annotations
@@ -18,41 +16,41 @@ from collections.abc import Callable, Hashable
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-Answer = TypeVar("Answer")
-Piece = Callable[[], object]
+Result = TypeVar("Result")
+Work = Callable[[], object]
 
 _log = logging.getLogger(__name__)
 
 
-class Worker:
+class LaneWorker:
     """One thread, started with its first piece of work.
 
     Args:
-        name: of the thread.
-        begin: is called in the thread before any work.
+        name: name of the thread.
+        initializer: called in the thread before any work.
 
     Attributes:
-        others: one byte, 1 while a lane waits besides the one that is served. Long work looks at it, and ends early.
+        others_waiting: one byte, 1 while a lane other than the served one has work. Long work polls it to return early.
     """
 
-    def __init__(self, name: str, begin: Callable[[], None] | None = None) -> None:
+    def __init__(self, name: str, initializer: Callable[[], None] | None = None) -> None:
         self._name = name
-        self._begin = begin
+        self._initializer = initializer
         self._lock = threading.Lock()
-        self._lanes: dict[Hashable, deque[Piece]] = {}
+        self._lanes: dict[Hashable, deque[Work]] = {}
         self._served: Hashable = None
-        self.others = bytearray(1)
-        # One True for each piece in a lane, and False after the last one.
-        self._given: SimpleQueue[bool] = SimpleQueue()
+        self.others_waiting = bytearray(1)
+        # One True per piece of work in a lane, and False after the last one.
+        self._submitted: SimpleQueue[bool] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def give(self, work: Piece, lane: Hashable = None) -> None:
-        """Have `work` called when its turn has come. Any thread may give work, which deals with its own errors.
+    def submit(self, work: Work, lane: Hashable = None) -> None:
+        """Call `work` in the worker's thread when its turn comes. Any thread may submit; `work` handles its own errors.
 
         Args:
-            work: called in the worker's thread.
-            lane: who wants it. Lanes take turns, piece by piece; within a lane the order is that of the calls.
+            work: what to call.
+            lane: whose work it is. Lanes take turns, one piece each; within a lane the order is that of submission.
 
         Raises:
             RuntimeError: the worker has been closed.
@@ -64,76 +62,77 @@ class Worker:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
             self._lanes.setdefault(lane, deque()).append(work)
-            self._look_for_others()
-            self._given.put(True)
+            self._update_others_waiting()
+            self._submitted.put(True)
 
-    async def do(self, work: Callable[[], Answer], lane: Hashable = None) -> Answer:
-        """Return what `work` returns, or raise what it raises, when its turn has come. The rest is as for `give`.
+    async def run(self, work: Callable[[], Result], lane: Hashable = None) -> Result:
+        """Return what `work` returns, or raise what it raises. Arguments and errors as for `submit`.
 
-        Work that was begun is finished even if nobody waits for it any more; what was not is dropped.
+        If the caller is cancelled, work that has not begun is skipped; work that has begun is finished.
         """
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answer] = loop.create_future()
-        self.give(functools.partial(_answer, work, future, loop), lane)
+        future: asyncio.Future[Result] = loop.create_future()
+        self.submit(functools.partial(_run_for, future, work, loop), lane)
         return await future
 
-    def close(self) -> None:
-        """Finish what was accepted, then end the thread."""
+    def close(self, timeout: float | None = None) -> bool:
+        """Finish the submitted work, then end the thread. Return False if `timeout` seconds were not enough."""
         with self._lock:
             self._closed = True
-            self._given.put(False)
-        if self._thread is not None:
-            self._thread.join()
+            self._submitted.put(False)
+        if self._thread is None:
+            return True
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
-        if self._begin is not None:
-            self._begin()
-        while self._given.get():
+        if self._initializer is not None:
+            self._initializer()
+        while self._submitted.get():
             work = self._next()
             try:
                 work()
-            except BaseException:  # the thread goes on: whoever gives work comes to wait for it
+            except BaseException:  # the thread must survive: later work depends on it
                 _log.exception("work failed", extra={"worker": self._name})
             del work  # an idle thread must not keep a retired model version in memory: neither its work nor its lane
-            self._forget_lane()
+            self._forget_empty_lane()
 
-    def _next(self) -> Piece:
+    def _next(self) -> Work:
         with self._lock:
-            if self._served in self._lanes:  # behind those who came while it was served
+            if self._served in self._lanes:  # behind the lanes that submitted while it was served
                 self._lanes[self._served] = self._lanes.pop(self._served)
             self._served, pieces = next(iter(self._lanes.items()))
-            piece = pieces.popleft()
+            work = pieces.popleft()
             if not pieces:
                 del self._lanes[self._served]
-            self._look_for_others()
-            return piece
+            self._update_others_waiting()
+            return work
 
-    def _forget_lane(self) -> None:
+    def _forget_empty_lane(self) -> None:
         with self._lock:
             if self._served not in self._lanes:
                 self._served = None
 
-    def _look_for_others(self) -> None:
-        self.others[0] = len(self._lanes) > (self._served in self._lanes)
+    def _update_others_waiting(self) -> None:
+        self.others_waiting[0] = len(self._lanes) > (self._served in self._lanes)
 
 
-def _answer(work: Callable[[], Answer], future: asyncio.Future[Answer], loop: asyncio.AbstractEventLoop) -> None:
+def _run_for(future: asyncio.Future[Any], work: Callable[[], object], loop: asyncio.AbstractEventLoop) -> None:
     if future.done():
         return
-    answer, error = None, None
+    result, error = None, None
     try:
-        answer = work()
-    except BaseException as raised:  # it is the waiter's, whatever it is
+        result = work()
+    except BaseException as raised:  # the waiter handles it, whatever it is
         error = raised
-    # A loop that has ended has nobody left who waits.
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(_settle, future, answer, error)
+    with contextlib.suppress(RuntimeError):  # the loop is closed, so nobody waits
+        loop.call_soon_threadsafe(_set_result, future, result, error)
 
 
-def _settle(future: asyncio.Future[Any], answer: object, error: BaseException | None) -> None:
+def _set_result(future: asyncio.Future[Any], result: object, error: BaseException | None) -> None:
     if future.done():
         return
     if error is None:
-        future.set_result(answer)
+        future.set_result(result)
     else:
         future.set_exception(error)

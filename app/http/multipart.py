@@ -9,7 +9,6 @@ import ast
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from python_multipart.exceptions import MultipartParseError
@@ -17,6 +16,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from app.http.bodies import ClientLeft, Receive
 from app.images import png
+from app.scoring.batch import Chunk
 from app.problems import (
     BodyTimeout,
     BodyTooLarge,
@@ -37,23 +37,6 @@ _LONGEST_HEADER = 4096
 _MOST_HEADERS = 16
 _TOO_MANY = 2**63
 """Images: numpy counts in 64 bits with a sign. How many may come is bounded by their bytes."""
-
-
-@dataclass
-class Chunk:
-    """Some images in a row.
-
-    Attributes:
-        count: how many items, good and bad.
-        pixels: the good ones in order, uint8 [count - len(problems), 28, 28].
-        problems: why an item cannot be scored, by its place in the chunk.
-        decode_seconds: what decoding its files took.
-    """
-
-    count: int = 0
-    pixels: bytearray = field(default_factory=bytearray)
-    problems: dict[int, Problem] = field(default_factory=dict)
-    decode_seconds: float = 0.0
 
 
 async def pieces(

@@ -1,42 +1,40 @@
-"""What the server itself does of HTTP, and where it does more than uvicorn.
-
-Replies go in one piece, what is no HTTP gets a problem, who takes nothing is let go of, and a `POST /score` that came
-whole is answered without what an ASGI server does for requests of any kind.
-
-Knows: uvicorn's protocol class, transports. Does not know: what a score is.
-"""
+"""HTTP/1.1 on uvicorn's protocol class, with a fast path for `POST /score` and stricter limits for clients."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from app.http.middleware import SCORE, Answer, Edge
-from app.problems import MalformedRequest, Problem, render
+from app.http.errors import Answer, answer_problem
+from app.http.middleware import SCORE, RequestMiddleware
+from app.problems import InternalError, MalformedRequest, Problem
 
 _SCORE = SCORE.encode()
 
-STUCK_SECONDS = 60.0
-"""How long a client may take nothing of its reply, or leave unfinished what it has begun to send."""
-_LONGEST_HEAD = 64 * 1024
-"""Bytes of a request that are none of its body: its head, and what else stands before, between or behind the pieces of
-its body. Twice as many may be read before they are counted."""
-_LONGEST_URL = 2048
-"""Bytes; a longer one may be more than uvicorn can read, which says so while it reads."""
-_MOST_PIPELINED = 256
-"""Requests of one connection that may wait for the reply to the one before them."""
-_MOST_JOINED = 64 * 1024
-"""Bytes that wait for the end of a turn of the event loop at most; a long reply is sent as it comes."""
+STALLED_SECONDS = 60.0
+"""Maximum time that a client may read nothing of its response, or pause in the middle of a request."""
+_PENDING_SECONDS = 1.0
+"""Maximum time that a body is held for the fast path. Then the general path takes the request and limits its time."""
+_MAX_NON_BODY_BYTES = 64 * 1024
+"""Maximum number of bytes of a request besides its body: head, chunk sizes, trailers. They are counted per read, so up
+to twice as many may be parsed."""
+_MAX_URL_BYTES = 2048
+"""Longer URLs may exceed uvicorn's own limit, which it reports while it parses."""
+_MAX_PIPELINED = 256
+"""Maximum number of requests of one connection that wait for the response to an earlier one."""
+_MAX_COALESCED_BYTES = 64 * 1024
+"""Maximum number of bytes that wait for the end of an event-loop iteration; a long response is sent as it comes."""
 
 
-class _Joined:
-    """A transport that sends what is written in one turn of the event loop at once.
+class CoalescingTransport:
+    """A transport that sends everything written in one event-loop iteration with one system call.
 
-    uvicorn writes the head of a reply and its body one after the other, and each write is a system call that wakes the
-    reader: for a small reply, as much work as scoring its image. What is not about writing is the transport's own.
+    uvicorn writes the head of a response and its body separately. Each write is a system call that wakes the reader,
+    which for a small response costs as much as scoring its image. All other methods are those of the transport.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -44,18 +42,18 @@ class _Joined:
         self._loop = loop
         self._pieces: list[bytes] = []
         self._size = 0
-        self._stuck: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
-        """Send soon."""
+        """Send at the end of this event-loop iteration."""
         if not self._pieces:
             self._loop.call_soon(self._flush)
         self._pieces.append(data)
         self._size += len(data)
-        if self._size > _MOST_JOINED:
+        if self._size > _MAX_COALESCED_BYTES:
             self._flush()
 
     def close(self) -> None:
@@ -63,49 +61,53 @@ class _Joined:
         self._flush()
         self._transport.close()
         if self._transport.get_write_buffer_size() > 0:
-            self.watch()
+            self.start_stall_timer()
 
-    def watch(self) -> None:
-        """Abort unless the client catches up in time: closing waits until all is taken, and so for ever."""
-        if self._stuck is None:
-            self._stuck = self._loop.call_later(STUCK_SECONDS, self._transport.abort)
+    def start_stall_timer(self) -> None:
+        """Abort the connection if the client does not catch up in time. `close` alone waits without a limit."""
+        if self._stall_timer is None:
+            self._stall_timer = self._loop.call_later(STALLED_SECONDS, self._transport.abort)
 
-    def unwatch(self) -> None:
-        """Note that the client has caught up, or has left."""
-        if self._stuck is not None:
-            self._stuck.cancel()
-            self._stuck = None
+    def stop_stall_timer(self) -> None:
+        """Cancel the timer: the client has caught up or disconnected."""
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
 
     def _flush(self) -> None:
         data = b"".join(self._pieces)
         self._pieces, self._size = [], 0
-        if data and not self._transport.is_closing():  # the client may have left meanwhile
+        if data and not self._transport.is_closing():
             self._transport.write(data)
 
 
-class _Exchange:
-    """One request that came whole, and its reply in one piece. Takes the place of what uvicorn calls a cycle."""
+class FastExchange:
+    """A request on the fast path and its response. It takes the place of uvicorn's request-response cycle."""
 
-    more_body = False  # of the request, like the others a name that uvicorn gives
-    __slots__ = ("_protocol", "disconnected", "keep_alive", "response_complete")
+    more_body = False  # uvicorn reads these attributes of a cycle
+    __slots__ = ("_protocol", "disconnected", "future", "keep_alive", "response_complete")
 
-    def __init__(self, protocol: Protocol, *, keep_alive: bool) -> None:
-        self._protocol: Protocol | None = protocol
+    def __init__(self, protocol: ServerProtocol, *, keep_alive: bool) -> None:
+        self._protocol: ServerProtocol | None = protocol
         self.keep_alive = keep_alive
+        self.future: asyncio.Future[Any] | None = None
         self.disconnected = self.response_complete = False
 
     @property
-    def message_event(self) -> _Exchange:
+    def message_event(self) -> FastExchange:
+        """The event that uvicorn sets when the client has disconnected."""
         return self
 
     def set(self) -> None:
-        """Nobody waits for a message."""
+        """Cancel the request, because uvicorn reports that the client has disconnected."""
+        if self.disconnected and self.future is not None:
+            self.future.cancel()
 
     def respond(self, answer: Answer) -> None:
-        """Send the reply; a client that has left gets none."""
+        """Send the response unless the client has disconnected."""
         status, headers, body = answer
-        # The protocol knows its last exchange for as long as it lives: together they would wait for the collector.
-        protocol, self._protocol = self._protocol, None
+        # The protocol refers to its last exchange: break the reference cycle, so that refcounting frees both.
+        protocol, self._protocol, self.future = self._protocol, None, None
         self.response_complete = True
         if protocol is None or self.disconnected or protocol.transport.is_closing():
             return
@@ -119,67 +121,79 @@ class _Exchange:
         protocol.on_response_complete()
 
 
-class Protocol(HttpToolsProtocol):
-    """HTTP/1.1 as uvicorn speaks it; bytes that are none are answered with a problem.
+class ServerProtocol(HttpToolsProtocol):
+    """One connection.
 
-    A `POST /score` that is whole when it is first looked at, as most are, is given to the edge as it is. A task and a
-    channel of messages would cost it a quarter of the event loop's work. Every other request is uvicorn's.
+    A `POST /score` with a Content-Length within the limit is held until its body is complete and then handed to the
+    middleware in one call. The task and the message channel of an ASGI request would cost it a quarter of the event
+    loop's work. All other requests take uvicorn's path, and all requests do if `app` is not the middleware itself, for
+    example because an ASGI wrapper stands in front of it.
     """
 
-    _joined: _Joined
-    _looks: asyncio.TimerHandle
+    _transport: CoalescingTransport
+    _idle_check: asyncio.TimerHandle
     _idle_since = 0.0
-    """When the connection was made, or its last request was answered."""
-    _begun = False
-    """Whether a request has begun to come, and is not there to its end."""
-    _apart = 0
-    """Bytes since the last piece or end of a body."""
-    _refusal: Problem | None = None
-    """What is answered once all before it is, and the last thing: nothing is read any more."""
-    _held: list[bytes] | None = None
-    """The body so far of a request that may prove to be whole."""
+    """When the connection was made or its last response was completed, in event-loop seconds."""
+    _request_incomplete = False
+    """Whether a request has begun to arrive and is not complete."""
+    _non_body_bytes = 0
+    """Number of bytes since the last piece or the end of a body."""
+    _rejection: Problem | None = None
+    """The last response of this connection, sent after the earlier ones. Nothing more is read."""
+    _pending_body: list[bytes] | None = None
+    """The body so far of a request that is held for the fast path."""
+    _pending_since = 0.0
+    _pending_timer: asyncio.TimerHandle | None = None
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        app: Any = self.app
+        self._middleware: RequestMiddleware | None = app if isinstance(app, RequestMiddleware) else None
 
     def data_received(self, data: bytes) -> None:
-        """Take what has come. A request of which more is to come is uvicorn's."""
-        if self._refusal is not None:
+        """Parse what has arrived."""
+        if self._rejection is not None:
             return
         try:
-            if len(data) <= _LONGEST_HEAD:
+            if len(data) <= _MAX_NON_BODY_BYTES:
                 self._parse(data)
             else:
-                for start in range(0, len(data), _LONGEST_HEAD):
-                    self._parse(memoryview(data)[start : start + _LONGEST_HEAD])
+                for start in range(0, len(data), _MAX_NON_BODY_BYTES):
+                    self._parse(memoryview(data)[start : start + _MAX_NON_BODY_BYTES])
         except httptools.HttpParserError as error:
-            self.logger.warning("Invalid HTTP request received.")
-            problem = error.__context__  # raised by one of the methods that the parser calls, if one did
-            if not isinstance(problem, MalformedRequest):
-                problem = MalformedRequest("invalid http request received")
-            self._refuse(problem)
-        except MalformedRequest as refusal:
-            self._refuse(refusal)
-        if self._held is not None:
-            self._give_up()
+            problem = error.__context__  # raised by one of the parser's callbacks, if one raised
+            if problem is not None and not isinstance(problem, MalformedRequest):
+                self.logger.error("request failed", exc_info=problem)
+            elif problem is None:
+                self.logger.warning("Invalid HTTP request received.")
+            if not isinstance(problem, Problem):
+                problem = MalformedRequest("invalid http request received") if problem is None else InternalError()
+            self._reject(problem)
+        except MalformedRequest as problem:
+            self._reject(problem)
+        if self._pending_body is not None and self._pending_timer is None:
+            self._pending_timer = self.loop.call_later(_PENDING_SECONDS, self._hand_over)
 
     def _parse(self, data: bytes | memoryview) -> None:
-        self._apart += len(data)
+        self._non_body_bytes += len(data)
         while True:
             try:
                 self.parser.feed_data(data)
                 break
             except httptools.HttpParserUpgrade as upgrade:
-                self._begin_plainly()
+                self._begin_without_upgrade()
                 data = memoryview(data)[upgrade.args[0] :]
-        if self._apart > _LONGEST_HEAD:
-            raise MalformedRequest(f"the head of the request has more than {_LONGEST_HEAD} bytes")
+        if self._non_body_bytes > _MAX_NON_BODY_BYTES:
+            raise MalformedRequest(f"the head of the request has more than {_MAX_NON_BODY_BYTES} bytes")
 
-    def _begin_plainly(self) -> None:
-        """Begin a request that asks for another protocol as if it had not (RFC 9110, 7.8).
+    def _begin_without_upgrade(self) -> None:
+        """Begin a request as if it had no `Upgrade` header, which a server may ignore (RFC 9110, 7.8).
 
-        The parser takes all behind its head for that protocol. So a new one reads the head without the question, and
-        goes on with the body.
+        The parser treats all bytes behind such a head as the other protocol. So a new parser reads the head without the
+        header, and continues with the body.
         """
         method = self.parser.get_method()
-        if method == b"CONNECT":  # nothing in its head says where what comes behind it ends
+        if method == b"CONNECT":  # its head does not define where its body ends
             raise httptools.HttpParserError
         head = [b"%b %b HTTP/%b" % (method, self.url, self.parser.get_http_version().encode())]
         head += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
@@ -188,149 +202,184 @@ class Protocol(HttpToolsProtocol):
         self.parser.feed_data(b"\r\n".join([*head, b"", b""]))
 
     def on_message_begin(self) -> None:
-        """Note that a request begins."""
+        """Note that a request has begun to arrive."""
         super().on_message_begin()
-        self._begun = True
+        self._request_incomplete = True
 
     def on_headers_complete(self) -> None:
-        """Begin a request, or hold it until all is seen of what has come."""
-        # RFC 9112 (3.2) refuses a request without the header too, but simple clients leave it out, and it is not used.
+        """Begin a request, or hold it until its body is complete."""
+        # RFC 9112 (3.2) rejects a request without `Host` too, but simple clients omit it, and the service ignores it.
         if [name for name, _ in self.headers].count(b"host") > 1:
             raise MalformedRequest("a request has one header `Host`")
-        if len(self.pipeline) >= _MOST_PIPELINED:
-            raise MalformedRequest(f"more than {_MOST_PIPELINED} requests wait on this connection for their replies")
-        if self._may_be_whole():
-            self._held = []
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            raise MalformedRequest(f"more than {_MAX_PIPELINED} requests of this connection wait for their responses")
+        if self._takes_fast_path():
+            self._pending_body, self._pending_since = [], time.perf_counter()
         elif self.parser.should_upgrade():
-            return  # `_begin_plainly` begins it
+            return  # `_begin_without_upgrade` begins it
         else:
             if self.parser.get_http_version() == "1.0":
-                self.expect_100_continue = False  # not of this version (RFC 9110, 10.1.1)
+                self.expect_100_continue = False  # not part of HTTP/1.0 (RFC 9110, 10.1.1)
             super().on_headers_complete()
-        self.headers = []  # what comes behind a chunked body is none of the request's (RFC 9110, 6.5.1)
+        self.headers = []  # trailers behind a chunked body are not headers of the request (RFC 9110, 6.5.1)
 
     def on_body(self, body: bytes) -> None:
-        """Take a piece of a body."""
-        self._apart = 0
-        if self._held is not None:
-            self._held.append(body)
+        """Pass a piece of a body on, or hold it."""
+        self._non_body_bytes = 0
+        if self._pending_body is not None:
+            self._pending_body.append(body)
         else:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Begin a request that was held, now that it is known to be whole."""
-        self._apart, self._begun = 0, False
-        if self._held is None:
+        """Begin a held request, now that its body is complete."""
+        self._non_body_bytes, self._request_incomplete = 0, False
+        if self._pending_body is None:
             if not self.parser.should_upgrade():
                 super().on_message_complete()
-                self.cycle.more_body = False  # uvicorn says so only while the reply is still to come
-        elif self._begin(self._held):
-            self._held = None
-        else:
-            self._give_up()
+                self.cycle.more_body = False  # uvicorn sets it only while the response is not complete
+        elif not self._begin_fast(self._pending_body):
+            self._hand_over()
             super().on_message_complete()
 
-    def _may_be_whole(self) -> bool:
+    def _takes_fast_path(self) -> bool:
         return (
-            (self.url == _SCORE or (self.url.startswith(_SCORE + b"?") and b"#" not in self.url))
-            and len(self.url) <= _LONGEST_URL
+            self._middleware is not None
+            and (self.url == _SCORE or (self.url.startswith(_SCORE + b"?") and b"#" not in self.url))
+            and len(self.url) <= _MAX_URL_BYTES
             and self.parser.get_method() == b"POST"
             and self.parser.get_http_version() == "1.1"
             and not self.expect_100_continue
             and not self.parser.should_upgrade()
-            # Its reply waits for nothing else: neither for the reply before it, nor for a client that is behind.
+            # The response waits neither for an earlier response nor for a client that reads slowly.
             and (self.cycle is None or self.cycle.response_complete)
             and not self.flow.write_paused
+            and 0 < _content_length(self.headers) <= self._middleware.max_body_bytes
         )
 
-    def _begin(self, held: list[bytes]) -> bool:
+    def _begin_fast(self, body: list[bytes]) -> bool:
+        """Give a complete request to the middleware. Return False if the general path must take it."""
+        assert self._middleware is not None
         self.scope["method"], self.scope["path"] = "POST", SCORE
         self.scope["query_string"] = self.url[len(_SCORE) + 1 :]
-        before, exchange = self.cycle, _Exchange(self, keep_alive=self.parser.should_keep_alive())
+        exchange = FastExchange(self, keep_alive=self.parser.should_keep_alive())
+        try:
+            exchange.future = self._middleware.begin(
+                cast(Any, self.scope), b"".join(body), exchange.respond, self._pending_since
+            )
+        except Exception:
+            self.logger.exception("the fast path failed; the general path takes the request")
+        if exchange.future is None:
+            return False
+        self._end_pending()
         self.cycle = exchange  # type: ignore[assignment]
-        edge: Edge = cast(Any, self.app)
-        begun = edge.begin(cast(Any, self.scope), b"".join(held), exchange.respond)
-        if not begun:
-            self.cycle = before
-        return begun
+        return True
 
-    def _give_up(self) -> None:
-        """Give what was held to uvicorn."""
-        held, self._held = self._held or [], None
+    def _hand_over(self) -> None:
+        """Give a held request to uvicorn's path."""
+        body = self._end_pending()
         super().on_headers_complete()
-        for piece in held:
+        for piece in body:
             super().on_body(piece)
 
+    def _end_pending(self) -> list[bytes]:
+        body, self._pending_body = self._pending_body or [], None
+        if self._pending_timer is not None:
+            self._pending_timer.cancel()
+            self._pending_timer = None
+        return body
+
+    def shutdown(self) -> None:
+        """Finish the request in progress, then close the connection."""
+        if self._pending_body is not None:
+            self._hand_over()  # else uvicorn closes a connection whose request is only half received
+        super().shutdown()
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin a connection."""
-        self._joined = _Joined(transport, self.loop)
-        super().connection_made(self._joined)  # type: ignore[arg-type]
+        """Start the idle check."""
+        self._transport = CoalescingTransport(transport, self.loop)
+        super().connection_made(self._transport)  # type: ignore[arg-type]
         self._idle_since = self.loop.time()
-        self._looks = self.loop.call_later(self.timeout_keep_alive, self._look)
+        self._idle_check = self.loop.call_later(self.timeout_keep_alive, self.check_idle)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End a connection."""
+        """Cancel the request in progress and all timers."""
+        if self._pending_body is not None:
+            self._hand_over()  # it is counted and logged there as a disconnect
         super().connection_lost(exc)
-        self._looks.cancel()
-        self._joined.unwatch()
+        self._idle_check.cancel()
+        self._transport.stop_stall_timer()
 
-    def _look(self) -> None:
-        """Close the connection if its client has been silent, or in the middle of something, for too long.
+    def check_idle(self) -> None:
+        """Close the connection if its client has been idle, or has paused within a request, for too long.
 
-        One timer that looks again is cheaper than one for each request, as uvicorn has.
+        One periodic timer per connection is cheaper than uvicorn's timer per request.
         """
         if self.transport.is_closing():
             return
-        wait = often = float(self.timeout_keep_alive)
-        if self.cycle is None or self.cycle.response_complete:  # else it is the service that is being waited for
-            if self._begun:
-                wait = STUCK_SECONDS
+        wait = period = float(self.timeout_keep_alive)
+        if self.cycle is None or self.cycle.response_complete:  # else the client waits for the service
+            if self._request_incomplete:
+                wait = STALLED_SECONDS
             wait += self._idle_since - self.loop.time()
         if wait > 0:
-            self._looks = self.loop.call_later(min(wait, often), self._look)
+            self._idle_check = self.loop.call_later(min(wait, period), self.check_idle)
         else:
             self.transport.close()
 
     def pause_writing(self) -> None:
-        """Note that the client is behind."""
+        """Start the timer for a client that does not read its response."""
         super().pause_writing()
-        self._joined.watch()
+        self._transport.start_stall_timer()
 
     def resume_writing(self) -> None:
-        """Note that the client has caught up; with a connection that is being closed it must do so to the end."""
+        """Stop the timer, unless the connection is closing: then the client must read to the end."""
         super().resume_writing()
         if not self.transport.is_closing():
-            self._joined.unwatch()
+            self._transport.stop_stall_timer()
 
     def on_response_complete(self) -> None:
-        """Go on with the next request, or with the refusal of what came instead of one; else wait."""
+        """Begin the next pipelined request, or send the rejection that ends the connection."""
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
         self._idle_since = self.loop.time()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
-        elif self._refusal is not None:
-            self._send_refusal(self._refusal)
-        if not self.pipeline:  # else each reply would let more requests in than one
+        elif self._rejection is not None:
+            self._send_rejection(self._rejection)
+        if not self.pipeline:  # else each response would admit more than one further request
             self.flow.resume_reading()
 
-    def _refuse(self, problem: Problem) -> None:
-        """Answer what came instead of a request, or of the rest of one, in its turn, and close the connection."""
-        self._refusal, self._held = problem, None
+    def _reject(self, problem: Problem) -> None:
+        """Answer an invalid request after the responses before it, and close the connection."""
+        self._rejection = problem
+        self._end_pending()
         cycle = self.cycle
         if cycle is None:
-            self._send_refusal(problem)
+            self._send_rejection(problem)
         elif cycle.more_body and self.pipeline:
-            self.pipeline.popleft()  # never begun; the replies before it are still to come
+            self.pipeline.popleft()  # it has not begun, and earlier responses are still to come
         elif cycle.more_body and cycle.response_started:
-            self.transport.close()  # it has had its reply, or the beginning of it
+            self.transport.close()  # its response has begun
         elif cycle.more_body or cycle.response_complete:
-            self._send_refusal(problem)
+            self._send_rejection(problem)
 
-    def _send_refusal(self, problem: Problem) -> None:
-        body = render(problem)
-        head = [STATUS_LINE[problem.status] + b"connection: close", b"content-length: %d" % len(body)]
-        head += [f"{name}: {value}".encode() for name, value in problem.headers().items()]
-        self.transport.write(b"\r\n".join([*head, b"", body]))
+    def _send_rejection(self, problem: Problem) -> None:
+        if self._middleware is not None:
+            self._middleware.count_problem(problem)
+        status, headers, body = answer_problem(problem, close=True)
+        head = [STATUS_LINE[status], *[b"%b: %b\r\n" % header for header in headers], b"\r\n"]
+        self.transport.write(b"".join([*head, body]))
         self.transport.close()
+
+
+def _content_length(headers: list[tuple[bytes, bytes]]) -> int:
+    """Return the declared length of the body in bytes; -1 if there is none, or it is chunked."""
+    length = -1
+    for name, value in headers:
+        if name == b"content-length" and value.isdigit() and len(value) < 20:
+            length = int(value)
+        elif name == b"transfer-encoding":
+            return -1
+    return length

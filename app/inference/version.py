@@ -1,27 +1,24 @@
-"""One loaded version with its queue: from images to detections, a micro-batch at a time.
-
-Knows: micro-batches, whose turn the inference thread is. Does not know: other versions, HTTP, PNG, stores.
-"""
+"""One loaded model version with its queue: runs forward passes over micro-batches and over chunks of batch requests."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.concurrency.batcher import Done, MicroBatcher
-from app.concurrency.lanes import Worker
+from app.concurrency.batcher import HasFuture, MicroBatcher, Resolve
+from app.concurrency.lanes import LaneWorker
 from app.inference.detector import Detector
-from app.models.calibration import Calibration
-from app.models.manifest import Manifest
 from app.models.repository import Artifact
+from app.problems import InternalError
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 
@@ -29,33 +26,30 @@ _log = logging.getLogger(__name__)
 
 _NO_PLANES, _NO_PEAKS = np.zeros((0, 3, 28, 28), np.uint8), np.zeros(0, np.float32)
 
-Answer = TypeVar("Answer")
-Order = TypeVar("Order")
+Result = TypeVar("Result")
 
 
-class Waiting(NamedTuple, Generic[Order]):
-    """An image in the queue.
+class ImageRequest(HasFuture, Protocol):
+    """A request in the queue of a version.
 
     Attributes:
-        image: raw pixels, uint8 [28, 28] as bytes.
-        since: when it came, in `perf_counter` seconds.
-        order: what whoever finishes the micro-batch must know of the request.
+        image: raw pixels, uint8 [28, 28], as bytes.
+        queued_at: when it was queued, in `perf_counter` seconds.
     """
 
     image: bytes
-    since: float
-    order: Order
+    queued_at: float
 
 
 class Detection(NamedTuple):
-    """What a model version made of one image.
+    """The result of one image of a micro-batch.
 
     Attributes:
         mse: the anomaly score.
         reason: the guard that decided, or None.
         pixels: input, reconstruction and error map, uint8 [3, 28, 28], as bytes.
         error_peak: the squared error that 255 stands for in the error map.
-        queue_seconds, forward_seconds: where the time went.
+        queue_seconds, forward_seconds: time in the queue and in the forward pass.
     """
 
     mse: float
@@ -67,15 +61,15 @@ class Detection(NamedTuple):
 
 
 @dataclass(frozen=True)
-class BulkScores:
-    """What a model version made of N images of a batch request; the pictures are empty unless they were asked for.
+class ChunkScores:
+    """The results of N images of a batch request; without `draw`, the pictures are empty.
 
     Attributes:
         mse: float32 [N].
         reasons: the guard that decided, for each image.
         planes: uint8 [N, 3, 28, 28], input, reconstruction and error map.
         peak: float32 [N], the squared error that 255 stands for in the error map.
-        queue_seconds, forward_seconds: where the time went.
+        queue_seconds, forward_seconds: time in the queue and in the forward passes.
     """
 
     mse: NDArray[np.float32]
@@ -86,49 +80,56 @@ class BulkScores:
     forward_seconds: float = 0.0
 
 
-def _joined(parts: Sequence[BulkScores]) -> BulkScores:
-    """Put together what was scored in several turns, without pictures."""
-    return BulkScores(
-        np.concatenate([part.mse for part in parts]),
-        [reason for part in parts for reason in part.reasons],
-        _NO_PLANES,
-        _NO_PEAKS,
-        sum(part.queue_seconds for part in parts),
-        sum(part.forward_seconds for part in parts),
-    )
+EMPTY_CHUNK = ChunkScores(np.zeros(0, np.float32), [], _NO_PLANES, _NO_PEAKS)
 
+OnBatchDone = Callable[["ModelVersion", Sequence[Any], Sequence[Detection], Resolve], object]
+"""Turns the detections of a micro-batch into the results of its requests, and calls `Resolve` with them.
 
-Finish = Callable[["Serving", Sequence[Waiting[Any]], Sequence[Detection], Done[Any]], object]
-"""Turns the detections of one micro-batch of a version into what each future of `Engine.enqueue` will hold.
-
-It is called in the inference thread, which it keeps from the next micro-batch meanwhile.
+It is called in the inference thread and delays the next micro-batch.
 """
 
 
-class Serving:
-    """One loaded version with its queue."""
+class ModelVersion:
+    """One loaded version with its queue.
+
+    Args:
+        artifact: the version as read from the model store.
+        detector: its module on the device.
+        worker: the inference thread, shared by all versions.
+        settings: micro-batch size and delay, queue length, deadline.
+        metrics: counts micro-batches and failures.
+        on_batch_done: gets the detections of each micro-batch.
+        chunk_slots: limits the chunks of all batch requests that are submitted to the worker.
+
+    Attributes:
+        manifest, calibration: of the version.
+        failures: number of consecutive forward passes that failed.
+        queue: takes images of single scores; their futures get the results of `on_batch_done` or a problem.
+    """
 
     def __init__(
         self,
         artifact: Artifact,
         detector: Detector,
-        worker: Worker,
+        worker: LaneWorker,
         settings: Settings,
         metrics: Metrics,
         *,
-        finish: Finish,
+        on_batch_done: OnBatchDone,
+        chunk_slots: asyncio.Semaphore,
     ) -> None:
-        self.manifest: Manifest = artifact.manifest
-        self.calibration: Calibration = artifact.calibration
+        self.manifest = artifact.manifest
+        self.calibration = artifact.calibration
         self.failures = 0
         self._golden = np.ascontiguousarray(artifact.golden.images[:1])
         self._detector = detector
         self._worker = worker
         self._metrics = metrics
         self._step = settings.batch_chunk_images
-        self._finish = finish
-        self.batcher: MicroBatcher[Waiting[Any], Any] = MicroBatcher(
-            self._run,
+        self._on_batch_done = on_batch_done
+        self._chunk_slots = chunk_slots
+        self.queue: MicroBatcher[ImageRequest] = MicroBatcher(
+            self._run_batch,
             worker,
             max_size=settings.microbatch_max_size,
             max_waiting=settings.queue_max_images,
@@ -136,42 +137,62 @@ class Serving:
             max_delay=settings.microbatch_max_delay_ms / 1000,
         )
 
+    async def score_many(self, pixels: bytearray, *, draw: bool) -> ChunkScores:
+        """Score one chunk of a batch request.
+
+        The micro-batches of each version and the chunks of all batch requests take turns; a chunk without pictures ends
+        its turn after any of its forward passes when other work waits. So a micro-batch waits for one pass at most.
+
+        Args:
+            pixels: uint8 [N, 28, 28], N at least 1.
+            draw: whether to return the pictures.
+
+        Raises:
+            InternalError: the model failed.
+        """
+        since = time.perf_counter()
+        async with self._chunk_slots:
+            try:
+                return await self._score_chunk(pixels, since, draw=draw)
+            except Exception:  # it has been logged where it happened
+                raise InternalError from None
+
     async def probe(self) -> None:
         """Score one golden image outside the queue; a success clears the count of failures."""
-        golden = Waiting(self._golden.tobytes(), time.perf_counter(), None)
         with contextlib.suppress(Exception):
-            detect = functools.partial(self._detect, [golden])
-            await self._worker.do(functools.partial(self._counted, detect, 1), lane=self)
+            detect = functools.partial(self._detector.draw, self._golden)
+            await self._worker.run(functools.partial(self._count_failure, detect, 1), lane=self)
 
-    async def run_many(self, pixels: bytearray, since: float, *, draw: bool) -> BulkScores:
-        """Score one chunk of a batch request, in the turn of all batch requests; `Engine.score_many` says the rest."""
-        rest, parts = memoryview(pixels), list[BulkScores]()
+    async def _score_chunk(self, pixels: bytearray, since: float, *, draw: bool) -> ChunkScores:
+        rest, parts = memoryview(pixels), list[ChunkScores]()
         while rest:
             detect = functools.partial(self._detect_many, rest, since, draw=draw)
-            work = functools.partial(self._counted, detect, len(rest) // 784)
-            parts.append(await self._worker.do(work, lane="bulk"))
-            passes, last = divmod(len(parts[-1].mse), self._step)
-            self._metrics.batch_images.observe_all([self._step] * passes + [last] * (last > 0))
-            rest, since = rest[784 * len(parts[-1].mse) :], time.perf_counter()
-        return parts[0] if len(parts) == 1 else _joined(parts)
+            work = functools.partial(self._count_failure, detect, len(rest) // 784)
+            parts.append(await self._worker.run(work, lane="batch"))
+            done = len(parts[-1].mse)
+            passes, last = divmod(done, self._step)
+            self._metrics.forward_passes([self._step] * passes + [last] * (last > 0))
+            rest, since = rest[784 * done :], time.perf_counter()
+        return parts[0] if len(parts) == 1 else _join(parts)
 
-    def _run(self, items: list[Waiting[Any]], done: Done[Any]) -> None:
-        self._finish(self, items, self._counted(functools.partial(self._detect, items), len(items)), done)
+    # The following methods run in the inference thread.
 
-    # What follows happens in the inference thread.
+    def _run_batch(self, requests: list[ImageRequest], resolve: Resolve) -> None:
+        detect = functools.partial(self._detect, requests)
+        self._on_batch_done(self, requests, self._count_failure(detect, len(requests)), resolve)
 
-    def _counted(self, detect: Callable[[], Answer], count: int) -> Answer:
+    def _count_failure(self, detect: Callable[[], Result], count: int) -> Result:
         try:
             found = detect()
         except Exception:
             self.failures += 1
-            self._metrics.model_failures.inc()
+            self._metrics.forward_pass_failures.inc()
             _log.exception("forward pass failed", extra={"model": self.manifest.name, "images": count})
             raise
         self.failures = 0
         return found
 
-    def _detect_many(self, pixels: memoryview, since: float, *, draw: bool) -> BulkScores:
+    def _detect_many(self, pixels: memoryview, since: float, *, draw: bool) -> ChunkScores:
         started = time.perf_counter()
         images = np.frombuffer(pixels, np.uint8).reshape(-1, 1, 28, 28)
         planes, peak = _NO_PLANES, _NO_PEAKS
@@ -180,21 +201,31 @@ class Serving:
             mse, codes, planes, peak = found.mse, found.reason, found.planes, found.peak
         else:
             mse, codes = self._detector.score(images)
-        said: list[str | None] = [None] * len(codes)
+        reasons: list[str | None] = [None] * len(codes)
         for place in np.flatnonzero(codes).tolist():
-            said[place] = self.manifest.reasons[codes[place] - 1]
-        return BulkScores(mse, said, planes, peak, started - since, time.perf_counter() - started)
+            reasons[place] = self.manifest.reasons[codes[place] - 1]
+        return ChunkScores(mse, reasons, planes, peak, started - since, time.perf_counter() - started)
 
-    def _detect(self, items: list[Waiting[Any]]) -> list[Detection]:
+    def _detect(self, requests: list[ImageRequest]) -> list[Detection]:
         started = time.perf_counter()
-        count = len(items)
-        images = np.frombuffer(bytearray().join([item.image for item in items]), np.uint8).reshape(count, 1, 28, 28)
-        found = self._detector.draw(images)
+        pixels = bytearray().join([request.image for request in requests])
+        found = self._detector.draw(np.frombuffer(pixels, np.uint8).reshape(len(requests), 1, 28, 28))
         forward = time.perf_counter() - started
         reasons = (None, *self.manifest.reasons)
+        rows = zip(requests, found.mse.tolist(), found.reason.tolist(), found.peak.tolist(), found.planes, strict=True)
         return [
-            Detection(mse, reasons[code], found.planes[n].tobytes(), peak, started - items[n].since, forward)
-            for n, (mse, code, peak) in enumerate(
-                zip(found.mse.tolist(), found.reason.tolist(), found.peak.tolist(), strict=True)
-            )
+            Detection(mse, reasons[code], planes.tobytes(), peak, started - request.queued_at, forward)
+            for request, mse, code, peak, planes in rows
         ]
+
+
+def _join(parts: Sequence[ChunkScores]) -> ChunkScores:
+    """Concatenate the results of several turns, without pictures."""
+    return ChunkScores(
+        np.concatenate([part.mse for part in parts]),
+        [reason for part in parts for reason in part.reasons],
+        _NO_PLANES,
+        _NO_PEAKS,
+        sum(part.queue_seconds for part in parts),
+        sum(part.forward_seconds for part in parts),
+    )

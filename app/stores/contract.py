@@ -1,43 +1,30 @@
-"""What every store does. Knows: ids, bytes. Does not know: what the bytes mean."""
+"""The interface that every backend of the reconstruction store implements."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 
 class StoreError(Exception):
-    """The store did not answer, or refused."""
-
-
-Then = Callable[[Exception | None], object]
-"""Is called once, in any thread: with None when all is done, or with what went wrong."""
+    """The reconstruction store did not answer, or rejected the operation."""
 
 
 class Store(Protocol):
-    """A store of blocks of bytes, each under a random id, each for a limited time.
+    """A store of byte strings, each under a random id, each for a limited time.
 
-    When the store does not answer, `put` says so to `then`, and every other method raises `StoreError`; nothing else.
+    `Reconstructions` calls all methods in one thread of the store's own, so they may block. When the backend fails,
+    every method raises `StoreError`, and nothing else.
     """
 
-    def put(self, entries: Sequence[tuple[str, bytes]], then: Then, wanted: Callable[[], bool]) -> None:
-        """Keep all entries, or none of them, and call `then`.
+    def put(self, entries: Sequence[tuple[str, bytes]]) -> None:
+        """Store all entries, each as (id, content), or none of them."""
 
-        Any thread may call it, once the event loop has called a method: it waits for nothing, so that a score gets from
-        the model to the store without the event loop.
+    def get(self, id: str) -> bytes | None:
+        """Return the content under an id; None if it was never stored or has expired."""
 
-        Args:
-            entries: each as (id, content).
-            then: hears what became of it.
-            wanted: is asked before anything is done; if it says no, nothing is, and `then` is not called. So a store
-                that was slow does not work off what nobody waits for.
-        """
+    def ping(self) -> None:
+        """Write something: a backend that is full or read-only still answers reads."""
 
-    async def get(self, key: str) -> bytes | None:
-        """Return what is kept under an id; None when it never was, or has expired."""
-
-    async def ping(self) -> None:
-        """Return when the store has written something: one that is full, or may only be read, still gives answers."""
-
-    async def close(self) -> None:
-        """Finish what was begun and let go of connections. Nothing may be called afterwards."""
+    def close(self) -> None:
+        """Release files and connections."""

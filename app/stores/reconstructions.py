@@ -1,7 +1,4 @@
-"""Keeping reconstructions for a while, a micro-batch at a time, without ever standing in a score's way.
-
-Knows: when a store is down, and what to do then. Does not know: which store it is, HTTP.
-"""
+"""The reconstruction store as the service uses it: stores micro-batches without blocking scores, and finds them again."""
 
 from __future__ import annotations
 
@@ -9,44 +6,114 @@ import asyncio
 import contextlib
 import functools
 import logging
+import os
+import struct
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from app.concurrency.deadlines import Deadlines
-from app.stores import Store, StoreError
-from app.stores.record import Record, unpack
+from app.concurrency.lanes import LaneWorker
+from app.stores.contract import Store, StoreError
 from app.telemetry.metrics import Metrics
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 _log = logging.getLogger(__name__)
 
+PIXELS = 28 * 28
+_HEADER = struct.Struct("<HfI")
+_FORMAT = 1
+MAX_RECORD_BYTES = _HEADER.size + 3 * PIXELS + 1024
+"""Upper bound of a record's size; a reply has a few hundred bytes."""
 _RETRY_SECONDS = 1.0
 _QUIET_SECONDS = 5.0
 
 
+class Record(NamedTuple):
+    """A scored image as it is stored: the reply and three pictures.
+
+    Attributes:
+        reply: the JSON document that `POST /score` returned.
+        pixels: input, reconstruction and error map, uint8 [3, 28, 28], as bytes.
+        error_peak: the squared error that 255 stands for in the error map.
+    """
+
+    reply: bytes
+    pixels: bytes
+    error_peak: float
+
+    @property
+    def input(self) -> bytes:
+        """The image that was scored, uint8 [28, 28]."""
+        return self.pixels[:PIXELS]
+
+    @property
+    def reconstruction(self) -> bytes:
+        """The autoencoder's reconstruction, uint8 [28, 28]."""
+        return self.pixels[PIXELS : 2 * PIXELS]
+
+    @property
+    def error_map(self) -> bytes:
+        """Squared errors as shares of `error_peak`, uint8 [28, 28]."""
+        return self.pixels[2 * PIXELS :]
+
+    def pack(self) -> bytes:
+        """Return the record as bytes."""
+        return _HEADER.pack(_FORMAT, self.error_peak, len(self.reply)) + self.reply + self.pixels
+
+
+def unpack(content: bytes) -> Record:
+    """Read what `Record.pack` wrote.
+
+    Raises:
+        ValueError: the bytes are not a record of this format.
+    """
+    if len(content) < _HEADER.size:
+        raise ValueError("not a record")
+    version, peak, length = _HEADER.unpack_from(content)
+    reply_end = _HEADER.size + length
+    if version != _FORMAT or len(content) != reply_end + 3 * PIXELS:
+        raise ValueError("not a record of this format")
+    return Record(content[_HEADER.size : reply_end], content[reply_end:], peak)
+
+
+def new_ids(count: int) -> list[str]:
+    """Return new ids: 12 hexadecimal digits of the time in milliseconds, then 128 random bits that cannot be guessed.
+
+    With the time in front, the index of the store grows at its end.
+    """
+    now, random = f"{time.time_ns() // 1_000_000:012x}", os.urandom(16 * count).hex()
+    return [now + random[place : place + 32] for place in range(0, 32 * count, 32)]
+
+
+def owned(owner: str | None, id: str) -> str:
+    """Return the id under which an owner's reconstruction is stored: only keys of the same name find it again."""
+    return id if owner is None else f"{owner}/{id}"
+
+
 @dataclass(eq=False, slots=True)
 class _Put:
-    """A group that the store was given."""
+    """Records that the store has been given."""
 
     size: int
-    then: Callable[[bool], object]
+    on_stored: Callable[[bool], object]
 
 
 class Reconstructions:
-    """The store as the service uses it. The event loop has to `check` it before anything is kept.
+    """The reconstruction store behind a circuit breaker. The event loop must call `check` before the first `put`.
 
-    While the store fails, records are dropped at once instead of waiting for its time-out; about once a second it is
-    tried with one group or a check, so that the service notices by itself that the store is back.
+    The store runs in a thread of its own. While it fails, records are dropped at once instead of waiting for its
+    timeout; about once per second one write probes whether the store works again.
 
     Args:
-        store: where records go.
-        metrics: counts what could not be kept.
-        timeout: seconds that a score waits for its record to be kept.
-        max_waiting: most records that wait for the store; more are not kept.
+        store: the backend.
+        metrics: counts dropped records.
+        timeout: seconds that a score waits for its record to be stored.
+        max_waiting: maximum number of records that wait for the store; more are dropped.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -56,91 +123,62 @@ class Reconstructions:
         *,
         timeout: float,
         max_waiting: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._metrics = metrics
         self._timeout = timeout
+        self._clock = clock
+        self._worker = LaneWorker("store")
         self._retry_at = 0.0
-        self._asked_at = 0.0
+        self._used_at = 0.0
         self._down = False
         self._max_waiting = max_waiting
         self._waiting = 0
-        # Held for all that is noted of the store: its answers come in any thread.
+        # Guards the state of the breaker: the store's thread and the inference thread both change it.
         self._lock = threading.Lock()
-        self._puts: Deadlines[_Put] = Deadlines(timeout, lambda put: self._tell(put, TimeoutError()))
+        self._puts: Deadlines[_Put] = Deadlines(timeout, lambda put: self._report(put, TimeoutError()), clock)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def up(self) -> bool:
-        """Whether the store wrote when it was last asked to, and has given what was asked for since."""
+        """Whether the last write succeeded and no read has failed since."""
         return not self._down
 
-    def keep(self, records: Sequence[tuple[str, Record]], then: Callable[[bool], object]) -> None:
-        """Keep records under their ids, all or none. Any thread may call it.
+    def put(self, records: Sequence[tuple[str, Record]], on_stored: Callable[[bool], object]) -> None:
+        """Store all records under their ids, or none. Any thread may call it; it does not block.
 
         Args:
             records: each with its id.
-            then: is called once, in any thread: with False, when the store is down or slow and the records are counted
-                as not kept. They may be in the store nevertheless, if it was slow.
+            on_stored: called once, in any thread: with False if the store is down or slow, and the records are counted
+                as dropped. A slow store may have stored them nevertheless.
         """
-        put = _Put(len(records), then)
-        if not self._begin(put):
-            self._metrics.not_kept.inc(put.size)
-            then(False)
+        put = _Put(len(records), on_stored)
+        if not self._admit(put):
+            self._metrics.reconstructions_dropped.inc(put.size)
+            on_stored(False)
             return
-        try:
-            entries = [(key, record.pack()) for key, record in records]
-            self._store.put(entries, functools.partial(self._answered, put), lambda: put in self._puts)
-        except Exception as error:
-            self._answered(put, error)
+        self._worker.submit(functools.partial(self._write, put, records))
 
-    async def kept(self, records: Sequence[tuple[str, Record]]) -> bool:
-        """Keep records as `keep` does, and return what it says."""
+    async def stored(self, records: Sequence[tuple[str, Record]]) -> bool:
+        """Store records as `put` does, and return whether they were stored."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[bool] = loop.create_future()
 
-        def tell(kept: bool) -> None:
+        def report(stored: bool) -> None:
             if not future.done():
-                future.set_result(kept)
+                future.set_result(stored)
 
-        self.keep(records, lambda kept: loop.call_soon_threadsafe(tell, kept))
+        self.put(records, lambda stored: loop.call_soon_threadsafe(report, stored))
         return await future
 
-    def _begin(self, put: _Put) -> bool:
-        """Note that a group is given to the store; False when it shall not be."""
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()
-        with self._lock:
-            now = time.monotonic()
-            full = self._waiting > 0 and self._waiting + put.size > self._max_waiting
-            if full or (self._down and now < self._retry_at):
-                return False
-            # While the store is down, this group is the one that tries.
-            self._retry_at = now + _RETRY_SECONDS
-            self._asked_at = now
-            self._waiting += put.size
-        self._puts.begin(put, self._loop)
-        return True
-
-    def _answered(self, put: _Put, error: Exception | None) -> None:
-        if self._puts.end(put):  # its time was not over
-            self._tell(put, error)
-
-    def _tell(self, put: _Put, error: Exception | None) -> None:
-        with self._lock:
-            self._waiting -= put.size
-        self._note(error)
-        if error is not None:
-            self._metrics.not_kept.inc(put.size)
-        put.then(error is None)
-
-    async def find(self, key: str) -> Record | None:
-        """Return what is kept under an id, or None.
+    async def find(self, id: str) -> Record | None:
+        """Return the record under an id, or None.
 
         Raises:
-            StoreError: the store did not answer in time, so nobody can say.
+            StoreError: the store did not answer in time.
         """
-        content = await self._within(self._store.get(key))
+        content = await self._within_timeout(lambda: self._store.get(id))
         try:
             return None if content is None else unpack(content)
         except ValueError:
@@ -148,42 +186,80 @@ class Reconstructions:
             return None
 
     async def check(self) -> None:
-        """Ask the store whether it writes; `up` says what it said."""
+        """Probe whether the store can be written; `up` has the result."""
         self._loop = asyncio.get_running_loop()
         with self._lock:
-            # While the store is down, this check is what tries.
-            self._asked_at = time.monotonic()
-            self._retry_at = self._asked_at + _RETRY_SECONDS
+            self._used_at = self._clock()
+            self._retry_at = self._used_at + _RETRY_SECONDS
         with contextlib.suppress(StoreError):
-            await self._within(self._store.ping())
+            await self._within_timeout(self._store.ping)
             self._note(None)
 
     async def check_when_quiet(self) -> None:
-        """Ask the store whether it writes, unless requests have found that out a moment ago."""
-        now = time.monotonic()
-        if now >= (self._retry_at if self._down else self._asked_at + _QUIET_SECONDS):
+        """Probe the store unless requests have used it a moment ago."""
+        now = self._clock()
+        if now >= (self._retry_at if self._down else self._used_at + _QUIET_SECONDS):
             await self.check()
 
-    async def aclose(self) -> None:
-        """Close the store, which first writes what it was given."""
-        await self._store.close()
+    async def aclose(self, timeout: float | None = None) -> bool:
+        """Write what was accepted, then close the store. Return False if `timeout` seconds were not enough."""
+        self._worker.submit(self._close)
+        return await asyncio.to_thread(self._worker.close, timeout)
 
-    async def _within(self, answer: Awaitable[Answer]) -> Answer:
+    def _admit(self, put: _Put) -> bool:
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        with self._lock:
+            now = self._clock()
+            full = self._waiting > 0 and self._waiting + put.size > self._max_waiting
+            if full or (self._down and now < self._retry_at):
+                return False
+            # While the store is down, this write is the probe.
+            self._retry_at = now + _RETRY_SECONDS
+            self._used_at = now
+            self._waiting += put.size
+        self._puts.begin(put, self._loop)
+        return True
+
+    def _write(self, put: _Put, records: Sequence[tuple[str, Record]]) -> None:
+        if put not in self._puts:  # its deadline has passed, so nobody waits for it
+            return
+        failure: Exception | None = None
+        try:
+            self._store.put([(id, record.pack()) for id, record in records])
+        except Exception as error:
+            failure = error
+        if self._puts.end(put):
+            self._report(put, failure)
+
+    def _report(self, put: _Put, error: Exception | None) -> None:
+        with self._lock:
+            self._waiting -= put.size
+        self._note(error)
+        if error is not None:
+            self._metrics.reconstructions_dropped.inc(put.size)
+        put.on_stored(error is None)
+
+    def _close(self) -> None:
+        with contextlib.suppress(StoreError):
+            self._store.close()
+
+    async def _within_timeout(self, work: Callable[[], Result]) -> Result:
         try:
             async with asyncio.timeout(self._timeout):
-                return await answer
+                return await self._worker.run(work)
         except (StoreError, TimeoutError) as error:
             self._note(error)
             raise StoreError("the store did not answer") from error
 
     def _note(self, error: Exception | None) -> None:
-        """Note whether the store wrote, or answered at all. That it gave what is kept says nothing: it may be full."""
+        """Record the result of a write or a failed read. A successful read proves nothing: the store may be full."""
         with self._lock:
             changed, self._down = self._down != (error is not None), error is not None
             if error is not None:
-                self._retry_at = time.monotonic() + _RETRY_SECONDS
-            self._metrics.store_up.set(error is None)
+                self._retry_at = self._clock() + _RETRY_SECONDS
+            self._metrics.reconstruction_store_up.set(error is None)
         if changed and error is not None:
-            _log.error("store down: %s", str(error) or type(error).__name__)
+            _log.error("reconstruction store down: %s", str(error) or type(error).__name__)
         elif changed:
-            _log.warning("store up again")
+            _log.warning("reconstruction store up again")

@@ -1,25 +1,23 @@
-"""The shared store: a Redis server that all replicas use. Redis itself does the expiry and bounds the memory."""
+"""The reconstruction store in a Redis server that all replicas share. Redis expires entries and limits the memory."""
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
+from redis import ConnectionPool, Redis
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
+from redis.retry import Retry
 
-from app.stores.contract import StoreError, Then
+from app.stores.contract import StoreError
 
 _PREFIX = "reconstruction:"
-_CONNECTIONS = 8
 
 
 class RedisStore:
@@ -52,9 +50,7 @@ class RedisStore:
         if not parts.hostname:
             raise StoreError("the store URL names no host")
         self._ttl = max(1, round(ttl_seconds * 1000))
-        pool = BlockingConnectionPool(
-            max_connections=_CONNECTIONS,
-            timeout=timeout,
+        pool = ConnectionPool(
             host=parts.hostname,
             port=port,
             db=database,
@@ -63,62 +59,35 @@ class RedisStore:
             socket_connect_timeout=timeout,
             socket_timeout=timeout,
             socket_keepalive=True,
-            # One more attempt, at once, mends a connection that a restart of the server closed. Waiting longer is not
-            # decided here: `Reconstructions` knows how long a score may wait.
+            # One immediate retry reconnects after a restart of the server. `Reconstructions` decides about waiting
+            # longer: it knows how long a score may wait.
             retry=Retry(NoBackoff(), 1, (RedisConnectionError,)),
             client_name="anomaly-service",
         )
         self._redis = Redis.from_pool(pool)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._puts: set[asyncio.Task[None]] = set()
 
-    def put(self, entries: Sequence[tuple[str, bytes]], then: Then, wanted: Callable[[], bool]) -> None:
-        """Keep all entries in one round trip and one transaction, or none of them; `Store.put` says the rest.
+    def put(self, entries: Sequence[tuple[str, bytes]]) -> None:
+        """Store all entries in one round trip and one transaction, or none of them."""
+        with _as_store_error(), self._redis.pipeline(transaction=True) as pipeline:
+            for id, content in entries:
+                pipeline.set(_PREFIX + id, content, px=self._ttl)
+            pipeline.execute()
 
-        It is the event loop that speaks to Redis.
-        """
-        self._here().call_soon_threadsafe(self._begin, entries, then, wanted)
-
-    def _here(self) -> asyncio.AbstractEventLoop:
-        """Return the event loop."""
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()
-        return self._loop
-
-    def _begin(self, entries: Sequence[tuple[str, bytes]], then: Then, wanted: Callable[[], bool]) -> None:
-        if wanted():
-            task = asyncio.create_task(self._put(entries, then))
-            self._puts.add(task)
-            task.add_done_callback(self._puts.discard)
-
-    async def _put(self, entries: Sequence[tuple[str, bytes]], then: Then) -> None:
-        try:
-            async with _as_store_error(), self._redis.pipeline(transaction=True) as pipeline:
-                for key, content in entries:
-                    pipeline.set(_PREFIX + key, content, px=self._ttl)
-                await pipeline.execute()
-        except Exception as error:
-            then(error)
-        else:
-            then(None)
-
-    async def get(self, key: str) -> bytes | None:
-        """Return what is kept under `key`; None when it never was, or has expired."""
-        async with _as_store_error():
-            content = await self._redis.get(_PREFIX + key)
+    def get(self, id: str) -> bytes | None:
+        """Return the content under an id; None if it was never stored or has expired."""
+        with _as_store_error():
+            content = self._redis.get(_PREFIX + id)
         return content if isinstance(content, bytes) else None
 
-    async def ping(self) -> None:
-        """Return when something was written to the server; `Store.ping` says why."""
-        self._here()
-        async with _as_store_error():
-            await self._redis.set(_PREFIX + "ping", b"", px=1000)
+    def ping(self) -> None:
+        """Write an entry that expires after a second."""
+        with _as_store_error():
+            self._redis.set(_PREFIX + "ping", b"", px=1000)
 
-    async def close(self) -> None:
-        """Finish what was begun and close every connection."""
-        await asyncio.gather(*self._puts)
-        async with _as_store_error():
-            await self._redis.aclose()
+    def close(self) -> None:
+        """Close every connection."""
+        with _as_store_error():
+            self._redis.close()
 
 
 class _Credentials(CredentialProvider):
@@ -133,16 +102,13 @@ class _Credentials(CredentialProvider):
             raise RedisConnectionError("the file with the store's password cannot be read") from None
         return (self._username, password) if self._username else (password,)
 
-    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
-        return self.get_credentials()
-
 
 _REASON = re.compile(r"(?:^|caused error: \(['\"])([A-Z]+) ")
 """The word in capitals with which Redis begins to say why it refuses, also where it stands behind the command."""
 
 
-@asynccontextmanager
-async def _as_store_error() -> AsyncIterator[None]:
+@contextmanager
+def _as_store_error() -> Iterator[None]:
     try:
         yield
     except ResponseError as error:  # its words hold the command, and so the id

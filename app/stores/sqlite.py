@@ -12,8 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TextIO, TypeVar
 
-from app.concurrency.lanes import Worker
-from app.stores.contract import StoreError, Then
+from app.stores.contract import StoreError
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ _MOST_ROWS = 64
 
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-"""Holds another text after each start of the machine."""
+"""Contains another text after each boot of the machine; does not exist outside Linux."""
 
 
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -111,45 +110,24 @@ class SqliteStore:
         self._since_sweep = 0
         self._connection: sqlite3.Connection | None = None
         self._refuse_foreign_file()
-        self._worker = Worker("sqlite")
 
-    def put(self, entries: Sequence[tuple[str, bytes]], then: Then, wanted: Callable[[], bool]) -> None:
-        """Keep all entries in one transaction, or none of them; `Store.put` says the rest."""
+    def put(self, entries: Sequence[tuple[str, bytes]]) -> None:
+        """Store all entries in one transaction, or none of them."""
+        self._answer(lambda connection: self._put(connection, entries))
 
-        def put() -> None:
-            if not wanted():
-                return
-            try:
-                self._answer(lambda connection: self._put(connection, entries))
-            except Exception as error:
-                then(error)
-            else:
-                then(None)
+    def get(self, id: str) -> bytes | None:
+        """Return the content under an id; None if it was never stored or has expired."""
+        return self._answer(lambda connection: self._get(connection, id))
 
-        self._worker.give(put)
+    def ping(self) -> None:
+        """Write a number into the file's header that means nothing to SQLite."""
+        self._answer(lambda connection: connection.execute("PRAGMA user_version=1"))
 
-    async def get(self, key: str) -> bytes | None:
-        """Return what is kept under `key`; None when it never was, or has expired."""
-        return await self._call(lambda connection: self._get(connection, key))
-
-    async def ping(self) -> None:
-        """Return when something was written to the file; `Store.ping` says why."""
-        # A number in the file's header that means nothing to SQLite.
-        await self._call(lambda connection: connection.execute("PRAGMA user_version=1"))
-
-    async def close(self) -> None:
-        """Finish what was begun and close the file."""
-
-        def close() -> None:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
-
-        await self._worker.do(close)
-        self._worker.close()
-
-    async def _call(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
-        return await self._worker.do(lambda: self._answer(work))
+    def close(self) -> None:
+        """Close the file."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def _answer(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
         try:
@@ -189,9 +167,12 @@ class SqliteStore:
 
     def _check_after_boot(self, lock: TextIO) -> None:
         """Move a damaged file aside, unless a process has opened it since the start of the machine: `lock` says so."""
-        boot = _BOOT_ID.read_text()
+        try:
+            boot = _BOOT_ID.read_text()
+        except OSError:
+            boot = ""  # without the boot's id, the first process to open the file checks it
         lock.seek(0)
-        if lock.read() == boot:
+        if boot and lock.read() == boot:
             return
         if self._path.exists() and not _is_sound(self._path, self._timeout):
             for ending in ("-wal", "-shm", ""):  # a log goes with its file, and not after it

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from app.inference.detector import Detector, choose_device, use_one_thread
+from app.inference.detector import Detector
+from app.inference.device import choose_device, use_one_thread
 from app.models.repository import Artifact, Repository
 from tests.app.test_bulk import digits
 from tests.conftest import MODEL_STORE

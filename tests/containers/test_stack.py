@@ -643,7 +643,7 @@ def test_prometheus_sees_every_replica(stack: Stack) -> None:
     for series in (
         "anomaly_http_requests_total",
         "anomaly_score_stage_duration_seconds_count",
-        "anomaly_microbatch_images_count",
+        "anomaly_forward_pass_images_count",
         "anomaly_queue_images",
         "anomaly_score_shed_total",
         "anomaly_score_mse_count",

@@ -1,0 +1,99 @@
+"""`POST /score/batch`: reads a batch request while it arrives, and writes its reply as JSON, NDJSON or npy.
+
+Backpressure: the body is read only as fast as it is scored. A client that sends or reads too slowly is disconnected,
+because it occupies one of few places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import Any
+
+from app.http.batch_replies import BatchExchange, Send, reply_type
+from app.http.bodies import ClientLeft, Receive
+from app.http.multipart import chunks, pieces
+from app.http.queries import parse_query
+from app.http.schemas import BatchQuery
+from app.inference.registry import Registry
+from app.problems import InternalError, Overloaded, Problem
+from app.scoring.batch import PASSES_AT_ONCE, BatchJob, BatchScorer
+from app.scoring.verdict import DecisionRule
+from app.settings import Settings
+from app.telemetry.metrics import Metrics
+
+
+class BatchHandler:
+    """Handles `POST /score/batch`.
+
+    Args:
+        registry: selects the model version.
+        scorer: scores the chunks.
+        metrics: counts the times of requests.
+        settings: limits.
+    """
+
+    def __init__(self, registry: Registry, scorer: BatchScorer, metrics: Metrics, settings: Settings) -> None:
+        self._registry = registry
+        self._scorer = scorer
+        self._metrics = metrics
+        self._settings = settings
+        self._running = 0
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Handle one request. A client that disconnects, or does not read its reply, ends it silently.
+
+        Raises:
+            Problem: the request is rejected; nothing has been sent.
+        """
+        if self._running >= self._settings.batch_max_requests:
+            raise Overloaded(f"{self._running} batch requests are being handled already")
+        self._running += 1
+        try:
+            await self._handle(scope, receive, send)
+        except ClientLeft:
+            scope.get("facts", {})["client_left"] = True
+        finally:
+            self._running -= 1
+
+    async def _handle(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        headers, settings = dict(scope["headers"]), self._settings
+        query = parse_query(BatchQuery, scope["query_string"])
+        timeout, slowest = settings.body_timeout_ms / 1000, settings.batch_min_bytes_per_second
+        body = pieces(
+            receive,
+            declared=headers.get(b"content-length"),
+            limit=settings.batch_max_body_bytes,
+            timeout=timeout,
+            slowest=slowest,
+        )
+        found = chunks(
+            headers.get(b"content-type", b"").decode("latin-1"),
+            body,
+            size=settings.batch_chunk_images * (1 if query.store else PASSES_AT_ONCE),
+            largest_file=settings.max_body_bytes,
+            most_files=settings.batch_max_files,
+        )
+        version = await self._registry.select(query.model)
+        rule = DecisionRule.for_alpha(version.manifest, version.calibration, query.alpha)
+        job = BatchJob(version, rule, scope.get("owner"), query.store)
+        exchange = BatchExchange(job, scope.get("root_path", ""), timeout, slowest)
+        reply = reply_type(scope)(exchange, send)
+        try:
+            async for scored in self._scorer.score(job, found):
+                reply.add(scored)
+                job.tally.add(scored)
+            await reply.finish()
+        except Problem as problem:
+            if not reply.begun:
+                raise
+            await reply.fail(problem)
+        except ClientLeft:
+            raise
+        except Exception:
+            if reply.begun:
+                await reply.fail(InternalError())
+            raise  # the middleware logs it
+        finally:
+            reply.close()
+            self._metrics.batch(job.tally.seconds)
+            scope.get("facts", {}).update(exchange.facts())

@@ -1,0 +1,277 @@
+"""The replies of `POST /score/batch`: JSON, NDJSON and npy."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import re
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from app.http.bodies import ClientLeft
+from app.problems import Problem
+from app.scoring.batch import BatchJob, ScoredChunk
+from app.scoring.verdict import Verdict, reconstruction_path
+from app.telemetry.metrics import logged_stages, server_timing
+
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class BatchExchange:
+    """A batch request and the limits on its client.
+
+    Attributes:
+        job: what is scored.
+        prefix: path prefix of links.
+        timeout: seconds that a client may pause.
+        min_bytes_per_second: minimum average rate at which a client must read its reply.
+    """
+
+    job: BatchJob
+    prefix: str
+    timeout: float
+    min_bytes_per_second: float
+
+    @asynccontextmanager
+    async def sending(self, size: int) -> AsyncIterator[None]:
+        """Raise `ClientLeft` if the client takes too long to read the remaining `size` bytes of its reply."""
+        try:
+            async with asyncio.timeout(self.timeout + size / self.min_bytes_per_second):
+                yield
+        except TimeoutError:
+            raise ClientLeft from None
+
+    def facts(self) -> dict[str, Any]:
+        """Return the members of the access log line."""
+        manifest, tally = self.job.rule.manifest, self.job.tally
+        counts = {"count": tally.count, "anomalous": tally.anomalous, "failed": tally.failed}
+        return {"model": manifest.name, "version": manifest.version, **counts, **logged_stages(tally.seconds)}
+
+
+class BatchReply(Protocol):
+    """One of the forms of the reply."""
+
+    begun: bool
+
+    def add(self, scored: ScoredChunk) -> None: ...
+
+    async def finish(self) -> None: ...
+
+    async def fail(self, problem: Problem) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _NdjsonReply:
+    """NDJSON, sent while the body still arrives.
+
+    What is sent never holds up what is read: a client that sends all before it reads anything must not wait for
+    itself. What waits to be sent is bounded, as one line is far smaller than the image that it is about.
+    """
+
+    def __init__(self, exchange: BatchExchange, send: Send) -> None:
+        self.begun = False
+        self._exchange = exchange
+        self._send = send
+        self._unsent = 0
+        self._waiting: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._sender: asyncio.Task[None] | None = None
+
+    def add(self, scored: ScoredChunk) -> None:
+        self._put("\n".join(_items(self._exchange, scored)) + "\n")
+
+    async def finish(self) -> None:
+        self._put("")
+        self._waiting.put_nowait(None)
+        assert self._sender is not None
+        async with self._exchange.sending(self._unsent):
+            await self._sender
+
+    async def fail(self, problem: Problem) -> None:
+        self._put(_problem_item(self._exchange.job.tally.count, problem) + "\n")
+        await self.finish()
+
+    def close(self) -> None:
+        if self._sender is not None:
+            self._sender.cancel()
+
+    def _put(self, text: str) -> None:
+        self.begun = True
+        self._unsent += len(text)
+        self._waiting.put_nowait(text.encode())
+        if self._sender is None:
+            self._sender = asyncio.create_task(self._send_all())
+
+    async def _send_all(self) -> None:
+        await self._send(_start(self._exchange.job, b"application/x-ndjson"))
+        while (text := await self._waiting.get()) is not None:
+            if text:
+                await self._send({"type": "http.response.body", "body": text, "more_body": True})
+                self._unsent -= len(text)
+        await self._send({"type": "http.response.body", "body": b""})
+
+
+class _ReplyWithLength(ABC):
+    """A reply that is sent when all is scored: JSON, or npy of the scores alone. `_pieces` holds it, piece by piece."""
+
+    begun = False
+    _kind: bytes
+
+    def __init__(self, exchange: BatchExchange, send: Send) -> None:
+        self._exchange = exchange
+        self._send = send
+        self._pieces: deque[bytes] = deque()
+
+    @abstractmethod
+    def add(self, scored: ScoredChunk) -> None: ...
+
+    async def finish(self) -> None:
+        self._complete()
+        length = sum(map(len, self._pieces))
+        async with self._exchange.sending(length):
+            await self._send(_start(self._exchange.job, self._kind, length))
+            while self._pieces:
+                piece = self._pieces.popleft()
+                await self._send({"type": "http.response.body", "body": piece, "more_body": bool(self._pieces)})
+
+    async def fail(self, problem: Problem) -> None:
+        raise problem
+
+    def close(self) -> None:
+        return
+
+    @abstractmethod
+    def _complete(self) -> None: ...
+
+
+class _JsonReply(_ReplyWithLength):
+    """One JSON document."""
+
+    _kind = b"application/json"
+
+    def add(self, scored: ScoredChunk) -> None:
+        text = ",".join(_items(self._exchange, scored))
+        self._pieces.append((f",{text}" if self._pieces else text).encode())
+
+    def _complete(self) -> None:
+        rule, tally = self._exchange.job.rule, self._exchange.job.tally
+        members = {
+            "model": rule.manifest.name,
+            "version": rule.manifest.version,
+            "threshold": rule.threshold,
+            "alpha": rule.alpha,
+            "count": tally.count,
+            "anomalous": tally.anomalous,
+            "failed": tally.failed,
+        }
+        head = json.dumps(members, separators=(",", ":"))
+        self._pieces.appendleft(f'{head[:-1]},"items":['.encode())
+        self._pieces.append(b"]}")
+
+
+class _NpyReply(_ReplyWithLength):
+    """The scores as float32 [N] in npy; NaN where an item has a problem."""
+
+    _kind = b"application/x-npy"
+
+    def __init__(self, exchange: BatchExchange, send: Send) -> None:
+        super().__init__(exchange, send)
+        self._scores = bytearray()
+
+    def add(self, scored: ScoredChunk) -> None:
+        self._scores += np.asarray(scored.mse, "<f4").tobytes()
+
+    def _complete(self) -> None:
+        head = io.BytesIO()
+        shape = {"descr": "<f4", "fortran_order": False, "shape": (self._exchange.job.tally.count,)}
+        np.lib.format.write_array_header_1_0(head, shape)
+        self._pieces += head.getvalue(), bytes(self._scores)
+
+
+class _NdjsonWithLength(_ReplyWithLength):
+    """NDJSON for HTTP/1.0, which has no chunks: its length must be known before it begins."""
+
+    _kind = b"application/x-ndjson"
+
+    def add(self, scored: ScoredChunk) -> None:
+        self._pieces.append(("\n".join(_items(self._exchange, scored)) + "\n").encode())
+
+    def _complete(self) -> None:
+        if not self._pieces:
+            self._pieces.append(b"")
+
+
+_REPLIES: dict[str, Callable[[BatchExchange, Send], BatchReply]] = {
+    "application/json": _JsonReply,
+    "application/x-ndjson": _NdjsonReply,
+    "application/x-npy": _NpyReply,
+}
+
+
+_REJECTED = re.compile(r"q=0(\.0*)?")
+"""The weight of a media range that is not acceptable (RFC 9110, 12.4.2)."""
+
+
+def reply_type(scope: MutableMapping[str, Any]) -> Callable[[BatchExchange, Send], BatchReply]:
+    """Return the reply for the first media type of the header `Accept` that is offered. Default: JSON."""
+    accept = b",".join(value for name, value in scope["headers"] if name == b"accept")
+    for media_range in accept.decode("latin-1").lower().split(","):
+        kind, *parameters = (part.strip() for part in media_range.split(";"))
+        if kind in _REPLIES and not any(_REJECTED.fullmatch(parameter) for parameter in parameters):
+            with_length = kind == "application/x-ndjson" and scope["http_version"] == "1.0"
+            return _NdjsonWithLength if with_length else _REPLIES[kind]
+    return _JsonReply
+
+
+def _start(job: BatchJob, kind: bytes, length: int | None = None) -> dict[str, Any]:
+    rule = job.rule
+    headers = [
+        (b"content-type", kind),
+        (b"cache-control", b"no-store"),
+        (b"x-model", f"{rule.manifest.name}@{rule.manifest.version}".encode()),
+        (b"x-threshold", repr(rule.threshold).encode()),
+        (b"x-alpha", repr(rule.alpha).encode()),
+    ]
+    if length is not None:
+        timing = server_timing(job.tally.seconds).encode()
+        headers += [(b"content-length", b"%d" % length), (b"server-timing", timing)]
+    return {"type": "http.response.start", "status": 200, "headers": headers}
+
+
+def _items(exchange: BatchExchange, scored: ScoredChunk) -> list[str]:
+    job = exchange.job
+    lines = []
+    for place, verdict in enumerate(job.rule.verdicts(scored.mse, scored.reasons)):
+        index = job.tally.count + place
+        if place in scored.problems:
+            lines.append(_problem_item(index, scored.problems[place]))
+        else:
+            lines.append(_item(index, verdict) + (_link(exchange.prefix, scored.ids[place]) if job.store else "") + "}")
+    return lines
+
+
+def _item(index: int, verdict: Verdict) -> str:
+    """Return the JSON of an item without its end. Formatting is a third of the time of a JSON library here."""
+    mse, p_value, is_anomaly, reason = verdict
+    return (
+        f'{{"index":{index},"mse":{mse!r},"p_value":{p_value!r},"is_anomaly":{"true" if is_anomaly else "false"},'
+        f'"reason":{"null" if reason is None else json.dumps(reason)}'
+    )
+
+
+def _link(prefix: str, id: str | None) -> str:
+    if id is None:
+        return ',"id":null,"reconstruction":null'
+    return f',"id":"{id}","reconstruction":"{reconstruction_path(prefix, id)}"'
+
+
+def _problem_item(index: int, problem: Problem) -> str:
+    return json.dumps({"index": index, "problem": problem.document()}, separators=(",", ":"))

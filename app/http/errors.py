@@ -1,0 +1,89 @@
+"""The one way to turn a problem into an HTTP response, used by the server, the middleware and the framework."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, NamedTuple
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from app.problems import InternalError, InvalidParameter, Problem, from_status, render
+
+_log = logging.getLogger(__name__)
+
+
+class Answer(NamedTuple):
+    """A response that is sent in one piece; header names in lower case."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+def answer_problem(problem: Problem, request_id: str | None = None, *, close: bool = False) -> Answer:
+    """Return the response for a problem.
+
+    The connection closes if the problem says so, because the rest of the body is not read, or if `close` is set,
+    because the parser cannot continue.
+    """
+    body = render(problem, request_id)
+    headers = [(name.encode(), value.encode()) for name, value in problem.headers().items()]
+    headers.append((b"content-length", b"%d" % len(body)))
+    if request_id is not None:
+        headers.append((b"x-request-id", request_id.encode()))
+    if close or problem.closes_connection:
+        headers.append((b"connection", b"close"))
+    return Answer(problem.status, headers, body)
+
+
+def problem_of(error: BaseException, request_id: str) -> Problem:
+    """Return the problem for any error. A failure is logged and becomes an `InternalError`."""
+    extra = {"request_id": request_id}
+    if not isinstance(error, Problem):
+        _log.error("request failed", exc_info=error, extra=extra)
+        return InternalError()
+    if isinstance(error, InternalError) and error.__cause__ is not None:
+        _log.error("request failed: %s", type(error.__cause__).__name__, extra=extra)
+    return error
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Make the framework answer every error by `answer_problem`."""
+    app.add_exception_handler(Problem, _on_problem)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(Exception, _on_failure)
+
+
+async def _on_problem(request: Request, problem: Exception) -> Response:
+    assert isinstance(problem, Problem)
+    facts: dict[str, Any] = request.scope.get("facts", {})
+    facts["problem"] = problem.type
+    answer = answer_problem(problem, request.scope.get("request_id"))
+    response = Response(answer.body, answer.status)
+    # The middleware adds the request id to every response of the framework.
+    response.raw_headers = [header for header in answer.headers if header[0] != b"x-request-id"]
+    return response
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"][1:])
+    return await _on_problem(request, InvalidParameter(f"{name[:40]}: {first['msg']}"))
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    allow = (error.headers or {}).get("Allow", "")
+    if "HEAD" not in allow:  # the middleware answers HEAD for every GET route
+        allow = allow.replace("GET", "GET, HEAD")
+    detail = "" if error.status_code in (404, 405) else str(error.detail)
+    return await _on_problem(request, from_status(error.status_code, detail, allow))
+
+
+async def _on_failure(request: Request, _: Exception) -> Response:
+    # Starlette raises the exception again after this response, and the middleware logs it.
+    return await _on_problem(request, InternalError())

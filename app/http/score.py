@@ -1,0 +1,159 @@
+"""`POST /score`: reads the request, hands the image to the scorer, and waits for the reply or a disconnect."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+from app.concurrency.lanes import LaneWorker
+from app.http.bodies import BodyReader, ClientLeft, Receive, image_of, plain_image_of
+from app.http.queries import parse_query
+from app.http.schemas import ScoreQuery
+from app.images import fit
+from app.inference.registry import Registry
+from app.inference.version import ModelVersion
+from app.problems import DeadlineExceeded, Overloaded
+from app.scoring.score import Reply, Scorer, ScoreRequest
+from app.scoring.verdict import DecisionRule, Fitted
+from app.settings import Settings
+
+_NO_QUERY = ScoreQuery()
+
+
+class ScoreHandler:
+    """Handles `POST /score`.
+
+    Args:
+        registry: selects the model version; its `on_batch_done` is that of `scorer`.
+        scorer: scores the image.
+        settings: limits.
+
+    Attributes:
+        max_body_bytes: maximum size of a body that `begin` takes.
+    """
+
+    def __init__(self, registry: Registry, scorer: Scorer, settings: Settings) -> None:
+        self.max_body_bytes = settings.max_body_bytes
+        self._registry = registry
+        self._scorer = scorer
+        self._fit_max_bytes = settings.fit_max_body_bytes
+        self._fit_max_pixels = settings.fit_max_pixels
+        self._fit_max_waiting = settings.fit_max_waiting
+        self._deadline = settings.deadline_ms / 1000
+        self._fits = 0
+        # Large images are decoded one at a time, off the event loop: memory stays bounded and scores continue.
+        self._fitter = LaneWorker("fit")
+        self._bodies = BodyReader(settings.body_timeout_ms / 1000)
+
+    def begin(
+        self, scope: MutableMapping[str, Any], headers: Mapping[bytes, bytes], body: bytes
+    ) -> asyncio.Future[Reply] | None:
+        """Start to handle a request whose body is complete.
+
+        Args:
+            scope: of the ASGI connection.
+            headers: of the request, names in lower case.
+            body: complete.
+
+        Returns:
+            The future reply; None if the request has to wait for more than its score and has not been handled at all.
+
+        Raises:
+            Problem: the request is rejected.
+        """
+        query = _query_of(scope)
+        if query.fit == "mnist" or len(body) > self.max_body_bytes:
+            return None
+        image, version = plain_image_of(_content_type(headers), body), self._registry.loaded(query.model)
+        if image is None or version is None:
+            return None
+        return self._submit(version, image, query, scope.get("owner"))
+
+    async def __call__(
+        self, scope: MutableMapping[str, Any], headers: Mapping[bytes, bytes], receive: Receive
+    ) -> Reply:
+        """Handle one request whose body is still being received.
+
+        Raises:
+            Problem: the request is rejected.
+            ClientLeft: the client has disconnected. Its image is not scored unless its micro-batch has begun.
+        """
+        query = _query_of(scope)
+        fitted: Fitted | None = None
+        began = time.perf_counter()
+        if query.fit == "mnist":
+            image, fitted, began = await self._fit(headers, receive)
+        else:
+            body = await self._bodies.read(
+                receive, declared=headers.get(b"content-length"), limit=self.max_body_bytes
+            )
+            image = await image_of(_content_type(headers), body)
+        seconds = time.perf_counter() - began if fitted else 0.0
+        version = await self._registry.select(query.model)
+        future = self._submit(version, image, query, scope.get("owner"), fitted=fitted, decode_seconds=seconds)
+        return await _unless_disconnected(future, receive)
+
+    def close(self) -> None:
+        """End the thread that fits images, once it has finished its image."""
+        self._fitter.close(timeout=0)
+
+    def _submit(
+        self,
+        version: ModelVersion,
+        image: bytes,
+        query: ScoreQuery,
+        owner: str | None,
+        *,
+        fitted: Fitted | None = None,
+        decode_seconds: float = 0.0,
+    ) -> asyncio.Future[Reply]:
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        rule = DecisionRule.for_alpha(version.manifest, version.calibration, query.alpha)
+        include = query.include == "reconstruction"
+        self._scorer.submit(version, ScoreRequest(image, rule, owner, include, fitted, future, decode_seconds))
+        return future
+
+    async def _fit(self, headers: Mapping[bytes, bytes], receive: Receive) -> tuple[bytes, Fitted, float]:
+        """Read and fit a large image. Return its pixels, how it was changed, and when its body was complete."""
+        if self._fits >= self._fit_max_waiting:
+            raise Overloaded(f"{self._fit_max_waiting} images are being fitted already")
+        self._fits += 1
+        try:
+            body = await self._bodies.read(receive, declared=headers.get(b"content-length"), limit=self._fit_max_bytes)
+            began = time.perf_counter()
+            png = await image_of(_content_type(headers), body)
+            async with asyncio.timeout(self._deadline):
+                found = await self._fitter.run(lambda: fit.fit(png, self._fit_max_pixels))
+        except TimeoutError:
+            raise DeadlineExceeded("the image was not fitted in time") from None
+        finally:
+            self._fits -= 1
+        return found.pixels, Fitted(inverted=found.inverted, crop=found.crop), began
+
+
+async def _unless_disconnected(future: asyncio.Future[Reply], receive: Receive) -> Reply:
+    disconnect = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((future, disconnect), return_when=asyncio.FIRST_COMPLETED)
+        if not future.done():
+            raise ClientLeft
+        return await future
+    finally:
+        future.cancel()
+        disconnect.cancel()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _query_of(scope: MutableMapping[str, Any]) -> ScoreQuery:
+    text = scope["query_string"]
+    return parse_query(ScoreQuery, text) if text else _NO_QUERY
+
+
+def _content_type(headers: Mapping[bytes, bytes]) -> str:
+    return headers.get(b"content-type", b"").decode("latin-1")

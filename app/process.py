@@ -1,0 +1,108 @@
+"""Configures the process: signals, heap, garbage collector, exit."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import functools
+import gc
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+_log = logging.getLogger(__name__)
+
+EXIT_ABANDONED = 3
+"""Exit code of a shutdown that abandoned work which did not finish in time."""
+_COLLECT_AFTER = 20_000, 20, 50
+"""Thresholds of the garbage collector's generations, see `gc.set_threshold`."""
+_EXIT_SECONDS = 5.0
+_M_ARENA_MAX = -8
+_STAT = Path("/proc/self/stat")
+
+
+def limit_heaps() -> None:
+    """Limit glibc to three heaps: event loop, inference, store. Further heaps would keep megabytes each.
+
+    Call it before any thread starts. Without glibc it does nothing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 3)
+
+
+def release_free_memory() -> None:
+    """Return free heap memory to the operating system. It blocks the allocations of all threads for milliseconds."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+def tune_garbage_collector() -> None:
+    """Exclude all objects that exist now from garbage collection, and collect less often from now on.
+
+    What exists after the start lives as long as the process. Most later objects are freed by refcounting, and thousands
+    of open connections need not be traversed every few requests.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECT_AFTER)
+
+
+def process_age() -> float | None:
+    """Return the seconds since this process was started; None on a system without `/proc`."""
+    try:
+        ticks = int(_STAT.read_bytes().rpartition(b")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError):
+        return None
+
+
+@contextmanager
+def drain_on_sigterm(begin: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Inside the block, the first SIGTERM calls `begin` and is delivered after `seconds`, a second one at once."""
+    if seconds == 0 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop, previous = asyncio.get_running_loop(), signal.getsignal(signal.SIGTERM)
+    draining = False
+
+    def drain(number: int, frame: FrameType | None) -> None:
+        nonlocal draining
+        deliver = functools.partial(previous, number, frame) if callable(previous) else lambda: None
+        if draining:
+            deliver()
+        draining = True
+        begin()
+        loop.call_soon_threadsafe(loop.call_later, seconds, deliver)
+
+    signal.signal(signal.SIGTERM, drain)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def exit_abandoned() -> None:
+    """End the process at once, without joining the threads that did not finish in time."""
+    _log.error("shutdown did not finish in time: exit code %d", EXIT_ABANDONED)
+    logging.shutdown()
+    os._exit(EXIT_ABANDONED)
+
+
+def exit_unless_finished(finished: bool) -> None:
+    """End the process at once if its shutdown abandoned work, else in five seconds if it has not ended by itself.
+
+    Python joins some threads before it exits, and so would wait for ever for a thread that hangs.
+    """
+    if not finished:
+        exit_abandoned()
+    timer = threading.Timer(_EXIT_SECONDS, exit_abandoned)
+    timer.daemon = True
+    timer.start()
