@@ -22,8 +22,9 @@ from starlette.exceptions import HTTPException
 from app import settings
 from app.health import watch
 from app.http.auth import ApiKeys
+from app.http.dependencies import Services
 from app.http.middleware import Edge
-from app.http.routes.scores import Services, public, router
+from app.http.routes import ROUTERS
 from app.inference.detector import share_heaps
 from app.inference.registry import Engine
 from app.models.repository import Repository
@@ -83,8 +84,8 @@ def create_app(settings: Settings, *, store: Store | None = None, log_writer: Li
         redirect_slashes=False,
     )
     app.state.services, app.state.settings, app.state.log_writer = services, settings, log_writer
-    app.include_router(router)
-    app.include_router(public)
+    for router in ROUTERS:
+        app.include_router(router)
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)

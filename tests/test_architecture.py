@@ -34,7 +34,10 @@ def imports_of(path: Path) -> set[str]:
     ("package", "homes"),
     [
         ("torch", {"app.inference.detector"}),
-        ("fastapi", {"app.main", "app.http.routes.scores"}),
+        (
+            "fastapi",
+            {"app.main", "app.http.dependencies", *(name for name in SERVICE if name.startswith("app.http.routes."))},
+        ),
         ("sqlite3", {"app.stores.sqlite"}),
         ("prometheus_client", {"app.telemetry.metrics"}),
         ("PIL", {"app.images.png", "app.images.fit"}),

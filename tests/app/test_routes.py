@@ -206,7 +206,7 @@ async def test_metrics_count_what_happened(client: httpx.AsyncClient, zero: byte
     text = (await client.get("/metrics")).text
     assert 'anomaly_http_requests_total{route="/score",status="200"} 1.0' in text
     assert 'anomaly_http_requests_total{route="/score",status="422"} 1.0' in text
-    assert 'anomaly_http_requests_total{route="/reconstruction/{key}",status="404"} 1.0' in text
+    assert 'anomaly_http_requests_total{route="/reconstruction/{id}",status="404"} 1.0' in text
     assert 'anomaly_http_requests_total{route="unknown",status="404"} 1.0' in text
     assert 'anomaly_score_stage_duration_seconds_count{stage="forward"} 1.0' in text
     assert 'anomaly_model_version{model="zero-article"} 1.0' in text
