@@ -22,7 +22,7 @@ from pydantic_core import to_json
 from app.concurrency.batcher import Done
 from app.http.auth import owned
 from app.http.schemas import Fitted
-from app.images import png
+from app.images import pictures
 from app.inference.version import Detection, Serving, Waiting
 from app.problems import InternalError
 from app.stores.reconstructions import Reconstructions
@@ -218,5 +218,5 @@ class Replies:
 
 
 def _embedded(document: dict[str, Any], detection: Detection) -> bytes:
-    picture = png.encode(png.grey_picture(detection.pixels[PIXELS : 2 * PIXELS]))
+    picture = pictures.encode(pictures.grey_picture(detection.pixels[PIXELS : 2 * PIXELS]))
     return to_json({**document, "reconstruction_png": base64.b64encode(picture).decode()})

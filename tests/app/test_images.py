@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from app import problems
-from app.images.png import decode, decode_any, encode, error_picture, panel
+from app.images.pictures import encode, error_picture, panel
+from app.images.png import decode, decode_any
 from tests import pngs
 
 GREY = pngs.gradient()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.images import png
+from app.images import pictures, png
 from app.settings import Settings
 from tests import model_stores, pngs
 from tests.app.test_score import assert_problem, raw
@@ -39,7 +39,7 @@ async def test_views_show_what_was_scored(client: httpx.AsyncClient, zero: bytes
     assert np.abs(redrawn - found.reconstruction[0, 0]).max() <= 0.5 / 255 + 1e-6
     error = np.rint(found.error_map[0] / found.error_map[0].max() * 255).astype(np.uint8)
     shown = np.asarray(picture(await client.get(f"{path}?view=error")))
-    assert np.array_equal(shown, png.error_picture(error.tobytes()))
+    assert np.array_equal(shown, pictures.error_picture(error.tobytes()))
     assert found.error_map[0].mean() == pytest.approx(reply["mse"], rel=1e-5)
 
 
@@ -56,14 +56,14 @@ async def test_drawing_a_panel_holds_up_nothing(
 ) -> None:
     """While a panel is being drawn, other requests are answered."""
     drawing, answered = threading.Event(), threading.Event()
-    draw = png.panel
+    draw = pictures.panel
 
     def slowly(*arguments: Any, **options: Any) -> bytes:
         drawing.set()
         assert answered.wait(10), "the event loop waits for the panel"
         return draw(*arguments, **options)
 
-    monkeypatch.setattr(png, "panel", slowly)
+    monkeypatch.setattr(pictures, "panel", slowly)
     path = (await raw(client, zero)).json()["reconstruction"]
     panel = asyncio.create_task(client.get(f"{path}?view=panel&scale=16"))
     while not drawing.is_set():

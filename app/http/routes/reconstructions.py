@@ -11,7 +11,7 @@ from fastapi import Query, Request, Response
 from app.http.auth import owned
 from app.http.dependencies import ServicesDep, problem_responses, protected_router
 from app.http.schemas import ScoreResponse
-from app.images import png
+from app.images import pictures
 from app.problems import ReconstructionNotFound, StoreUnavailable
 from app.stores import StoreError
 from app.stores.record import Record
@@ -62,19 +62,19 @@ async def reconstruction(
 
 def _picture(record: Record, view: View, scale: int) -> bytes:
     if view == "reconstruction":
-        return png.encode(png.grey_picture(record.reconstruction), scale)
+        return pictures.encode(pictures.grey_picture(record.reconstruction), scale)
     if view == "input":
-        return png.encode(png.grey_picture(record.input), scale)
+        return pictures.encode(pictures.grey_picture(record.input), scale)
     if view == "error":
-        return png.encode(png.error_picture(record.error_map), scale)
+        return pictures.encode(pictures.error_picture(record.error_map), scale)
     reply = ScoreResponse.model_validate_json(record.reply)
     planes = {
-        "image": png.grey_picture(record.input),
-        "reconstruction": png.grey_picture(record.reconstruction),
-        "squared error": png.error_picture(record.error_map),
+        "image": pictures.grey_picture(record.input),
+        "reconstruction": pictures.grey_picture(record.reconstruction),
+        "squared error": pictures.error_picture(record.error_map),
     }
     verdict, relation = ("anomalous", "above") if reply.is_anomaly else ("normal", "not above")
     caption = f"{verdict}: mse {reply.mse:.4g}, {relation} the threshold {reply.threshold:.4g}"
     if reply.reason:
         caption = f"anomalous: {reply.reason.replace('_', ' ')}"
-    return png.panel(planes, caption, anomalous=reply.is_anomaly, scale=scale)
+    return pictures.panel(planes, caption, anomalous=reply.is_anomaly, scale=scale)
