@@ -22,7 +22,7 @@ def grey_picture(plane: bytes) -> NDArray[np.uint8]:
 
 
 def error_picture(error_map: bytes) -> NDArray[np.uint8]:
-    """Return an error map of 784 bytes in colour, uint8 [28, 28, 3]: black for no error, pale yellow for the largest."""
+    """Return an error map of 784 bytes in colour, uint8 [28, 28, 3]: black is 0, pale yellow the peak."""
     return _COLOURS[grey_picture(error_map)]
 
 
