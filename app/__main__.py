@@ -64,7 +64,7 @@ def _serve(settings: Settings) -> int:
         host=settings.host,
         port=settings.port,
         workers=settings.workers,
-        http="app.http.server:Protocol",
+        http="app.http.server:ServerProtocol",
         ws="none",
         access_log=False,
         log_config=None,

@@ -46,9 +46,7 @@ class Health:
         draining: whether the service is shutting down.
     """
 
-    def __init__(
-        self, registry: Registry, reconstructions: Reconstructions, metrics: Metrics, log: LineWriter
-    ) -> None:
+    def __init__(self, registry: Registry, reconstructions: Reconstructions, metrics: Metrics, log: LineWriter) -> None:
         self.draining = False
         self._registry = registry
         self._reconstructions = reconstructions

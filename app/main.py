@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -15,8 +16,9 @@ from app.health import Health
 from app.http import errors
 from app.http.auth import ApiKeys
 from app.http.batch import BatchHandler
+from app.http.dependencies import Services
 from app.http.middleware import RequestMiddleware
-from app.http.routes.scores import Services, public, router
+from app.http.routes import ROUTERS
 from app.http.score import ScoreHandler
 from app.inference.registry import Registry
 from app.models.repository import Repository
@@ -40,6 +42,7 @@ def create_app(
     store: Store | None = None,
     log_writer: LineWriter | None = None,
     on_stopped: Callable[[bool], object] = lambda _: None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> RequestMiddleware:
     """Build the application; its lifespan loads the models.
 
@@ -48,6 +51,7 @@ def create_app(
         store: backend of the reconstruction store. Default: the one that `settings.store_url` names.
         log_writer: writes the access log. Default: standard output.
         on_stopped: called at the end of the shutdown with whether all work was finished.
+        clock: monotonic seconds.
 
     Raises:
         DeviceError: the requested device does not exist.
@@ -60,9 +64,10 @@ def create_app(
         metrics,
         timeout=settings.store_timeout_ms / 1000,
         max_waiting=settings.queue_max_images,
+        clock=clock,
     )
     scorer = Scorer(reconstructions, metrics, settings.root_path)
-    registry = Registry(Repository(settings.model_store), settings, metrics, scorer.on_batch_done)
+    registry = Registry(Repository(settings.model_store), settings, metrics, scorer.on_batch_done, clock)
     score = ScoreHandler(registry, scorer, settings)
     batch = BatchHandler(registry, BatchScorer(reconstructions, metrics, settings.root_path), metrics, settings)
     services = Services(
@@ -85,8 +90,8 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.services = services
-    app.include_router(router)
-    app.include_router(public)
+    for router in ROUTERS:
+        app.include_router(router)
     errors.add_handlers(app)
     log = AccessLog(log_writer, enabled=settings.log_requests)
     return RequestMiddleware(app, score=score, metrics=metrics, log=log, keys=_keys(settings))

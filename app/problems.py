@@ -6,11 +6,12 @@
     ├── Unauthorized            401
     ├── NotFound                404  ModelNotFound, ReconstructionNotFound
     ├── MethodNotAllowed        405
+    ├── NotAcceptable           406
     ├── BodyTimeout             408
     ├── BodyTooLarge            413
-    ├── UnsupportedMediaType    415
+    ├── UnsupportedMediaType    415  UnsupportedEncoding
     ├── InvalidImage            422  NotAPng, TruncatedPng, CorruptPng, AnimatedPng, WrongSize, ImageTooLarge,
-    │                                NotGrey, Transparent, BlankImage, AmbiguousImage, WrongArray
+    │                                NotGrey, LowBitDepth, Transparent, BlankImage, AmbiguousImage, WrongArray
     ├── InvalidParameter        422  UnsupportedAlpha
     ├── InternalError           500
     ├── ModelUnavailable        503
@@ -28,13 +29,16 @@ from http import HTTPStatus
 from pydantic_core import to_json
 
 MEDIA_TYPE = "application/problem+json"
+NO_STORE = "no-store"
+"""`Cache-Control` of every reply that depends on the request body or on the state of the service."""
 
 
 class Problem(Exception):
     """A request that cannot be answered as asked.
 
     Args:
-        detail: what is wrong with this request, in words that give nothing internal away.
+        detail: what is wrong with this request, without internal details.
+        hint: what the client can do about this request. Default: the hint of the class.
     """
 
     status = 500
@@ -45,9 +49,11 @@ class Problem(Exception):
     closes_connection = False
     """Whether the rest of the request's body is not read, so that the connection cannot be used again."""
 
-    def __init__(self, detail: str = "") -> None:
+    def __init__(self, detail: str = "", *, hint: str | None = None) -> None:
         super().__init__(detail)
         self.detail = detail
+        if hint is not None:
+            self.hint = hint
 
     def document(self, instance: str | None = None) -> dict[str, str | int]:
         """Return the problem's members; `instance` is the request id, when there is one."""
@@ -62,7 +68,7 @@ class Problem(Exception):
 
     def headers(self) -> dict[str, str]:
         """Return the HTTP headers that go with the problem."""
-        headers = {"content-type": MEDIA_TYPE, "cache-control": "no-store"}
+        headers = {"content-type": MEDIA_TYPE, "cache-control": NO_STORE}
         if self.retry_after is not None:
             headers["retry-after"] = str(self.retry_after)
         return headers
@@ -98,31 +104,31 @@ class EmptyBody(MalformedRequest):
 
 
 class MalformedMultipart(MalformedRequest):
-    """The body is not the multipart form that its header announces."""
+    """The body is not the multipart form that its Content-Type declares."""
 
     type, title = "/problems/malformed-multipart", "The multipart form cannot be read"
     hint = _BODIES
 
 
 class MissingFile(MalformedRequest):
-    """The form has no part named `file`."""
+    """The form has no file in the field that the route reads."""
 
-    type, title = "/problems/missing-file", "The form has no file part named `file`"
-    hint = "Send the PNG as the body with Content-Type: image/png, or as the file `file` of a form."
+    type, title = "/problems/missing-file", "The form has no file in the expected field"
+    hint = "Name the field `file` for /score, and `files` for /score/batch."
 
 
 class TooManyFiles(MalformedRequest):
     """The form has more than one image."""
 
     type, title = "/problems/too-many-files", "The form has more than one file"
-    hint = "Send one image a request."
+    hint = "Send one image per request, or several to /score/batch."
 
 
 class MalformedArray(MalformedRequest):
-    """The body is not the npy file that its header announces."""
+    """The body is not the npy file that its Content-Type declares."""
 
     type, title = "/problems/malformed-array", "The npy array cannot be read"
-    hint = "Send what numpy.save writes for a uint8 array of shape [N, 28, 28]."
+    hint = "Send a file that numpy.save writes for a uint8 array of shape [N, 28, 28]."
 
 
 class Unauthorized(Problem):
@@ -134,6 +140,7 @@ class Unauthorized(Problem):
     def headers(self) -> dict[str, str]:
         """Return the headers with the challenge that 401 requires (RFC 9110, 15.5.2)."""
         return {**super().headers(), "www-authenticate": 'ApiKey realm="score"'}
+
     closes_connection = True
 
 
@@ -173,6 +180,13 @@ class MethodNotAllowed(Problem):
         return {**super().headers(), **({"allow": self.allow} if self.allow else {})}
 
 
+class NotAcceptable(Problem):
+    """The route offers none of the media types that the header Accept allows."""
+
+    status, type, title = 406, "/problems/not-acceptable", "The route offers no acceptable media type"
+    hint = "Send an Accept header with one of the offered types, or none."
+
+
 class BodyTimeout(Problem):
     """The body did not arrive in time."""
 
@@ -190,10 +204,21 @@ class BodyTooLarge(Problem):
 
 
 class UnsupportedMediaType(Problem):
-    """The content type is none that the route reads."""
+    """The route does not read this content type."""
 
     status, type, title = 415, "/problems/unsupported-media-type", "This content type is not accepted here"
     hint = _BODIES
+
+
+class UnsupportedEncoding(UnsupportedMediaType):
+    """The body has a Content-Encoding that the service does not decode."""
+
+    type, title = "/problems/unsupported-encoding", "This content encoding is not accepted here"
+    hint = "Send the body without Content-Encoding, or with gzip or deflate."
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers with the encodings that the service decodes (RFC 9110, 15.5.16)."""
+        return {**super().headers(), "accept-encoding": "gzip, deflate"}
 
 
 class InvalidImage(Problem):
@@ -204,23 +229,23 @@ class InvalidImage(Problem):
 
 
 class NotAPng(InvalidImage):
-    """The bytes do not begin as a PNG does."""
+    """The bytes do not begin with the PNG signature."""
 
     type, title = "/problems/not-a-png", "The file is not a PNG"
 
 
 class TruncatedPng(InvalidImage):
-    """The PNG ends before its end."""
+    """The PNG ends before its chunk IEND is complete."""
 
     type, title = "/problems/truncated-png", "The PNG is cut short"
     hint = "Send the whole file."
 
 
 class CorruptPng(InvalidImage):
-    """The PNG contradicts itself: checksums, chunk order, compressed data."""
+    """The PNG is inconsistent: checksums, chunk order, compressed data, bytes after its end."""
 
     type, title = "/problems/corrupt-png", "The PNG is damaged"
-    hint = "Save the image again."
+    hint = "Save the image again, and transfer the file as binary."
 
 
 class AnimatedPng(InvalidImage):
@@ -238,21 +263,28 @@ class WrongSize(InvalidImage):
 
 
 class ImageTooLarge(InvalidImage):
-    """The header declares more pixels than the service will decode."""
+    """The header declares more pixels than the service decodes."""
 
     type, title = "/problems/image-too-large", "The image declares too many pixels"
     hint = "Scale the image down before sending it."
 
 
 class NotGrey(InvalidImage):
-    """The image has colours, and no one grey image is meant by them."""
+    """The image has colours, so its grey levels are undefined."""
 
     type, title = "/problems/not-grey", "The image has colours"
-    hint = "Convert the image to greyscale before sending it: which weights to use is yours to choose."
+    hint = "Convert the image to greyscale before sending it."
+
+
+class LowBitDepth(InvalidImage):
+    """The 16-bit samples use 12 bits or fewer, so the image would be scored as almost black."""
+
+    type, title = "/problems/low-bit-depth", "The 16-bit samples are not scaled to 16 bits"
+    hint = "Scale the samples so that white is 65535, or convert the image to 8 bits so that white is 255."
 
 
 class Transparent(InvalidImage):
-    """The image has transparent pixels, and what lies behind them is not said."""
+    """The image has transparent pixels, and no background is defined."""
 
     type, title = "/problems/transparent", "The image has transparent pixels"
     hint = "Flatten the image onto its background before sending it."
@@ -273,16 +305,16 @@ class AmbiguousImage(InvalidImage):
 
 
 class WrongArray(InvalidImage):
-    """The array has another type or shape than the model's input."""
+    """The array has another type or shape than uint8 [N, 28, 28]."""
 
     type, title = "/problems/wrong-array", "The array is not uint8 of shape [N, 28, 28]"
-    hint = "Convert it: numpy.ascontiguousarray(images, numpy.uint8), with shape [N, 28, 28]."
+    hint = "Send uint8 of shape [N, 28, 28], where 0 is the background and 255 the full stroke."
 
 
 class InvalidParameter(Problem):
-    """A query parameter has a value that means nothing."""
+    """A parameter, in the query or in the form, is unknown or has an invalid value."""
 
-    status, type, title = 422, "/problems/invalid-parameter", "A query parameter is not valid"
+    status, type, title = 422, "/problems/invalid-parameter", "A parameter is not valid"
     hint = "GET /docs lists the parameters and their values."
 
 

@@ -22,7 +22,7 @@ import hypothesis
 import psutil
 import pytest
 
-from app.http.middleware import Edge
+from app.http.middleware import RequestMiddleware
 from app.main import create_app
 from app.settings import Settings
 
@@ -57,7 +57,7 @@ def pytest_report_header() -> str:
 
 
 @asynccontextmanager
-async def lifespan(app: Edge) -> AsyncIterator[None]:
+async def lifespan(app: RequestMiddleware) -> AsyncIterator[None]:
     """Run an application's start-up and shut-down around a block, as a server does."""
     inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     outbox: asyncio.Queue[Any] = asyncio.Queue()

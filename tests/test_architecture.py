@@ -34,10 +34,13 @@ def imports_of(path: Path) -> set[str]:
     ("package", "homes"),
     [
         ("torch", {"app.inference.detector"}),
-        ("fastapi", {"app.main", "app.http.routes.scores"}),
+        (
+            "fastapi",
+            {"app.main", "app.http.dependencies", *(name for name in SERVICE if name.startswith("app.http.routes."))},
+        ),
         ("sqlite3", {"app.stores.sqlite"}),
         ("prometheus_client", {"app.telemetry.metrics"}),
-        ("PIL", {"app.images.png", "app.images.fit"}),
+        ("PIL", {"app.images.png", "app.images.fit", "app.images.pictures"}),
     ],
 )
 def test_each_library_has_its_home(package: str, homes: set[str]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 from urllib.parse import urlencode
 
 import numpy as np
@@ -28,7 +28,7 @@ from app.images import fit, png
 from app.inference.detector import Detector, DetectorError
 from app.inference.device import DeviceError, choose_device, use_one_thread
 from app.models.repository import Artifact, Repository, RepositoryError
-from app.scoring.score import threshold_of
+from app.scoring.verdict import DecisionRule, Fitted
 from app.settings import SettingsError, from_environment
 
 
@@ -58,8 +58,7 @@ class Offline:
             self._detector = Detector.load(artifact, choose_device(settings.device))
         except (SettingsError, DeviceError, RepositoryError, DetectorError) as error:
             raise OfflineError(str(error)) from error
-        self._manifest, self._calibration = artifact.manifest, artifact.calibration
-        self._threshold, self._alpha = _threshold(artifact, query.alpha)
+        self._rule = _rule(artifact, query.alpha)
         self._fit, self._fit_pixels = verdict.fit, settings.fit_max_pixels
 
     def results(self, sources: Iterable[Source]) -> Iterator[Result]:
@@ -88,21 +87,9 @@ class Offline:
         mse, code = float(found.mse[0]), int(found.reason[0])
         if not math.isfinite(mse):
             raise problems.InternalError("the model gave a score that is not a number")
-        document: dict[str, Any] = {
-            "id": None,
-            "model": self._manifest.name,
-            "version": self._manifest.version,
-            "mse": mse,
-            "threshold": self._threshold,
-            "alpha": self._alpha,
-            "p_value": self._calibration.p_value(mse),
-            "is_anomaly": mse > self._threshold,
-            "reason": (None, *self._manifest.reasons)[code],
-            "reconstruction": None,
-        }
-        if fitted is not None:
-            document["fitted"] = {"inverted": fitted.inverted, "crop": list(fitted.crop)}
-        return score_of(document)
+        [verdict] = self._rule.verdicts([mse], [(None, *self._rule.manifest.reasons)[code]])
+        how = None if fitted is None else Fitted(inverted=fitted.inverted, crop=fitted.crop)
+        return score_of(self._rule.document(verdict, id=None, fitted=how))
 
 
 def _query(verdict: Verdict) -> ScoreQuery:
@@ -124,9 +111,9 @@ def _open(repository: Repository, reference: str) -> Artifact:
     return repository.open(name, number)
 
 
-def _threshold(artifact: Artifact, alpha: float | None) -> tuple[float, float]:
+def _rule(artifact: Artifact, alpha: float | None) -> DecisionRule:
     try:
-        return threshold_of(artifact.manifest, artifact.calibration, alpha)
+        return DecisionRule.for_alpha(artifact.manifest, artifact.calibration, alpha)
     except problems.UnsupportedAlpha as refused:
         _refuse(refused)
 

@@ -10,11 +10,13 @@
         ├── Unauthorized        401
         ├── NotFound            404  ModelNotFound, ReconstructionNotFound
         ├── MethodNotAllowed    405
+        ├── NotAcceptable       406
         ├── BodyTimeout         408
         ├── BodyTooLarge        413
-        ├── UnsupportedMediaType 415
+        ├── UnsupportedMediaType 415 UnsupportedEncoding
         ├── InvalidImage        422  NotAPng, TruncatedPng, CorruptPng, AnimatedPng, WrongSize, ImageTooLarge,
-        │                            NotGrey, Transparent, BlankImage, AmbiguousImage, WrongArray
+        │                            NotGrey, LowBitDepth, Transparent, BlankImage, AmbiguousImage,
+        │                            WrongArray
         ├── InvalidParameter    422  UnsupportedAlpha
         ├── RateLimited         429  by a gateway
         ├── InternalError       500
@@ -128,6 +130,10 @@ class MethodNotAllowed(Problem):
     """The path exists, the method does not."""
 
 
+class NotAcceptable(Problem):
+    """The route offers none of the media types that the request accepts."""
+
+
 class BodyTimeout(Problem):
     """The body did not arrive in time."""
 
@@ -138,6 +144,10 @@ class BodyTooLarge(Problem):
 
 class UnsupportedMediaType(Problem):
     """The content type is none that the route reads."""
+
+
+class UnsupportedEncoding(UnsupportedMediaType):
+    """The body has a Content-Encoding that the service does not decode."""
 
 
 class InvalidImage(Problem):
@@ -170,6 +180,10 @@ class ImageTooLarge(InvalidImage):
 
 class NotGrey(InvalidImage):
     """The image has colours."""
+
+
+class LowBitDepth(InvalidImage):
+    """The 16-bit samples use 12 bits or fewer."""
 
 
 class Transparent(InvalidImage):

@@ -1,6 +1,6 @@
 """Dynamic batching: groups concurrent requests into micro-batches for one worker thread.
 
-    enqueue > queue > run_batch, in the worker's thread, in order of arrival > resolve, from any thread > futures
+enqueue > queue > run_batch, in the worker's thread, in order of arrival > resolve, from any thread > futures
 """
 
 from __future__ import annotations

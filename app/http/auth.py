@@ -109,8 +109,3 @@ class ApiKeys:
 def is_public(path: str) -> bool:
     """Return whether a path answers without a key: probes, metrics, and what a browser loads before it can ask."""
     return path in _PUBLIC or path.startswith(_PUBLIC_FOLDERS)
-
-
-def owned(owner: str | None, key: str) -> str:
-    """Return what a reconstruction is kept under: with API keys, only those of the same name find it again."""
-    return key if owner is None else f"{owner}/{key}"

@@ -61,13 +61,17 @@ class BatchReply(Protocol):
 
     begun: bool
 
-    def add(self, scored: ScoredChunk) -> None: ...
+    def add(self, scored: ScoredChunk) -> None:
+        """Add the items of a chunk."""
 
-    async def finish(self) -> None: ...
+    async def finish(self) -> None:
+        """Send what has not been sent, and end the reply."""
 
-    async def fail(self, problem: Problem) -> None: ...
+    async def fail(self, problem: Problem) -> None:
+        """End the reply with a problem, or raise it if nothing has been sent."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Cancel what is still being sent."""
 
 
 class _NdjsonReply:
@@ -152,7 +156,7 @@ class _ReplyWithLength(ABC):
     def _complete(self) -> None: ...
 
 
-class _JsonReply(_ReplyWithLength):
+class JsonReply(_ReplyWithLength):
     """One JSON document."""
 
     _kind = b"application/json"
@@ -210,7 +214,7 @@ class _NdjsonWithLength(_ReplyWithLength):
 
 
 _REPLIES: dict[str, Callable[[BatchExchange, Send], BatchReply]] = {
-    "application/json": _JsonReply,
+    "application/json": JsonReply,
     "application/x-ndjson": _NdjsonReply,
     "application/x-npy": _NpyReply,
 }
@@ -228,7 +232,7 @@ def reply_type(scope: MutableMapping[str, Any]) -> Callable[[BatchExchange, Send
         if kind in _REPLIES and not any(_REJECTED.fullmatch(parameter) for parameter in parameters):
             with_length = kind == "application/x-ndjson" and scope["http_version"] == "1.0"
             return _NdjsonWithLength if with_length else _REPLIES[kind]
-    return _JsonReply
+    return JsonReply
 
 
 def _start(job: BatchJob, kind: bytes, length: int | None = None) -> dict[str, Any]:

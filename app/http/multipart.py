@@ -16,7 +16,6 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from app.http.bodies import ClientLeft, Receive
 from app.images import png
-from app.scoring.batch import Chunk
 from app.problems import (
     BodyTimeout,
     BodyTooLarge,
@@ -27,6 +26,7 @@ from app.problems import (
     UnsupportedMediaType,
     WrongArray,
 )
+from app.scoring.batch import Chunk
 
 if TYPE_CHECKING:  # the name exists for type checkers alone
     from python_multipart.multipart import MultipartCallbacks

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.scoring.verdict import Fitted
+
 ModelReference = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}(@[1-9][0-9]{0,8})?$")]
 
 
@@ -22,17 +24,6 @@ class ScoreQuery(BaseModel):
         "centred as MNIST's digits were",
     )
     include: Literal["reconstruction"] | None = Field(None, description="Embed the reconstruction as base64 PNG")
-
-
-class Fitted(BaseModel):
-    """What `fit=mnist` did to the image before it was scored."""
-
-    model_config = ConfigDict(frozen=True)
-
-    inverted: bool = Field(description="The image was dark on bright, and was turned round")
-    crop: tuple[int, int, int, int] = Field(
-        description="Left, top, right, bottom of the strokes in the image that was sent, in pixels"
-    )
 
 
 class BatchQuery(BaseModel):
@@ -144,17 +135,6 @@ class Liveness(BaseModel):
     """The reply of `GET /livez`."""
 
     status: Literal["live"] = "live"
-
-
-class Readiness(BaseModel):
-    """The reply of `GET /readyz`; the status code says the same."""
-
-    ready: bool
-    model: str
-    version: int | None
-    device: str
-    store: Literal["up", "down"]
-    problems: list[str] = Field(description="What is missing, in words")
 
 
 class ProblemDocument(BaseModel):

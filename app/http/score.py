@@ -86,9 +86,7 @@ class ScoreHandler:
         if query.fit == "mnist":
             image, fitted, began = await self._fit(headers, receive)
         else:
-            body = await self._bodies.read(
-                receive, declared=headers.get(b"content-length"), limit=self.max_body_bytes
-            )
+            body = await self._bodies.read(receive, declared=headers.get(b"content-length"), limit=self.max_body_bytes)
             image = await image_of(_content_type(headers), body)
         seconds = time.perf_counter() - began if fitted else 0.0
         version = await self._registry.select(query.model)

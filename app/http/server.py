@@ -161,18 +161,21 @@ class ServerProtocol(HttpToolsProtocol):
                 for start in range(0, len(data), _MAX_NON_BODY_BYTES):
                     self._parse(memoryview(data)[start : start + _MAX_NON_BODY_BYTES])
         except httptools.HttpParserError as error:
-            problem = error.__context__  # raised by one of the parser's callbacks, if one raised
-            if problem is not None and not isinstance(problem, MalformedRequest):
-                self.logger.error("request failed", exc_info=problem)
-            elif problem is None:
-                self.logger.warning("Invalid HTTP request received.")
-            if not isinstance(problem, Problem):
-                problem = MalformedRequest("invalid http request received") if problem is None else InternalError()
-            self._reject(problem)
+            self._reject(self._parse_problem(error.__context__))
         except MalformedRequest as problem:
             self._reject(problem)
         if self._pending_body is not None and self._pending_timer is None:
             self._pending_timer = self.loop.call_later(_PENDING_SECONDS, self._hand_over)
+
+    def _parse_problem(self, cause: BaseException | None) -> Problem:
+        """Return the problem for a parser error and what one of the parser's callbacks raised, if one did."""
+        if isinstance(cause, MalformedRequest):
+            return cause
+        if cause is None or isinstance(cause, (httptools.HttpParserError, httptools.HttpParserUpgrade)):
+            self.logger.warning("Invalid HTTP request received.")
+            return MalformedRequest("invalid http request received")
+        self.logger.error("request failed", exc_info=cause)
+        return InternalError()
 
     def _parse(self, data: bytes | memoryview) -> None:
         self._non_body_bytes += len(data)

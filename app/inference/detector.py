@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -84,9 +84,7 @@ class _Served(torch.nn.Module):
         return mse, reconstruction, error_map, reason
 
     @torch.jit.export
-    def draw(
-        self, images: torch.Tensor, count: int, rows: torch.Tensor, numbers: torch.Tensor, _: torch.Tensor
-    ) -> int:
+    def draw(self, images: torch.Tensor, count: int, rows: torch.Tensor, numbers: torch.Tensor, _: torch.Tensor) -> int:
         given = images[:count].to(self.device, non_blocking=True)
         mse, reconstruction, error_map, reason = self.scoring(given)
         peak = error_map.flatten(1).amax(1).clamp_min(1e-12)
@@ -122,7 +120,7 @@ class _Buffers:
     """
 
     def __init__(
-        self, method: torch.jit.ScriptMethod, row: np.dtype[np.void], device: torch.device, others_waiting: torch.Tensor
+        self, method: Callable[..., int], row: np.dtype[np.void], device: torch.device, others_waiting: torch.Tensor
     ) -> None:
         self._method = method
         self._row = row
@@ -138,7 +136,7 @@ class _Buffers:
         # A memoryview copies bytes without releasing the GIL; numpy releases it.
         self._given[: images.nbytes] = images.data.cast("B")
         with torch.inference_mode():
-            done: int = self._method(self._images, count, self._rows, self._numbers, self._others_waiting)
+            done = self._method(self._images, count, self._rows, self._numbers, self._others_waiting)
             if self._answer is not self._rows:
                 self._answer[:done].copy_(self._rows[:done])
         return np.frombuffer(self._written[: done * self._row.itemsize].tobytes(), self._row)

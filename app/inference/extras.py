@@ -16,8 +16,8 @@ from app.problems import DeadlineExceeded, ModelUnavailable, Overloaded
 _log = logging.getLogger(__name__)
 
 RESIDENCE_SECONDS = 10.0
-"""Minimum time that a version loaded for a client stays loaded. It limits how many loads clients can cause: a cache that
-evicts at once is thrashed by a client that requests more versions in turn than the cache holds."""
+"""Minimum time that a version loaded for a client stays loaded. It limits how many loads clients can cause: a cache
+that evicts at once is thrashed by a client that requests more versions in turn than the cache holds."""
 _REJECTED_SECONDS = 30.0
 
 Key = tuple[str, int]

@@ -149,30 +149,43 @@ class Repository:
             raise RepositoryError(f"{label}: {file} is not the file that was published (SHA-256 differs)")
         return content
 
-    def open(self, name: str, version: int) -> Artifact:
-        """Read a version and check all that can be checked without running it.
+    def calibration(self, manifest: Manifest) -> Calibration:
+        """Read the calibration scores of a version.
 
         Raises:
-            RepositoryError: it is missing, incomplete, altered or contradicts itself.
+            RepositoryError: the file is missing, altered, or contradicts the manifest.
         """
-        manifest = self.manifest(name, version)
-        label = f"{name}@{version}"
-        stored, examples = self.read(manifest, "calibration.npy"), self.read(manifest, "golden.npz")
+        label = f"{manifest.name}@{manifest.version}"
+        stored = self.read(manifest, "calibration.npy")
         try:
             scores = np.load(io.BytesIO(stored), allow_pickle=False).astype(float, casting="same_kind")
             finite = scores.ndim == 1 and np.isfinite(scores).all()
-            with np.load(io.BytesIO(examples), allow_pickle=False) as arrays:
-                golden = Golden(arrays["images"], arrays["mse"], arrays["reconstructions"])
-        except Exception as error:  # the bytes are the publisher's, but whether they are arrays only numpy finds out
+        except Exception as error:  # the checksum proves the publisher's bytes; only numpy can tell whether they parse
             raise RepositoryError(f"{label}: calibration.npy or golden.npz cannot be read") from error
         if not finite:
             raise RepositoryError(f"{label}: calibration.npy is not a list of finite scores")
+        calibration = Calibration(scores.tolist(), manifest.calibration.confidence)
+        self._check(manifest, calibration)
+        return calibration
+
+    def open(self, name: str, version: int) -> Artifact:
+        """Read a version and check everything that can be checked without running it.
+
+        Raises:
+            RepositoryError: the version is missing, incomplete, altered, or contradicts itself.
+        """
+        manifest = self.manifest(name, version)
+        label = f"{name}@{version}"
+        calibration, examples = self.calibration(manifest), self.read(manifest, "golden.npz")
+        try:
+            with np.load(io.BytesIO(examples), allow_pickle=False) as arrays:
+                golden = Golden(arrays["images"], arrays["mse"], arrays["reconstructions"])
+        except Exception as error:  # as above
+            raise RepositoryError(f"{label}: calibration.npy or golden.npz cannot be read") from error
         if golden.images.dtype != np.uint8 or {golden.mse.dtype, golden.reconstructions.dtype} != {
             np.dtype(np.float32)
         }:
-            raise RepositoryError(f"{label}: golden.npz holds arrays of other types than the contract says")
-        calibration = Calibration(scores.tolist(), manifest.calibration.confidence)
-        self._check(manifest, calibration)
+            raise RepositoryError(f"{label}: golden.npz contains arrays of other types than the contract says")
         return Artifact(manifest, self.read(manifest, "model.pt"), calibration, golden)
 
     def _check(self, manifest: Manifest, calibration: Calibration) -> None:

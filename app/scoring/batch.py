@@ -1,8 +1,8 @@
 """Scores the images of a batch request chunk by chunk, while later chunks still arrive, without delaying single scores.
 
 A chunk is what `PASSES_AT_ONCE` forward passes take, or one pass when pictures are stored. At most three chunks of a
-request are in memory: one is scored, one is submitted so that the inference thread continues without the event loop, and
-one has just been read.
+request are in memory: one is scored, one is submitted so that the inference thread continues without the event loop,
+and one has just been read.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ class BatchScorer:
             return ScoredChunk(mses, found.reasons, ids, anomalous, {})
         by_place = dict(zip(valid, zip(mses, found.reasons, ids, strict=True), strict=True))
         rows = [by_place.get(place, (math.nan, None, None)) for place in range(chunk.count)]
-        return ScoredChunk(*([row[column] for row in rows] for column in range(3)), anomalous, chunk.problems)  # type: ignore[arg-type]
+        return ScoredChunk([r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows], anomalous, chunk.problems)
 
     async def _store(self, job: BatchJob, found: ChunkScores, mses: list[float]) -> list[str | None]:
         """Store the records of the images with a finite score. Return the id of each image."""

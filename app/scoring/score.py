@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from pydantic_core import to_json
 
 from app.concurrency.batcher import Resolve
-from app.images import png
+from app.images import pictures, png
 from app.inference.version import Detection, ModelVersion
 from app.problems import InternalError
 from app.scoring.verdict import DecisionRule, Fitted
@@ -196,5 +196,5 @@ class Scorer:
 
 
 def _with_reconstruction(document: dict[str, Any], detection: Detection) -> bytes:
-    picture = png.encode(png.grey_picture(detection.pixels[PIXELS : 2 * PIXELS]))
+    picture = pictures.encode(pictures.grey_picture(detection.pixels[PIXELS : 2 * PIXELS]))
     return to_json({**document, "reconstruction_png": base64.b64encode(picture).decode()})

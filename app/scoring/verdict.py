@@ -100,7 +100,7 @@ class DecisionRule:
             prefix: path prefix of links.
             fitted: how the image was changed, if it was.
         """
-        document = {
+        document: dict[str, Any] = {
             "id": id,
             "model": self.manifest.name,
             "version": self.manifest.version,

@@ -1,4 +1,4 @@
-"""The reconstruction store as the service uses it: stores micro-batches without blocking scores, and finds them again."""
+"""The reconstruction store as the service uses it: stores micro-batches without blocking scores, behind a breaker."""
 
 from __future__ import annotations
 

@@ -10,21 +10,40 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.concurrency.batcher import Done, MicroBatcher
-from app.concurrency.lanes import Worker
+from app.concurrency.batcher import MicroBatcher, Resolve
+from app.concurrency.lanes import LaneWorker
 from app.problems import DeadlineExceeded, InternalError, ModelUnavailable, Overloaded
+
+
+class Item(int):
+    """An integer with the future of its result."""
+
+    future: asyncio.Future[int]
+
+    def __new__(cls, value: int, future: asyncio.Future[int]) -> Item:
+        """Make an item."""
+        item = super().__new__(cls, value)
+        item.future = future
+        return item
+
+
+async def submit(batcher: MicroBatcher[Item], value: int) -> int:
+    """Return the result of one item."""
+    future = asyncio.get_running_loop().create_future()
+    batcher.enqueue(Item(value, future))
+    return await future
 
 
 class Squares:
     """Squares lists of integers, remembers them and the threads that asked, and can be made to wait."""
 
     def __init__(self) -> None:
-        self.batches: list[list[int]] = []
+        self.batches: list[list[Item]] = []
         self.threads: set[str] = set()
         self.gate = threading.Event()
         self.gate.set()
 
-    def __call__(self, items: list[int], done: Done[int]) -> None:
+    def __call__(self, items: list[Item], done: Resolve) -> None:
         """Square each item, when the gate is open."""
         self.batches.append(items)
         self.threads.add(threading.current_thread().name)
@@ -33,16 +52,16 @@ class Squares:
 
 
 @pytest.fixture
-def worker() -> Iterator[Worker]:
+def worker() -> Iterator[LaneWorker]:
     """Yield a thread."""
-    worker = Worker("squares")
+    worker = LaneWorker("squares")
     yield worker
     worker.close()
 
 
 def batcher_of(
-    work: Callable[[list[int], Done[int]], object], worker: Worker, **options: float
-) -> MicroBatcher[int, int]:
+    work: Callable[[list[Item], Resolve], object], worker: LaneWorker, **options: float
+) -> MicroBatcher[Item]:
     return MicroBatcher(work, worker, **{"max_size": 4, "max_waiting": 100, "deadline": 60.0, **options})
 
 
@@ -66,13 +85,13 @@ def test_no_caller_ever_gets_anothers_answer(
     """Whatever the batch size, the arrival times and who leaves early, each caller gets its own square."""
 
     async def scenario() -> None:
-        run, worker = Squares(), Worker("squares")
+        run, worker = Squares(), LaneWorker("squares")
         batcher = batcher_of(run, worker, max_size=max_size)
 
         async def call(place: int, item: int) -> int:
             for _ in range(yields[place]):
                 await asyncio.sleep(0)
-            return await batcher.submit(item)
+            return await submit(batcher, item)
 
         tasks = [asyncio.create_task(call(place, item)) for place, item in enumerate(items)]
         await asyncio.sleep(0)
@@ -93,15 +112,15 @@ def test_no_caller_ever_gets_anothers_answer(
     asyncio.run(scenario())
 
 
-async def test_what_waits_goes_together(worker: Worker) -> None:
+async def test_what_waits_goes_together(worker: LaneWorker) -> None:
     """Items that arrive in one turn of the loop, or while a batch runs, form a batch, in order of arrival."""
     run = Squares()
     run.gate.clear()
     batcher = batcher_of(run, worker)
-    tasks = [asyncio.create_task(batcher.submit(item)) for item in range(6)]
+    tasks = [asyncio.create_task(submit(batcher, item)) for item in range(6)]
     await begun(run, 1)
     assert (run.batches, batcher.waiting) == ([[0, 1, 2, 3]], 2)
-    tasks += [asyncio.create_task(batcher.submit(6))]
+    tasks += [asyncio.create_task(submit(batcher, 6))]
     await asyncio.sleep(0)
     run.gate.set()
     assert await asyncio.gather(*tasks) == [0, 1, 4, 9, 16, 25, 36]
@@ -109,13 +128,13 @@ async def test_what_waits_goes_together(worker: Worker) -> None:
     assert run.threads == {"squares"}
 
 
-async def test_a_busy_loop_holds_up_no_batch(worker: Worker) -> None:
+async def test_a_busy_loop_holds_up_no_batch(worker: LaneWorker) -> None:
     """The thread takes one batch after the other while the event loop is at other work."""
     run = Squares()
     batcher = batcher_of(run, worker, max_size=2)
     futures = [asyncio.get_running_loop().create_future() for _ in range(7)]
     for item, future in enumerate(futures):
-        batcher.enqueue(item, future)
+        batcher.enqueue(Item(item, future))
     await asyncio.sleep(0)
     while len(run.batches) < 4:
         pass  # the event loop is at other work
@@ -124,13 +143,13 @@ async def test_a_busy_loop_holds_up_no_batch(worker: Worker) -> None:
     assert run.batches == [[0, 1], [2, 3], [4, 5], [6]]
 
 
-async def test_batchers_of_one_thread_take_turns(worker: Worker) -> None:
+async def test_batchers_of_one_thread_take_turns(worker: LaneWorker) -> None:
     """Nobody's second batch is before another's first."""
     order: list[str] = []
     gate = threading.Event()
 
-    def work_of(name: str) -> Callable[[list[int], Done[int]], None]:
-        def work(items: list[int], done: Done[int]) -> None:
+    def work_of(name: str) -> Callable[[list[Item], Resolve], None]:
+        def work(items: list[Item], done: Resolve) -> None:
             order.append(name)
             assert gate.wait(30)
             done(lambda: items)
@@ -138,39 +157,39 @@ async def test_batchers_of_one_thread_take_turns(worker: Worker) -> None:
         return work
 
     batchers = [batcher_of(work_of(name), worker, max_size=1) for name in "ab"]
-    tasks = [asyncio.create_task(batcher.submit(n)) for batcher in batchers for n in range(3)]
+    tasks = [asyncio.create_task(submit(batcher, n)) for batcher in batchers for n in range(3)]
     await asyncio.sleep(0.01)
     gate.set()
     await asyncio.gather(*tasks)
     assert order == ["a", "b", "a", "b", "a", "b"]
 
 
-async def test_full_queue_refuses_at_once(worker: Worker) -> None:
+async def test_full_queue_refuses_at_once(worker: LaneWorker) -> None:
     """One item more than may wait is refused, and those accepted are answered."""
     run = Squares()
     run.gate.clear()
     batcher = batcher_of(run, worker, max_size=1, max_waiting=2)
-    tasks = [asyncio.create_task(batcher.submit(0))]
+    tasks = [asyncio.create_task(submit(batcher, 0))]
     await begun(run, 1)
-    tasks += [asyncio.create_task(batcher.submit(item)) for item in (1, 2)]
+    tasks += [asyncio.create_task(submit(batcher, item)) for item in (1, 2)]
     await asyncio.sleep(0.01)
     with pytest.raises(Overloaded):
-        await batcher.submit(3)
+        await submit(batcher, 3)
     run.gate.set()
     assert await asyncio.gather(*tasks) == [0, 1, 4]
 
 
-async def test_deadline_is_kept_while_waiting_and_while_running(worker: Worker) -> None:
+async def test_deadline_is_kept_while_waiting_and_while_running(worker: LaneWorker) -> None:
     """A caller hears of its deadline when it passes, and an item nobody waits for is never run."""
     run = Squares()
     run.gate.clear()
     batcher = batcher_of(run, worker, max_size=1, deadline=0.05)
     while not run.batches:  # a thread that is slow to begin finds that nobody waits any more
-        first = asyncio.create_task(batcher.submit(1))
+        first = asyncio.create_task(submit(batcher, 1))
         while not (run.batches or first.done()):
             await asyncio.sleep(0.001)
         first.add_done_callback(asyncio.Task.exception)
-    second = asyncio.create_task(batcher.submit(2))
+    second = asyncio.create_task(submit(batcher, 2))
     for task in (first, second):
         with pytest.raises(DeadlineExceeded):
             await task
@@ -179,16 +198,16 @@ async def test_deadline_is_kept_while_waiting_and_while_running(worker: Worker) 
     assert run.batches == [[1]]
 
 
-async def test_busy_seconds_say_how_long_the_thread_has_not_answered(worker: Worker) -> None:
+async def test_busy_seconds_say_how_long_the_thread_has_not_answered(worker: LaneWorker) -> None:
     """They grow while a batch hangs, also for items that came later, and are 0 when there is nothing to do."""
     run, now = Squares(), [100.0]
     batcher = MicroBatcher(run, worker, max_size=1, max_waiting=9, deadline=60.0, clock=lambda: now[0])
     assert batcher.busy_seconds == 0.0
     run.gate.clear()
-    tasks = [asyncio.create_task(batcher.submit(1))]
+    tasks = [asyncio.create_task(submit(batcher, 1))]
     await begun(run, 1)
     now[0] = 103.0
-    tasks += [asyncio.create_task(batcher.submit(2))]
+    tasks += [asyncio.create_task(submit(batcher, 2))]
     await asyncio.sleep(0.01)
     assert batcher.busy_seconds == 3.0
     run.gate.set()
@@ -199,16 +218,16 @@ async def test_busy_seconds_say_how_long_the_thread_has_not_answered(worker: Wor
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), SystemExit()], ids=["an error", "what ends a program"])
-async def test_failure_reaches_every_waiter_and_only_them(worker: Worker, error: BaseException) -> None:
+async def test_failure_reaches_every_waiter_and_only_them(worker: LaneWorker, error: BaseException) -> None:
     """When a batch fails, each of its callers gets an error, and the next batch is served."""
 
-    def work(items: list[int], done: Done[int]) -> None:
+    def work(items: list[Item], done: Resolve) -> None:
         if 13 in items:
             raise error
         done(lambda: items)
 
     batcher = batcher_of(work, worker, max_size=3)
-    answers = await asyncio.gather(*(batcher.submit(item) for item in (12, 13, 14, 15)), return_exceptions=True)
+    answers = await asyncio.gather(*(submit(batcher, item) for item in (12, 13, 14, 15)), return_exceptions=True)
     assert [type(answer) for answer in answers[:3]] == [InternalError] * 3
     assert len({id(answer) for answer in answers[:3]}) == 3
     assert answers[3] == 15
@@ -216,108 +235,108 @@ async def test_failure_reaches_every_waiter_and_only_them(worker: Worker, error:
     assert answers[0].__cause__ is error
 
 
-async def test_closing_answers_what_was_accepted(worker: Worker) -> None:
+async def test_closing_answers_what_was_accepted(worker: LaneWorker) -> None:
     """`aclose` returns after the accepted items have their answers; later ones are refused."""
     run = Squares()
     run.gate.clear()
     batcher = batcher_of(run, worker, max_size=1)
-    tasks = [asyncio.create_task(batcher.submit(item)) for item in range(3)]
+    tasks = [asyncio.create_task(submit(batcher, item)) for item in range(3)]
     await asyncio.sleep(0)
     closing = asyncio.create_task(batcher.aclose())
     await asyncio.sleep(0.01)
     assert not closing.done()
     with pytest.raises(ModelUnavailable):
-        await batcher.submit(9)
+        await submit(batcher, 9)
     run.gate.set()
     await closing
     assert await asyncio.gather(*tasks) == [0, 1, 4]
     await batcher.aclose()
 
 
-async def test_a_batcher_that_had_nothing_to_do_closes_at_once(worker: Worker) -> None:
+async def test_a_batcher_that_had_nothing_to_do_closes_at_once(worker: LaneWorker) -> None:
     """Nothing is waited for."""
     await batcher_of(Squares(), worker).aclose()
 
 
-async def test_ten_thousand_callers_who_leave_hold_nothing(worker: Worker) -> None:
+async def test_ten_thousand_callers_who_leave_hold_nothing(worker: LaneWorker) -> None:
     """Callers that are cancelled while waiting leave nothing behind."""
     run = Squares()
     run.gate.clear()
     batcher = batcher_of(run, worker, max_size=64, max_waiting=20_000)
-    first = asyncio.create_task(batcher.submit(3))
+    first = asyncio.create_task(submit(batcher, 3))
     await begun(run, 1)
-    tasks = [asyncio.create_task(batcher.submit(item)) for item in range(10_000)]
+    tasks = [asyncio.create_task(submit(batcher, item)) for item in range(10_000)]
     await asyncio.sleep(0.01)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     run.gate.set()
-    assert await asyncio.gather(first, batcher.submit(7)) == [9, 49]
+    assert await asyncio.gather(first, submit(batcher, 7)) == [9, 49]
     await batcher.aclose()
     assert batcher.waiting == 0
     assert run.batches == [[3], [7]]
     assert not batcher._deadlines
 
 
-async def test_a_delay_gathers_company(worker: Worker) -> None:
+async def test_a_delay_gathers_company(worker: LaneWorker) -> None:
     """With `max_delay` the first item of each batch waits for those that follow soon after, unless it is full."""
     run = Squares()
     batcher = batcher_of(run, worker, max_delay=0.05)
-    first = asyncio.create_task(batcher.submit(1))
+    first = asyncio.create_task(submit(batcher, 1))
     await asyncio.sleep(0.01)
-    second = asyncio.create_task(batcher.submit(2))
+    second = asyncio.create_task(submit(batcher, 2))
     assert await asyncio.gather(first, second) == [1, 4]
     assert run.batches == [[1, 2]]
     run.gate.clear()
-    tasks = [asyncio.create_task(batcher.submit(item)) for item in range(6)]
+    tasks = [asyncio.create_task(submit(batcher, item)) for item in range(6)]
     await begun(run, 2)
     run.gate.set()
     await tasks[0]
-    tasks += [asyncio.create_task(batcher.submit(6))]
+    tasks += [asyncio.create_task(submit(batcher, 6))]
     await asyncio.gather(*tasks)
     assert run.batches[1:] == [[0, 1, 2, 3], [4, 5, 6]]
 
 
-async def test_a_full_batch_waits_for_nobody(worker: Worker) -> None:
+async def test_a_full_batch_waits_for_nobody(worker: LaneWorker) -> None:
     """With `max_delay`, what fills a batch goes at once, be it in one turn of the loop or later."""
     batcher = batcher_of(Squares(), worker, max_delay=300)
     async with asyncio.timeout(30):
-        assert await asyncio.gather(*(batcher.submit(item) for item in range(4))) == [0, 1, 4, 9]
-        early = asyncio.create_task(batcher.submit(4))
+        assert await asyncio.gather(*(submit(batcher, item) for item in range(4))) == [0, 1, 4, 9]
+        early = asyncio.create_task(submit(batcher, 4))
         await asyncio.sleep(0.01)
-        assert await asyncio.gather(early, *(batcher.submit(item) for item in range(5, 8))) == [16, 25, 36, 49]
+        assert await asyncio.gather(early, *(submit(batcher, item) for item in range(5, 8))) == [16, 25, 36, 49]
 
 
-async def test_a_batch_has_its_results_once(worker: Worker) -> None:
+async def test_a_batch_has_its_results_once(worker: LaneWorker) -> None:
     """When `work` fails after it has passed a batch on, what comes first counts, and nothing is counted twice."""
-    dones: list[Done[int]] = []
+    dones: list[Resolve] = []
 
-    def work(items: list[int], done: Done[int]) -> None:
+    def work(items: list[Item], done: Resolve) -> None:
         dones.append(done)
         raise ZeroDivisionError
 
     batcher = batcher_of(work, worker)
     with pytest.raises(InternalError):
-        await batcher.submit(1)
+        await submit(batcher, 1)
     dones[0](lambda: [1])
     await asyncio.sleep(0)
     async with asyncio.timeout(30):
         await batcher.aclose()
 
 
-async def test_the_next_batch_runs_while_the_one_before_is_passed_on(worker: Worker) -> None:
+async def test_the_next_batch_runs_while_the_one_before_is_passed_on(worker: LaneWorker) -> None:
     """What `work` passed on holds up its own callers and nobody else's; `aclose` waits for it."""
     passed_on: list[Callable[[], object]] = []
 
-    def work(items: list[int], done: Done[int]) -> None:
+    def work(items: list[Item], done: Resolve) -> None:
         if 1 in items:
             passed_on.append(lambda: done(lambda: items))
         else:
             done(lambda: items)
 
     batcher = batcher_of(work, worker, max_size=1)
-    slow = asyncio.create_task(batcher.submit(1))
-    assert await batcher.submit(2) == 2
+    slow = asyncio.create_task(submit(batcher, 1))
+    assert await submit(batcher, 2) == 2
     assert not slow.done()
     closing = asyncio.create_task(batcher.aclose())
     await asyncio.sleep(0.01)
@@ -327,14 +346,14 @@ async def test_the_next_batch_runs_while_the_one_before_is_passed_on(worker: Wor
     assert await slow == 1
 
 
-async def test_an_exception_among_the_results_is_for_its_caller_alone(worker: Worker) -> None:
+async def test_an_exception_among_the_results_is_for_its_caller_alone(worker: LaneWorker) -> None:
     """One item of a batch may be refused; the others have their results, and nothing waits any longer."""
 
-    def work(items: list[int], done: Done[int]) -> None:
+    def work(items: list[Item], done: Resolve) -> None:
         done(lambda: [Overloaded("nine") if item == 9 else item for item in items])
 
     batcher = batcher_of(work, worker)
-    answers = await asyncio.gather(*(batcher.submit(n) for n in (2, 9, 4)), return_exceptions=True)
+    answers = await asyncio.gather(*(submit(batcher, n) for n in (2, 9, 4)), return_exceptions=True)
     assert [answers[0], answers[2]] == [2, 4]
     assert isinstance(answers[1], Overloaded)
     assert not batcher._deadlines
@@ -346,15 +365,15 @@ def _failing() -> Sequence[int]:
 
 @pytest.mark.parametrize("make", [list, _failing], ids=["too few results", "an error"])
 async def test_results_that_cannot_be_made_fail_their_own_callers(
-    worker: Worker, make: Callable[[], Sequence[int]]
+    worker: LaneWorker, make: Callable[[], Sequence[int]]
 ) -> None:
     """Results that cannot be made or matched are given to nobody: an error is, and the next batch is served."""
 
-    def work(items: list[int], done: Done[int]) -> None:
+    def work(items: list[Item], done: Resolve) -> None:
         done(make if 13 in items else lambda: items)
 
     batcher = batcher_of(work, worker, max_size=2)
-    answers = await asyncio.gather(*(batcher.submit(n) for n in (12, 13, 14)), return_exceptions=True)
+    answers = await asyncio.gather(*(submit(batcher, n) for n in (12, 13, 14)), return_exceptions=True)
     assert [type(answer) for answer in answers[:2]] == [InternalError] * 2
     assert answers[2] == 14
     await batcher.aclose()

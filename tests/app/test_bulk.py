@@ -17,12 +17,13 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
+from app.http.batch_replies import BatchExchange, JsonReply
 from app.http.bodies import ClientLeft
 from app.http.multipart import Chunk, array_header, chunks, pieces
 from app.inference.detector import Detector
-from app.inference.registry import PASSES_AT_ONCE
 from app.problems import BodyTimeout, BodyTooLarge, Problem
-from app.scoring.batch import _Document, _Job, _Scored
+from app.scoring.batch import PASSES_AT_ONCE, BatchJob, ScoredChunk
+from app.scoring.verdict import DecisionRule
 from app.settings import Settings
 from tests import pngs
 from tests.app.test_score import assert_problem, raw
@@ -322,7 +323,7 @@ async def test_a_failure_after_the_first_lines_is_the_last_line(
         assert len(items) > 1
         assert items[-1]["problem"]["type"] == "/problems/internal-error"
         assert [line.message for line in caplog.records] == ["request failed"]
-        assert services(client).bulk._running == 0
+        assert services(client).batch._running == 0
 
 
 async def test_too_many_batches_are_refused(make_settings: Callable[..., Settings], zero: bytes) -> None:
@@ -336,7 +337,7 @@ async def test_too_many_batches_are_refused(make_settings: Callable[..., Setting
             yield GOOD[500:]
 
         first = asyncio.create_task(client.post("/score/batch", content=slowly(), headers=NPY))
-        while services(client).bulk._running == 0:
+        while services(client).batch._running == 0:
             await asyncio.sleep(0)
         refused = await bulk(client, digits(1))
         assert_problem(refused, 503, "overloaded")
@@ -367,7 +368,7 @@ class Counting:
 
 
 def count_calls(client: httpx.AsyncClient) -> Counting:
-    serving = services(client).engine.current("zero-article")
+    serving = services(client).registry.current("zero-article")
     serving._detector = counting = Counting(serving._detector)
     return counting
 
@@ -413,7 +414,7 @@ async def test_a_client_that_leaves_stops_the_work(make_settings: Callable[..., 
 
         await client.app(scope_of("application/x-npy"), receive, send)  # type: ignore[attr-defined]
         assert sum(size for _, size in counting.calls) <= 48
-        assert services(client).bulk._running == 0
+        assert services(client).batch._running == 0
         assert (await bulk(client, digits(1))).status_code == 200
 
 
@@ -440,7 +441,7 @@ class Broken:
 async def test_a_chunk_that_fails_is_its_own_problem(make_settings: Callable[..., Settings]) -> None:
     """When the model fails for one chunk, or gives no number for some images, exactly those items say so."""
     async with running(make_settings(batch_chunk_images=4 // PASSES_AT_ONCE)) as client:
-        serving = services(client).engine.current("zero-article")
+        serving = services(client).registry.current("zero-article")
         images = digits(16)
         serving._detector = Broken(serving._detector, images)
         reply = await bulk(client, images)
@@ -568,7 +569,7 @@ async def test_a_client_that_does_not_read_is_let_go_of(make_settings: Callable[
 
         async with asyncio.timeout(20):
             await client.app(scope_of("application/x-npy", accept), receive, send)  # type: ignore[attr-defined]
-        assert services(client).bulk._running == 0
+        assert services(client).batch._running == 0
         assert (await bulk(client, digits(1))).status_code == 200
 
 
@@ -606,17 +607,19 @@ async def test_a_hundred_megabytes_of_empty_files_stay_small() -> None:
 
 async def test_a_json_document_is_held_once(client: httpx.AsyncClient) -> None:
     """While a JSON reply is sent, what is in memory of it is less than a tenth more than what is left to be sent."""
-    manifest = services(client).engine.current("zero-article")
+    version = services(client).registry.current("zero-article")
+    rule = DecisionRule.for_alpha(version.manifest, version.calibration)
+    job = BatchJob(version, rule, owner=None, store=False)
     sent = 0
 
     async def send(message: Any) -> None:
         nonlocal sent
         sent += len(message.get("body", b""))
 
-    reply = _Document(_Job(scope_of("x"), manifest, 1.0, 0.01, False, 5.0, 1e6), send)
+    reply = JsonReply(BatchExchange(job, "", 5.0, 1e6), send)
     for _ in range(500):
-        reply.add(_Scored([0.123456789] * 64, [0.5] * 64, [None] * 64, [None] * 64, {}))
-        reply._job.tally.count += 64
+        reply.add(ScoredChunk([0.123456789] * 64, [None] * 64, [None] * 64, 0, {}))
+        job.tally.count += 64
     tracemalloc.start()
     try:
         await reply.finish()

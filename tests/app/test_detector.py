@@ -11,15 +11,10 @@ import psutil
 import pytest
 import torch
 
-from app.inference.detector import (
-    Detector,
-    DetectorError,
-    DeviceError,
-    choose_device,
-    give_memory_back,
-    torchscript_allowed,
-)
+from app.inference.detector import Detector, DetectorError, torchscript_allowed
+from app.inference.device import DeviceError, choose_device
 from app.models.repository import Artifact, Repository
+from app.process import release_free_memory
 from tests.conftest import MODEL_STORE
 
 CPU = torch.device("cpu")
@@ -104,7 +99,7 @@ def test_a_device_that_means_nothing_is_refused(wanted):
 
 def test_a_cuda_device_that_is_not_there_is_refused():
     """Asking for CUDA where there is none, or for a number too high, is one clear line; auto falls back to the CPU."""
-    with pytest.raises(DeviceError, match="was asked for, but"):
+    with pytest.raises(DeviceError, match="was requested, but"):
         choose_device("cuda:99")
     assert choose_device("cpu") == CPU
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
@@ -129,7 +124,7 @@ class TwoRoads(torch.nn.Module):
 
 @pytest.mark.parametrize(
     ("module", "message"),
-    [(TwoRoads(1.0, 0), None), (TwoRoads(0.99, 0), "golden scores differ"), (TwoRoads(1.0, 1), "no name for")],
+    [(TwoRoads(1.0, 0), None), (TwoRoads(0.99, 0), "golden scores differ"), (TwoRoads(1.0, 1), "does not name")],
     ids=["right", "wrong when alone", "a guard without a name"],
 )
 def test_what_answers_is_proven(artifact, module, message):
@@ -154,6 +149,6 @@ def test_a_version_that_is_let_go_of_leaves_no_memory_behind():
     for _ in range(15):
         Detector.load(artifact, CPU)
         gc.collect()
-        give_memory_back()
+        release_free_memory()
         sizes.append(process.memory_info().rss)
     assert sizes[-1] - sizes[4] < 20 * 2**20

@@ -102,7 +102,7 @@ def test_an_answer_stays_what_it_was(name: str) -> None:
 def test_many_are_scored_until_somebody_waits() -> None:
     """`score` goes pass by pass over all images, and ends after the one that is under way when others wait."""
     others = bytearray(1)
-    detector = Detector.open(artifact("zero-article").model, CPU, step=8, others=others)
+    detector = Detector.open(artifact("zero-article").model, CPU, step=8, others_waiting=others)
     images = digits(20)[:, None]
     expected, _ = detector.score(images)
     assert len(expected) == 20

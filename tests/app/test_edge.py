@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from app.http.middleware import Message
-from app.inference.registry import Engine
+from app.inference.registry import Registry
 from app.main import create_app
 from app.settings import Settings
 
@@ -17,10 +17,10 @@ async def test_a_failed_start_gives_no_path_away(
 ) -> None:
     """The server is told that the start failed, without the stack of the failure; that goes to our own log."""
 
-    async def fail(_: Engine) -> None:
+    async def fail(_: Registry) -> None:
         raise ZeroDivisionError("at /secret/path")
 
-    monkeypatch.setattr(Engine, "start", fail)
+    monkeypatch.setattr(Registry, "start", fail)
     told: list[Message] = []
 
     async def receive() -> Message:

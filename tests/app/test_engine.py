@@ -20,6 +20,7 @@ import pytest
 
 from app.inference import registry
 from app.inference.detector import Detector, Pictures
+from app.inference.extras import RESIDENCE_SECONDS
 from app.models.repository import Artifact, Repository
 from app.settings import Settings
 from app.telemetry.logs import JsonFormatter
@@ -74,7 +75,7 @@ async def test_a_body_may_arrive_while_versions_change(
     """A request whose body takes longer than a change of versions is answered by the version that answers then."""
     store = model_stores.copy(tmp_path / "store", 1, 2, current=1)
     async with running(make_settings(model_store=store, watch_seconds=300)) as client:
-        engine = services(client).engine
+        engine = services(client).registry
 
         async def body() -> AsyncIterator[bytes]:
             yield zero[:20]
@@ -146,34 +147,36 @@ async def test_an_empty_store_is_live_not_ready_and_heals(
 
 
 async def test_versions_are_loaded_by_number_within_a_bound(
-    make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes, monkeypatch: pytest.MonkeyPatch
+    make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
 ) -> None:
     """`name@version` selects any version; at most `max_extra_versions` stay loaded, each for its minimum time."""
     store = model_stores.copy(tmp_path / "store", 1, 2, 3, 4, current=1)
-    async with running(make_settings(model_store=store, max_extra_versions=2, deadline_ms=30_000)) as client:
+    now = [0.0]
+    chosen = make_settings(model_store=store, max_extra_versions=2, deadline_ms=30_000)
+    async with running(chosen, clock=lambda: now[0]) as client:
         for version in (2, 3, 2):
             assert (await raw(client, zero, f"?model=zero-article@{version}")).json()["version"] == version
         refused = await raw(client, zero, "?model=zero-article@4")
         assert_problem(refused, 503, "overloaded")
         assert "besides the current ones" in refused.json()["detail"]
-        monkeypatch.setattr(registry, "_RESIDENCE_SECONDS", 0.0)
-        services(client).engine._evictable_at.update(dict.fromkeys(services(client).engine._evictable_at, 0.0))
+        assert_problem(await raw(client, zero, "?model=zero-article@5"), 404, "model-not-found")
         for version in (4, 2, 3):
+            now[0] += RESIDENCE_SECONDS
             assert (await raw(client, zero, f"?model=zero-article@{version}")).json()["version"] == version
-        assert len(services(client).engine._extra) == 2
+        assert len(services(client).registry.extras.versions()) == 2
 
 
 async def test_a_retired_version_is_freed_without_the_garbage_collector(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a promotion or an eviction no reference to the retired version is left, cyclic ones included."""
-    monkeypatch.setattr(registry, "_RESIDENCE_SECONDS", 0.0)
+    now = [0.0]
     trimmed: list[None] = []
-    monkeypatch.setattr(registry, "give_memory_back", lambda: trimmed.append(None))
+    monkeypatch.setattr(registry, "release_free_memory", lambda: trimmed.append(None))
     store = model_stores.copy(tmp_path / "store", 1, 2, 3, 4, current=1)
     chosen = make_settings(model_store=store, watch_seconds=300, max_extra_versions=1, deadline_ms=30_000)
-    async with running(chosen) as client:
-        served = services(client).engine
+    async with running(chosen, clock=lambda: now[0]) as client:
+        served = services(client).registry
         before = len(trimmed)
         gc.disable()
         try:
@@ -183,7 +186,8 @@ async def test_a_retired_version_is_freed_without_the_garbage_collector(
             await served.refresh()
             for version in (3, 4):
                 assert (await raw(client, zero, f"?model=zero-article@{version}")).status_code == 200
-                versions.append(weakref.ref(served._extra["zero-article", version]))
+                versions.append(weakref.ref(served.extras.get("zero-article", version)))
+                now[0] += RESIDENCE_SECONDS
 
             async def freed() -> bool:
                 return [version() is None for version in versions] == [True, True, False] and len(trimmed) >= before + 2
@@ -205,14 +209,14 @@ async def test_a_model_store_that_vanishes_takes_nothing_with_it(
             if state == "an empty folder":
                 store.mkdir()
             for _ in range(3):
-                await services(client).engine.refresh()
+                await services(client).registry.refresh()
             for name in ("zero-article", "other"):
                 assert (await raw(client, zero, f"?model={name}")).status_code == 200, state
-        assert len([record for record in caplog.records if "out of reach" in record.message]) == 1
+        assert len([record for record in caplog.records if "missing or empty" in record.message]) == 1
         assert (await client.get("/readyz")).status_code == 200
         store.rmdir()
         away.rename(store)
-        await services(client).engine.refresh()
+        await services(client).registry.refresh()
         assert (await raw(client, zero)).status_code == 200
 
 
@@ -224,10 +228,10 @@ async def test_only_a_model_whose_folder_is_gone_is_dropped(
     model_stores.copy(store, 1, name="other")
     async with running(make_settings(model_store=store, watch_seconds=300)) as client:
         (store / "other" / "CURRENT").unlink()
-        await services(client).engine.refresh()
+        await services(client).registry.refresh()
         assert (await raw(client, zero, "?model=other")).status_code == 200
         shutil.rmtree(store / "other")
-        await services(client).engine.refresh()
+        await services(client).registry.refresh()
         assert_problem(await raw(client, zero, "?model=other"), 404, "model-not-found")
         assert (await raw(client, zero)).status_code == 200
 
@@ -241,7 +245,7 @@ async def test_loaded_versions_go_with_their_model(
     async with running(make_settings(model_store=store, watch_seconds=300, deadline_ms=30_000)) as client:
         assert (await raw(client, zero, "?model=other@1")).status_code == 200
         shutil.rmtree(store / "other")
-        await services(client).engine.refresh()
+        await services(client).registry.refresh()
         assert_problem(await raw(client, zero, "?model=other@1"), 404, "model-not-found")
 
 
@@ -259,17 +263,17 @@ async def test_whatever_is_off_with_one_model_the_others_are_looked_at(
                 raise wrong.pop()
             return super().open(name, version)
 
-    monkeypatch.setattr(registry, "_REFUSED_SECONDS", 0.0)
+    monkeypatch.setattr(registry, "REJECTED_SECONDS", 0.0)
     async with running(make_settings(model_store=store, watch_seconds=300)) as client:
-        its = services(client).engine
+        its = services(client).registry
         its.repository = Odd(store)
         its._retire(its._current.pop("aaa"))
         model_stores.copy(store, 2)
         await its.refresh()
-        assert its.refusal("aaa") == "aaa@1: it cannot be loaded (UnicodeError)"
+        assert its.rejection("aaa") == "aaa@1: it cannot be loaded (UnicodeError)"
         assert await version_of(client) == 2
         await its.refresh()
-        assert its.refusal("aaa") is None
+        assert its.rejection("aaa") is None
         assert (await raw(client, zero, "?model=aaa")).status_code == 200
 
 
@@ -280,7 +284,7 @@ async def test_a_refused_request_holds_no_version(
     store = model_stores.copy(tmp_path / "store", 1, 2, current=1)
     async with running(make_settings(model_store=store, deadline_ms=30_000)) as client:
         assert_problem(await raw(client, zero, "?model=zero-article@2&alpha=1e-9"), 422, "unsupported-alpha")
-        assert services(client).scorer._arrivals == {}
+        assert services(client).score._scorer._arrivals == {}
 
 
 class Slow:
@@ -310,7 +314,7 @@ async def test_a_refused_version_is_read_once(
     async with running(make_settings(model_store=store, deadline_ms=30_000)) as client:
         gate = threading.Event()
         gate.set()
-        services(client).engine.repository = counting = Slow(services(client).engine.repository, gate)
+        services(client).registry.repository = counting = Slow(services(client).registry.repository, gate)
         for _ in range(3):
             replies = await asyncio.gather(*(raw(client, zero, "?model=zero-article@2") for _ in range(5)))
             for reply in replies:
@@ -327,12 +331,12 @@ async def test_waiting_for_a_version_is_bounded(
     chosen = make_settings(model_store=store, deadline_ms=300, queue_max_images=4, max_extra_versions=2)
     async with running(chosen) as client:
         gate = threading.Event()
-        services(client).engine.repository = counting = Slow(services(client).engine.repository, gate)
+        services(client).registry.repository = counting = Slow(services(client).registry.repository, gate)
         replies = await asyncio.gather(*(raw(client, zero, query) for _ in range(10)))
         assert sorted(reply.status_code for reply in replies) == [503] * 6 + [504] * 4
         assert_problem(await raw(client, zero, "?model=zero-article@3"), 504, "deadline-exceeded")
         assert_problem(await raw(client, zero, "?model=zero-article@4"), 503, "overloaded")
-        assert "anomaly_score_shed_total 7.0" in (await client.get("/metrics")).text
+        assert 'anomaly_problems_total{type="overloaded"} 7.0' in (await client.get("/metrics")).text
         assert (await raw(client, zero)).status_code == 200
         gate.set()
 
@@ -356,7 +360,7 @@ async def test_a_refusal_is_a_gauge(make_settings: Callable[..., Settings], tmp_
         assert await refused() == 'anomaly_model_version_rejected{model="zero-article"} 0.0'
         for version, value in ((2, 1), (1, 0)):
             model_stores.promote(store, version)
-            await services(client).engine.refresh()
+            await services(client).registry.refresh()
             assert await refused() == f'anomaly_model_version_rejected{{model="zero-article"}} {value}.0'
 
 
@@ -378,7 +382,7 @@ class Faulty:
 
 
 def break_model(client: httpx.AsyncClient, fault: Callable[[Pictures], Pictures]) -> Faulty:
-    serving = services(client).engine.current("zero-article")
+    serving = services(client).registry.current("zero-article")
     serving._detector = faulty = Faulty(serving._detector, fault)
     return faulty
 
@@ -426,7 +430,7 @@ async def test_the_log_of_a_failure_names_a_place_and_nothing_else(
     def fail(*_: object) -> None:
         raise ZeroDivisionError("at /secret/path")
 
-    monkeypatch.setattr(services(client).engine, "names", fail)
+    monkeypatch.setattr(services(client).registry, "names", fail)
     assert_problem(await client.get("/models"), 500, "internal-error")
     lines = [JsonFormatter().format(record) for record in caplog.records if record.levelno >= logging.ERROR]
     places = {line["error"]: line["at"] for line in map(json.loads, lines) if "error" in line}
@@ -481,3 +485,22 @@ async def test_stopping_answers_what_was_accepted(make_settings: Callable[..., S
         await asyncio.sleep(0.1)
         asyncio.get_running_loop().call_later(0.2, gate.set)
     assert [task.result().status_code for task in tasks] == [200] * 20
+
+
+async def test_a_promotion_reuses_loaded_versions(
+    make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
+) -> None:
+    """A version that a request named becomes the current one without a second load, and so does the one before it."""
+    store = model_stores.copy(tmp_path / "store", 1, 2, current=1)
+    async with running(make_settings(model_store=store, watch_seconds=300, deadline_ms=30_000)) as client:
+        its = services(client).registry
+        gate = threading.Event()
+        gate.set()
+        its.repository = counting = Slow(its.repository, gate)
+        assert (await raw(client, zero, "?model=zero-article@2")).json()["version"] == 2
+        for current in (2, 1, 2):
+            model_stores.promote(store, current)
+            await its.refresh()
+            assert (await raw(client, zero)).json()["version"] == current
+            assert (await raw(client, zero, f"?model=zero-article@{3 - current}")).json()["version"] == 3 - current
+        assert counting.opened == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import io
 import struct
 import tracemalloc
@@ -15,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from app import problems
-from app.images.png import decode, decode_any, encode, error_picture, panel
+from app.images.pictures import encode, error_picture, panel
+from app.images.png import decode, decode_any
 from tests import pngs
 
 GREY = pngs.gradient()
@@ -47,6 +50,18 @@ def sixteen_bit_rgb(*extra: bytes) -> bytes:
     wide = np.repeat(((GREY.astype(np.uint16) << 8) | 0x7F)[..., None], 3, 2).reshape(28, -1).astype(">u2")
     pixels = pngs.chunk(b"IDAT", pngs.rows(wide))
     return pngs.SIGNATURE + pngs.header(depth=16, colour=2) + b"".join(extra) + pixels + pngs.chunk(b"IEND")
+
+
+def deep(samples: np.ndarray, colour: int = 0) -> bytes:
+    """Return a 16-bit PNG of samples [28, 28 times the samples per pixel]."""
+    content = pngs.chunk(b"IDAT", pngs.rows(samples.astype(">u2")))
+    return pngs.SIGNATURE + pngs.header(depth=16, colour=colour) + content + pngs.chunk(b"IEND")
+
+
+def off_by_one() -> Image.Image:
+    """Return an RGB image whose channels differ by one level in some pixels, and whose median is `GREY`."""
+    other = np.where(np.arange(784).reshape(28, 28) % 3 == 0, GREY + 1, GREY).astype(np.uint8)
+    return Image.fromarray(np.stack([GREY, other, GREY], 2))
 
 
 def levels(depth: int) -> np.ndarray:
@@ -99,10 +114,13 @@ ACCEPTED = {
     "8-bit grey": (pngs.plain(), GREY),
     "as Pillow writes it": (pngs.saved(Image.fromarray(GREY), optimize=True), GREY),
     "with text and a time": (pngs.plain(GREY, pngs.chunk(b"tEXt", b"a\0b"), pngs.chunk(b"tIME", bytes(7))), GREY),
-    "bytes after the end": (pngs.plain() + b"more", GREY),
     "1-bit": (pngs.saved(two_grey_levels().convert("1")), np.asarray(two_grey_levels())),
     "palette": (pngs.saved(palette()), np.asarray(two_grey_levels())),
     "RGB": (pngs.saved(rgb(GREY)), GREY),
+    "RGB with one level of difference": (pngs.saved(off_by_one()), GREY),
+    "a wrong checksum in a text": (pngs.plain(GREY, pngs.chunk(b"tEXt", b"a\0b", crc=7)), GREY),
+    "16-bit, all black": (deep(np.zeros((28, 28))), np.zeros((28, 28))),
+    "16-bit RGB, all black": (deep(np.zeros((28, 84)), colour=2), np.zeros((28, 28))),
     "RGBA, opaque": (pngs.saved(rgb(GREY, np.full_like(GREY, 255))), GREY),
     "grey and alpha, opaque": (pngs.saved(Image.fromarray(GREY).convert("LA")), GREY),
     "16-bit": (sixteen_bit(), GREY),
@@ -145,7 +163,7 @@ def with_alpha(value: int) -> Image.Image:
 
 def coloured() -> Image.Image:
     other = GREY.copy()
-    other[5, 5] ^= 1
+    other[5, 5] ^= 2
     return Image.fromarray(np.stack([GREY, GREY, other], 2))
 
 
@@ -171,6 +189,21 @@ REFUSED = {
     "cut inside the pixels": (pngs.plain()[:200], problems.TruncatedPng),
     "without its end": (pngs.plain()[:-12], problems.TruncatedPng),
     "bad checksum": (bad_checksum(), problems.CorruptPng),
+    "bad checksum of the transparency": (
+        pngs.plain(GREY, pngs.chunk(b"tRNS", b"\0\7", crc=7)),
+        problems.CorruptPng,
+    ),
+    "bytes after the end": (pngs.plain() + b"more", problems.CorruptPng),
+    "two files in one": (pngs.plain() * 2, problems.CorruptPng),
+    **{f"{bits} bits in 16": (deep(np.full((28, 28), 2**bits - 1)), problems.LowBitDepth) for bits in (1, 8, 10, 12)},
+    **{
+        f"{bits} bits in 16, {name}": (
+            deep(np.tile([2**bits - 1] * colours + [65535] * alpha, (28, 28)), kind),
+            problems.LowBitDepth,
+        )
+        for bits in (8, 12)
+        for name, kind, colours, alpha in (("RGB", 2, 3, 0), ("grey and alpha", 4, 1, 1), ("RGBA", 6, 3, 1))
+    },
     "no header": (pngs.SIGNATURE + pngs.chunk(b"IDAT", b"") + pngs.chunk(b"IEND"), problems.CorruptPng),
     "no pixels": (pngs.SIGNATURE + pngs.header() + pngs.chunk(b"IEND"), problems.CorruptPng),
     "fewer pixels than declared": (
@@ -334,6 +367,64 @@ def test_transparent_grey_becomes_the_other_ground(depth: int) -> None:
         found = np.asarray(decode_any(png, 10_000))
         assert (found[grey == level] == ground).all()
         assert (found[grey == stroke] == 255 - ground).all()
+
+
+DAMAGED = {
+    "without CR and LF": (pngs.plain().translate(None, b"\r\n\0"), "--data-binary"),
+    "with LF for CRLF": (pngs.plain().replace(b"\r\n", b"\n"), "as binary"),
+    "with CRLF for LF": (pngs.plain().replace(b"\n", b"\r\n"), "as binary"),
+    "latin-1 to UTF-8": (pngs.plain().decode("latin-1").encode(), "open(path, 'rb')"),
+    "replaced as UTF-8": (pngs.plain().decode(errors="replace").encode(), "open(path, 'rb')"),
+    "a data URL": (b"data:image/png;base64," + base64.b64encode(pngs.plain()), "after the comma"),
+    "base64": (base64.b64encode(pngs.plain()), "base64"),
+    "bytes before it": (b"\xef\xbb\xbf" + pngs.plain(), "before the PNG signature"),
+    "gzip": (gzip.compress(pngs.plain()), "Content-Encoding: gzip"),
+    "JSON": (b'{"image": "iVBOR"}', "not JSON"),
+    "a form": (pngs.multipart(("file", "a.png", b"x"))[1], "multipart/form-data"),
+    "an array": (b"\x93NUMPY\x01\x00", "/score/batch"),
+    "Git LFS": (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damage_that_has_a_name_gets_its_hint(name: str) -> None:
+    """A PNG that was damaged on the way is rejected with a hint that names the cause."""
+    content, hint = DAMAGED[name]
+    for reading in (decode, lambda png: decode_any(png, 10_000)):
+        with pytest.raises(problems.NotAPng) as caught:
+            reading(content)
+        assert hint in caught.value.hint
+
+
+FORMATS = {
+    **{kind: pngs.saved(Image.fromarray(GREY), format=kind) for kind in ("JPEG", "GIF", "TIFF", "BMP", "WebP", "PDF")},
+    "HEIC": b"\0\0\0\x18ftypheic",
+    "AVIF": b"\0\0\0\x18ftypavif",
+    "SVG": b'\n<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>',
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_other_formats_are_named(name: str) -> None:
+    """A file of another format is named as what it is; with `fit` the hint accepts any size."""
+    with pytest.raises(problems.NotAPng, match=name) as caught:
+        decode(FORMATS[name])
+    assert "28x28" in caught.value.hint and "fit=mnist" in caught.value.hint
+    with pytest.raises(problems.NotAPng, match=name) as caught:
+        decode_any(FORMATS[name], 10_000)
+    assert "28x28" not in caught.value.hint and "Any size" in caught.value.hint
+
+
+def test_a_checksum_error_names_its_chunk() -> None:
+    """The detail of a checksum error contains the name of the chunk."""
+    with pytest.raises(problems.CorruptPng, match="IDAT"):
+        decode(bad_checksum())
+
+
+def test_low_bit_depth_is_rejected_at_any_size() -> None:
+    """`decode_any` rejects 12 bits in 16, and names the number of bits."""
+    with pytest.raises(problems.LowBitDepth, match="12 of 16 bits"):
+        decode_any(deep(np.tile([0, 4095], (28, 14))), 784)
 
 
 def test_wrong_size_says_the_size_found() -> None:

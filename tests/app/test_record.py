@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from app.stores.record import SIZE_BOUND, Record, unpack
 from hypothesis import given
 from hypothesis import strategies as st
-
-from app.stores.record import SIZE_BOUND, Record, unpack
 
 
 @given(

@@ -12,20 +12,22 @@ from typing import Any
 
 import pytest
 
-from app.http.schemas import Fitted, ScoreResponse
-from app.inference.version import Detection, Waiting
+from app.http.schemas import ScoreResponse
+from app.inference.version import Detection
 from app.models.calibration import Calibration
 from app.problems import InternalError
-from app.scoring.verdict import Order, Replies, Reply, new_ids
-from app.stores.reconstructions import Reconstructions
-from app.stores.record import unpack
+from app.scoring.score import Reply, Scorer, ScoreRequest
+from app.scoring.verdict import DecisionRule, Fitted
+from app.stores.reconstructions import Reconstructions, new_ids, unpack
 from app.stores.sqlite import SqliteStore
 from app.telemetry.metrics import Metrics
 
-SERVING: Any = SimpleNamespace(
+VERSION: Any = SimpleNamespace(
     manifest=SimpleNamespace(name="zero", version=3), calibration=Calibration([0.1, 0.2, 0.3, 0.4])
 )
-ORDER = Order(threshold=0.25, alpha=0.4, owner=None, fitted=None, embed=False)
+RULE = DecisionRule(VERSION.manifest, VERSION.calibration, threshold=0.25, alpha=0.4)
+PLAIN: dict[str, Any] = {"rule": RULE, "owner": None, "fitted": None, "include_reconstruction": False}
+"""What a request without parameters asks for."""
 
 
 def detection(mse: float, reason: str | None = None) -> Detection:
@@ -43,23 +45,23 @@ async def kept(tmp_path):
     await kept.aclose()
 
 
-async def finished(kept: Reconstructions, *pairs: tuple[Order, Detection]) -> list[Any]:
+async def finished(kept: Reconstructions, *pairs: tuple[dict[str, Any], Detection]) -> list[Any]:
     """Finish one micro-batch, in another thread."""
-    waiting = [Waiting(b"", 0.0, order) for order, _ in pairs]
     loop = asyncio.get_running_loop()
+    requests = [ScoreRequest(image=b"", future=loop.create_future(), **wanted) for wanted, _ in pairs]
     made = loop.create_future()
 
     def done(make: Callable[[], Sequence[Any]]) -> None:
         loop.call_soon_threadsafe(lambda: made.set_result(make()))
 
-    replies = Replies(kept, Metrics(), "/prefix")
-    await asyncio.to_thread(replies.finish, SERVING, waiting, [found for _, found in pairs], done)
+    scorer = Scorer(kept, Metrics(), "/prefix")
+    await asyncio.to_thread(scorer.on_batch_done, VERSION, requests, [found for _, found in pairs], done)
     return list(await made)
 
 
 async def test_a_reply_is_what_the_schema_says(kept):
     """Every member of the schema is there, in its order, and a link under the prefix leads to what was kept."""
-    ((reply,)) = await finished(kept, (ORDER, detection(0.3)))
+    ((reply,)) = await finished(kept, (PLAIN, detection(0.3)))
     document = json.loads(reply.body)
     known = ScoreResponse.model_validate_json(reply.body)
     assert list(document) == [name for name in ScoreResponse.model_fields if name in document]
@@ -75,10 +77,10 @@ async def test_each_order_has_its_own_reply(kept):
     fitted = Fitted(inverted=True, crop=(1, 2, 3, 4))
     replies = await finished(
         kept,
-        (ORDER, detection(0.2)),
-        (replace(ORDER, threshold=0.1, alpha=0.8), detection(0.2)),
-        (replace(ORDER, fitted=fitted), detection(4.0, "empty")),
-        (replace(ORDER, embed=True), detection(0.2)),
+        (PLAIN, detection(0.2)),
+        ({**PLAIN, "rule": replace(RULE, threshold=0.1, alpha=0.8)}, detection(0.2)),
+        ({**PLAIN, "fitted": fitted}, detection(4.0, "empty")),
+        ({**PLAIN, "include_reconstruction": True}, detection(0.2)),
     )
     said = [json.loads(reply.body) for reply in replies]
     assert [each["is_anomaly"] for each in said] == [False, True, True, False]
@@ -91,7 +93,7 @@ async def test_each_order_has_its_own_reply(kept):
 
 async def test_another_key_does_not_find_it(kept):
     """What one API key's owner scored is kept under that owner's name."""
-    ((reply,)) = await finished(kept, (replace(ORDER, owner="line-1"), detection(0.2)))
+    ((reply,)) = await finished(kept, ({**PLAIN, "owner": "line-1"}, detection(0.2)))
     key = json.loads(reply.body)["id"]
     assert await kept.find(key) is None
     assert await kept.find(f"line-1/{key}") is not None
@@ -100,10 +102,10 @@ async def test_another_key_does_not_find_it(kept):
 @pytest.mark.parametrize("mse", [math.nan, math.inf])
 async def test_a_score_that_is_no_number_fails_its_caller_alone(kept, mse):
     """The others of its micro-batch have their replies, and nothing is kept of it."""
-    first, second, third = await finished(kept, (ORDER, detection(0.2)), (ORDER, detection(mse)), (ORDER, detection(1)))
+    first, second, third = await finished(kept, (PLAIN, detection(0.2)), (PLAIN, detection(mse)), (PLAIN, detection(1)))
     assert isinstance(second, InternalError)
     assert [json.loads(reply.body)["mse"] for reply in (first, third)] == [0.2, 1]
-    (alone,) = await finished(kept, (ORDER, detection(mse)))
+    (alone,) = await finished(kept, (PLAIN, detection(mse)))
     assert isinstance(alone, InternalError)
 
 
@@ -114,7 +116,7 @@ async def test_what_cannot_be_kept_has_no_id(tmp_path):
     kept = Reconstructions(store, Metrics(), timeout=5, max_waiting=100)
     await kept.check()
     kept._retry_at = 0.0  # so that the store is asked again at once
-    ((reply,)) = await finished(kept, (ORDER, detection(0.3)))
+    ((reply,)) = await finished(kept, (PLAIN, detection(0.3)))
     said = json.loads(reply.body)
     assert (said["id"], said["reconstruction"], said["is_anomaly"]) == (None, None, True)
     await kept.aclose()
@@ -122,7 +124,7 @@ async def test_what_cannot_be_kept_has_no_id(tmp_path):
 
 async def test_a_record_is_the_image_and_its_reply(kept):
     """Packed and unpacked, a record is the same."""
-    ((reply,)) = await finished(kept, (ORDER, detection(0.3)))
+    ((reply,)) = await finished(kept, (PLAIN, detection(0.3)))
     record = await kept.find(json.loads(reply.body)["id"])
     assert unpack(record.pack()) == record
     assert isinstance(reply, Reply)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.images import png
+from app.images import pictures, png
 from app.settings import Settings
 from tests import model_stores, pngs
 from tests.app.test_score import assert_problem, raw
@@ -33,13 +33,13 @@ async def test_views_show_what_was_scored(client: httpx.AsyncClient, zero: bytes
     path = reply["reconstruction"]
     given = np.frombuffer(png.decode(zero), np.uint8).reshape(28, 28)
     assert np.array_equal(np.asarray(picture(await client.get(f"{path}?view=input"))), given)
-    detector = services(client).engine.current("zero-article")._detector
+    detector = services(client).registry.current("zero-article")._detector
     found = detector.detect(given.reshape(1, 1, 28, 28).copy())
     redrawn = np.asarray(picture(await client.get(path))).astype(float) / 255
     assert np.abs(redrawn - found.reconstruction[0, 0]).max() <= 0.5 / 255 + 1e-6
     error = np.rint(found.error_map[0] / found.error_map[0].max() * 255).astype(np.uint8)
     shown = np.asarray(picture(await client.get(f"{path}?view=error")))
-    assert np.array_equal(shown, png.error_picture(error.tobytes()))
+    assert np.array_equal(shown, pictures.error_picture(error.tobytes()))
     assert found.error_map[0].mean() == pytest.approx(reply["mse"], rel=1e-5)
 
 
@@ -56,14 +56,14 @@ async def test_drawing_a_panel_holds_up_nothing(
 ) -> None:
     """While a panel is being drawn, other requests are answered."""
     drawing, answered = threading.Event(), threading.Event()
-    draw = png.panel
+    draw = pictures.panel
 
     def slowly(*arguments: Any, **options: Any) -> bytes:
         drawing.set()
         assert answered.wait(10), "the event loop waits for the panel"
         return draw(*arguments, **options)
 
-    monkeypatch.setattr(png, "panel", slowly)
+    monkeypatch.setattr(pictures, "panel", slowly)
     path = (await raw(client, zero)).json()["reconstruction"]
     panel = asyncio.create_task(client.get(f"{path}?view=panel&scale=16"))
     while not drawing.is_set():
@@ -206,7 +206,7 @@ async def test_metrics_count_what_happened(client: httpx.AsyncClient, zero: byte
     text = (await client.get("/metrics")).text
     assert 'anomaly_http_requests_total{route="/score",status="200"} 1.0' in text
     assert 'anomaly_http_requests_total{route="/score",status="422"} 1.0' in text
-    assert 'anomaly_http_requests_total{route="/reconstruction/{key}",status="404"} 1.0' in text
+    assert 'anomaly_http_requests_total{route="/reconstruction/{id}",status="404"} 1.0' in text
     assert 'anomaly_http_requests_total{route="unknown",status="404"} 1.0' in text
     assert 'anomaly_score_stage_duration_seconds_count{stage="forward"} 1.0' in text
     assert 'anomaly_model_version{model="zero-article"} 1.0' in text
@@ -264,8 +264,8 @@ async def test_a_failure_nobody_foresaw_is_a_problem(
     def fail(*_: object) -> None:
         raise ZeroDivisionError("at /secret/path")
 
-    monkeypatch.setattr(services(client).engine, "names", fail)
-    monkeypatch.setattr(services(client).engine, "select", fail)
+    monkeypatch.setattr(services(client).registry, "names", fail)
+    monkeypatch.setattr(services(client).registry, "select", fail)
     for response in (await client.get("/models"), await raw(client, pngs.plain())):
         document = assert_problem(response, 500, "internal-error")
         assert "secret" not in str(document)

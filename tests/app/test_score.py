@@ -16,7 +16,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from app.scoring import score
+from app.http import queries, score
 from app.settings import Settings
 from tests import pngs
 from tests.app.test_images import BOMBS, REFUSED
@@ -46,7 +46,7 @@ async def form(client: httpx.AsyncClient, *parts: tuple[str, str | None, bytes])
     return await client.post("/score", content=body, headers={"content-type": content_type})
 
 
-def assert_problem(response: httpx.Response, status: int, type: str) -> dict[str, Any]:  # noqa: A002
+def assert_problem(response: httpx.Response, status: int, type: str) -> dict[str, Any]:
     """A problem has its media type, status and type, says what to do, and names the request."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
@@ -101,7 +101,9 @@ async def test_bad_images_are_problems(client: httpx.AsyncClient, name: str) -> 
 async def stored(client: httpx.AsyncClient) -> int:
     """Return how many reconstructions the store holds."""
     store = services(client).reconstructions._store
-    count: int = await store._call(lambda connection: connection.execute("SELECT count(*) FROM entries").fetchone()[0])
+    count: int = await services(client).reconstructions._worker.run(
+        lambda: store._answer(lambda connection: connection.execute("SELECT count(*) FROM entries").fetchone()[0])
+    )
     return count
 
 
@@ -334,7 +336,7 @@ async def test_long_queries_are_refused_and_not_remembered(client: httpx.AsyncCl
     """A query of more than 1,024 bytes is 400 on every route, and the memory of read queries never sees it."""
     query = "?model=zero-article&note=" + "n" * (length - 24)
     assert len(query) == length + 1
-    before = score._parsed.cache_info().misses
+    before = queries._parsed.cache_info().misses
     requests = [("POST", "/score"), ("POST", "/score/batch"), ("GET", "/models"), ("GET", "/livez"), ("GET", "/none")]
     for method, path in requests:
         response = await client.request(method, path + query, content=zero, headers=PNG)
@@ -342,7 +344,7 @@ async def test_long_queries_are_refused_and_not_remembered(client: httpx.AsyncCl
             assert_problem(response, 400, "malformed-request")
         else:
             assert response.status_code in (200, 404, 415, 422)
-    assert score._parsed.cache_info().misses - before == (0 if length > 1024 else 1)
+    assert queries._parsed.cache_info().misses - before == (0 if length > 1024 else 1)
 
 
 async def test_too_many_fits_are_shed_and_counted(make_settings: Callable[..., Settings], zero: bytes) -> None:
@@ -351,7 +353,7 @@ async def test_too_many_fits_are_shed_and_counted(make_settings: Callable[..., S
         replies = await asyncio.gather(*(raw(client, zero, "?fit=mnist") for _ in range(8)))
         shed = [reply for reply in replies if reply.status_code == 503]
         assert shed
-        assert f"anomaly_score_shed_total {len(shed)}.0" in (await client.get("/metrics")).text
+        assert f'anomaly_problems_total{{type="overloaded"}} {len(shed)}.0' in (await client.get("/metrics")).text
 
 
 async def test_an_image_that_is_fitted_too_late_is_504(

@@ -14,16 +14,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
-from app.scoring.verdict import new_ids
 from app.stores import Store, StoreError, open_store
-from app.stores.reconstructions import Reconstructions
-from app.stores.record import Record
+from app.stores.reconstructions import Reconstructions, Record, new_ids
 from app.stores.redis import RedisStore
 from app.stores.sqlite import SqliteStore
 from app.telemetry.metrics import Metrics
@@ -117,7 +116,7 @@ async def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIte
 
     yield make
     for store in stores:
-        await store.close()
+        store.close()
 
 
 def entries(name: str, count: int, size: int = 64) -> list[tuple[str, bytes]]:
@@ -125,89 +124,46 @@ def entries(name: str, count: int, size: int = 64) -> list[tuple[str, bytes]]:
     return [(f"{name}-{os.urandom(8).hex()}", os.urandom(size)) for _ in range(count)]
 
 
-async def put(store: Store, group: list[tuple[str, bytes]]) -> None:
-    """Put entries, and raise what the store says."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Exception | None] = loop.create_future()
-    store.put(group, lambda error: loop.call_soon_threadsafe(future.set_result, error), lambda: True)
-    async with asyncio.timeout(30):
-        error = await future
-    if error is not None:
-        raise error
-
-
 async def test_what_is_put_is_got(make_store: OpenStore) -> None:
     """Every byte of every entry of a group comes back, the empty content included."""
     store = make_store()
     group = [*entries("group", 50), ("empty-" + os.urandom(4).hex(), b""), *entries("large", 1, 20_000)]
-    await put(store, group)
-    assert [await store.get(key) for key, _ in group] == [content for _, content in group]
+    store.put(group)
+    assert [store.get(key) for key, _ in group] == [content for _, content in group]
 
 
 async def test_what_was_never_put_is_none(make_store: OpenStore) -> None:
     """An unknown id, and ids that mean something to a database, are None."""
     store = make_store()
-    assert [await store.get(key) for key in ("unknown", "", "*", "'; --", "a\x00b", "é")] == [None] * 6
+    assert [store.get(key) for key in ("unknown", "", "*", "'; --", "a\x00b", "é")] == [None] * 6
 
 
 async def test_an_expired_entry_is_none(make_store: OpenStore) -> None:
     """Before its time is over an entry is there; afterwards it is as good as never put."""
     store = make_store(ttl_seconds=0.4)
     (entry,) = entries("brief", 1)
-    await put(store, [entry])
-    assert await store.get(entry[0]) == entry[1]
+    store.put([entry])
+    assert store.get(entry[0]) == entry[1]
     await asyncio.sleep(0.5)
-    assert await store.get(entry[0]) is None
+    assert store.get(entry[0]) is None
 
 
 async def test_two_stores_share_their_entries(make_store: OpenStore) -> None:
     """What one worker or replica puts, another one gets."""
     one, other = make_store(), make_store()
     (entry,) = entries("shared", 1)
-    await put(one, [entry])
-    assert await other.get(entry[0]) == entry[1]
-
-
-async def test_any_thread_puts(make_store: OpenStore) -> None:
-    """Once the event loop has asked the store, other threads put, and hear of it wherever that is."""
-    store = make_store()
-    await store.ping()
-    groups = [entries(f"thread-{number}", 3) for number in range(20)]
-    said: list[Exception | None] = []
-    heard = threading.Semaphore(0)
-
-    def then(error: Exception | None) -> None:
-        said.append(error)
-        heard.release()
-
-    await asyncio.gather(*(asyncio.to_thread(store.put, group, then, lambda: True) for group in groups))
-    for _ in groups:
-        assert await asyncio.to_thread(heard.acquire, timeout=30)
-    assert said == [None] * 20
-    assert [await store.get(key) for group in groups for key, _ in group] == [c for group in groups for _, c in group]
-
-
-async def test_what_nobody_wants_any_more_is_not_put(make_store: OpenStore) -> None:
-    """The store asks before it does anything, and then neither keeps nor says anything."""
-    store = make_store()
-    unwanted, wanted = entries("unwanted", 2), entries("wanted", 2)
-    said: list[Exception | None] = []
-    store.put(unwanted, said.append, lambda: False)
-    await put(store, wanted)
-    assert [await store.get(key) for key, _ in [*unwanted, *wanted]] == [None, None, *(c for _, c in wanted)]
-    assert said == []
+    one.put([entry])
+    assert other.get(entry[0]) == entry[1]
 
 
 async def test_many_at_once(make_store: OpenStore) -> None:
-    """Hundreds of concurrent puts and gets of two stores neither fail nor mix their entries."""
+    """Hundreds of alternating writes and reads through two stores on one backend do not mix their entries."""
     stores = (make_store(), make_store())
 
-    async def one(number: int) -> bool:
+    for number in range(150):
         group = entries(f"many-{number}", 3)
-        await put(stores[number % 2], group)
-        return [await stores[(number + 1) % 2].get(key) for key, _ in group] == [content for _, content in group]
-
-    assert all(await asyncio.gather(*(one(number) for number in range(150))))
+        stores[number % 2].put(group)
+        assert [stores[(number + 1) % 2].get(key) for key, _ in group] == [content for _, content in group]
 
 
 async def test_the_newest_stay_when_the_bound_is_reached(make_store: OpenStore) -> None:
@@ -216,21 +172,21 @@ async def test_the_newest_stay_when_the_bound_is_reached(make_store: OpenStore) 
     kept = []
     for _ in range(30):
         group = entries("full", ENTRIES // 10, ENTRY)
-        await put(store, group)
+        store.put(group)
         kept.append(group)
         # Redis orders by the time that is left, in milliseconds.
         await asyncio.sleep(0.002)
-    newest = [await store.get(key) == content for key, content in kept[-1]]
+    newest = [store.get(key) == content for key, content in kept[-1]]
     assert all(newest)
-    there = sum([await store.get(key) is not None for group in kept for key, _ in group])
+    there = sum([store.get(key) is not None for group in kept for key, _ in group])
     assert ENTRIES // 2 <= there <= ENTRIES * 3 // 2
-    oldest = sum([await store.get(key) is not None for group in kept[:5] for key, _ in group])
+    oldest = sum([store.get(key) is not None for group in kept[:5] for key, _ in group])
     assert oldest <= ENTRIES // 10
 
 
 async def test_a_ping_answers(make_store: OpenStore) -> None:
     """A store that is there says so."""
-    await make_store().ping()
+    make_store().ping()
 
 
 @pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "sqlite:////proc/none/store.db"])
@@ -238,11 +194,11 @@ async def test_a_store_that_is_not_there_raises_one_kind_of_error(url: str) -> N
     """Every method of a store that cannot be reached raises StoreError, and does so fast."""
     store = open_store(url, ttl_seconds=60, max_bytes=ENTRY, entry_bytes=ENTRY)
     began = time.monotonic()
-    for call in (store.ping(), store.get("a"), put(store, [("a", b"b")])):
+    for call in (store.ping, lambda: store.get("a"), lambda: store.put([("a", b"b")])):
         with pytest.raises(StoreError):
-            await call
+            call()
     assert time.monotonic() - began < 2
-    await store.close()
+    store.close()
 
 
 @pytest.mark.parametrize(
@@ -277,10 +233,7 @@ async def main():
     store = SqliteStore(Path(sys.argv[1]), ttl_seconds=600, max_entries=100_000)
     while True:
         group = [(os.urandom(8).hex(), b"content") for _ in range(5)]
-        done = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        store.put(group, lambda error: error or loop.call_soon_threadsafe(done.set), lambda: True)
-        await done.wait()
+        store.put(group)
         print(*(key for key, _ in group), flush=True)
 
 asyncio.run(main())
@@ -307,21 +260,21 @@ async def test_sqlite_keeps_what_it_said_it_kept_through_kill_9(tmp_path: Path) 
         keys += [key for line in said.decode().splitlines(keepends=True) if line.endswith("\n") for key in line.split()]
     assert len(keys) > 100
     store = SqliteStore(path, ttl_seconds=600, max_entries=100_000)
-    assert [key for key in keys if await store.get(key) != b"content"] == []
-    await store.close()
+    assert [key for key in keys if store.get(key) != b"content"] == []
+    store.close()
 
 
 async def test_redis_comes_back_by_itself(redis_server: RedisServer) -> None:
     """After a restart of the server the same store answers at once, and entries put before it are there."""
     store = RedisStore(redis_server.url, ttl_seconds=60, password_file=redis_server.password_file)
     (entry,) = entries("before", 1)
-    await put(store, [entry])
+    store.put([entry])
     redis_server.end()
     with pytest.raises(StoreError):
-        await put(store, entries("while", 1))
+        store.put(entries("while", 1))
     redis_server.start()
-    assert await store.get(entry[0]) == entry[1]
-    await store.close()
+    assert store.get(entry[0]) == entry[1]
+    store.close()
 
 
 async def test_a_wrong_password_is_an_error_that_does_not_tell_it(shared_redis: RedisServer, tmp_path: Path) -> None:
@@ -331,10 +284,10 @@ async def test_a_wrong_password_is_an_error_that_does_not_tell_it(shared_redis: 
     for file in (wrong, tmp_path / "none", None):
         store = RedisStore(shared_redis.url, ttl_seconds=60, password_file=file)
         with pytest.raises(StoreError) as refusal:
-            await store.ping()
+            store.ping()
         assert "sesame" not in str(refusal.value)
         assert str(tmp_path) not in str(refusal.value)
-        await store.close()
+        store.close()
 
 
 @pytest.mark.parametrize(
@@ -353,8 +306,8 @@ async def test_sqlite_begins_anew_after_a_crash_of_the_machine_damaged_it(
     """The first to open the file after a start of the machine keeps a sound one; a damaged one is moved aside."""
     path = tmp_path / "r.db"
     store = SqliteStore(path, ttl_seconds=60, max_entries=1000)
-    await put(store, [(f"{number:032x}", bytes([number]) * 3000) for number in range(100)])
-    await store.close()
+    store.put([(f"{number:032x}", bytes([number]) * 3000) for number in range(100)])
+    store.close()
     (tmp_path / "r.db.lock").write_text(boots)
     content = path.read_bytes()
     if damage == "pages":
@@ -364,11 +317,11 @@ async def test_sqlite_begins_anew_after_a_crash_of_the_machine_damaged_it(
     path.write_bytes(content)
     (tmp_path / "r.db.damaged").write_bytes(b"an older one")
     store = SqliteStore(path, ttl_seconds=60, max_entries=1000)
-    assert (await store.get(f"{7:032x}") is not None) == kept
+    assert (store.get(f"{7:032x}") is not None) == kept
     assert (tmp_path / "r.db.damaged").read_bytes() == (b"an older one" if kept else content)
-    await put(store, [("a" * 32, b"new")])
-    assert await store.get("a" * 32) == b"new"
-    await store.close()
+    store.put([("a" * 32, b"new")])
+    assert store.get("a" * 32) == b"new"
+    store.close()
 
 
 async def test_what_is_no_database_is_moved_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -376,8 +329,8 @@ async def test_what_is_no_database_is_moved_aside(tmp_path: Path, caplog: pytest
     path = tmp_path / "notes.txt"
     path.write_text("years of work\n" * 100)
     store = SqliteStore(path, ttl_seconds=60, max_entries=100)
-    await put(store, [("a", b"1")])
-    await store.close()
+    store.put([("a", b"1")])
+    store.close()
     assert (tmp_path / "notes.txt.damaged").read_text() == "years of work\n" * 100
     assert "notes.txt.damaged" in caplog.text
     assert str(tmp_path) not in caplog.text
@@ -386,8 +339,8 @@ async def test_what_is_no_database_is_moved_aside(tmp_path: Path, caplog: pytest
 async def kept_before_a_boot(path: Path, content: bytes) -> None:
     """Make a store with one entry, `a`, as a process left it before the machine was started anew."""
     store = SqliteStore(path, ttl_seconds=60, max_entries=100)
-    await put(store, [("a", content)])
-    await store.close()
+    store.put([("a", content)])
+    store.close()
     path.with_name(f"{path.name}.lock").write_text("another start of the machine")
 
 
@@ -397,9 +350,9 @@ async def test_a_full_disk_is_not_taken_for_a_damaged_file(tmp_path: Path) -> No
     await kept_before_a_boot(path, b"1")
     store = SqliteStore(path, ttl_seconds=60, max_entries=100)
     with no_file_larger_than(1000), pytest.raises(StoreError, match="disk I/O error"):
-        await store.ping()
-    assert await store.get("a") == b"1"
-    await store.close()
+        store.ping()
+    assert store.get("a") == b"1"
+    store.close()
 
 
 FOREIGN = {
@@ -425,10 +378,10 @@ async def test_a_database_of_something_else_is_refused_and_not_altered(
     content = path.read_bytes()
     with pytest.raises(StoreError, match="a database of something else"):
         open_store(f"sqlite:///{path}", ttl_seconds=60, max_bytes=ENTRY, entry_bytes=ENTRY)
-    for call in (store.ping(), put(store, [("a", b"1")])):
+    for call in (store.ping, lambda: store.put([("a", b"1")])):
         with pytest.raises(StoreError, match="a database of something else"):
-            await call
-    await store.close()
+            call()
+    store.close()
     assert (path.read_bytes(), later.read_bytes()) == (content, content)
 
 
@@ -439,8 +392,8 @@ async def test_sqlite_checks_once_after_a_start_of_the_machine(tmp_path: Path, m
     path.touch()
     for _ in range(3):
         store = SqliteStore(path, ttl_seconds=60, max_entries=1000)
-        await store.ping()
-        await store.close()
+        store.ping()
+        store.close()
     assert checked == [path]
 
 
@@ -448,13 +401,13 @@ async def test_sqlite_lets_entries_go_that_lie_behind_longer_lived_ones(tmp_path
     """After a restart with a shorter life, what has expired leaves the file although older entries live on."""
     path, clock = tmp_path / "r.db", [1000.0]
     before = SqliteStore(path, ttl_seconds=86_400, max_entries=10_000, clock=lambda: clock[0])
-    await put(before, [("long-lived", b"old")])
-    await before.close()
+    before.put([("long-lived", b"old")])
+    before.close()
     store = SqliteStore(path, ttl_seconds=60, max_entries=10_000, clock=lambda: clock[0])
-    await put(store, [(f"short-lived-{number}", b"new") for number in range(200)])
+    store.put([(f"short-lived-{number}", b"new") for number in range(200)])
     clock[0] += 61
-    await put(store, [(f"fresh-{number}", b"new") for number in range(300)])
-    await store.close()
+    store.put([(f"fresh-{number}", b"new") for number in range(300)])
+    store.close()
     with contextlib.closing(sqlite3.connect(path)) as connection:
         found = {key for (key,) in connection.execute("SELECT key FROM entries")}
     assert found == {"long-lived", *(f"fresh-{number}" for number in range(300))}
@@ -464,10 +417,10 @@ async def test_sqlite_copies_its_log_before_it_is_long(tmp_path: Path) -> None:
     """The log stays small, for scores wait while it is copied: SQLite by itself lets it grow to 8 MB."""
     store = SqliteStore(tmp_path / "entries.db", ttl_seconds=60, max_entries=10_000)
     for group in range(150):
-        await put(store, [(f"{group:06}{number:02}", bytes(2700)) for number in range(20)])
+        store.put([(f"{group:06}{number:02}", bytes(2700)) for number in range(20)])
     log = tmp_path / "entries.db-wal"
     assert 0 < log.stat().st_size < 4_000_000
-    await store.close()
+    store.close()
 
 
 async def test_a_hanging_redis_costs_no_more_than_the_time_out(redis_server: RedisServer) -> None:
@@ -476,15 +429,15 @@ async def test_a_hanging_redis_costs_no_more_than_the_time_out(redis_server: Red
     store = RedisStore(redis_server.url, ttl_seconds=60, password_file=redis_server.password_file)
     kept = Reconstructions(store, Metrics(), timeout=0.3, max_waiting=64)
     record = Record(b"{}", bytes(3 * 784), 1.0)
-    assert await kept.kept([("a" * 32, record)])
+    assert await kept.stored([("a" * 32, record)])
     redis_server.process.send_signal(signal.SIGSTOP)
     began = time.monotonic()
-    assert not await kept.kept([("b" * 32, record)])
+    assert not await kept.stored([("b" * 32, record)])
     assert 0.2 < time.monotonic() - began < 1.0
     await asyncio.sleep(0.1)
     assert not kept.up
     began = time.monotonic()
-    assert not await kept.kept([("c" * 32, record)])
+    assert not await kept.stored([("c" * 32, record)])
     assert time.monotonic() - began < 0.1
     redis_server.process.send_signal(signal.SIGCONT)
     until = time.monotonic() + 5
@@ -492,7 +445,7 @@ async def test_a_hanging_redis_costs_no_more_than_the_time_out(redis_server: Red
         await kept.check_when_quiet()
         await asyncio.sleep(0.05)
     assert kept.up
-    assert await kept.kept([("d" * 32, record)])
+    assert await kept.stored([("d" * 32, record)])
     assert await kept.find("d" * 32) == record
     await kept.aclose()
 
@@ -507,20 +460,20 @@ async def test_a_locked_file_costs_no_more_than_the_time_out(tmp_path: Path) -> 
         other.execute("BEGIN EXCLUSIVE")
         began = time.monotonic()
         for key in "ab":
-            await asyncio.to_thread(kept.keep, [(key, record)], lambda kept, key=key: said.append((key, kept)))
+            await asyncio.to_thread(kept.put, [(key, record)], lambda kept, key=key: said.append((key, kept)))
         async with asyncio.timeout(30):
             while len(said) < 2:
                 await asyncio.sleep(0.01)
         assert 0.1 < time.monotonic() - began < 1.5
         assert not kept.up
         other.execute("COMMIT")
-    await store.ping()  # the file's thread is done with both
+    await kept._worker.run(store.ping)  # the store's thread has finished both
     assert said == [("a", False), ("b", False)]
     assert await kept.find("a") == record  # it was begun
     assert await kept.find("b") is None
     await kept.check()
     assert kept.up
-    assert await kept.kept([("c", record)])
+    assert await kept.stored([("c", record)])
     assert (kept._waiting, len(kept._puts)) == (0, 0)
     await kept.aclose()
 
@@ -539,9 +492,9 @@ def no_file_larger_than(size: int) -> Iterator[None]:
 async def _full_and_then_not(kept: Reconstructions, fill: Callable[[], object], empty: Callable[[], object]) -> None:
     """A store that is full is down, whatever it still gives, until it has room."""
     record = Record(b"{}", bytes(3 * 784), 1.0)
-    assert await kept.kept([("before", record)])
+    assert await kept.stored([("before", record)])
     fill()
-    while await kept.kept([(new_ids(1)[0], record)]):
+    while await kept.stored([(new_ids(1)[0], record)]):
         pass
     for _ in range(8):  # the rest of its room is smaller than a record
         await kept.check()
@@ -553,7 +506,7 @@ async def _full_and_then_not(kept: Reconstructions, fill: Callable[[], object], 
     empty()
     await kept.check()
     assert kept.up
-    assert await kept.kept([("after", record)])
+    assert await kept.stored([("after", record)])
     await kept.aclose()
 
 
@@ -566,18 +519,21 @@ async def test_a_full_disk_is_seen_although_the_file_can_be_read(
     await kept.check()
     with contextlib.ExitStack() as full:
         await _full_and_then_not(kept, lambda: full.enter_context(no_file_larger_than(100_000)), full.close)
-    assert caplog.messages[-2:] == ["store down: SQLite: disk I/O error", "store up again"]
+    assert caplog.messages[-2:] == [
+        "reconstruction store down: SQLite: disk I/O error",
+        "reconstruction store up again",
+    ]
 
 
 async def test_a_disk_that_is_full_when_a_transaction_ends_is_named(tmp_path: Path) -> None:
     """A group too large for one statement says what went wrong, not that there is nothing left to take back."""
     store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=1000)
-    await store.ping()
+    store.ping()
     with no_file_larger_than(100_000), pytest.raises(StoreError, match="disk I/O error"):
-        await put(store, [(str(number), bytes(2700)) for number in range(100)])
-    await put(store, [("after", b"1")])
-    assert await store.get("99") is None
-    await store.close()
+        store.put([(str(number), bytes(2700)) for number in range(100)])
+    store.put([("after", b"1")])
+    assert store.get("99") is None
+    store.close()
 
 
 async def test_fetches_do_not_stand_in_for_a_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -599,15 +555,15 @@ async def test_fetches_do_not_stand_in_for_a_check(tmp_path: Path, monkeypatch: 
 async def test_redis_says_why_it_refuses_without_the_id(redis_server: RedisServer) -> None:
     """Of what Redis says of a refused command the log gets the reason's own word."""
     store = RedisStore(redis_server.url, ttl_seconds=60, password_file=redis_server.password_file)
-    await store.ping()
+    store.ping()
     password = redis_server.password_file.read_text().strip()
     with contextlib.closing(redis.Redis.from_url(redis_server.url, password=password)) as other:
         other.config_set("min-replicas-to-write", 1)
-    for call in (store.ping(), put(store, [("a" * 44, b"1")])):
+    for call in (store.ping, lambda: store.put([("a" * 44, b"1")])):
         with pytest.raises(StoreError) as refusal:
-            await call
+            call()
         assert str(refusal.value) == "Redis: ResponseError NOREPLICAS"
-    await store.close()
+    store.close()
 
 
 async def test_a_full_redis_is_seen_although_it_answers(
@@ -623,7 +579,7 @@ async def test_a_full_redis_is_seen_although_it_answers(
         await _full_and_then_not(
             kept, lambda: other.config_set("maxmemory", 1), lambda: other.config_set("maxmemory", 0)
         )
-    assert caplog.messages == ["store down: Redis: OutOfMemoryError", "store up again"]
+    assert caplog.messages == ["reconstruction store down: Redis: OutOfMemoryError", "reconstruction store up again"]
 
 
 async def test_a_locked_file_is_not_taken_for_a_damaged_one(tmp_path: Path) -> None:
@@ -635,38 +591,72 @@ async def test_a_locked_file_is_not_taken_for_a_damaged_one(tmp_path: Path) -> N
         other.execute("PRAGMA locking_mode=EXCLUSIVE")
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(StoreError, match="locked"):
-            await store.ping()
+            store.ping()
         other.execute("COMMIT")
-    assert await store.get("a") == b"1"
-    await store.close()
+    assert store.get("a") == b"1"
+    store.close()
 
 
 async def test_closing_waits_for_a_locked_file_no_longer_than_for_a_write(tmp_path: Path) -> None:
     """Another program that never lets go of the file does not keep the service from ending."""
     store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=100, timeout=0.2)
-    await store.ping()
-    said: list[Exception | None] = []
+    store.ping()
     with contextlib.closing(sqlite3.connect(tmp_path / "store.db", isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        store.put([("a", b"1")], said.append, lambda: True)
-        async with asyncio.timeout(4):
-            await store.close()
-    assert len(said) == 1
-    assert isinstance(said[0], StoreError)
-    assert "locked" in str(said[0])
+        with pytest.raises(StoreError, match="locked"):
+            store.put([("a", b"1")])
+        store.close()
 
 
-async def test_what_cannot_be_given_to_the_store_is_not_kept(tmp_path: Path) -> None:
-    """An error before the store is asked is the group's own, said once, and nothing is waited for afterwards."""
+async def test_a_record_that_cannot_be_packed_is_dropped(tmp_path: Path) -> None:
+    """An error before the backend is called is reported once, and the store works on."""
     store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=100)
-    kept = Reconstructions(store, Metrics(), timeout=0.1, max_waiting=64)
+    kept = Reconstructions(store, Metrics(), timeout=5, max_waiting=64)
     await kept.check()
-    await store.close()
-    said: list[bool] = []
-    kept.keep([("a", Record(b"{}", bytes(3 * 784), 1.0))], said.append)
-    await asyncio.sleep(0.2)  # longer than the time-out
-    assert said == [False]
+    unpackable: Any = None
+    assert not await kept.stored([("a", Record(b"{}", unpackable, 1.0))])
     assert (kept._waiting, len(kept._puts)) == (0, 0)
+    await kept.check()
+    assert await kept.stored([("b", Record(b"{}", bytes(3 * 784), 1.0))])
+    await kept.aclose()
+
+
+async def test_a_dead_disk_does_not_block_the_shutdown(tmp_path: Path) -> None:
+    """A backend that never returns is abandoned after the timeout, and `aclose` says so."""
+    gate = threading.Event()
+
+    class Dead(SqliteStore):
+        def put(self, entries: Sequence[tuple[str, bytes]]) -> None:
+            gate.wait(60)
+
+    kept = Reconstructions(
+        Dead(tmp_path / "store.db", ttl_seconds=60, max_entries=100), Metrics(), timeout=0.1, max_waiting=64
+    )
+    await kept.check()
+    assert not await kept.stored([("a", Record(b"{}", bytes(3 * 784), 1.0))])
+    assert not await kept.aclose(timeout=0.1)
+    gate.set()
+
+
+async def test_any_thread_stores_records(tmp_path: Path) -> None:
+    """The inference thread and others store records at once; each hears of its own."""
+    store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=1000)
+    kept = Reconstructions(store, Metrics(), timeout=30, max_waiting=1000)
+    await kept.check()
+    groups = [[(f"{thread}-{n}", Record(b"{}", bytes(3 * 784), 1.0)) for n in range(3)] for thread in range(20)]
+    told: list[bool] = []
+    heard = threading.Semaphore(0)
+
+    def on_stored(stored: bool) -> None:
+        told.append(stored)
+        heard.release()
+
+    await asyncio.gather(*(asyncio.to_thread(kept.put, group, on_stored) for group in groups))
+    for _ in groups:
+        assert await asyncio.to_thread(heard.acquire, timeout=30)
+    assert told == [True] * 20
+    assert all([await kept.find(id) is not None for group in groups for id, _ in group])
+    await kept.aclose()
 
 
 async def test_a_group_larger_than_the_bound_is_kept_when_none_waits(tmp_path: Path) -> None:
@@ -674,6 +664,6 @@ async def test_a_group_larger_than_the_bound_is_kept_when_none_waits(tmp_path: P
     store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=1000)
     kept = Reconstructions(store, Metrics(), timeout=30, max_waiting=4)
     groups = [[(f"{group}-{n}", Record(b"{}", bytes(3 * 784), 1.0)) for n in range(8)] for group in range(2)]
-    assert await asyncio.gather(*(kept.kept(group) for group in groups)) == [True, False]
-    assert await kept.kept(groups[1])
+    assert await asyncio.gather(*(kept.stored(group) for group in groups)) == [True, False]
+    assert await kept.stored(groups[1])
     await kept.aclose()

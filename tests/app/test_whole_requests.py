@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import logging
+import threading
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -21,8 +22,8 @@ import uvicorn
 from PIL import Image
 from uvicorn.server import ServerState
 
-from app.http.middleware import Edge
-from app.http.server import Protocol
+from app.http.middleware import RequestMiddleware
+from app.http.server import ServerProtocol
 from app.main import create_app
 from app.settings import Settings
 from tests.conftest import MODEL_STORE, lifespan
@@ -33,11 +34,13 @@ class Side:
     """The server's side of all connections."""
 
     port: int
-    app: Edge
+    app: RequestMiddleware
     state: ServerState
     short: int = 0
-    """Requests that took the shorter way."""
-    protocols: list[Protocol] = field(default_factory=list)
+    """Number of requests that took the fast path."""
+    general: bool = False
+    """Whether every request must take the general path."""
+    protocols: list[ServerProtocol] = field(default_factory=list)
 
 
 @asynccontextmanager
@@ -49,18 +52,22 @@ async def serving(settings: Settings, monkeypatch: pytest.MonkeyPatch, **chosen:
     async with lifespan(app):
         side = Side(0, app, state)
 
-        def make() -> Protocol:
-            side.protocols.append(Protocol(config, state, {}))
+        def make() -> ServerProtocol:
+            side.protocols.append(ServerProtocol(config, state, {}))
             return side.protocols[-1]
 
-        begin = Edge.begin
+        takes_fast_path = ServerProtocol._takes_fast_path
+        monkeypatch.setattr(
+            ServerProtocol, "_takes_fast_path", lambda protocol: not side.general and takes_fast_path(protocol)
+        )
+        begin = RequestMiddleware.begin
 
-        def counted(self: Edge, *given: Any) -> bool:
+        def counted(self: RequestMiddleware, *given: Any) -> Any:
             begun = begin(self, *given)
-            side.short += begun
+            side.short += begun is not None
             return begun
 
-        monkeypatch.setattr(Edge, "begin", counted)
+        monkeypatch.setattr(RequestMiddleware, "begin", counted)
         server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
         side.port = server.sockets[0].getsockname()[1]
         yield side
@@ -163,25 +170,118 @@ def _digit() -> bytes:
     return file.getvalue()
 
 
-async def test_whole_or_in_pieces_a_request_gets_the_same_answer(side: Side, zero: bytes) -> None:
-    """Status, headers and document do not depend on how a request came; only the way to them does."""
+async def test_both_paths_and_every_split_give_the_same_answer(side: Side, zero: bytes) -> None:
+    """Status, headers and document depend neither on the path nor on how a request is split into packets."""
     for name, (make, status, short) in ALIKE.items():
         asked, before = make(zero), side.short
         cut = asked.index(b"\r\n\r\n") + 4
-        in_pieces = await ask(side, asked[:cut], asked[cut:])
+        side.general = True
+        general = await ask(side, asked[:cut], asked[cut:])
+        side.general = False
         assert side.short == before, name
         whole = await ask(side, asked)
         assert side.short - before == short, name
+        split = await ask(side, asked[:cut], asked[cut:])
+        assert side.short - before == 2 * short, name
         assert whole.status == status, name
-        assert comparable(whole) == comparable(in_pieces), name
+        assert comparable(whole) == comparable(split) == comparable(general), name
 
 
-async def test_chunked_bodies_may_come_whole(side: Side, zero: bytes) -> None:
-    """A body without a length is read the same way."""
+async def test_a_body_that_pauses_takes_the_general_path(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, zero: bytes
+) -> None:
+    """A held body is handed over after a while; it is scored if it is completed within the body's time, else 408."""
+    monkeypatch.setattr("app.http.server._PENDING_SECONDS", 0.05)
+    async with serving(make_settings(body_timeout_ms=1000), monkeypatch) as side:
+        asked = request(zero)
+        for rest, status in ((asked[-50:], 200), (b"", 408)):
+            reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
+            writer.write(asked[:-50])
+            async with asyncio.timeout(30):
+                while not side.state.tasks:
+                    await asyncio.sleep(0.01)
+                writer.write(rest)
+                assert (await read(reader)).status == status
+            writer.close()
+        assert side.short == 0
+
+
+async def test_a_disconnect_cancels_the_score(side: Side, zero: bytes) -> None:
+    """An image whose client leaves before its micro-batch begins is neither scored nor stored, on both paths."""
+    version = side.app._app.state.services.registry.current("zero")
+    gate, begun = threading.Event(), threading.Event()
+
+    def block() -> None:
+        begun.set()
+        gate.wait(30)
+
+    async def count(name: str) -> float:
+        reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
+        writer.write(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        text = (await read(reader)).body.decode()
+        writer.close()
+        return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name))
+
+    for side.general in (False, True):
+        begun.clear()
+        gate.clear()
+        version._worker.submit(block)
+        await asyncio.to_thread(begun.wait, 30)
+        scored, left = await count("anomaly_scores_total"), await count('anomaly_http_requests_total{route="/score",st')
+        clients = [await asyncio.open_connection("127.0.0.1", side.port) for _ in range(20)]
+        for _, writer in clients:
+            writer.write(request(zero))
+        async with asyncio.timeout(30):
+            while version.queue.waiting < 20:
+                await asyncio.sleep(0.01)
+            for _, writer in clients:
+                writer.transport.abort()
+            while side.state.connections or side.state.tasks:
+                await asyncio.sleep(0.01)
+        gate.set()
+        await asyncio.gather(*[version.probe() for _ in range(2)])
+        assert await count("anomaly_scores_total") == scored
+        assert await count('anomaly_http_requests_total{route="/score",st') == left + 20
+
+
+async def test_any_asgi_wrapper_may_stand_in_front(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, zero: bytes
+) -> None:
+    """Behind uvicorn's own ProxyHeadersMiddleware a complete request is scored, by the general path."""
+    app = create_app(make_settings())
+    config, state = uvicorn.Config(app, lifespan="off", log_config=None, proxy_headers=True), ServerState()
+    config.load()
+    async with lifespan(app):
+        server = await asyncio.get_running_loop().create_server(
+            lambda: ServerProtocol(config, state, {}), "127.0.0.1", 0
+        )
+        side = Side(server.sockets[0].getsockname()[1], app, state)
+        assert (await ask(side, request(zero))).status == 200
+        server.close()
+        await server.wait_closed()
+
+
+async def test_a_failure_in_the_fast_path_falls_back(
+    side: Side, zero: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If the middleware's fast path raises, the general path answers, and the log names the cause."""
+
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(RequestMiddleware, "begin", broken)
+    assert (await ask(side, request(zero))).status == 200
+    (line,) = caplog.records
+    assert line.exc_info is not None
+    assert line.exc_info[0] is ZeroDivisionError
+
+
+async def test_chunked_bodies_take_the_general_path(side: Side, zero: bytes) -> None:
+    """A body without a length is scored too."""
     head = b"POST /score HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ntransfer-encoding: chunked\r\n\r\n"
     body = b"%x\r\n%b\r\n%x\r\n%b\r\n0\r\n\r\n" % (10, zero[:10], len(zero) - 10, zero[10:])
     assert (await ask(side, head + body)).status == 200
-    assert side.short == 1
+    assert side.short == 0
 
 
 @pytest.mark.parametrize("protocol", ["h2c", "websocket"])
@@ -190,7 +290,7 @@ async def test_a_request_for_another_protocol_is_scored(side: Side, zero: bytes,
     asked = request(zero, connection="Upgrade, HTTP2-Settings", upgrade=protocol, http2_settings="AAMAAABk")
     for pieces in ([asked], [asked[:-50], asked[-50:]]):
         assert (await ask(side, *pieces)).status == 200
-    assert side.short == 1
+    assert side.short == 2
 
 
 @pytest.mark.parametrize("path", ["/score", "/score/batch"])
@@ -204,7 +304,7 @@ async def test_what_comes_behind_a_body_is_no_header(side: Side, zero: bytes, pa
         got = await ask(side, *pieces)
         assert (got.status, got.headers["content-type"]) == (200, "application/json")
         assert got.headers["x-request-id"] != "behind"
-    assert side.short == (path == "/score")
+    assert side.short == 0
 
 
 @pytest.mark.parametrize("length", [3000, 70_000])
@@ -273,13 +373,13 @@ async def test_connections_are_let_go_of_at_once(side: Side, zero: bytes) -> Non
     assert len(gone) == side.short == 3
 
 
-async def test_no_body_is_whole(side: Side) -> None:
+async def test_an_empty_body_is_rejected(side: Side) -> None:
     """A request without a body is refused, also when its head came in two pieces."""
     asked = request(b"")
     for pieces in ([asked], [asked[:30], asked[30:]]):
         got = await ask(side, *pieces)
         assert (got.status, json.loads(got.body)["type"]) == (400, "/problems/empty-body")
-    assert side.short == 2
+    assert side.short == 0
 
 
 async def test_requests_that_come_together_are_answered_in_order(side: Side, zero: bytes, six: bytes) -> None:
@@ -307,7 +407,7 @@ async def test_a_connection_goes_on(side: Side, zero: bytes) -> None:
                 await asyncio.sleep(0.02)  # so that the pieces are read one by one
             assert (await read(reader)).status == 200
     writer.close()
-    assert side.short == 3
+    assert side.short == 6
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
@@ -396,7 +496,7 @@ async def test_a_failure_is_answered(
     def broken(*_: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("app.scoring.score.threshold_of", broken)
+    monkeypatch.setattr("app.scoring.verdict.DecisionRule.for_alpha", broken)
     whole = await ask(side, request(zero, x_request_id="mine"))
     assert (whole.status, json.loads(whole.body)["type"]) == (500, "/problems/internal-error")
     assert json.loads(whole.body)["instance"] == "urn:request:mine"
@@ -415,8 +515,9 @@ async def test_metrics_and_log_do_not_tell_them_apart(
         for png in (zero, b"no PNG"):
             asked = request(png, x_request_id="whole")
             await ask(side, asked)
-            asked = request(png, x_request_id="pieces")
-            await ask(side, asked[:-3], asked[-3:])
+            side.general = True
+            await ask(side, request(png, x_request_id="pieces"))
+            side.general = False
         assert side.short == 2
         reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
         writer.write(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n")

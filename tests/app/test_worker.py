@@ -12,14 +12,14 @@ from collections.abc import Callable
 
 import pytest
 
-from app.concurrency.lanes import Worker
+from app.concurrency.lanes import LaneWorker
 
 
 @pytest.fixture
 def worker():
     """Yield a worker that notes in which thread it began."""
     began: list[str] = []
-    worker = Worker("tested", lambda: began.append(threading.current_thread().name))
+    worker = LaneWorker("tested", lambda: began.append(threading.current_thread().name))
     worker.began = began
     yield worker
     worker.close()
@@ -40,7 +40,7 @@ async def test_work_is_done_in_order_in_one_thread(worker):
         done.append((number, threading.current_thread().name))
         return number * number
 
-    answers = await asyncio.gather(*(worker.do(lambda n=n: piece(n)) for n in range(50)))
+    answers = await asyncio.gather(*(worker.run(lambda n=n: piece(n)) for n in range(50)))
     assert answers == [n * n for n in range(50)]
     assert done == [(n, "tested") for n in range(50)]
     assert worker.began == ["tested"]
@@ -52,9 +52,9 @@ async def test_lanes_take_turns(worker):
 
     def given(lane: str, count: int) -> list[asyncio.Task[None]]:
         pieces = [lambda n=n: done.append(f"{lane}{n}") for n in range(count)]
-        return [asyncio.create_task(worker.do(piece, lane)) for piece in pieces]
+        return [asyncio.create_task(worker.run(piece, lane)) for piece in pieces]
 
-    first = asyncio.create_task(worker.do(lambda: gate.wait(60), "a"))
+    first = asyncio.create_task(worker.run(lambda: gate.wait(60), "a"))
     await asyncio.sleep(0.01)
     tasks = given("a", 4)
     await asyncio.sleep(0.01)
@@ -70,16 +70,16 @@ async def test_long_work_can_see_that_others_wait(worker):
     gates, seen = [threading.Event() for _ in range(3)], []
 
     def piece(gate: threading.Event) -> None:
-        seen.append(worker.others[0])
+        seen.append(worker.others_waiting[0])
         gate.wait(60)
-        seen.append(worker.others[0])
+        seen.append(worker.others_waiting[0])
 
-    long = asyncio.create_task(worker.do(lambda: piece(gates[0]), "a"))
+    long = asyncio.create_task(worker.run(lambda: piece(gates[0]), "a"))
     await until(lambda: seen)
-    same = asyncio.create_task(worker.do(lambda: piece(gates[1]), "a"))
+    same = asyncio.create_task(worker.run(lambda: piece(gates[1]), "a"))
     await asyncio.sleep(0.01)
-    assert worker.others[0] == 0
-    other = asyncio.create_task(worker.do(lambda: piece(gates[2]), "b"))
+    assert worker.others_waiting[0] == 0
+    other = asyncio.create_task(worker.run(lambda: piece(gates[2]), "b"))
     await asyncio.sleep(0.01)
     for gate in gates:
         gate.set()
@@ -91,11 +91,11 @@ async def test_long_work_can_see_that_others_wait(worker):
 async def test_what_nobody_waits_for_is_not_begun(worker):
     """Of cancelled work only what had begun is done."""
     gate, done = threading.Event(), []
-    first = asyncio.create_task(worker.do(lambda: gate.wait(60)))
-    second = asyncio.create_task(worker.do(lambda: done.append("second")))
+    first = asyncio.create_task(worker.run(lambda: gate.wait(60)))
+    second = asyncio.create_task(worker.run(lambda: done.append("second")))
     await asyncio.sleep(0.01)
     second.cancel()
-    third = asyncio.create_task(worker.do(lambda: done.append("third")))
+    third = asyncio.create_task(worker.run(lambda: done.append("third")))
     await asyncio.sleep(0.01)
     gate.set()
     await asyncio.gather(first, third)
@@ -104,7 +104,7 @@ async def test_what_nobody_waits_for_is_not_begun(worker):
 
 async def test_an_error_reaches_its_waiter_alone(worker):
     """What the work raises is raised where it is awaited, and the next piece is done."""
-    broken, fine = await asyncio.gather(worker.do(lambda: 1 // 0), worker.do(lambda: 1), return_exceptions=True)
+    broken, fine = await asyncio.gather(worker.run(lambda: 1 // 0), worker.run(lambda: 1), return_exceptions=True)
     assert isinstance(broken, ZeroDivisionError)
     assert fine == 1
 
@@ -118,25 +118,25 @@ async def test_a_waiter_that_left_disturbs_nobody(worker):
         gate.wait(60)
         finished.set()
 
-    task = asyncio.create_task(worker.do(slow))
+    task = asyncio.create_task(worker.run(slow))
     await until(begun.is_set)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     gate.set()
-    assert await worker.do(lambda: 7) == 7
+    assert await worker.run(lambda: 7) == 7
     assert finished.is_set()
 
 
 async def test_closing_finishes_what_was_accepted():
     """`close` returns when all is done; afterwards nothing is accepted."""
-    worker, done = Worker("tested"), []
-    tasks = [asyncio.create_task(worker.do(lambda n=n: done.append(n))) for n in range(5)]
+    worker, done = LaneWorker("tested"), []
+    tasks = [asyncio.create_task(worker.run(lambda n=n: done.append(n))) for n in range(5)]
     await asyncio.sleep(0)
     await asyncio.to_thread(worker.close)
     assert done == list(range(5))
     await asyncio.gather(*tasks)
     with pytest.raises(RuntimeError, match="closed"):
-        await worker.do(lambda: None)
+        await worker.run(lambda: None)
 
 
 async def test_an_idle_thread_holds_nothing(worker):
@@ -144,7 +144,7 @@ async def test_an_idle_thread_holds_nothing(worker):
 
     class Large: ...
 
-    found = weakref.ref(await worker.do(Large))
+    found = weakref.ref(await worker.run(Large))
 
     def gone() -> bool:
         gc.collect()
@@ -156,12 +156,12 @@ async def test_an_idle_thread_holds_nothing(worker):
 async def test_any_thread_gives_work(worker):
     """Work that is given is done in its turn, whoever gave it, also by the first to give any."""
     done: list[int] = []
-    threads = [threading.Thread(target=worker.give, args=(lambda n=n: done.append(n),)) for n in range(20)]
+    threads = [threading.Thread(target=worker.submit, args=(lambda n=n: done.append(n),)) for n in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    await worker.do(lambda: None)
+    await worker.run(lambda: None)
     assert sorted(done) == list(range(20))
     assert worker.began == ["tested"]
 
@@ -172,12 +172,12 @@ def test_what_is_accepted_while_it_closes_is_done():
     sys.setswitchinterval(1e-6)
     try:
         for _ in range(300):
-            worker, done, accepted = Worker("tested"), [], []
+            worker, done, accepted = LaneWorker("tested"), [], []
 
-            def give(worker: Worker = worker, done: list[int] = done, accepted: list[int] = accepted) -> None:
+            def give(worker: LaneWorker = worker, done: list[int] = done, accepted: list[int] = accepted) -> None:
                 with contextlib.suppress(RuntimeError):
                     for number in range(50):
-                        worker.give(lambda number=number: done.append(number))
+                        worker.submit(lambda number=number: done.append(number))
                         accepted.append(number)
 
             thread = threading.Thread(target=give)
@@ -191,6 +191,6 @@ def test_what_is_accepted_while_it_closes_is_done():
 
 async def test_work_that_fails_ends_no_thread(worker, caplog):
     """An error that nobody waits for is logged, and the next piece is done."""
-    worker.give(lambda: 1 // 0)
-    assert await worker.do(lambda: 7) == 7
+    worker.submit(lambda: 1 // 0)
+    assert await worker.run(lambda: 7) == 7
     assert [line.message for line in caplog.records] == ["work failed"]

@@ -1,1 +1,8 @@
 """Declares the routes, grouped as in the API reference."""
+
+from __future__ import annotations
+
+from app.http.routes import models, operation, reconstructions, scores, web
+
+ROUTERS = (scores.router, reconstructions.router, models.router, operation.router, web.router)
+"""Every router of the service, for `main` to include."""

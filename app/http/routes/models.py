@@ -1,0 +1,168 @@
+"""Declares the routes that describe models, their versions and their reports."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from bisect import bisect_right
+from itertools import pairwise
+
+from fastapi import Request, Response
+
+from app.http.dependencies import Services, ServicesDep, problem_responses, protected_router
+from app.http.schemas import CalibrationView, ModelList, ModelSummary, OperatingPoint, ScoreHistogram
+from app.inference.registry import Registry
+from app.models.calibration import Calibration
+from app.models.manifest import Manifest
+from app.models.repository import RepositoryError
+from app.problems import ModelNotFound, NotFound, UnsupportedAlpha
+from app.scoring.verdict import DecisionRule
+from app.web import pages
+
+router = protected_router("Models")
+
+
+@router.get("/models", summary="The models that the service can use")
+async def models(services: ServicesDep) -> ModelList:
+    """Return every model of the model store with its current version."""
+    names = services.registry.names()
+    return ModelList(models=await asyncio.to_thread(lambda: [_summary(services.registry, name) for name in names]))
+
+
+@router.get(
+    "/models/{name}",
+    response_model=Manifest,
+    responses={200: {"content": {"text/html": {}}}, **problem_responses(404, 422, 503)},
+    summary="The manifest of the current version, or its model card",
+)
+async def model(name: str, request: Request, services: ServicesDep) -> Response:
+    """Return the manifest of the current version: data, recipe, calibration, metrics.
+
+    With `Accept: text/html`, which browsers send, the reply is the model card as a page.
+    """
+    manifest = (await services.registry.select(_known(services, name))).manifest
+    vary = {"vary": "accept"}
+    if not request.headers.get("accept", "").startswith("text/html"):
+        return Response(manifest.model_dump_json(), media_type="application/json", headers=vary)
+    try:
+        content = await asyncio.to_thread(services.registry.repository.read, manifest, "report/model-card.md")
+        card = content.decode()
+    except (RepositoryError, UnicodeDecodeError):
+        raise NotFound("the version has no model card") from None
+    page = await asyncio.to_thread(pages.model_card, manifest.name, manifest.version, card)
+    return Response(page, media_type="text/html", headers={**pages.HEADERS, **vary})
+
+
+@router.get(
+    "/models/{name}/versions/{version}/calibration",
+    responses=problem_responses(404, 422),
+    summary="The calibration scores of a version",
+)
+async def calibration(name: str, version: int, services: ServicesDep) -> CalibrationView:
+    """Return the histogram of the calibration scores, and the threshold for each supported false-alarm rate."""
+    current = services.registry.current(name)
+    if current is not None and current.manifest.version == version:
+        return _calibration(current.manifest, current.calibration)
+    manifest = await _manifest(services, name, version)
+    try:
+        scores = await asyncio.to_thread(services.registry.repository.calibration, manifest)
+    except RepositoryError:
+        raise ModelNotFound("the files of the version differ from what was published") from None
+    return _calibration(manifest, scores)
+
+
+_RATES = sorted(
+    {0.001 * n for n in range(1, 10)} | {0.005 * n for n in range(2, 20)} | {0.02 * n for n in range(5, 26)}
+)
+
+
+def _calibration(manifest: Manifest, calibration: Calibration) -> CalibrationView:
+    points = []
+    for alpha in sorted({manifest.alpha, *(round(rate, 3) for rate in _RATES)}):
+        try:
+            rule = DecisionRule.for_alpha(manifest, calibration, alpha)
+        except UnsupportedAlpha:
+            continue
+        points.append(OperatingPoint(alpha=alpha, threshold=rule.threshold))
+    return CalibrationView(
+        model=manifest.name,
+        version=manifest.version,
+        normal_class=manifest.normal_class,
+        n=len(calibration.scores),
+        alpha=manifest.alpha,
+        threshold=manifest.threshold,
+        histogram=_histogram(calibration),
+        operating_points=points,
+    )
+
+
+def _histogram(calibration: Calibration, bins: int = 40) -> ScoreHistogram:
+    low, high = calibration.scores[0], calibration.scores[-1]
+    width = (high - low or math.ulp(high)) / bins
+    edges = [low + n * width for n in range(bins)] + [high]
+    below = [bisect_right(calibration.scores, edge) for edge in edges]
+    below[0] = 0  # the first bin includes its lower edge, where the lowest score lies
+    return ScoreHistogram(edges=edges, counts=[b - a for a, b in pairwise(below)])
+
+
+@router.get(
+    "/models/{name}/versions/{version}",
+    responses=problem_responses(404, 422),
+    summary="The manifest of a version",
+)
+async def model_version(name: str, version: int, services: ServicesDep) -> Manifest:
+    """Return the manifest of a version, loaded or not."""
+    return await _manifest(services, name, version)
+
+
+@router.get(
+    "/models/{name}/versions/{version}/report/{file}",
+    response_class=Response,
+    responses={
+        200: {"content": {"image/png": {}, "text/markdown": {}, "application/json": {}}},
+        **problem_responses(404, 422),
+    },
+    summary="A file of a version's report",
+)
+async def report(name: str, version: int, file: str, services: ServicesDep) -> Response:
+    """Return a picture, the model card or a table of the report that training wrote."""
+    manifest = await _manifest(services, name, version)
+    media_type = _REPORT_TYPES.get(file.rpartition(".")[2])
+    if media_type is None or f"report/{file}" not in manifest.files:
+        raise NotFound("the report has no such file")
+    try:
+        content = await asyncio.to_thread(services.registry.repository.read, manifest, f"report/{file}")
+    except RepositoryError:
+        raise NotFound("the file of the report differs from what was published") from None
+    return Response(content, media_type=media_type, headers={"x-content-type-options": "nosniff"})
+
+
+_REPORT_TYPES = {"png": "image/png", "md": "text/markdown; charset=utf-8", "json": "application/json"}
+
+
+def _known(services: Services, name: str) -> str:
+    if name not in services.registry.names():
+        raise ModelNotFound("the model store has no model of that name")
+    return name
+
+
+async def _manifest(services: Services, name: str, version: int) -> Manifest:
+    try:
+        return await asyncio.to_thread(services.registry.repository.manifest, name, version)
+    except RepositoryError:
+        raise ModelNotFound("the model store has no such version") from None
+
+
+def _summary(registry: Registry, name: str) -> ModelSummary:
+    current = registry.current(name)
+    manifest = current.manifest if current else None
+    return ModelSummary(
+        name=name,
+        current=manifest.version if manifest else None,
+        versions=registry.repository.versions(name),
+        is_default=name == registry.default_model,
+        normal_class=manifest.normal_class if manifest else None,
+        threshold=manifest.threshold if manifest else None,
+        alpha=manifest.alpha if manifest else None,
+        problem=registry.rejection(name),
+    )

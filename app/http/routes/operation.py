@@ -1,0 +1,36 @@
+"""Declares the routes for operators: liveness, readiness and metrics."""
+
+from __future__ import annotations
+
+from fastapi import Response
+
+from app.health import Readiness
+from app.http.dependencies import ServicesDep, public_router
+from app.http.schemas import Liveness
+from app.telemetry.metrics import CONTENT_TYPE
+
+router = public_router("Operation")
+
+
+@router.get("/livez", summary="Is the process alive?")
+async def livez() -> Liveness:
+    """Return 200 while the event loop runs."""
+    return Liveness()
+
+
+@router.get("/readyz", responses={503: {"model": Readiness}}, summary="Can it score?")
+async def readyz(services: ServicesDep, response: Response) -> Readiness:
+    """Return 200 if the default model has reproduced its golden scores and the inference thread responds, else 503.
+
+    The reply names a store that is down, but such a service stays ready: it scores images without ids.
+    """
+    readiness = services.health.readiness()
+    response.status_code = 200 if readiness.ready else 503
+    return readiness
+
+
+@router.get("/metrics", response_class=Response, summary="Prometheus metrics")
+async def metrics(services: ServicesDep) -> Response:
+    """Return every metric in the Prometheus text format."""
+    services.metrics.ready.set(services.health.readiness().ready)
+    return Response(services.metrics.exposition(), media_type=CONTENT_TYPE)

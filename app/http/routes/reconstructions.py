@@ -1,0 +1,79 @@
+"""Declares the route that returns stored reconstructions."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Annotated, Literal
+
+from fastapi import Query, Request, Response
+
+from app.http.dependencies import ServicesDep, problem_responses, protected_router
+from app.http.schemas import ScoreResponse
+from app.images import pictures
+from app.problems import ReconstructionNotFound, StoreUnavailable
+from app.stores import StoreError
+from app.stores.reconstructions import Record, owned
+
+router = protected_router("Scores")
+
+_ID = re.compile(r"[0-9a-f]{44}")
+_PRIVATE = {"cache-control": "private, no-store", "x-content-type-options": "nosniff"}
+_LARGE = 4
+"""Scale above which a picture is drawn in a thread of its own."""
+View = Literal["reconstruction", "input", "error", "panel"]
+
+
+@router.get(
+    "/reconstruction/{id}",
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}, "application/json": {}}}, **problem_responses(404, 422, 503)},
+    summary="The reconstruction of a scored image",
+)
+async def reconstruction(
+    id: str,
+    request: Request,
+    services: ServicesDep,
+    view: View = "reconstruction",
+    scale: Annotated[int, Query(ge=1, le=16)] = 1,
+) -> Response:
+    """Return the reconstruction, the input, the error map or all three side by side as PNG.
+
+    With `Accept: application/json` the answer is the reply that the score was given.
+    """
+    try:
+        record = (
+            await services.reconstructions.find(owned(request.scope.get("owner"), id)) if _ID.fullmatch(id) else None
+        )
+    except StoreError:
+        raise StoreUnavailable("the store cannot look up this id now") from None
+    if record is None:
+        raise ReconstructionNotFound(f"no reconstruction has the id {id[:64]!r}")
+    if request.headers.get("accept", "").startswith("application/json"):
+        return Response(record.reply, media_type="application/json", headers=_PRIVATE)
+    if view == "panel" or scale > _LARGE:  # takes many milliseconds, which must not block the event loop
+        content = await asyncio.to_thread(_picture, record, view, scale)
+    else:
+        content = _picture(record, view, scale)
+    peak = {"x-error-peak": f"{record.error_peak:.6g}"} if view == "error" else {}
+    return Response(content, media_type="image/png", headers={**_PRIVATE, **peak})
+
+
+def _picture(record: Record, view: View, scale: int) -> bytes:
+    if view == "reconstruction":
+        return pictures.encode(pictures.grey_picture(record.reconstruction), scale)
+    if view == "input":
+        return pictures.encode(pictures.grey_picture(record.input), scale)
+    if view == "error":
+        return pictures.encode(pictures.error_picture(record.error_map), scale)
+    reply = ScoreResponse.model_validate_json(record.reply)
+    planes = {
+        "image": pictures.grey_picture(record.input),
+        "reconstruction": pictures.grey_picture(record.reconstruction),
+        "squared error": pictures.error_picture(record.error_map),
+    }
+    verdict, relation = ("anomalous", "above") if reply.is_anomaly else ("normal", "not above")
+    caption = f"{verdict}: mse {reply.mse:.4g}, {relation} the threshold {reply.threshold:.4g}"
+    if reply.reason:
+        caption = f"anomalous: {reply.reason.replace('_', ' ')}"
+    return pictures.panel(planes, caption, anomalous=reply.is_anomaly, scale=scale)
