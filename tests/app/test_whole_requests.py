@@ -208,7 +208,8 @@ async def test_a_body_that_pauses_takes_the_general_path(
 
 async def test_a_disconnect_cancels_the_score(side: Side, zero: bytes) -> None:
     """An image whose client leaves before its micro-batch begins is neither scored nor stored, on both paths."""
-    version = side.app._app.state.services.registry.current("zero")
+    registry = side.app._app.state.services.registry
+    version = registry.current(registry.default_model)
     gate, begun = threading.Event(), threading.Event()
 
     def block() -> None:
