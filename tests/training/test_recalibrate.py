@@ -30,9 +30,9 @@ def run(*arguments: object) -> tuple[int, str, str]:
 
 
 @pytest.fixture
-def store(tmp_path, made) -> Path:
+def store(tmp_path, draft) -> Path:
     """Return a model store with a small model of zeros, version 1, current."""
-    made.publish(tmp_path / "store", promote=True)
+    draft.publish(tmp_path / "store", promote=True)
     return tmp_path / "store"
 
 
@@ -47,7 +47,7 @@ def thin(digits, tmp_path_factory) -> tuple[Path, np.ndarray]:
     return folder, images
 
 
-def test_another_pen_gets_a_threshold_of_its_own(store, thin, made):
+def test_another_pen_gets_a_threshold_of_its_own(store, thin, draft):
     """From a folder: the same model byte for byte, the rank and the scores of these images, and where they came from.
 
     Before, far too many of them were called anomalous; now as many as were asked for.
@@ -55,7 +55,7 @@ def test_another_pen_gets_a_threshold_of_its_own(store, thin, made):
     folder, images = thin
     code, out, _ = run("calibrate", "small", "--data-dir", folder, "--alpha", 0.05, "--model-store", store)
     assert code == 0
-    assert "published small@2 (not answering yet" in out
+    assert "published small@2 (to serve it: " in out
     repository = Repository(store)
     old, new = (repository.open("small", version) for version in (1, 2))
     assert new.model == old.model
@@ -86,7 +86,7 @@ def test_nothing_that_was_not_measured_is_passed_on(store, thin):
     card = repository.read(new, "report/model-card.md").decode()
     flagged = new.metrics["before"]["flagged"]
     for words in (
-        "the autoencoder of version 1",
+        "the model of version 1",
         f"**{new.threshold:.6g}**",
         f"threshold {old.threshold:.6g}, for alpha 0.01",
         f"{100 * flagged['rate']:.1f} %",
@@ -130,20 +130,20 @@ def test_another_rate_needs_no_images(store):
     # Version 2 has neither a test nor probes of its own.
     card = repository.read(third.manifest, "report/model-card.md").decode()
     assert "version 2, byte for byte" in card
-    assert "version 1's own" in card
-    assert "are in the model card of version 1;" in card
+    assert "test of version 1 (" in card
+    assert "are in the model card of version 1," in card
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("small",), "nothing would change"),
+        (("small",), "nothing to change"),
         (("small@9", "--alpha", 0.1), "small@9: manifest.json is missing"),
         (("small@v1", "--alpha", 0.1), "there is no version small@v1"),
         (("small@01", "--alpha", 0.1), "there is no version small@01"),
         (("small@" + 5000 * "9", "--alpha", 0.1), "there is no version small@999"),
         (("other", "--alpha", 0.1), "there is no version other"),
-        (("Not a name", "--alpha", 0.1), "cannot name a model"),
+        (("Not a name", "--alpha", 0.1), "is not a model name"),
         (("small", "--alpha", 0.001), "at least 999 calibration images, and there are 100"),
         (("small", "--alpha", 1.5), "between 0 and 1"),
         (("small", "--data-dir", "/nowhere"), "there is no folder /nowhere"),
@@ -176,7 +176,7 @@ def test_images_count_once_and_the_model_s_own_do_not(tmp_path, digits, anomalie
 
     code, _, problems = run("calibrate", "mine", "--data-dir", learned, *options)
     assert (code, len(problems.splitlines())) == (2, 1)
-    assert "images that mine@1 was made from" in problems
+    assert "contains images that mine@1 was made from" in problems
     code, out, _ = run("calibrate", "mine", "--data-dir", fresh, *options)
     assert code == 0
     assert "copies left out: 200 (" in out
@@ -208,7 +208,7 @@ def test_a_running_service_answers_with_the_new_threshold(store, thin, tmp_path,
         assert after["mse"] == before["mse"]
         assert after["threshold"] == Repository(store).manifest("small", 2).threshold != before["threshold"]
         page = server.get("/models/small", headers={"accept": "text/html"})
-        assert "chosen anew" in page.text
+        assert "recalibrated threshold" in page.text
     finally:
         server.stop()
 
@@ -218,7 +218,7 @@ def test_a_version_of_another_store_is_copied(store, tmp_path):
     target = tmp_path / "target"
     code, out, _ = run("publish", store / "small" / "1", "--model-store", target)
     assert (code, Repository(target).current("small")) == (0, None)
-    assert "published small@1 (not answering yet" in out
+    assert "published small@1 (to serve it: " in out
     assert run("publish", store / "small" / "1", "--promote", "--model-store", target)[0] == 0
     repository = Repository(target)
     assert repository.current("small") == 2
@@ -233,7 +233,7 @@ def test_another_threshold_goes_where_its_model_is(store, tmp_path):
     assert run("calibrate", "small@1", "--alpha", "0.2", "--model-store", store)[0] == 0
     code, _, problems = run("publish", store / "small" / "2", "--model-store", target)
     assert (code, Repository(target).versions("small")) == (2, [])
-    assert "small@2 is small@1 with another threshold" in problems
+    assert "small@2 is a recalibration of small@1" in problems
     for version in ("1", "2"):
         assert run("publish", store / "small" / version, "--model-store", target)[0] == 0
     copied = Repository(target).manifest("small", 2).calibration.recalibrated

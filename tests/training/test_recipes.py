@@ -14,7 +14,7 @@ from tests.training.conftest import CPU
 from training.data.dataset import DataError, Dataset
 from training.data.loaders import fashion_mnist
 from training.data.splits import SPLITS
-from training.pipeline.make import Order, make
+from training.pipeline.make import TrainingJob, make_version
 from training.publishing.export import export
 from training.recipes.table import RECIPES
 
@@ -118,8 +118,8 @@ def test_contrast_does_not_matter(name, detectors, digits, contrast):
 @pytest.mark.parametrize(("name", "normal"), [("instant", (3, 5)), ("deep", tuple(range(10)))], ids=["3,5", "all"])
 def test_a_set_of_digits_can_be_normal(name, digits, normal):
     """Several digits, or all, make a version whose test has every label on its side."""
-    order = Order("some", RECIPES[name].with_epochs(1), normal, seed=0, alpha=0.05, confidence=None, device=CPU)
-    draft = make(order, digits, progress=lambda *_: None).draft
+    order = TrainingJob("some", RECIPES[name].with_epochs(1), normal, seed=0, alpha=0.05, confidence=None, device=CPU)
+    draft = make_version(order, digits, progress=lambda *_: None).manifest
     assert draft.data.normal == normal
     assert {int(label) for label, found in draft.metrics["labels"].items() if found["normal"]} == set(normal)
     assert (draft.metrics["auroc"] is None) == (len(normal) == 10)
@@ -134,8 +134,8 @@ def test_a_garment_can_be_normal(name):
         pytest.skip(str(error))
     few = Dataset("fashion", "every 20th of Fashion-MNIST", everything.images[::20], everything.labels[::20],
                   everything.label_names, everything.noun, None)  # fmt: skip
-    order = Order("trouser", RECIPES[name].with_epochs(2), (1,), seed=0, alpha=0.05, confidence=None, device=CPU)
-    draft = make(order, few, progress=lambda *_: None).draft
+    order = TrainingJob("trouser", RECIPES[name].with_epochs(2), (1,), seed=0, alpha=0.05, confidence=None, device=CPU)
+    draft = make_version(order, few, progress=lambda *_: None).manifest
     assert draft.normal_class == "the garment trouser"
     assert draft.metrics["auroc"] > 0.9
 

@@ -19,7 +19,7 @@ def labelled(labels: list[int], test_start: int | None = None) -> Dataset:
 
 def check(split: Split, dataset: Dataset, normal: tuple[int, ...]) -> None:
     """Fail unless the split keeps every promise of its class."""
-    for test in (split.test, *split.also.values()):
+    for test in (split.test, *split.further_tests.values()):
         seen = np.concatenate([split.train, split.calibration, test])
         assert len(np.unique(seen)) == len(seen)
     learned = np.concatenate([split.train, split.calibration])
@@ -81,7 +81,7 @@ def test_the_articles_split_is_the_articles(full_mnist):
     zeros = np.flatnonzero(full_mnist.labels == 0)
     assert np.concatenate([split.train, split.calibration]).tolist() == zeros[:6000].tolist()
     assert len(split.calibration) == 1200
-    own = next(iter(split.also.values()))
+    own = next(iter(split.further_tests.values()))
     assert np.bincount(full_mnist.labels[own] != 0).tolist() == [903, 63_097]
     assert np.bincount(full_mnist.labels[split.test] != 0).tolist() == [903, 9_020]
     assert split.test.min() >= 60_000
@@ -103,6 +103,6 @@ def test_all_that_is_not_normal_tests():
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_too_few_to_divide_are_counted_before_they_are_divided(count):
     """The error has the number of normal images that there are, not of those that a first cut left; three will do."""
-    with pytest.raises(DataError, match=f"^{count} images are too few .*; 3 are the least"):
+    with pytest.raises(DataError, match=f"^{count} images are too few .*; the minimum is 3"):
         standard(labelled([0] * count + [1] * 9), (0,), 0)
     check(standard(labelled([0] * 3), (0,), 0), labelled([0] * 3), (0,))

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from tests.training.conftest import CPU
-from training.recipes.article import TrainingError, fit_article
-from training.recipes.deep import multiplies_bfloat16
+from training.recipes.article import fit_article
+from training.recipes.contract import TrainingError
+from training.recipes.deep import supports_bfloat16
 from training.recipes.table import RECIPES
 
 PARAMETERS = {**RECIPES["article"].parameters, "epochs": 3}
@@ -48,7 +49,7 @@ def test_bfloat16_is_used_where_the_processor_multiplies_in_it(monkeypatch, digi
     losses: dict[str, list[float]] = {"bfloat16": [], "float32": []}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
     has = flags.get("amx_bf16", False)
-    assert multiplies_bfloat16(CPU) == has
+    assert supports_bfloat16(CPU) == has
     for precision, found in losses.items():
         parameters = {**RECIPES["deep"].parameters, "epochs": 2, "precision": precision}
         RECIPES["deep"].fit(

@@ -8,12 +8,12 @@ import pytest
 from app.inference.detector import Detector
 from app.models.calibration import CalibrationError
 from app.models.repository import Artifact, Repository
-from tests.training.conftest import CPU, MODEL_STORE, small_order
+from tests.training.conftest import CPU, MODEL_STORE, small_job
 from training.data.dataset import DataError, Dataset
 from training.data.splits import article
 from training.evaluation.calibrate import count_band, score
 from training.evaluation.figures import ranking
-from training.pipeline.make import make
+from training.pipeline.make import make_version
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +29,9 @@ def unseen(shipped, full_mnist: Dataset) -> tuple[np.ndarray, np.ndarray]:
     return full_mnist.labels[test], score(Detector.load(shipped, CPU), full_mnist.images[test])
 
 
-def test_a_version_says_how_it_was_made(made, digits):
+def test_a_version_says_how_it_was_made(draft, digits):
     """The manifest names the data by checksum, the split, the seed, the counts and where the images came from."""
-    data, recipe = made.draft.data, made.draft.recipe
+    data, recipe = draft.manifest.data, draft.manifest.recipe
     assert (data.name, data.source, data.sha256) == (digits.name, digits.source, digits.sha256)
     assert (data.train, data.calibration, data.test_normal, data.test_anomalous) == (300, 100, 100, 4500)
     assert recipe.parameters == {
@@ -45,20 +45,22 @@ def test_a_version_says_how_it_was_made(made, digits):
     }
 
 
-def test_the_threshold_is_of_scores_by_the_exported_bytes(made, digits, detector):
+def test_the_threshold_is_of_scores_by_the_exported_bytes(draft, digits, detector):
     """The calibration scores and the threshold are those that the exported module gives the calibration images."""
     from training.data.splits import standard
 
     scores = np.sort(score(detector, digits.images[standard(digits, (0,), 0).calibration]))
-    assert made.draft.threshold == float(scores[made.draft.calibration.rank - 1])
+    assert draft.manifest.threshold == float(scores[draft.manifest.calibration.rank - 1])
 
 
 def test_too_few_images_are_said_before_training(digits):
     """A wanted rate that the calibration images cannot support is refused before any epoch."""
-    order = small_order(epochs=1)
+    order = small_job(epochs=1)
     told: list[int] = []
     with pytest.raises(CalibrationError, match="999 calibration images"):
-        make(type(order)(**{**vars(order), "alpha": 0.001}), digits, progress=lambda epoch, _: told.append(epoch))
+        make_version(
+            type(order)(**{**vars(order), "alpha": 0.001}), digits, progress=lambda epoch, _: told.append(epoch)
+        )
     assert told == []
 
 
@@ -67,7 +69,7 @@ def test_a_class_without_images_is_refused(digits):
     others = digits.labels != 0
     without = Dataset("x", "test", digits.images[others], digits.labels[others], digits.label_names, "digit", None)
     with pytest.raises(DataError, match="too few"):
-        make(small_order(), without, progress=lambda *_: None)
+        make_version(small_job(), without, progress=lambda *_: None)
 
 
 def test_the_shipped_model_was_made_from_all_of_mnist(shipped, full_mnist):
