@@ -57,6 +57,13 @@ def small_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.fixture(autouse=True)
+def no_folders_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the variables that replace options of the commands."""
+    for variable in ("ANOMALY_DATA_DIR", "ANOMALY_MODEL_STORE"):
+        monkeypatch.delenv(variable, raising=False)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Train with one thread, so that scores repeat exactly and the machine's other jobs do not slow the tests."""

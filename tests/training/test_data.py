@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import sys
 import zlib
 from http.client import IncompleteRead
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.training.conftest import full_mnist_folder, write_pngs
+from tests.training.conftest import ROOT, full_mnist_folder, write_pngs
 from training.data import loaders
 from training.data.dataset import DataError, Dataset
 from training.data.pngs import read_pngs
@@ -29,6 +30,13 @@ def write_idx_folder(folder: Path, digits: Dataset) -> None:
     for half, places in (("train", slice(0, 4000)), ("t10k", slice(4000, None))):
         write_idx(folder / f"{half}-images-idx3-ubyte", digits.images[places])
         write_idx(folder / f"{half}-labels-idx1-ubyte", digits.labels[places])
+
+
+def test_every_data_set_is_documented():
+    """The table of data sets in docs/training.md has one row for each data set, and no other rows."""
+    page = (ROOT / "docs" / "training.md").read_text()
+    section = page[page.index("## Data") : page.index("### Splits")]
+    assert set(re.findall(r"^\| `([^-`].*?)` \|", section, re.MULTILINE)) == set(loaders.LOADERS)
 
 
 def test_the_sample_is_five_thousand_real_digits(digits):

@@ -19,6 +19,7 @@ from app.models.repository import Repository
 from tests.model_stores import copy
 from tests.training.conftest import ROOT, write_pngs
 from training.__main__ import app
+from training.recipes.table import RECIPES
 
 runner = CliRunner()
 PNGS = ROOT / "examples"
@@ -131,7 +132,7 @@ def test_the_same_command_gives_the_same_scores(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("train", "--recipe", "magic"), "choose one of article, "),
+        (("train", "--recipe", "magic"), f"choose one of {', '.join(RECIPES)}"),
         (("train", "--data", "cifar"), "choose one of mnist"),
         (("train", "--data-dir", "/nowhere"), "there is no folder /nowhere"),
         (("train", "--data", "mnist", "--data-dir", "/nowhere"), "there is no folder /nowhere"),
@@ -338,6 +339,39 @@ def test_every_option_and_command_is_documented():
     options = {option for command in commands.values() for part in command.params for option in part.opts}
     words = {*commands, *(option for option in options if option.startswith("--") and option != "--help")}
     assert [word for word in words if word not in documented] == []
+
+
+@pytest.mark.parametrize(
+    ("option", "variable"), [("--model-store", "ANOMALY_MODEL_STORE"), ("--data-dir", "ANOMALY_DATA_DIR")]
+)
+def test_every_command_reads_the_folders_from_the_environment(option, variable):
+    """Each command with the option reads its variable, and shows the variable in its help."""
+    commands = {
+        name: part
+        for name, command in get_command(app).commands.items()
+        for part in command.params
+        if option in part.opts
+    }
+    assert len(commands) >= 3
+    for name, part in commands.items():
+        assert part.envvar == variable, name
+        assert variable in run(name, "--help")[1], name
+
+
+def test_a_folder_of_the_environment_is_used(tmp_path, monkeypatch):
+    """`train` reads its data from ANOMALY_DATA_DIR and `list` its versions from ANOMALY_MODEL_STORE."""
+    monkeypatch.setenv("ANOMALY_DATA_DIR", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("ANOMALY_MODEL_STORE", str(tmp_path / "store"))
+    assert run("train") == (2, "", f"error: there is no folder {tmp_path / 'nowhere'}\n")
+    assert run("list") == (0, f"no versions in {tmp_path / 'store'}\n", "")
+
+
+def test_a_packaged_data_set_ignores_the_folder_of_the_environment(tmp_path, monkeypatch):
+    """`--data mnist-5000` rejects `--data-dir`, but works in a shell with ANOMALY_DATA_DIR."""
+    monkeypatch.setenv("ANOMALY_DATA_DIR", str(tmp_path))
+    arguments = (*TRAIN, "--alpha", "0.001", "--model-store", tmp_path)
+    assert "at least 999 calibration images" in run(*arguments)[2]
+    assert "leave --data-dir out" in run(*arguments, "--data-dir", tmp_path)[2]
 
 
 @pytest.mark.parametrize(

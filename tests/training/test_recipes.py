@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from app.inference.detector import Detector
-from tests.training.conftest import CPU
+from tests.training.conftest import CPU, ROOT
 from training.data.dataset import DataError, Dataset
 from training.data.loaders import fashion_mnist
 from training.data.splits import SPLITS
@@ -32,6 +33,13 @@ def detectors(digits) -> dict[str, Detector]:
     """Return a small exported model of zeros of each recipe, opened as the service opens it."""
     zeros = digits.images[digits.labels == 0]
     return {name: Detector.open(export(fit(name, zeros), digits.images[::250]).model, CPU) for name in RECIPES}
+
+
+def test_every_recipe_is_documented():
+    """The table of recipes in docs/training.md has one row for each recipe, and no other rows."""
+    page = (ROOT / "docs" / "training.md").read_text()
+    section = page[page.index("## The recipes") : page.index("## All labels")]
+    assert set(re.findall(r"^\| `(.+?)` \|", section, re.MULTILINE)) == set(RECIPES)
 
 
 @pytest.mark.parametrize("name", RECIPES)
