@@ -1,4 +1,4 @@
-"""Real digits, the shipped model store, and one small version that many tests look at."""
+"""Fixtures: digits, and one small version that many tests share."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def full_mnist_folder() -> Path | None:
 
 
 def small_job(name: str = "small", *, epochs: int = 2, seed: int = 0) -> TrainingJob:
-    """Ask for a small model of zeros that trains in a moment."""
+    """Return the job of a small model of zeros."""
     recipe = RECIPES["article"].with_epochs(epochs)
     return TrainingJob(name, recipe, (0,), seed=seed, alpha=0.01, confidence=None, device=CPU)
 
 
 def write_pngs(folder: Path, images: NDArray[np.uint8]) -> Path:
-    """Make a folder of PNGs, named by their numbers; returns it."""
+    """Write images to a folder of PNGs, named by their numbers, and return the folder."""
     folder.mkdir()
     for number, image in enumerate(images):
         Image.fromarray(image).save(folder / f"{number:03}.png")
@@ -48,7 +48,7 @@ def write_pngs(folder: Path, images: NDArray[np.uint8]) -> Path:
 
 @contextmanager
 def small_files() -> Iterator[None]:
-    """Let no file of this process grow beyond 1,000 bytes, so that writing fails as it does on a full disk."""
+    """Limit files of this process to 1,000 bytes, so that writing fails as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
@@ -66,7 +66,7 @@ def no_folders_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Train with one thread, so that scores repeat exactly and the machine's other jobs do not slow the tests."""
+    """Train with one thread, so that scores are reproducible."""
     torch.set_num_threads(1)
 
 
@@ -78,7 +78,7 @@ def digits() -> Dataset:
 
 @pytest.fixture(scope="session")
 def full_mnist() -> Dataset:
-    """Return all of MNIST, or skip where it is not there."""
+    """Return all of MNIST, or skip the test if it is missing."""
     folder = full_mnist_folder()
     if folder is None:
         pytest.skip("all of MNIST is neither in DATA_DIR nor in ../shared/data/mnist")
@@ -87,7 +87,7 @@ def full_mnist() -> Dataset:
 
 @pytest.fixture(scope="session")
 def draft(digits: Dataset) -> DraftVersion:
-    """Return a small finished version of zeros, not published."""
+    """Return a small version of zeros, not published."""
     return make_version(small_job(), digits, progress=lambda *_: None)
 
 

@@ -1,4 +1,4 @@
-"""The exact bands of a split-conformal threshold, checked against drawn scores."""
+"""The exact intervals of a split-conformal threshold, compared with simulated scores."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SURELY = 1 - 1e-9
     st.sampled_from([None, 0.9]),
 )
 def test_false_alarms_of_fresh_normals_lie_in_the_exact_band(seed, n, alpha, confidence):
-    """Whatever n, alpha and confidence, false alarms among 1,000 fresh scores lie in the beta-binomial band."""
+    """For any n, alpha and confidence, the false positives among 1,000 new scores are in the beta-binomial interval."""
     generator = np.random.default_rng(seed)
     if confidence is not None and (1 - alpha) ** n > 1 - confidence:
         return
@@ -33,7 +33,7 @@ def test_false_alarms_of_fresh_normals_lie_in_the_exact_band(seed, n, alpha, con
 
 
 def test_the_average_false_alarm_rate_is_the_wanted_one():
-    """Over many calibration draws, the mean false-alarm rate is alpha within sampling error and not above it."""
+    """Over 1,000 calibration draws, the mean false-positive rate is alpha within the sampling error."""
     generator = np.random.default_rng(0)
     rates = []
     for _ in range(1000):
@@ -44,7 +44,7 @@ def test_the_average_false_alarm_rate_is_the_wanted_one():
 
 
 def test_confidence_is_kept_over_calibration_draws():
-    """With confidence 0.9, the false-alarm rate is at most alpha in at least 90 % of calibration draws."""
+    """With confidence 0.9, the false-positive rate is at most alpha in at least 90 % of calibration draws."""
     generator = np.random.default_rng(0)
     kept = [
         1 - calibrate(generator.random(500, dtype=np.float32), 0.05, 0.9)[0].threshold(0.05) <= 0.05
@@ -54,13 +54,13 @@ def test_confidence_is_kept_over_calibration_draws():
 
 
 def test_the_band_is_the_known_one():
-    """For n = 1,200 and alpha 0.01 the 99 % band of the rate is 0.41 % to 1.89 % (Beta(12, 1189))."""
+    """For n = 1,200 and alpha 0.01 the 99 % interval of the rate is 0.41 % to 1.89 % (Beta(12, 1189))."""
     assert band(1200, 1189) == pytest.approx((0.00413, 0.01889), abs=1e-5)
 
 
 @pytest.mark.parametrize(("alpha", "needed"), [(0.01, 99), (0.05, 19), (0.001, 999), (0.3, 3)])
 def test_too_few_images_say_how_many_are_needed(alpha, needed):
-    """With one image too few the error names the number that is enough, and with that number it works."""
+    """With one image too few, the error contains the minimum number; with that number, calibration succeeds."""
     scores = np.arange(1, needed + 1, dtype=np.float32)
     assert calibrate(scores, alpha)[1].n == needed
     with pytest.raises(CalibrationError, match=f"at least {needed} calibration images"):
@@ -68,7 +68,7 @@ def test_too_few_images_say_how_many_are_needed(alpha, needed):
 
 
 def test_scoring_is_the_same_in_pieces(detector, digits):
-    """Scores do not depend on how the images are cut into batches, and no images give no scores."""
+    """Scores do not depend on the batch size, and zero images give zero scores."""
     images = digits.images[:70]
     pieces = score(detector, images, batch_size=32)
     assert np.abs(pieces / score(detector, images, batch_size=7) - 1).max() <= 1e-6

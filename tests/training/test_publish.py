@@ -1,4 +1,4 @@
-"""The model store: published whole or not at all, by one or by many, and never what the service would refuse."""
+"""The model store: atomic, concurrent and checked publishing."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def listing(root: Path) -> list[str]:
 
 
 def test_a_published_version_is_whole_and_waits(tmp_path, draft):
-    """Publishing makes version 1 with every file and nothing beside it; it answers only after it is promoted."""
+    """Publishing writes version 1 with every file and nothing else; it is current only after promotion."""
     manifest = draft.publish(tmp_path, promote=False)
     assert manifest.version == 1
     files = {path for path in listing(tmp_path / "small" / "1") if path != "report"}
@@ -68,7 +68,7 @@ def test_a_published_version_is_whole_and_waits(tmp_path, draft):
 
 
 def test_numbers_go_up_and_are_never_used_twice(store, draft):
-    """The next version has the next number, also above a folder that is no version, or a current one that is gone."""
+    """The next number is above every folder, even without a manifest, and above a deleted current version."""
     assert draft.publish(store, promote=False).version == 2
     (store / "small" / "7").mkdir()
     assert draft.publish(store, promote=False).version == 8
@@ -81,7 +81,7 @@ def test_numbers_go_up_and_are_never_used_twice(store, draft):
 
 
 def test_what_the_service_would_refuse_is_not_published(store, draft):
-    """A version whose golden scores are not its module's leaves the store as it was."""
+    """A version with wrong golden scores is rejected, and the store is unchanged."""
     before = listing(store)
     golden = draft.files["golden.npz"]
     with np.load(io.BytesIO(golden)) as arrays:
@@ -95,7 +95,7 @@ def test_what_the_service_would_refuse_is_not_published(store, draft):
 
 @pytest.mark.parametrize("missing", ["model.pt", "calibration.npy", "golden.npz"])
 def test_an_incomplete_version_is_not_published(store, draft, missing):
-    """A version without one of the files that the service needs leaves the store as it was."""
+    """A version without a needed file is rejected, and the store is unchanged."""
     before = listing(store)
     files = {path: content for path, content in draft.files.items() if path != missing}
     with pytest.raises(PublishError, match=missing):
@@ -104,7 +104,7 @@ def test_an_incomplete_version_is_not_published(store, draft, missing):
 
 
 def test_a_disk_without_room_leaves_the_store_as_it_was(store, draft):
-    """A write that fails half-way is an error that names a path in the store, and nothing of the version is left."""
+    """The error for a full disk contains a path in the store, and no file of the version is left."""
     before = listing(store)
     with small_files(), pytest.raises(OSError, match="too large") as failed:
         draft.publish(store, promote=True)
@@ -113,7 +113,7 @@ def test_a_disk_without_room_leaves_the_store_as_it_was(store, draft):
 
 
 def test_a_store_that_cannot_be_written_is_found_out(store, tmp_path):
-    """A folder that can be written, or made, is no error and stays as it is; a file in the way and a full disk are."""
+    """A writable or missing folder passes and is unchanged; a file in its place or a full disk is an error."""
     before = listing(tmp_path)
     check_writable(store, store / "other" / "deep", store / "small")
     assert listing(tmp_path) == before
@@ -125,7 +125,7 @@ def test_a_store_that_cannot_be_written_is_found_out(store, tmp_path):
 
 
 def test_promotion_checks_first(store, draft):
-    """A damaged version cannot be promoted, and neither can one that is not there; the current one stays."""
+    """Promoting a damaged or missing version fails, and the current version does not change."""
     draft.publish(store, promote=False)
     model = store / "small" / "2" / "model.pt"
     model.write_bytes(model.read_bytes()[:-1] + b"x")
@@ -137,7 +137,7 @@ def test_promotion_checks_first(store, draft):
 
 
 def test_rolling_back(store, draft):
-    """Rollback goes to the highest version below the current one, or to the one named; never up, never to nothing."""
+    """Rollback chooses the highest version below the current one, or the named one if it is older."""
     for _ in range(2):
         draft.publish(store, promote=True)
     assert publish.rollback(store, "small") == 2
@@ -153,7 +153,7 @@ def test_rolling_back(store, draft):
 
 
 def test_what_is_not_there_cannot_be_rolled_back(store, tmp_path):
-    """An unknown model and a missing store are errors, and no folder is made for them."""
+    """An unknown model and a missing store are errors, and no folder is created."""
     with pytest.raises(PublishError, match="no version below"):
         publish.rollback(store, "other")
     with pytest.raises(PublishError, match="no model store"):
@@ -163,7 +163,7 @@ def test_what_is_not_there_cannot_be_rolled_back(store, tmp_path):
 
 @pytest.mark.parametrize("file", ["report/model-card.md", "report/roc.png", "model.pt", "calibration.npy"])
 def test_verify_reads_every_file(store, file):
-    """A changed byte in any file that the manifest lists, the report's too, is found."""
+    """A changed byte in any file of the manifest, also in the report, is an error."""
     path = store / "small" / "1" / file
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -173,7 +173,7 @@ def test_verify_reads_every_file(store, file):
 
 
 def test_publishers_at_once_get_numbers_of_their_own(store, folder):
-    """Two processes that publish at the same time make two versions, both whole."""
+    """Two processes that publish at the same time make two valid versions."""
     running = [publisher("once", store, folder) for _ in range(2)]
     ended = [(process.communicate(timeout=120), process.returncode) for process in running]
     assert [code for _, code in ended] == [0, 0], ended
@@ -183,13 +183,13 @@ def test_publishers_at_once_get_numbers_of_their_own(store, folder):
 
 
 def test_a_kill_at_any_moment_leaves_the_store_as_it_was(store, folder):
-    """Whenever a publisher is killed, the store is whole, and the next publisher removes what the dead one left.
+    """After a kill at any moment the store is valid, and the next publisher deletes the leftovers.
 
-    The old version answers until the new one does; there is nothing in between.
+    The current version is always the old one or the new one.
     """
     process = publisher("killed", store, folder)
-    out, problems = process.communicate(timeout=240)
-    assert process.returncode == 0, problems
+    out, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
     found = [json.loads(line) for line in out.splitlines()]
     killed, finished = found[:-1], found[-1]
     assert finished["status"] == 0

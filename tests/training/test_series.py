@@ -1,4 +1,4 @@
-"""The command `all`: one model of each label, in parallel, resumable, safe to interrupt."""
+"""The command `all`: parallel, resumable, and safe to interrupt."""
 
 from __future__ import annotations
 
@@ -45,21 +45,19 @@ def run(folder: Path, *arguments: str) -> str:
 
 
 def test_all_digits_are_ten_models(monkeypatch, tmp_path):
-    """Unless told, there is a model of every label; each seed makes one."""
+    """By default there is one job for every label and seed."""
     asked = []
-    monkeypatch.setattr("training.pipeline.series.run", lambda orders, *_, **__: asked.extend(orders) or [])
+    monkeypatch.setattr("training.pipeline.series.run", lambda jobs, *_, **__: asked.extend(jobs) or [])
     result = CliRunner().invoke(app, [*ALL[2:], "--recipe", "instant", "--seeds", "3,4", "--results", str(tmp_path)])
     assert result.exit_code == 0, result.output
-    assert [(order.seed, order.normal) for order in asked] == [
-        (seed, (label,)) for seed in (3, 4) for label in range(10)
-    ]
+    assert [(job.seed, job.normal) for job in asked] == [(seed, (label,)) for seed in (3, 4) for label in range(10)]
 
 
 def test_the_least_seed_answers(monkeypatch, draft, tmp_path):
-    """Of several seeds one is promoted, and which one does not depend on the order in which they are finished."""
+    """The version of the lowest seed is promoted, in any order of completion."""
     monkeypatch.setattr(
         "training.pipeline.series.run",
-        lambda orders, *_, **__: ((order, result_of(draft, 1.0), draft) for order in orders[::-1]),
+        lambda jobs, *_, **__: ((job, result_of(draft, 1.0), draft) for job in jobs[::-1]),
     )
     options = ("--seeds", "2,1", "--normal", "0", "--publish", "--model-store", str(tmp_path))
     result = CliRunner().invoke(app, [*ALL[2:], *options, "--results", str(tmp_path)])
@@ -73,10 +71,10 @@ def test_the_least_seed_answers(monkeypatch, draft, tmp_path):
 
 @pytest.mark.long
 def test_models_are_made_kept_and_published(tmp_path):
-    """Models are made and published, their figures kept and summed up; a second run makes only what is missing.
+    """A series publishes versions and writes results; a second run makes only what is missing.
 
-    With `--publish`, a version that the store lacks is missing, though its figures be there. Reports show the article's
-    model of the same label where the store has it.
+    With `--publish`, a job is run again if its version is missing, even if its result file exists. Reports compare with
+    the article's model of the same label if the store contains it.
     """
     store = ("--recipe", "instant", "--normal", "0,1,2", "--publish", "--model-store", str(tmp_path / "store"))
     publish_copy(tmp_path / "store", MODEL_STORE / "zero-article" / "1", promote=True)
@@ -115,7 +113,7 @@ def height(png: bytes) -> int:
 
 @pytest.mark.long
 def test_an_interruption_keeps_what_is_finished(tmp_path):
-    """Ctrl-C exits with 130, leaves no process and no half-written file, and the next run goes on."""
+    """Ctrl-C exits with 130, and leaves no process and no incomplete file."""
     arguments = ("--recipe", "instant", "--jobs", "2")
     process = subprocess.Popen(
         command(tmp_path, *arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -143,13 +141,13 @@ from training.pipeline import series
 from training.data.loaders import load
 
 source = series.Source("mnist-5000", None, MODEL_STORE)
-orders, tell = [small_job(epochs=1_000_000)], lambda *_: print("an epoch", flush=True)
-list(series.run(orders, load(source.data), source, Path(sys.argv[1]), processes=1, on_epoch=tell))
+jobs, tell = [small_job(epochs=1_000_000)], lambda *_: print("an epoch", flush=True)
+list(series.run(jobs, load(source.data), source, Path(sys.argv[1]), processes=1, on_epoch=tell))
 """
 
 
 def test_processes_end_with_the_one_that_started_them(tmp_path):
-    """After `kill -9` of the command, as by a machine without memory, no process works on for nobody."""
+    """After `kill -9` of the command, all its processes exit."""
     with subprocess.Popen(
         [sys.executable, "-c", ENDLESS, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True
     ) as process:
@@ -165,37 +163,35 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
 
 
 def test_a_result_is_of_one_recipe_and_one_seed(tmp_path):
-    """Other parameters, another seed, alpha or other data have another file; the same have the same."""
+    """Another parameter, seed, alpha, label or data set has another result file; another name has the same."""
     recipe = RECIPES["deep"]
-    order = TrainingJob("a", recipe, (0,), seed=0, alpha=0.01, confidence=None, device=CPU)
+    job = TrainingJob("a", recipe, (0,), seed=0, alpha=0.01, confidence=None, device=CPU)
     others = [
         TrainingJob("a", recipe.with_epochs(3), (0,), seed=0, alpha=0.01, confidence=None, device=CPU),
         TrainingJob("a", recipe, (0,), seed=1, alpha=0.01, confidence=None, device=CPU),
         TrainingJob("a", recipe, (0,), seed=0, alpha=0.05, confidence=None, device=CPU),
         TrainingJob("a", recipe, (1,), seed=0, alpha=0.01, confidence=None, device=CPU),
     ]
-    names = {result_path(each, "d", tmp_path).name for each in [order, *others]} | {
-        result_path(order, "e", tmp_path).name
-    }
+    names = {result_path(each, "d", tmp_path).name for each in [job, *others]} | {result_path(job, "e", tmp_path).name}
     assert len(names) == 6
     same = TrainingJob("b", recipe.with_epochs(None), (0,), seed=0, alpha=0.01, confidence=None, device=CPU)
-    assert result_path(order, "d", tmp_path) == result_path(same, "d", tmp_path)
+    assert result_path(job, "d", tmp_path) == result_path(same, "d", tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b'{"recipe": "deep", "seed', b"\xff\xff"])
 def test_a_damaged_result_is_named(digits, tmp_path, content):
-    """What a crash or a disk left of a result is an error that names the file, and is not overwritten."""
-    order = small_job()
-    path = result_path(order, digits.sha256, tmp_path)
+    """The error for a damaged result file contains its path, and the file is unchanged."""
+    job = small_job()
+    path = result_path(job, digits.sha256, tmp_path)
     path.write_bytes(content)
     source = Source("mnist-5000", None, tmp_path)
     with pytest.raises(TrainingError, match=f"{path} is damaged; delete it"):
-        next(series([order], digits, source, tmp_path, processes=1, on_epoch=lambda *_: None))
+        next(series([job], digits, source, tmp_path, processes=1, on_epoch=lambda *_: None))
     assert path.read_bytes() == content
 
 
 def wait_for_the_end_of(group: int) -> None:
-    """Return once no process of a group is left; fail when one stays."""
+    """Wait until a process group has no process; fail after 20 seconds."""
     until = time.monotonic() + 20
     with suppress(ProcessLookupError):
         while True:
