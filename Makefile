@@ -30,10 +30,11 @@ test: $(STAMP) ## run the whole test suite, on up to four cores
 test-containers: $(STAMP) ## build the images, start docker-compose.yml on a real engine, put faults under load (as root, or with an engine)
 	bash tests/containers/run
 
-check: $(STAMP) ## format check, lint, strict types
+check: $(STAMP) ## format check, lint, strict types, layers of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(STAMP) ## format and mend what can be mended
 	$(BIN)/ruff format .
@@ -62,4 +63,4 @@ bench: $(STAMP) ## measure the service next to what HTTP costs, and write docs/p
 	$(BIN)/python -m benchmarks.write_performance
 
 clean: ## remove the environment and everything that was made
-	rm -rf .venv var .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf .venv var .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis *.egg-info

@@ -10,8 +10,8 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "ANOMALY_"
-OF_THE_COMMAND = frozenset(("ANOMALY_URL", "ANOMALY_KEY", "ANOMALY_KEY_FILE"))
-"""Read by the command `anomaly`, which is often used from the shell that starts the service."""
+OF_THE_COMMAND = frozenset(("ANOMALY_URL", "ANOMALY_KEY", "ANOMALY_KEY_FILE", "ANOMALY_DATA_DIR"))
+"""Variables of the command `anomaly` and of training, which can be set in the shell that starts the service."""
 
 
 _PATHS = frozenset(("score", "reconstruction", "models", "page", "docs", "openapi.json", "livez", "readyz", "metrics"))

@@ -10,10 +10,12 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,8 +32,8 @@ from training.networks.components import PrincipalComponents, principal_componen
 from training.networks.gradients import OrientedGradients, in_chunks
 from training.networks.reexpressed import ReexpressedArticle
 from training.networks.scoring import StandardisedScoring, rounded
-from training.recipes.damage import another_hand
-from training.recipes.deep import Lesson, MakeLesson, stroke_lesson, teach
+from training.recipes.damage import augmented
+from training.recipes.deep import EpochData, MakeEpochData, corrupt_strokes, train_denoising
 from training.recipes.instant import fit_instant
 from training.recipes.table import RECIPES
 
@@ -61,7 +63,7 @@ class ConvolutionalAutoencoder(nn.Module):
             nn.ConvTranspose2d(coarse, fine, 2, stride=2), nn.SiLU(),
             nn.Conv2d(fine, MAPS, 3, padding=1), nn.Flatten(),
         )  # fmt: skip
-        self.painter = nn.Sequential(nn.Linear(code, 256), nn.SiLU(), nn.Linear(256, 784), nn.Sigmoid())
+        self.pixel_decoder = nn.Sequential(nn.Linear(code, 256), nn.SiLU(), nn.Linear(256, 784), nn.Sigmoid())
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Redraw features, float32 [N, F]; return them redrawn, and as pixels [N, 784] in 0..1."""
@@ -69,7 +71,7 @@ class ConvolutionalAutoencoder(nn.Module):
         redrawn = self.decoder(code)
         if self.project:
             redrawn = self.subspace.back(self.subspace(redrawn))
-        return redrawn, self.painter(code.detach())
+        return redrawn, self.pixel_decoder(code.detach())
 
 
 class SlottedAutoencoder(DenseAutoencoder):
@@ -85,27 +87,31 @@ class SlottedAutoencoder(DenseAutoencoder):
         query = self.encoder(self.subspace(features))
         near = functional.normalize(query, dim=1) @ functional.normalize(self.slots, dim=1).T
         code = torch.softmax(10.0 * near, dim=1) @ self.slots
-        return self.subspace.back(self.decoder(code)), self.painter(code.detach())
+        return self.subspace.back(self.decoder(code)), self.pixel_decoder(code.detach())
 
 
-def masked_lesson(standardise: nn.Module, pixels: Tensor, chance: torch.Generator, _: Mapping[str, float]) -> Lesson:
+def masked_lesson(
+    standardise: nn.Module, pixels: Tensor, generator: torch.Generator, _: Mapping[str, float]
+) -> EpochData:
     """Hide two squares of 6 to 12 pixels of every image, to be painted in again."""
-    clean = another_hand(pixels, chance)
+    clean = augmented(pixels, generator)
     hidden = torch.zeros_like(clean, dtype=torch.bool)
     line = torch.arange(28)
     for _square in range(2):
-        sides = torch.randint(6, 13, (len(clean), 2), generator=chance)
-        starts = (torch.rand((len(clean), 2), generator=chance) * (29 - sides)).long()
+        sides = torch.randint(6, 13, (len(clean), 2), generator=generator)
+        starts = (torch.rand((len(clean), 2), generator=generator) * (29 - sides)).long()
         inside = (line >= starts[:, :, None]) & (line < (starts + sides)[:, :, None])
         hidden |= inside[:, 0, :, None] & inside[:, 1, None, :]
     return in_chunks(standardise, clean.masked_fill(hidden, 0.0)), in_chunks(standardise, clean), clean.flatten(1)
 
 
-def lesson_of(teachers: Sequence[nn.Module]) -> MakeLesson:
+def lesson_of(teachers: Sequence[nn.Module]) -> MakeEpochData:
     """Return a lesson whose answer is the mean of what teachers make of the damaged features."""
 
-    def lesson(standardise: nn.Module, pixels: Tensor, chance: torch.Generator, damage: Mapping[str, float]) -> Lesson:
-        inputs, _, drawings = stroke_lesson(standardise, pixels, chance, damage)
+    def lesson(
+        standardise: nn.Module, pixels: Tensor, generator: torch.Generator, damage: Mapping[str, float]
+    ) -> EpochData:
+        inputs, _, drawings = corrupt_strokes(standardise, pixels, generator, damage)
         with torch.inference_mode():
             answers = [torch.cat([teacher(part)[0] for part in inputs.split(512)]) for teacher in teachers]
         return inputs, torch.stack(answers).mean(dim=0).clone(), drawings
@@ -139,19 +145,19 @@ class Bench:
         self.subspace = principal_components(in_chunks(self.standardise, self.pixels), DEEP["components"])
 
     def taught(
-        self, make: Callable[[], nn.Module], epochs: int = 0, lesson: MakeLesson = stroke_lesson, **other: Any
+        self, make: Callable[[], nn.Module], epochs: int = 0, lesson: MakeEpochData = corrupt_strokes, **other: Any
     ) -> nn.Module:
         """Return a new network after its lessons; seed 0."""
         torch.manual_seed(0)
         network = make()
         parameters = {**DEEP, "epochs": min(epochs or self.epochs, self.most_epochs), **other}
-        teach(
+        train_denoising(
             network, self.standardise, self.pixels, parameters,
-            seed=0, progress=lambda _epoch, _loss: None, make_lesson=lesson,
+            seed=0, progress=lambda _epoch, _loss: None, make_epoch_data=lesson,
         )  # fmt: skip
         return network.requires_grad_(requires_grad=False).eval()
 
-    def dense(self, *widths: int, epochs: int = 0, lesson: MakeLesson = stroke_lesson) -> nn.Module:
+    def dense(self, *widths: int, epochs: int = 0, lesson: MakeEpochData = corrupt_strokes) -> nn.Module:
         """Return a dense autoencoder after its lessons."""
         return self.taught(lambda: DenseAutoencoder(self.subspace, widths, 256), epochs, lesson)
 
@@ -234,7 +240,8 @@ VARIANTS: dict[str, Make] = {
 
 def split(digit: int) -> tuple[Batch, Batch, Batch]:
     """Return the development split of a digit: to learn from, held-out normals, anomalies; uint8 [n, 28, 28]."""
-    found = load("mnist")
+    folder = os.environ.get("DATA_DIR")
+    found = load("mnist", Path(folder) if folder else None)
     if found.test_start is None:
         raise SystemExit("the development split is of MNIST's training file: name its folder in DATA_DIR")
     images, labels = found.images[: found.test_start], found.labels[: found.test_start]

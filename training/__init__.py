@@ -1,1 +1,1 @@
-"""Offline training: data → autoencoder → TorchScript → calibration → evaluation → one model version."""
+"""Offline training: from data to a model version in the model store."""

@@ -162,6 +162,7 @@ class JsonReply(_ReplyWithLength):
     _kind = b"application/json"
 
     def add(self, scored: ScoredChunk) -> None:
+        """Add the items of a chunk."""
         text = ",".join(_items(self._exchange, scored))
         self._pieces.append((f",{text}" if self._pieces else text).encode())
 

@@ -626,7 +626,7 @@ async def test_a_dead_disk_does_not_block_the_shutdown(tmp_path: Path) -> None:
     gate = threading.Event()
 
     class Dead(SqliteStore):
-        def put(self, entries: Sequence[tuple[str, bytes]]) -> None:
+        def put(self, _: Sequence[tuple[str, bytes]]) -> None:
             gate.wait(60)
 
     kept = Reconstructions(

@@ -1,4 +1,4 @@
-"""Real digits, the shipped model store, and one small version that many tests look at."""
+"""Fixtures: digits, and one small version that many tests share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 from app.inference.detector import Detector
 from training.data.dataset import Dataset
 from training.data.loaders import idx_folder, mnist_sample
-from training.pipeline.make import Made, Order, make
+from training.pipeline.make import DraftVersion, TrainingJob, make_version
 from training.recipes.table import RECIPES
 
 ROOT = Path(__file__).parent.parent.parent
@@ -32,14 +32,14 @@ def full_mnist_folder() -> Path | None:
     return next((folder for folder in candidates if folder.is_dir()), None)
 
 
-def small_order(name: str = "small", *, epochs: int = 2, seed: int = 0) -> Order:
-    """Ask for a small model of zeros that trains in a moment."""
+def small_job(name: str = "small", *, epochs: int = 2, seed: int = 0) -> TrainingJob:
+    """Return the job of a small model of zeros."""
     recipe = RECIPES["article"].with_epochs(epochs)
-    return Order(name, recipe, (0,), seed=seed, alpha=0.01, confidence=None, device=CPU)
+    return TrainingJob(name, recipe, (0,), seed=seed, alpha=0.01, confidence=None, device=CPU)
 
 
 def write_pngs(folder: Path, images: NDArray[np.uint8]) -> Path:
-    """Make a folder of PNGs, named by their numbers; returns it."""
+    """Write images to a folder of PNGs, named by their numbers, and return the folder."""
     folder.mkdir()
     for number, image in enumerate(images):
         Image.fromarray(image).save(folder / f"{number:03}.png")
@@ -48,7 +48,7 @@ def write_pngs(folder: Path, images: NDArray[np.uint8]) -> Path:
 
 @contextmanager
 def small_files() -> Iterator[None]:
-    """Let no file of this process grow beyond 1,000 bytes, so that writing fails as it does on a full disk."""
+    """Limit files of this process to 1,000 bytes, so that writing fails as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
@@ -57,9 +57,16 @@ def small_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.fixture(autouse=True)
+def no_folders_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the variables that replace options of the commands."""
+    for variable in ("ANOMALY_DATA_DIR", "ANOMALY_MODEL_STORE"):
+        monkeypatch.delenv(variable, raising=False)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Train with one thread, so that scores repeat exactly and the machine's other jobs do not slow the tests."""
+    """Train with one thread, so that scores are reproducible."""
     torch.set_num_threads(1)
 
 
@@ -71,7 +78,7 @@ def digits() -> Dataset:
 
 @pytest.fixture(scope="session")
 def full_mnist() -> Dataset:
-    """Return all of MNIST, or skip where it is not there."""
+    """Return all of MNIST, or skip the test if it is missing."""
     folder = full_mnist_folder()
     if folder is None:
         pytest.skip("all of MNIST is neither in DATA_DIR nor in ../shared/data/mnist")
@@ -79,12 +86,12 @@ def full_mnist() -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def made(digits: Dataset) -> Made:
-    """Return a small finished version of zeros, not published."""
-    return make(small_order(), digits, progress=lambda *_: None)
+def draft(digits: Dataset) -> DraftVersion:
+    """Return a small version of zeros, not published."""
+    return make_version(small_job(), digits, progress=lambda *_: None)
 
 
 @pytest.fixture(scope="session")
-def detector(made: Made) -> Detector:
+def detector(draft: DraftVersion) -> Detector:
     """Return the small version's module, opened as the service opens it."""
-    return Detector.open(made.files["model.pt"], CPU)
+    return Detector.open(draft.files["model.pt"], CPU)

@@ -33,7 +33,7 @@ def load(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
 
 
 def die_before(call: int) -> None:
-    """Let this process kill itself just before its `call`-th call to the disk."""
+    """Kill this process just before its `call`-th call to the disk."""
     left = iter(range(call, -1, -1))
 
     def counted(real: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,7 +49,7 @@ def die_before(call: int) -> None:
 
 
 def in_fork(work: Callable[[], Any]) -> int:
-    """Run `work` in a fork and return its wait status: 0 for success, the signal's number if it was killed."""
+    """Run `work` in a fork, and return its wait status: 0 for success, the signal's number if it was killed."""
     process = os.fork()
     if process == 0:
         try:
@@ -61,7 +61,7 @@ def in_fork(work: Callable[[], Any]) -> int:
 
 
 def killed_everywhere(store: Path, draft: Manifest, files: dict[str, bytes]) -> Iterator[dict[str, Any]]:
-    """Publish and promote over a copy of the store, killed before the first call to the disk, the second, and so on."""
+    """Publish to copies of the store, killed before the first call to the disk, the second, and so on."""
     for call in range(1000):
         copy = store.with_name(f"{store.name}-{call}")
         shutil.copytree(store, copy)

@@ -1,4 +1,4 @@
-"""Every autoencoder of the table keeps the contract of the artifact."""
+"""The contract of the artifact for every autoencoder of the table."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def real(digits, n: int) -> torch.Tensor:
 
 
 def test_the_shape_is_kept(name, digits):
-    """An autoencoder redraws [N, 1, 28, 28] as [N, 1, 28, 28], in 0..1."""
+    """The reconstruction of [N, 1, 28, 28] has the same shape and is in 0..1."""
     module = scoring(name)
     redrawn = module.autoencoder(module.scale(real(digits, 3)))
     assert redrawn.shape == (3, 1, 28, 28)
@@ -47,7 +47,7 @@ def test_the_score_is_the_mean_of_the_error_map(name, digits):
 
 
 def test_it_scripts_and_says_the_same(name, digits):
-    """The scripted module, saved and loaded, gives the eager module's scores."""
+    """The scripted module, after saving and loading, has the same scores as the eager module."""
     module, images, buffer = scoring(name), real(digits, 5), io.BytesIO()
     with torchscript_allowed():
         torch.jit.save(torch.jit.script(module), buffer)

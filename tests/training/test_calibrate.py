@@ -1,4 +1,4 @@
-"""The exact bands of a split-conformal threshold, checked against drawn scores."""
+"""The exact intervals of a split-conformal threshold, compared with simulated scores."""
 
 from __future__ import annotations
 
@@ -22,44 +22,45 @@ SURELY = 1 - 1e-9
     st.sampled_from([None, 0.9]),
 )
 def test_false_alarms_of_fresh_normals_lie_in_the_exact_band(seed, n, alpha, confidence):
-    """Whatever n, alpha and confidence, false alarms among 1,000 fresh scores lie in the beta-binomial band."""
-    random = np.random.default_rng(seed)
+    """For any n, alpha and confidence, the false positives among 1,000 new scores are in the beta-binomial interval."""
+    generator = np.random.default_rng(seed)
     if confidence is not None and (1 - alpha) ** n > 1 - confidence:
         return
-    calibration, summary = calibrate(random.exponential(size=n).astype(np.float32), alpha, confidence)
-    fresh = random.exponential(size=1000).astype(np.float32)
+    calibration, summary = calibrate(generator.exponential(size=n).astype(np.float32), alpha, confidence)
+    fresh = generator.exponential(size=1000).astype(np.float32)
     low, high = count_band(n, summary.rank, 1000, SURELY)
     assert low <= (fresh > np.float32(calibration.threshold(alpha))).sum() <= high
 
 
 def test_the_average_false_alarm_rate_is_the_wanted_one():
-    """Over many calibration draws, the mean false-alarm rate is alpha within sampling error and not above it."""
-    random = np.random.default_rng(0)
+    """Over 1,000 calibration draws, the mean false-positive rate is alpha within the sampling error."""
+    generator = np.random.default_rng(0)
     rates = []
     for _ in range(1000):
-        calibration, _ = calibrate(random.random(199, dtype=np.float32), 0.05)
+        calibration, _ = calibrate(generator.random(199, dtype=np.float32), 0.05)
         rates.append(1 - calibration.threshold(0.05))  # of uniform scores, the rate is what lies above
     # The Beta(10, 190) law has the mean 0.05 and the standard deviation 0.0154.
     assert abs(np.mean(rates) - 0.05) < 5 * 0.0154 / np.sqrt(1000)
 
 
 def test_confidence_is_kept_over_calibration_draws():
-    """With confidence 0.9, the false-alarm rate is at most alpha in at least 90 % of calibration draws."""
-    random = np.random.default_rng(0)
+    """With confidence 0.9, the false-positive rate is at most alpha in at least 90 % of calibration draws."""
+    generator = np.random.default_rng(0)
     kept = [
-        1 - calibrate(random.random(500, dtype=np.float32), 0.05, 0.9)[0].threshold(0.05) <= 0.05 for _ in range(1000)
+        1 - calibrate(generator.random(500, dtype=np.float32), 0.05, 0.9)[0].threshold(0.05) <= 0.05
+        for _ in range(1000)
     ]
     assert np.mean(kept) > 0.9 - 5 * 0.3 / np.sqrt(1000)
 
 
 def test_the_band_is_the_known_one():
-    """For n = 1,200 and alpha 0.01 the 99 % band of the rate is 0.41 % to 1.89 % (Beta(12, 1189))."""
+    """For n = 1,200 and alpha 0.01 the 99 % interval of the rate is 0.41 % to 1.89 % (Beta(12, 1189))."""
     assert band(1200, 1189) == pytest.approx((0.00413, 0.01889), abs=1e-5)
 
 
 @pytest.mark.parametrize(("alpha", "needed"), [(0.01, 99), (0.05, 19), (0.001, 999), (0.3, 3)])
 def test_too_few_images_say_how_many_are_needed(alpha, needed):
-    """With one image too few the error names the number that is enough, and with that number it works."""
+    """With one image too few, the error contains the minimum number; with that number, calibration succeeds."""
     scores = np.arange(1, needed + 1, dtype=np.float32)
     assert calibrate(scores, alpha)[1].n == needed
     with pytest.raises(CalibrationError, match=f"at least {needed} calibration images"):
@@ -67,8 +68,8 @@ def test_too_few_images_say_how_many_are_needed(alpha, needed):
 
 
 def test_scoring_is_the_same_in_pieces(detector, digits):
-    """Scores do not depend on how the images are cut into batches, and no images give no scores."""
+    """Scores do not depend on the batch size, and zero images give zero scores."""
     images = digits.images[:70]
-    pieces = score(detector, images, batch=32)
-    assert np.abs(pieces / score(detector, images, batch=7) - 1).max() <= 1e-6
+    pieces = score(detector, images, batch_size=32)
+    assert np.abs(pieces / score(detector, images, batch_size=7) - 1).max() <= 1e-6
     assert score(detector, images[:0]).shape == (0,)

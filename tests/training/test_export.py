@@ -1,4 +1,4 @@
-"""The export: bytes that say what the module says, and refusals of modules that break the contract."""
+"""The export: equal outputs of both forms, and rejection of modules that break the contract."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def golden(digits):
 
 
 def test_golden_images_are_of_every_kind(digits, golden):
-    """Golden images are a dozen normals, two of each other label and a blank one: every branch of a graph is tried."""
+    """Golden images are twelve normal images, two of each other label and a blank one."""
     assert golden.shape == (12 + 9 * 2 + 1, 28, 28)
     assert (golden[:12] == digits.images[:12]).all()
     assert not golden[-1].any()
 
 
 def test_exported_bytes_score_as_the_module_does(digits, golden):
-    """The service's detector gives the exported bytes the scores of the module in memory."""
+    """The exported bytes, opened by the service's detector, have the same scores as the module in memory."""
     module = scoring()
     detector = Detector.open(export(module, golden).model, CPU)
     images = digits.images[::50, None].copy()
@@ -46,20 +46,20 @@ def test_exported_bytes_score_as_the_module_does(digits, golden):
 
 
 def test_the_bytes_hold_no_path_of_this_machine(golden):
-    """TorchScript's debug files, which record where the source lay, are not shipped."""
+    """TorchScript's debug files, which contain source paths, are not exported."""
     with zipfile.ZipFile(io.BytesIO(export(scoring(), golden).model)) as archive:
         assert not [name for name in archive.namelist() if b"/training/networks/autoencoders.py" in archive.read(name)]
 
 
 class Broken(nn.Module):
-    """Breaks one promise of the contract."""
+    """A module that breaks one rule of the contract."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
         self.how = how
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Score, wrongly."""
+        """Return wrong outputs."""
         pixels = images.to(torch.float32) / 255.0
         error_map = pixels.square().mean(1)
         mse = error_map.mean((1, 2))
@@ -74,23 +74,23 @@ class Broken(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("how", "message"), [("mse", "mean of the error map"), ("range", r"leaves 0\.\.1"), ("shape", "has the shape")]
+    ("how", "message"), [("mse", "mean of the error map"), ("range", r"is outside 0\.\.1"), ("shape", "has the shape")]
 )
 def test_a_broken_promise_is_refused(golden, how, message):
-    """A module whose score is not the mean of its error map, or whose shapes or range are wrong, is not exported."""
+    """A module with a wrong score, shape or range is rejected."""
     with pytest.raises(ExportError, match=message):
         export(Broken(how), golden)
 
 
 class Unscriptable(Broken):
-    """Uses what TorchScript does not know."""
+    """A module that cannot be scripted."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Score by way of numpy."""
+        """Use numpy."""
         return self.forward(torch.from_numpy(images.numpy()))
 
 
 def test_what_does_not_script_is_refused(golden):
-    """A module that TorchScript cannot take is refused with that as the reason."""
-    with pytest.raises(ExportError, match="does not script"):
+    """The error for a module that cannot be scripted says so."""
+    with pytest.raises(ExportError, match="cannot be scripted"):
         export(Unscriptable(""), golden)

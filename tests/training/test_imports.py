@@ -1,4 +1,4 @@
-"""What training loads, and when."""
+"""The imports of the command line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.conftest import ROOT
 
 
 def test_keeping_a_model_store_needs_neither_statistics_nor_plots():
-    """`promote` in a hurry does not wait for what only training uses."""
+    """The command line imports torch, but no statistics or plotting packages."""
     code = "import sys, training.__main__; print(sorted({name.partition('.')[0] for name in sys.modules}))"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "'torch'" in found

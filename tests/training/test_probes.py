@@ -1,4 +1,4 @@
-"""Probes: many kinds of images, the same every time, and each what its name says."""
+"""The probes: kinds, names and reproducibility."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def zeros(digits):
 
 
 def test_probes_are_raw_images_of_every_kind(zeros):
-    """Every probe is uint8 [n, 28, 28], names are unique, and each kind of probe occurs."""
+    """Every probe is uint8 [n, 28, 28], names are unique, and every kind occurs."""
     found = probes(zeros)
     assert {probe.kind for probe in found} == set(KINDS)
     assert len({probe.name for probe in found}) == len(found)
@@ -23,13 +23,13 @@ def test_probes_are_raw_images_of_every_kind(zeros):
 
 
 def test_probes_are_the_same_every_time(zeros):
-    """Noise is drawn from a fixed seed, so tables of two versions can be compared."""
+    """Probes are deterministic, so that tables of two versions can be compared."""
     for one, other in zip(probes(zeros), probes(zeros), strict=True):
         assert (one.images == other.images).all(), one.name
 
 
 def test_probes_are_what_they_are_called(zeros):
-    """Some probes checked by what they must hold: moved, paler, erased, inverted, painted over."""
+    """Shift, contrast, erasure, inversion, rotation, dilation and scaling have the effect in their names."""
     by_name = {probe.name: probe.images for probe in probes(zeros)}
     assert (by_name["moved by 2 px"][:, :, 2:] == zeros[:, :, :-2]).all()
     assert np.abs(by_name["contrast 0.5"] - zeros / 2).max() <= 0.5
@@ -42,7 +42,7 @@ def test_probes_are_what_they_are_called(zeros):
 
 
 def test_another_data_set_is_one_more_probe(zeros):
-    """Far-away images are used when there are any, and never more than 500 of them."""
+    """Another data set is a probe of at most 500 images."""
     clothes = np.zeros((600, 28, 28), np.uint8)
     names = {probe.name: len(probe.images) for probe in probes(zeros, clothes)}
     assert names["Fashion-MNIST"] == 500

@@ -1,4 +1,4 @@
-"""`python -m training calibrate` and `publish`: a threshold chosen anew, and versions from another store."""
+"""The commands `calibrate` and `publish`: recalibration, and copies from another store."""
 
 from __future__ import annotations
 
@@ -11,34 +11,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 from app.inference.detector import Detector
 from app.models.repository import Repository
 from tests.conftest import Server
+from tests.training.commands import run
 from tests.training.conftest import CPU, small_files, write_pngs
-from training.__main__ import app
 from training.evaluation.calibrate import score
-
-runner = CliRunner()
-
-
-def run(*arguments: object) -> tuple[int, str, str]:
-    """Run a command; return its exit code, what it printed and what it complained of."""
-    result = runner.invoke(app, [str(argument) for argument in arguments])
-    return result.exit_code, result.stdout, result.stderr
 
 
 @pytest.fixture
-def store(tmp_path, made) -> Path:
+def store(tmp_path, draft) -> Path:
     """Return a model store with a small model of zeros, version 1, current."""
-    made.publish(tmp_path / "store", promote=True)
+    draft.publish(tmp_path / "store", promote=True)
     return tmp_path / "store"
 
 
 @pytest.fixture(scope="module")
 def thin(digits, tmp_path_factory) -> tuple[Path, np.ndarray]:
-    """Return a folder of zeros as a thinner pen draws them, and their pixels."""
+    """Return a folder of zeros with thinner strokes, and their pixels."""
     folder = tmp_path_factory.mktemp("thin")
     zeros = digits.images[digits.labels == 0]
     images = np.minimum.reduce([zeros, np.roll(zeros, 1, axis=2), np.roll(zeros, 1, axis=1)])
@@ -47,15 +38,15 @@ def thin(digits, tmp_path_factory) -> tuple[Path, np.ndarray]:
     return folder, images
 
 
-def test_another_pen_gets_a_threshold_of_its_own(store, thin, made):
-    """From a folder: the same model byte for byte, the rank and the scores of these images, and where they came from.
+def test_another_pen_gets_a_threshold_of_its_own(store, thin, draft):
+    """A recalibration on a folder has the same model, the scores and the rank of the folder, and its source.
 
-    Before, far too many of them were called anomalous; now as many as were asked for.
+    The share of anomalous images is above alpha at the old threshold, and at most alpha at the new one.
     """
     folder, images = thin
     code, out, _ = run("calibrate", "small", "--data-dir", folder, "--alpha", 0.05, "--model-store", store)
     assert code == 0
-    assert "published small@2 (not answering yet" in out
+    assert "published small@2 (to serve it: " in out
     repository = Repository(store)
     old, new = (repository.open("small", version) for version in (1, 2))
     assert new.model == old.model
@@ -76,7 +67,7 @@ def test_another_pen_gets_a_threshold_of_its_own(store, thin, made):
 
 
 def test_nothing_that_was_not_measured_is_passed_on(store, thin):
-    """Figures that a threshold enters are gone from the manifest; the card says whose model it is and what is open."""
+    """The manifest has no metrics that depend on the threshold; the card names the original version and the gaps."""
     run("calibrate", "small", "--data-dir", thin[0], "--model-store", store)
     repository = Repository(store)
     old, new = (repository.manifest("small", version) for version in (1, 2))
@@ -86,7 +77,7 @@ def test_nothing_that_was_not_measured_is_passed_on(store, thin):
     card = repository.read(new, "report/model-card.md").decode()
     flagged = new.metrics["before"]["flagged"]
     for words in (
-        "the autoencoder of version 1",
+        "the model of version 1",
         f"**{new.threshold:.6g}**",
         f"threshold {old.threshold:.6g}, for alpha 0.01",
         f"{100 * flagged['rate']:.1f} %",
@@ -103,7 +94,7 @@ def test_nothing_that_was_not_measured_is_passed_on(store, thin):
 
 
 def test_the_card_s_command_gives_the_same_rate(store):
-    """The command in the model card has every digit of the rate and the confidence."""
+    """The command in the model card contains all digits of the rate and the confidence."""
     rates = ("--alpha", 0.1234567891, "--confidence", 0.9123456789)
     assert run("calibrate", "small", *rates, "--model-store", store)[0] == 0
     repository = Repository(store)
@@ -112,7 +103,7 @@ def test_the_card_s_command_gives_the_same_rate(store):
 
 
 def test_another_rate_needs_no_images(store):
-    """Without a folder the version's own scores give the threshold of another rate or confidence; again and again."""
+    """Without a folder, the version's scores give the threshold of another rate or confidence, also repeatedly."""
     assert run("calibrate", "small@1", "--alpha", 0.1, "--promote", "--model-store", store)[0] == 0
     assert run("calibrate", "small", "--confidence", 0.9, "--model-store", store)[0] == 0
     repository = Repository(store)
@@ -130,20 +121,20 @@ def test_another_rate_needs_no_images(store):
     # Version 2 has neither a test nor probes of its own.
     card = repository.read(third.manifest, "report/model-card.md").decode()
     assert "version 2, byte for byte" in card
-    assert "version 1's own" in card
-    assert "are in the model card of version 1;" in card
+    assert "test of version 1 (" in card
+    assert "are in the model card of version 1," in card
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("small",), "nothing would change"),
+        (("small",), "nothing to change"),
         (("small@9", "--alpha", 0.1), "small@9: manifest.json is missing"),
         (("small@v1", "--alpha", 0.1), "there is no version small@v1"),
         (("small@01", "--alpha", 0.1), "there is no version small@01"),
         (("small@" + 5000 * "9", "--alpha", 0.1), "there is no version small@999"),
         (("other", "--alpha", 0.1), "there is no version other"),
-        (("Not a name", "--alpha", 0.1), "cannot name a model"),
+        (("Not a name", "--alpha", 0.1), "is not a model name"),
         (("small", "--alpha", 0.001), "at least 999 calibration images, and there are 100"),
         (("small", "--alpha", 1.5), "between 0 and 1"),
         (("small", "--data-dir", "/nowhere"), "there is no folder /nowhere"),
@@ -151,32 +142,32 @@ def test_another_rate_needs_no_images(store):
     ids=str,
 )
 def test_a_mistake_publishes_nothing(store, arguments, message):
-    """What cannot be done exits with code 2 and one line that says why, and the store is as it was."""
-    code, _, problems = run("calibrate", *arguments, "--model-store", store)
+    """An error exits with code 2 and one line with the reason, and the store is unchanged."""
+    code, _, errors = run("calibrate", *arguments, "--model-store", store)
     assert code == 2
-    assert message in problems
-    assert len(problems.splitlines()) == 1
+    assert message in errors
+    assert len(errors.splitlines()) == 1
     assert Repository(store).versions("small") == [1]
 
 
 @pytest.mark.parametrize("anomalies", [True, False])
 def test_images_count_once_and_the_model_s_own_do_not(tmp_path, digits, anomalies):
-    """Copies are left out and told, in training and calibration; a folder that the version was made from is refused."""
+    """Copies are left out and counted; a folder that the version was made from is rejected."""
     zeros, options = digits.images[digits.labels == 0], ("--model-store", tmp_path / "store", "--alpha", 0.1)
     learned = write_pngs(tmp_path / "learned", np.concatenate([zeros[:200], zeros[:50]]))
     fresh = write_pngs(tmp_path / "fresh", np.concatenate([zeros[200:300]] * 3))
     odd = ("--anomalies-dir", write_pngs(tmp_path / "odd", digits.images[4000:4005])) if anomalies else ()
     train = ("train", "--data-dir", learned, *odd, "--name", "mine", "--recipe", "instant", "--promote")
-    code, out, problems = run(*train, *options)
-    assert code == 0, problems
+    code, out, errors = run(*train, *options)
+    assert code == 0, errors
     assert "copies left out: 50 (" in out
     repository = Repository(tmp_path / "store")
     made_from = repository.manifest("mine", 1).data
     assert (made_from.train, made_from.calibration, made_from.test_normal) == (120, 40, 40)
 
-    code, _, problems = run("calibrate", "mine", "--data-dir", learned, *options)
-    assert (code, len(problems.splitlines())) == (2, 1)
-    assert "images that mine@1 was made from" in problems
+    code, _, errors = run("calibrate", "mine", "--data-dir", learned, *options)
+    assert (code, len(errors.splitlines())) == (2, 1)
+    assert "contains images that mine@1 was made from" in errors
     code, out, _ = run("calibrate", "mine", "--data-dir", fresh, *options)
     assert code == 0
     assert "copies left out: 200 (" in out
@@ -185,15 +176,15 @@ def test_images_count_once_and_the_model_s_own_do_not(tmp_path, digits, anomalie
 
 
 def test_a_store_without_room_is_told_before_anything_is_scored(store, tmp_path):
-    """A full disk is found out before the images are read; the line names the store."""
+    """The error for a full disk comes before the images are read, and contains the store."""
     with small_files():
-        code, _, problems = run("calibrate", "small", "--data-dir", tmp_path / "nowhere", "--model-store", store)
+        code, _, errors = run("calibrate", "small", "--data-dir", tmp_path / "nowhere", "--model-store", store)
     assert code == 2
-    assert problems == f"error: {store} cannot be written: File too large\n"
+    assert errors == f"error: {store} cannot be written: File too large\n"
 
 
 def test_a_running_service_answers_with_the_new_threshold(store, thin, tmp_path, zero):
-    """End to end: a service that serves the old version follows to the recalibrated one, and shows its card."""
+    """A running service switches to the recalibrated version, and shows its model card."""
     server = Server(
         tmp_path, ANOMALY_MODEL_STORE=str(store), ANOMALY_DEFAULT_MODEL="small", ANOMALY_WATCH_SECONDS="0.1"
     ).start()
@@ -208,17 +199,17 @@ def test_a_running_service_answers_with_the_new_threshold(store, thin, tmp_path,
         assert after["mse"] == before["mse"]
         assert after["threshold"] == Repository(store).manifest("small", 2).threshold != before["threshold"]
         page = server.get("/models/small", headers={"accept": "text/html"})
-        assert "chosen anew" in page.text
+        assert "recalibrated threshold" in page.text
     finally:
         server.stop()
 
 
 def test_a_version_of_another_store_is_copied(store, tmp_path):
-    """`publish` copies a version under the next number, byte for byte, and lets it answer only when told."""
+    """`publish` copies a version byte for byte under the next number, and promotes it only with `--promote`."""
     target = tmp_path / "target"
     code, out, _ = run("publish", store / "small" / "1", "--model-store", target)
     assert (code, Repository(target).current("small")) == (0, None)
-    assert "published small@1 (not answering yet" in out
+    assert "published small@1 (to serve it: " in out
     assert run("publish", store / "small" / "1", "--promote", "--model-store", target)[0] == 0
     repository = Repository(target)
     assert repository.current("small") == 2
@@ -228,12 +219,12 @@ def test_a_version_of_another_store_is_copied(store, tmp_path):
 
 
 def test_another_threshold_goes_where_its_model_is(store, tmp_path):
-    """A recalibrated version is copied to stores that have its model under the number that it names only."""
+    """A recalibrated version is copied only to a store with the original version under the same number."""
     target = tmp_path / "target"
     assert run("calibrate", "small@1", "--alpha", "0.2", "--model-store", store)[0] == 0
-    code, _, problems = run("publish", store / "small" / "2", "--model-store", target)
+    code, _, errors = run("publish", store / "small" / "2", "--model-store", target)
     assert (code, Repository(target).versions("small")) == (2, [])
-    assert "small@2 is small@1 with another threshold" in problems
+    assert "small@2 is a recalibration of small@1" in errors
     for version in ("1", "2"):
         assert run("publish", store / "small" / version, "--model-store", target)[0] == 0
     copied = Repository(target).manifest("small", 2).calibration.recalibrated
@@ -243,7 +234,7 @@ def test_another_threshold_goes_where_its_model_is(store, tmp_path):
 
 @pytest.mark.parametrize("kind", ["damaged", "no version", "another name", "a path out"])
 def test_what_is_no_version_is_not_copied(store, tmp_path, kind):
-    """A damaged version, a folder that is none, or a manifest that points elsewhere is refused in one line."""
+    """A damaged version, another folder, and a manifest with a path outside are rejected in one line."""
     folder = store / "small" / "1"
     if kind == "damaged":
         (folder / "calibration.npy").write_bytes(b"")
@@ -256,7 +247,7 @@ def test_what_is_no_version_is_not_copied(store, tmp_path, kind):
         document["files"]["../../../secret"] = hashlib.sha256(b"").hexdigest()
         (folder / "manifest.json").write_text(json.dumps(document))
         (store.parent / "secret").write_bytes(b"")
-    code, _, problems = run("publish", folder, "--model-store", tmp_path / "target")
+    code, _, errors = run("publish", folder, "--model-store", tmp_path / "target")
     assert code == 2
-    assert len(problems.splitlines()) == 1
+    assert len(errors.splitlines()) == 1
     assert not (tmp_path / "target").exists()

@@ -1,8 +1,9 @@
-"""Every recipe of the table makes a module that keeps the contract of the artifact, exports, and repeats itself."""
+"""The contract of the artifact for every recipe of the table."""
 
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,11 +11,11 @@ import torch
 from torch import nn
 
 from app.inference.detector import Detector
-from tests.training.conftest import CPU
+from tests.training.conftest import CPU, ROOT
 from training.data.dataset import DataError, Dataset
 from training.data.loaders import fashion_mnist
 from training.data.splits import SPLITS
-from training.pipeline.make import Order, make
+from training.pipeline.make import TrainingJob, make_version
 from training.publishing.export import export
 from training.recipes.table import RECIPES
 
@@ -22,7 +23,7 @@ GUARDED = [name for name, recipe in RECIPES.items() if recipe.reasons]
 
 
 def fit(name: str, images: np.ndarray, seed: int = 0) -> nn.Module:
-    """Fit a recipe for two epochs at most."""
+    """Fit a recipe for at most two epochs."""
     recipe = RECIPES[name].with_epochs(2)
     return recipe.fit(images, recipe.parameters, seed=seed, device=CPU, progress=lambda _epoch, _loss: None)
 
@@ -34,9 +35,16 @@ def detectors(digits) -> dict[str, Detector]:
     return {name: Detector.open(export(fit(name, zeros), digits.images[::250]).model, CPU) for name in RECIPES}
 
 
+def test_every_recipe_is_documented():
+    """The table of recipes in docs/training.md has one row for each recipe, and no other rows."""
+    page = (ROOT / "docs" / "training.md").read_text()
+    section = page[page.index("## The recipes") : page.index("## All labels")]
+    assert set(re.findall(r"^\| `(.+?)` \|", section, re.MULTILINE)) == set(RECIPES)
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_an_entry_is_complete(name):
-    """An entry is filed under its name, its split exists, and its parameters fit into a manifest."""
+    """An entry has its name as key, an existing split, and parameters that are JSON values."""
     recipe = RECIPES[name]
     assert recipe.name == name
     assert recipe.split in SPLITS
@@ -47,7 +55,7 @@ def test_an_entry_is_complete(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_makes_an_artifact_and_repeats_itself(name, digits):
-    """The same images and seed give the same scores; where there is training, another seed gives others."""
+    """The same images and seed give the same scores; with epochs, another seed gives others."""
 
     def scores(seed: int) -> np.ndarray:
         return export(fit(name, digits.images[:200], seed), digits.images[::250]).golden.mse
@@ -60,7 +68,7 @@ def test_a_recipe_makes_an_artifact_and_repeats_itself(name, digits):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_leaves_the_caller_s_chance_alone(name, digits):
-    """Fitting draws nothing from torch's own generator."""
+    """Fitting leaves torch's global generator unchanged."""
     before = torch.random.get_rng_state()
     fit(name, digits.images[:100])
     assert (torch.random.get_rng_state() == before).all()
@@ -68,7 +76,7 @@ def test_a_recipe_leaves_the_caller_s_chance_alone(name, digits):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_score_is_the_mean_of_the_error_map(name, detectors, digits):
-    """The exported, frozen module gives four outputs of the contract's shapes and types; mse is the map's mean."""
+    """The four outputs have the contract's shapes and types, and mse is the mean of the error map."""
     found = detectors[name].detect(digits.images[::700, None].copy())
     n = len(digits.images[::700])
     outputs = (found.mse, found.reconstruction, found.error_map, found.reason)
@@ -95,7 +103,7 @@ def test_a_score_does_not_depend_on_its_batch(name, detectors, digits):
     ("pixel", "reason"), [(0, "empty"), (255, "too_much_ink"), (127, None)], ids=["blank", "white", "half grey"]
 )
 def test_a_guard_names_itself(name, detectors, pixel, reason):
-    """A blank and a white image get their reason and an error far above any other; half grey is below both limits."""
+    """A blank and a white image have their reason and the guard error; half grey has no reason."""
     found = detectors[name].detect(np.full((1, 1, 28, 28), pixel, np.uint8))
     names = dict(enumerate((None, *RECIPES[name].reasons)))
     assert names[int(found.reason[0])] == reason
@@ -106,7 +114,7 @@ def test_a_guard_names_itself(name, detectors, pixel, reason):
 @pytest.mark.parametrize("name", GUARDED)
 @pytest.mark.parametrize("contrast", [0.2, 0.5, 0.8])
 def test_contrast_does_not_matter(name, detectors, digits, contrast):
-    """Paler images score the same within 1 %, on average and each within 5 % (pixels are whole numbers)."""
+    """With less contrast the mean score is the same within 1 %, and each score within 5 % (pixels are integers)."""
     images = digits.images[:100, None].copy()
     pale = np.round(images * contrast).astype(np.uint8)
     whole, found = detectors[name].detect(images).mse, detectors[name].detect(pale)
@@ -117,9 +125,9 @@ def test_contrast_does_not_matter(name, detectors, digits, contrast):
 
 @pytest.mark.parametrize(("name", "normal"), [("instant", (3, 5)), ("deep", tuple(range(10)))], ids=["3,5", "all"])
 def test_a_set_of_digits_can_be_normal(name, digits, normal):
-    """Several digits, or all, make a version whose test has every label on its side."""
-    order = Order("some", RECIPES[name].with_epochs(1), normal, seed=0, alpha=0.05, confidence=None, device=CPU)
-    draft = make(order, digits, progress=lambda *_: None).draft
+    """With several digits or all as normal class, the test has these labels as normal."""
+    job = TrainingJob("some", RECIPES[name].with_epochs(1), normal, seed=0, alpha=0.05, confidence=None, device=CPU)
+    draft = make_version(job, digits, progress=lambda *_: None).manifest
     assert draft.data.normal == normal
     assert {int(label) for label, found in draft.metrics["labels"].items() if found["normal"]} == set(normal)
     assert (draft.metrics["auroc"] is None) == (len(normal) == 10)
@@ -127,21 +135,21 @@ def test_a_set_of_digits_can_be_normal(name, digits, normal):
 
 @pytest.mark.parametrize("name", ["instant", "deep"])
 def test_a_garment_can_be_normal(name):
-    """A label of Fashion-MNIST makes a version too, though clothes have more ink than digits."""
+    """A label of Fashion-MNIST makes a version, although garments have more ink than digits."""
     try:
         everything = fashion_mnist(None)
     except DataError as error:
         pytest.skip(str(error))
     few = Dataset("fashion", "every 20th of Fashion-MNIST", everything.images[::20], everything.labels[::20],
                   everything.label_names, everything.noun, None)  # fmt: skip
-    order = Order("trouser", RECIPES[name].with_epochs(2), (1,), seed=0, alpha=0.05, confidence=None, device=CPU)
-    draft = make(order, few, progress=lambda *_: None).draft
+    job = TrainingJob("trouser", RECIPES[name].with_epochs(2), (1,), seed=0, alpha=0.05, confidence=None, device=CPU)
+    draft = make_version(job, few, progress=lambda *_: None).manifest
     assert draft.normal_class == "the garment trouser"
     assert draft.metrics["auroc"] > 0.9
 
 
 def test_any_number_of_steps_can_be_trained(digits):
-    """Ten optimiser steps, on which the schedule's warm-up is one step, are no different from nine or eleven."""
+    """Training with nine, ten or eleven optimiser steps has finite losses; with ten, the warm-up is one step."""
     losses: list[float] = []
     for epochs in (9, 10, 11):
         recipe = RECIPES["deep"].with_epochs(epochs)

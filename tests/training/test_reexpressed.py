@@ -1,4 +1,4 @@
-"""The form for serving is the same function."""
+"""The faster forms of the networks are the same functions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_same_function(seed: int) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8, 33])
 def test_same_scores_for_every_batch_size(count: int) -> None:
-    """A lone image, which takes a way of its own, and batches of any size score as the slow form does."""
+    """Single images, which have their own code path, and batches of any size have the same scores in both forms."""
     module = scoring(7)
     images = torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8)
     with torch.inference_mode():
@@ -48,7 +48,7 @@ def test_same_scores_for_every_batch_size(count: int) -> None:
 
 
 def test_same_standardisation() -> None:
-    """The gradients for serving are those that were trained with: within 1e-5 of the root mean square, which is 1."""
+    """Both forms of the gradients agree within 1e-5 of the root mean square, which is 1."""
     slow = OrientedGradients(directions=6, cells=14, edge_sigma=0.7, pool_sigma=1.7)
     pixels = torch.rand(40, 28, 28)
     pixels[0], pixels[1] = 0.0, 1.0
@@ -60,7 +60,7 @@ def test_same_standardisation() -> None:
 
 
 def test_same_verdicts_on_the_test_set() -> None:
-    """On all 10,000 test images of MNIST no verdict differs, at the rank that a calibration of 1 % gives."""
+    """For all 10,000 test images of MNIST the verdict is the same at the threshold of 1 %."""
     folder = Path(os.environ.get("DATA_DIR", ROOT.parent / "shared" / "data" / "mnist"))
     paths = [path for path in folder.glob("t10k-images*") if path.suffix == ".gz"]
     if not paths:

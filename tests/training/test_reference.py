@@ -1,4 +1,4 @@
-"""The article's model that a report shows beside its own: of the same class, and of the same images."""
+"""The article's model with which a report compares."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from tests.training.conftest import small_order
+from tests.training.conftest import small_job
 from training.data.dataset import Dataset
-from training.pipeline.make import make
+from training.pipeline.make import make_version
 from training.pipeline.reference import reference_version
 
 
@@ -19,9 +19,9 @@ def folder_of(digits: Dataset, label: int) -> Dataset:
 
 
 def test_a_model_of_another_folder_is_no_reference(tmp_path, digits):
-    """The article's model of a folder of PNGs stands beside models of these images, not of another folder's."""
+    """The article's model of a folder of PNGs is a reference for the same images, not for another folder."""
     zeros, sixes = folder_of(digits, 0), folder_of(digits, 6)
-    order = replace(small_order("folder-0-article", epochs=1), alpha=0.1)
-    make(order, zeros, progress=lambda *_: None).publish(tmp_path, promote=True)
+    job = replace(small_job("folder-0-article", epochs=1), alpha=0.1)
+    make_version(job, zeros, progress=lambda *_: None).publish(tmp_path, promote=True)
     assert reference_version(tmp_path, zeros, (0,), "mine") == ("folder-0-article", 1)
     assert reference_version(tmp_path, sixes, (0,), "mine") is None

@@ -1,4 +1,4 @@
-"""The command `all`: one model of each label, in parallel, resumable, safe to interrupt."""
+"""The command `all`: parallel, resumable, and safe to interrupt."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from app.models.repository import Repository
-from tests.training.conftest import CPU, MODEL_STORE, ROOT, small_order
+from tests.training.conftest import CPU, MODEL_STORE, ROOT, small_job
 from training.__main__ import app
-from training.pipeline.make import Order
-from training.pipeline.series import Source, figures, path_of
+from training.pipeline.make import TrainingJob
+from training.pipeline.series import Source, result_of, result_path
 from training.pipeline.series import run as series
 from training.publishing.publish import publish_copy
-from training.recipes.article import TrainingError
+from training.recipes.contract import TrainingError
 from training.recipes.table import RECIPES
 
 ALL = ("-m", "training", "all", "--data", "mnist-5000", "--device", "cpu", "--alpha", "0.05")
@@ -45,21 +45,19 @@ def run(folder: Path, *arguments: str) -> str:
 
 
 def test_all_digits_are_ten_models(monkeypatch, tmp_path):
-    """Unless told, there is a model of every label; each seed makes one."""
+    """By default there is one job for every label and seed."""
     asked = []
-    monkeypatch.setattr("training.pipeline.series.run", lambda orders, *_, **__: asked.extend(orders) or [])
+    monkeypatch.setattr("training.pipeline.series.run", lambda jobs, *_, **__: asked.extend(jobs) or [])
     result = CliRunner().invoke(app, [*ALL[2:], "--recipe", "instant", "--seeds", "3,4", "--results", str(tmp_path)])
     assert result.exit_code == 0, result.output
-    assert [(order.seed, order.normal) for order in asked] == [
-        (seed, (label,)) for seed in (3, 4) for label in range(10)
-    ]
+    assert [(job.seed, job.normal) for job in asked] == [(seed, (label,)) for seed in (3, 4) for label in range(10)]
 
 
-def test_the_least_seed_answers(monkeypatch, made, tmp_path):
-    """Of several seeds one is promoted, and which one does not depend on the order in which they are finished."""
+def test_the_least_seed_answers(monkeypatch, draft, tmp_path):
+    """The version of the lowest seed is promoted, in any order of completion."""
     monkeypatch.setattr(
         "training.pipeline.series.run",
-        lambda orders, *_, **__: ((order, figures(made, 1.0), made) for order in orders[::-1]),
+        lambda jobs, *_, **__: ((job, result_of(draft, 1.0), draft) for job in jobs[::-1]),
     )
     options = ("--seeds", "2,1", "--normal", "0", "--publish", "--model-store", str(tmp_path))
     result = CliRunner().invoke(app, [*ALL[2:], *options, "--results", str(tmp_path)])
@@ -73,10 +71,10 @@ def test_the_least_seed_answers(monkeypatch, made, tmp_path):
 
 @pytest.mark.long
 def test_models_are_made_kept_and_published(tmp_path):
-    """Models are made and published, their figures kept and summed up; a second run makes only what is missing.
+    """A series publishes versions and writes results; a second run makes only what is missing.
 
-    With `--publish`, a version that the store lacks is missing, though its figures be there. Reports show the article's
-    model of the same label where the store has it.
+    With `--publish`, a job is run again if its version is missing, even if its result file exists. Reports compare with
+    the article's model of the same label if the store contains it.
     """
     store = ("--recipe", "instant", "--normal", "0,1,2", "--publish", "--model-store", str(tmp_path / "store"))
     publish_copy(tmp_path / "store", MODEL_STORE / "zero-article" / "1", promote=True)
@@ -99,7 +97,7 @@ def test_models_are_made_kept_and_published(tmp_path):
     kept = files[2].read_text()
     files[2].unlink()
     out = run(tmp_path, *store)
-    assert out.count("(kept)") == 1
+    assert out.count("(from its result file)") == 1
     assert "published one-instant@1 (current)" in out
     assert repository.versions("zero-instant") == [1]
     assert repository.versions("two-instant") == [1, 2]
@@ -115,7 +113,7 @@ def height(png: bytes) -> int:
 
 @pytest.mark.long
 def test_an_interruption_keeps_what_is_finished(tmp_path):
-    """Ctrl-C exits with 130, leaves no process and no half-written file, and the next run goes on."""
+    """Ctrl-C exits with 130, and leaves no process and no incomplete file."""
     arguments = ("--recipe", "instant", "--jobs", "2")
     process = subprocess.Popen(
         command(tmp_path, *arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -126,9 +124,9 @@ def test_an_interruption_keeps_what_is_finished(tmp_path):
         if "AUROC" in line:
             os.killpg(process.pid, signal.SIGINT)
             break
-    _, problems = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert problems == "interrupted: nothing half-written is left behind\n"
+    assert errors == "interrupted; no incomplete files were left behind\n"
     wait_for_the_end_of(process.pid)
     finished = sorted((tmp_path / "results").iterdir())
     assert 1 <= len(finished) < 10
@@ -138,18 +136,18 @@ def test_an_interruption_keeps_what_is_finished(tmp_path):
 ENDLESS = """
 import sys
 from pathlib import Path
-from tests.training.conftest import MODEL_STORE, small_order
+from tests.training.conftest import MODEL_STORE, small_job
 from training.pipeline import series
 from training.data.loaders import load
 
 source = series.Source("mnist-5000", None, MODEL_STORE)
-orders, tell = [small_order(epochs=1_000_000)], lambda *_: print("an epoch", flush=True)
-list(series.run(orders, load(source.data), source, Path(sys.argv[1]), jobs=1, watch=tell))
+jobs, tell = [small_job(epochs=1_000_000)], lambda *_: print("an epoch", flush=True)
+list(series.run(jobs, load(source.data), source, Path(sys.argv[1]), processes=1, on_epoch=tell))
 """
 
 
 def test_processes_end_with_the_one_that_started_them(tmp_path):
-    """After `kill -9` of the command, as by a machine without memory, no process works on for nobody."""
+    """After `kill -9` of the command, all its processes exit."""
     with subprocess.Popen(
         [sys.executable, "-c", ENDLESS, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True
     ) as process:
@@ -165,35 +163,35 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
 
 
 def test_a_result_is_of_one_recipe_and_one_seed(tmp_path):
-    """Other parameters, another seed, alpha or other data have another file; the same have the same."""
+    """Another parameter, seed, alpha, label or data set has another result file; another name has the same."""
     recipe = RECIPES["deep"]
-    order = Order("a", recipe, (0,), seed=0, alpha=0.01, confidence=None, device=CPU)
+    job = TrainingJob("a", recipe, (0,), seed=0, alpha=0.01, confidence=None, device=CPU)
     others = [
-        Order("a", recipe.with_epochs(3), (0,), seed=0, alpha=0.01, confidence=None, device=CPU),
-        Order("a", recipe, (0,), seed=1, alpha=0.01, confidence=None, device=CPU),
-        Order("a", recipe, (0,), seed=0, alpha=0.05, confidence=None, device=CPU),
-        Order("a", recipe, (1,), seed=0, alpha=0.01, confidence=None, device=CPU),
+        TrainingJob("a", recipe.with_epochs(3), (0,), seed=0, alpha=0.01, confidence=None, device=CPU),
+        TrainingJob("a", recipe, (0,), seed=1, alpha=0.01, confidence=None, device=CPU),
+        TrainingJob("a", recipe, (0,), seed=0, alpha=0.05, confidence=None, device=CPU),
+        TrainingJob("a", recipe, (1,), seed=0, alpha=0.01, confidence=None, device=CPU),
     ]
-    names = {path_of(each, "d", tmp_path).name for each in [order, *others]} | {path_of(order, "e", tmp_path).name}
+    names = {result_path(each, "d", tmp_path).name for each in [job, *others]} | {result_path(job, "e", tmp_path).name}
     assert len(names) == 6
-    same = Order("b", recipe.with_epochs(None), (0,), seed=0, alpha=0.01, confidence=None, device=CPU)
-    assert path_of(order, "d", tmp_path) == path_of(same, "d", tmp_path)
+    same = TrainingJob("b", recipe.with_epochs(None), (0,), seed=0, alpha=0.01, confidence=None, device=CPU)
+    assert result_path(job, "d", tmp_path) == result_path(same, "d", tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b'{"recipe": "deep", "seed', b"\xff\xff"])
 def test_a_damaged_result_is_named(digits, tmp_path, content):
-    """What a crash or a disk left of a result is an error that names the file, and is not overwritten."""
-    order = small_order()
-    path = path_of(order, digits.sha256, tmp_path)
+    """The error for a damaged result file contains its path, and the file is unchanged."""
+    job = small_job()
+    path = result_path(job, digits.sha256, tmp_path)
     path.write_bytes(content)
     source = Source("mnist-5000", None, tmp_path)
-    with pytest.raises(TrainingError, match=f"{path} is damaged: remove it"):
-        next(series([order], digits, source, tmp_path, jobs=1, watch=lambda *_: None))
+    with pytest.raises(TrainingError, match=f"{path} is damaged; delete it"):
+        next(series([job], digits, source, tmp_path, processes=1, on_epoch=lambda *_: None))
     assert path.read_bytes() == content
 
 
 def wait_for_the_end_of(group: int) -> None:
-    """Return once no process of a group is left; fail when one stays."""
+    """Wait until a process group has no process; fail after 20 seconds."""
     until = time.monotonic() + 20
     with suppress(ProcessLookupError):
         while True:

@@ -1,4 +1,4 @@
-"""The shipped default detector is right: measured here on MNIST's test file, not read from its own report."""
+"""The accuracy of the shipped default model, measured on MNIST's test file."""
 
 from __future__ import annotations
 
@@ -67,20 +67,20 @@ def test_it_ranks_the_test_file(scores):
 
 @pytest.mark.parametrize(("alpha", "least"), [(0.01, 0.98), (0.05, 0.997)])
 def test_it_catches_other_digits(scores, calibration, alpha, least):
-    """At 1 % false alarms at least 98 % of all other digits are caught, at 5 % at least 99.7 %."""
+    """The recall on other digits is at least 98 % at alpha 1 %, and at least 99.7 % at alpha 5 %."""
     assert (scores[1] > calibration.threshold(alpha)).mean() >= least
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.05, 0.1])
 def test_it_raises_as_many_false_alarms_as_it_says(scores, calibration, alpha):
-    """The number of test zeros called anomalous lies in the exact 99 % band of the calibration."""
+    """The number of false positives among test zeros is in the exact 99 % interval of the calibration."""
     low, high = count_band(len(calibration.scores), calibration.rank(alpha), len(scores[0]))
     assert low <= (scores[0] > calibration.threshold(alpha)).sum() <= high
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.05, 0.1])
 def test_the_article_raises_as_many_false_alarms_as_it_says(full_mnist, alpha):
-    """So does `zero-article`, on the zeros that its own split leaves for the test."""
+    """The same holds for `zero-article`, on the test zeros of its own split."""
     repository = Repository(MODEL_STORE)
     artifact = repository.open("zero-article", repository.current("zero-article"))
     recipe = artifact.manifest.recipe
@@ -94,7 +94,7 @@ def test_the_article_raises_as_many_false_alarms_as_it_says(full_mnist, alpha):
 
 
 def test_what_is_no_digit_is_always_caught(detector, normals, calibration, artifact):
-    """Blank, inverted, noise, white: all anomalous, each guard by its name."""
+    """All images outside the class are anomalous, and the guards reject blank and white ones."""
     by_name = {probe.name: probe for probe in probes(normals) if probe.kind == "nothing"}
     reasons = {}
     for name, probe in by_name.items():
@@ -107,16 +107,16 @@ def test_what_is_no_digit_is_always_caught(detector, normals, calibration, artif
 
 
 def test_no_real_zero_is_guarded(detector, normals):
-    """No guard speaks on a zero of the test file, at whole contrast or a fifth of it."""
+    """No guard rejects a zero of the test file, at full contrast or a fifth of it."""
     for contrast in (1.0, 0.2):
         assert not detect(detector, np.round(normals * contrast).astype(np.uint8)).reason.any()
 
 
 @pytest.mark.parametrize("contrast", [0.2, 0.5, 0.8])
 def test_contrast_hardly_moves_a_score(detector, normals, calibration, contrast):
-    """Paler zeros score the same within 1 % (median and mean; pale pixels are whole numbers), with the same verdicts.
+    """With less contrast, scores agree within 1 % (median and mean; pixels are integers), and so do verdicts.
 
-    At most one zero in 200 has a score so close to the threshold that rounding moves it across.
+    For at most one zero in 200, rounding moves the score across the threshold.
     """
     whole = detect(detector, normals).mse
     pale = detect(detector, np.round(normals * contrast).astype(np.uint8)).mse
@@ -127,7 +127,7 @@ def test_contrast_hardly_moves_a_score(detector, normals, calibration, contrast)
 
 
 def test_a_zero_is_redrawn_and_a_six_is_not(detector, full_mnist):
-    """In pixel space, zeros come back close to what they were, and sixes do not."""
+    """The reconstruction error in pixels is small for zeros, and more than twice as large for sixes."""
     images, labels = full_mnist.images[full_mnist.test_start :], full_mnist.labels[full_mnist.test_start :]
 
     def difference(label: int) -> float:
@@ -140,6 +140,6 @@ def test_a_zero_is_redrawn_and_a_six_is_not(detector, full_mnist):
 
 
 def test_the_store_stays_small():
-    """All versions that ship together are smaller than 25 MiB, the default one smaller than 5."""
+    """All shipped versions together have less than 25 MiB, and the default one less than 5 MiB."""
     assert sum(path.stat().st_size for path in MODEL_STORE.rglob("*") if path.is_file()) < 25 * 2**20
     assert sum(path.stat().st_size for path in (MODEL_STORE / "zero" / "1").rglob("*") if path.is_file()) < 5 * 2**20

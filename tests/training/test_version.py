@@ -1,4 +1,4 @@
-"""Whole versions: what a small one says of itself, and the shipped one on images that nothing saw before."""
+"""Versions: the manifest of a small one, and the shipped one on test images."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import pytest
 from app.inference.detector import Detector
 from app.models.calibration import CalibrationError
 from app.models.repository import Artifact, Repository
-from tests.training.conftest import CPU, MODEL_STORE, small_order
+from tests.training.conftest import CPU, MODEL_STORE, small_job
 from training.data.dataset import DataError, Dataset
 from training.data.splits import article
 from training.evaluation.calibrate import count_band, score
 from training.evaluation.figures import ranking
-from training.pipeline.make import make
+from training.pipeline.make import make_version
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +24,14 @@ def shipped() -> Artifact:
 
 @pytest.fixture(scope="module")
 def unseen(shipped, full_mnist: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return the labels and scores of the test images that the shipped model's training and calibration never saw."""
+    """Return labels and scores of the shipped model's test images."""
     test = article(full_mnist, (0,), shipped.manifest.recipe.seed).test
     return full_mnist.labels[test], score(Detector.load(shipped, CPU), full_mnist.images[test])
 
 
-def test_a_version_says_how_it_was_made(made, digits):
-    """The manifest names the data by checksum, the split, the seed, the counts and where the images came from."""
-    data, recipe = made.draft.data, made.draft.recipe
+def test_a_version_says_how_it_was_made(draft, digits):
+    """The manifest contains source, checksum and counts of the data, and the parameters."""
+    data, recipe = draft.manifest.data, draft.manifest.recipe
     assert (data.name, data.source, data.sha256) == (digits.name, digits.source, digits.sha256)
     assert (data.train, data.calibration, data.test_normal, data.test_anomalous) == (300, 100, 100, 4500)
     assert recipe.parameters == {
@@ -45,33 +45,33 @@ def test_a_version_says_how_it_was_made(made, digits):
     }
 
 
-def test_the_threshold_is_of_scores_by_the_exported_bytes(made, digits, detector):
-    """The calibration scores and the threshold are those that the exported module gives the calibration images."""
+def test_the_threshold_is_of_scores_by_the_exported_bytes(draft, digits, detector):
+    """The threshold is one of the exported module's scores of the calibration images."""
     from training.data.splits import standard
 
     scores = np.sort(score(detector, digits.images[standard(digits, (0,), 0).calibration]))
-    assert made.draft.threshold == float(scores[made.draft.calibration.rank - 1])
+    assert draft.manifest.threshold == float(scores[draft.manifest.calibration.rank - 1])
 
 
 def test_too_few_images_are_said_before_training(digits):
-    """A wanted rate that the calibration images cannot support is refused before any epoch."""
-    order = small_order(epochs=1)
+    """Too few calibration images for the rate are an error before the first epoch."""
+    job = small_job(epochs=1)
     told: list[int] = []
     with pytest.raises(CalibrationError, match="999 calibration images"):
-        make(type(order)(**{**vars(order), "alpha": 0.001}), digits, progress=lambda epoch, _: told.append(epoch))
+        make_version(type(job)(**{**vars(job), "alpha": 0.001}), digits, progress=lambda epoch, _: told.append(epoch))
     assert told == []
 
 
 def test_a_class_without_images_is_refused(digits):
-    """A normal class with no image to learn from is refused."""
+    """A normal class without images is an error."""
     others = digits.labels != 0
     without = Dataset("x", "test", digits.images[others], digits.labels[others], digits.label_names, "digit", None)
     with pytest.raises(DataError, match="too few"):
-        make(small_order(), without, progress=lambda *_: None)
+        make_version(small_job(), without, progress=lambda *_: None)
 
 
 def test_the_shipped_model_was_made_from_all_of_mnist(shipped, full_mnist):
-    """The shipped model's manifest names all of MNIST by checksum and counts, and no path of any machine."""
+    """The shipped model's manifest has the checksum and counts of all of MNIST, and no path."""
     data = shipped.manifest.data
     assert data.sha256 == full_mnist.sha256
     assert (data.train, data.calibration, data.test_normal, data.test_anomalous) == (4800, 1200, 903, 9020)
@@ -79,7 +79,7 @@ def test_the_shipped_model_was_made_from_all_of_mnist(shipped, full_mnist):
 
 
 def test_the_shipped_model_reaches_what_the_articles_recipe_reaches(shipped, unseen):
-    """Zeros against the rest of the MNIST test file: an AUROC of 0.81 within 0.03, as the manifest says."""
+    """The AUROC on the rest of the test file is 0.81 within 0.03, and that of the manifest."""
     labels, scores = unseen
     auroc = ranking(scores[labels == 0], scores[labels != 0])["auroc"]
     assert auroc == pytest.approx(0.81, abs=0.03)
@@ -88,7 +88,7 @@ def test_the_shipped_model_reaches_what_the_articles_recipe_reaches(shipped, uns
 
 @pytest.mark.parametrize("alpha", [0.01, 0.05])
 def test_false_alarms_on_unseen_zeros_lie_in_the_exact_band(shipped, unseen, alpha):
-    """On more than 900 zeros that nothing saw before, false alarms lie in the exact 99 % band of the calibration."""
+    """On more than 900 test zeros, false positives are in the exact 99 % interval of the calibration."""
     labels, scores = unseen
     zeros = scores[labels == 0]
     assert len(zeros) > 900
@@ -97,7 +97,7 @@ def test_false_alarms_on_unseen_zeros_lie_in_the_exact_band(shipped, unseen, alp
 
 
 def test_unseen_zeros_have_uniform_p_values(shipped, unseen):
-    """The p-values of unseen zeros are spread evenly: at any rate, at most that share of them lies below it."""
+    """The p-values of test zeros are uniformly distributed (Kolmogorov-Smirnov)."""
     labels, scores = unseen
     found = np.sort([shipped.calibration.p_value(float(mse)) for mse in scores[labels == 0]])
     distance = np.abs(found - (np.arange(len(found)) + 0.5) / len(found)).max()

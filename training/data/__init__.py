@@ -1,1 +1,1 @@
-"""Loads data sets and splits them."""
+"""Data sets: loading, checking, and splitting."""

@@ -1,7 +1,4 @@
-"""What a set of labelled images is, and the words for its classes.
-
-Knows: images, labels, names. Does not know: files, splits, models.
-"""
+"""The data set: labelled images in a fixed order, and the names of its classes."""
 
 from __future__ import annotations
 
@@ -14,22 +11,22 @@ from numpy.typing import NDArray
 
 
 class DataError(Exception):
-    """Data that is missing, damaged or not what was asked for; the message says how to mend it."""
+    """Missing, damaged or unsuitable data; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labelled 28x28 grey images, in a fixed order.
+    """Labelled 28x28 greyscale images in a fixed order.
 
     Attributes:
-        name: of the data set, `mnist`.
-        source: where the images came from, in words and without paths of this machine.
+        name: name of the data set, such as `mnist`.
+        source: origin of the images in words, without paths of this machine.
         images: uint8 [n, 28, 28].
         labels: uint8 [n].
-        label_names: what each label is called, `0` or `coat`.
-        noun: what one image shows, `digit`.
-        test_start: index of the first image of the test file; None where the set has no division of its own.
-        copies: how many images were left out because an earlier one has the same pixels.
+        label_names: name of each label, such as `0` or `coat`.
+        noun: noun for one image, such as `digit`.
+        test_start: index of the first image of the test file; None if the set has no test file.
+        copies: number of images that were left out because an earlier one has the same pixels.
     """
 
     name: str
@@ -43,18 +40,18 @@ class Dataset:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the raw pixels followed by the labels, in hexadecimal."""
+        """SHA-256 of the pixels followed by the labels, in hexadecimal."""
         return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()
 
     def describe(self, normal: Sequence[int]) -> str:
-        """Name a normal class in words: "the digit 0", "the digits 3 and 5".
+        """Return a normal class in words: "the digit 0", "the digits 3 and 5".
 
         Raises:
-            DataError: a label is not one of this set's.
+            DataError: a label is unknown.
         """
         unknown = [label for label in normal if not 0 <= label < len(self.label_names)]
         if unknown or not normal:
-            raise DataError(f"normal labels of {self.name} are 0 to {len(self.label_names) - 1}, not {list(normal)}")
+            raise DataError(f"labels of {self.name} are 0 to {len(self.label_names) - 1}, not {list(normal)}")
         names = [self.label_names[label] for label in normal]
         if len(names) == 1:
             return f"the {self.noun} {names[0]}"

@@ -1,1 +1,1 @@
-"""Calibrates and evaluates a trained network."""
+"""Calibration and evaluation of an exported model."""

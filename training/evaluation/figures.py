@@ -1,6 +1,7 @@
-"""How good the verdicts are, on images that neither training nor calibration saw.
+"""The metrics of a version, on images outside its training and calibration sets.
 
-Knows: scores, labels, statistics. Does not know: models, files. Anomalous means a score strictly above the threshold.
+An image is anomalous if its score is strictly above the threshold. In the JSON values, `false_alarms` is the
+false-positive rate, and `detections` the true-positive rate (recall).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from app.inference.detector import Detector
 from app.models.calibration import Calibration, CalibrationError
-from training.evaluation.calibrate import BAND_LEVEL, caught, count_band
+from training.evaluation.calibrate import BAND_LEVEL, count_band, guard_counts
 from training.evaluation.probes import Probe
 
 INTERVAL_LEVEL = 0.95
@@ -28,18 +29,18 @@ Scores = NDArray[np.float32]
 def evaluate(
     scores: Scores, labels: NDArray[np.uint8], normal: Iterable[int], calibration: Calibration, alpha: float
 ) -> dict[str, Any]:
-    """Measure the verdicts on a test set.
+    """Compute the metrics of a test set.
 
     Args:
         scores: MSE of the test images, float32 [n].
-        labels: of those, [n].
-        normal: the labels of the normal class.
-        calibration: gives the threshold of a false-alarm rate.
-        alpha: the false-alarm rate that the version answers with.
+        labels: labels of the test images, uint8 [n].
+        normal: labels of the normal class.
+        calibration: thresholds by false-positive rate.
+        alpha: false-positive rate of the version.
 
     Returns:
-        JSON values: `auroc` and `average_precision` (None where the test has only one kind), `operating_points` by
-        alpha, `labels` with the figures of each label, and the counts and the level of the intervals.
+        JSON values: `auroc` and `average_precision` (None if the test set has only one class), `operating_points` by
+        alpha, `labels` with the metrics of each label, and the counts and levels of the intervals.
     """
     is_anomalous = ~np.isin(labels, list(normal))
     threshold = calibration.threshold(alpha)
@@ -50,9 +51,9 @@ def evaluate(
         "interval_level": INTERVAL_LEVEL,
         "band_level": BAND_LEVEL,
         "operating_points": [
-            operating_point(scores, is_anomalous, calibration, point)
-            for point in sorted({alpha, *USUAL_ALPHAS})
-            if supports(calibration, point)
+            operating_point(scores, is_anomalous, calibration, each)
+            for each in sorted({alpha, *USUAL_ALPHAS})
+            if supports(calibration, each)
         ],
         "labels": {
             str(label): {
@@ -69,36 +70,36 @@ def evaluate(
 def probe_table(
     detector: Detector, probes: Sequence[Probe], calibration: Calibration, reasons: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Measure which share of each probe is called anomalous.
+    """Compute the share of anomalous images in each probe.
 
     Args:
-        detector: scores them.
-        probes: what to score.
-        calibration: gives the thresholds.
+        detector: detector of the version.
+        probes: images to score.
+        calibration: thresholds by false-positive rate.
         reasons: names of the detector's guards.
 
     Returns:
-        For each probe: `name`, `kind`, `images`, `flagged` (the share at each alpha that the calibration supports, by
-        alpha as text) and `reasons` (how many images each guard caught).
+        For each probe: `name`, `kind`, `images`, `flagged` (the share for each alpha that the calibration supports,
+        by alpha as text) and `reasons` (the number of images that each guard rejected).
     """
     thresholds = {f"{alpha:g}": calibration.threshold(alpha) for alpha in PROBE_ALPHAS if supports(calibration, alpha)}
     table = []
     for probe in probes:
-        found = detector.detect(np.array(probe.images[:, None], order="C"))
+        detections = detector.detect(np.array(probe.images[:, None], order="C"))
         table.append(
             {
                 "name": probe.name,
                 "kind": probe.kind,
                 "images": len(probe.images),
-                "flagged": {alpha: float((found.mse > limit).mean()) for alpha, limit in thresholds.items()},
-                "reasons": caught(found.reason, reasons),
+                "flagged": {alpha: float((detections.mse > limit).mean()) for alpha, limit in thresholds.items()},
+                "reasons": guard_counts(detections.reason, reasons),
             }
         )
     return table
 
 
 def ranking(normals: Scores, anomalies: Scores) -> dict[str, Any]:
-    """Return the counts, AUROC and average precision of telling `anomalies` from `normals`, without a threshold."""
+    """Return the metrics without a threshold: counts, AUROC and average precision."""
     truth = np.repeat([0, 1], [len(normals), len(anomalies)])
     scores = np.concatenate([normals, anomalies])
     both = len(normals) > 0 and len(anomalies) > 0
@@ -113,14 +114,14 @@ def ranking(normals: Scores, anomalies: Scores) -> dict[str, Any]:
 def operating_point(
     scores: Scores, is_anomalous: NDArray[np.bool_], calibration: Calibration, alpha: float
 ) -> dict[str, Any]:
-    """Return false alarms and detections at the threshold of `alpha`, and how many false alarms were to be expected."""
+    """Return false positives, their expected number, and true positives at the threshold of `alpha`."""
     threshold = calibration.threshold(alpha)
-    false_alarms = proportion(scores[~is_anomalous] > threshold)
-    expected = count_band(len(calibration.scores), calibration.rank(alpha), false_alarms["of"])
+    false_positives = proportion(scores[~is_anomalous] > threshold)
+    expected = count_band(len(calibration.scores), calibration.rank(alpha), false_positives["of"])
     return {
         "alpha": alpha,
         "threshold": threshold,
-        "false_alarms": false_alarms,
+        "false_alarms": false_positives,
         "false_alarms_expected": list(expected),
         "detections": proportion(scores[is_anomalous] > threshold),
     }
@@ -128,15 +129,16 @@ def operating_point(
 
 def proportion(hits: NDArray[np.bool_]) -> dict[str, Any]:
     """Return a rate with its exact binomial interval (Clopper and Pearson, 1934) at `INTERVAL_LEVEL`."""
-    count, of = int(hits.sum()), len(hits)
-    if of == 0:
+    count, total = int(hits.sum()), len(hits)
+    if total == 0:
         return {"count": 0, "of": 0, "rate": None, "low": 0.0, "high": 1.0}
-    interval = stats.binomtest(count, of).proportion_ci(INTERVAL_LEVEL, method="exact")
-    return {"count": count, "of": of, "rate": count / of, "low": float(interval.low), "high": float(interval.high)}
+    interval = stats.binomtest(count, total).proportion_ci(INTERVAL_LEVEL, method="exact")
+    low, high = float(interval.low), float(interval.high)
+    return {"count": count, "of": total, "rate": count / total, "low": low, "high": high}
 
 
 def supports(calibration: Calibration, alpha: float) -> bool:
-    """Say whether there are enough calibration images for a false-alarm rate of `alpha`."""
+    """Return whether there are enough calibration images for the false-positive rate `alpha`."""
     try:
         calibration.rank(alpha)
     except CalibrationError:

@@ -1,7 +1,4 @@
-"""Images that show where verdicts hold and where they do not, made from unseen normal images or from nothing.
-
-Knows: pixels. Does not know: models, thresholds. Everything is uint8 [n, 28, 28] and comes out the same every time.
-"""
+"""The probes: test images derived from held-out normal images or from nothing, uint8 [n, 28, 28], deterministic."""
 
 from __future__ import annotations
 
@@ -18,40 +15,46 @@ from torch.nn import functional
 Images = NDArray[np.uint8]
 Kind = Literal["nothing", "damage", "variation"]
 KINDS: dict[Kind, str] = {
-    "nothing": "not an image of the class at all: all should be called anomalous",
-    "damage": "a normal image, damaged: should be called anomalous",
-    "variation": "a normal image, changed as a person might not mind: what is called anomalous is a limit to know",
+    "nothing": "images outside the class; all should be anomalous",
+    "damage": "damaged normal images; all should be anomalous",
+    "variation": "normal images with a harmless change; the fewer are anomalous, the more tolerant is the model",
 }
-_MOST = 500
+_MAX_IMAGES = 500
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Images of one kind, and what they are."""
+    """Images of one kind.
+
+    Attributes:
+        name: description of the images.
+        kind: key in `KINDS`.
+        images: uint8 [n, 28, 28].
+    """
 
     name: str
     kind: Kind
     images: Images
 
 
-def probes(normals: Images, far_away: Images | None = None) -> list[Probe]:
-    """Make all probes from unseen normal images, at most 500 of them.
+def probes(normals: Images, other_dataset: Images | None = None) -> list[Probe]:
+    """Make all probes, of at most 500 images each.
 
     Args:
-        normals: uint8 [n, 28, 28], at least one.
-        far_away: images of another data set, if there are any at hand.
+        normals: held-out normal images, uint8 [n, 28, 28], at least one.
+        other_dataset: images of Fashion-MNIST, uint8 [n, 28, 28], if available.
     """
-    normals = normals[:_MOST]
-    found = [Probe(name, "nothing", images) for name, images in _nothing(normals)]
-    if far_away is not None:
-        found.append(Probe("Fashion-MNIST", "nothing", far_away[:_MOST]))
-    found += [Probe(name, "damage", images) for name, images in _damage(normals)]
-    found += [Probe(name, "variation", images) for name, images in _variations(normals)]
-    return found
+    normals = normals[:_MAX_IMAGES]
+    result = [Probe(name, "nothing", images) for name, images in _nothing(normals)]
+    if other_dataset is not None:
+        result.append(Probe("Fashion-MNIST", "nothing", other_dataset[:_MAX_IMAGES]))
+    result += [Probe(name, "damage", images) for name, images in _damage(normals)]
+    result += [Probe(name, "variation", images) for name, images in _variations(normals)]
+    return result
 
 
 def _nothing(normals: Images) -> Iterator[tuple[str, Images]]:
-    random = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     blank = np.zeros((1, 28, 28), np.uint8)
     pixel = blank.copy()
     pixel[0, 14, 14] = 255
@@ -60,9 +63,9 @@ def _nothing(normals: Images) -> Iterator[tuple[str, Images]]:
     yield "grey", blank + 127
     yield "a single lit pixel", pixel
     yield "inverted", 255 - normals
-    yield "uniform noise", random.integers(0, 256, normals.shape, dtype=np.uint8)
+    yield "uniform noise", generator.integers(0, 256, normals.shape, dtype=np.uint8)
     yield "grey noise", _noisy(np.full_like(normals, 127), 0.25)
-    yield "sparse noise", (random.random(normals.shape) < 0.05).astype(np.uint8) * 255
+    yield "sparse noise", (generator.random(normals.shape) < 0.05).astype(np.uint8) * 255
 
 
 def _damage(normals: Images) -> Iterator[tuple[str, Images]]:
@@ -84,16 +87,16 @@ def _variations(normals: Images) -> Iterator[tuple[str, Images]]:
     yield "black and white only", (normals > 127).astype(np.uint8) * 255
     for deviation in (0.1, 0.25):
         yield f"noise of {deviation}", _noisy(normals, deviation)
-    yield "thicker by a pixel all round", _thicker(normals)
-    yield "thinner by a pixel all round", 255 - _thicker(255 - normals)
+    yield "thicker by a pixel all round", _dilated(normals)
+    yield "thinner by a pixel all round", 255 - _dilated(255 - normals)
     for shift in (1, 2, 3, 4):
-        yield f"moved by {shift} px", _moved(normals, shift=shift)
+        yield f"moved by {shift} px", _affine(normals, shift=shift)
     for angle in (10, 20, 30, 45, 90):
-        yield f"turned by {angle} degrees", _moved(normals, angle=angle)
+        yield f"turned by {angle} degrees", _affine(normals, angle=angle)
     yield "upside down", normals[:, ::-1, ::-1]
     yield "mirrored", normals[:, :, ::-1]
     for scale in (0.5, 0.7, 0.85, 1.15, 1.3):
-        yield f"scaled to {100 * scale:.0f} %", _moved(normals, scale=scale)
+        yield f"scaled to {100 * scale:.0f} %", _affine(normals, scale=scale)
 
 
 def _noisy(images: Images, deviation: float) -> Images:
@@ -101,14 +104,14 @@ def _noisy(images: Images, deviation: float) -> Images:
     return np.clip(np.round(images + noise), 0, 255).astype(np.uint8)
 
 
-def _thicker(images: Images) -> Images:
-    # Every pixel becomes the brightest of its 3x3 neighbourhood.
-    brightest = functional.max_pool2d(torch.from_numpy(images.astype(np.float32)[:, None]), 3, 1, 1)
-    return brightest[:, 0].numpy().astype(np.uint8)
+def _dilated(images: Images) -> Images:
+    """Replace every pixel by the maximum of its 3x3 window."""
+    dilated = functional.max_pool2d(torch.from_numpy(images.astype(np.float32)[:, None]), 3, 1, 1)
+    return dilated[:, 0].numpy().astype(np.uint8)
 
 
-def _moved(images: Images, *, angle: float = 0.0, scale: float = 1.0, shift: int = 0) -> Images:
-    # Turned by degrees, scaled about the middle, moved to the right by pixels.
+def _affine(images: Images, *, angle: float = 0.0, scale: float = 1.0, shift: int = 0) -> Images:
+    """Rotate by degrees, scale about the centre, and shift to the right by pixels."""
     cos, sin = math.cos(math.radians(angle)) / scale, math.sin(math.radians(angle)) / scale
     matrix = torch.tensor([[cos, -sin, -shift / 14], [sin, cos, 0.0]]).expand(len(images), -1, -1)
     grid = functional.affine_grid(matrix, [len(images), 1, 28, 28], align_corners=False)

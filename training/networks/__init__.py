@@ -1,1 +1,1 @@
-"""Autoencoders and what turns their output into a score."""
+"""The modules of a scoring graph: standardisation, autoencoders, and the score."""

@@ -1,7 +1,7 @@
-"""The networks, and the module around one of them that turns raw pixels into scores.
+"""The autoencoders, and the scoring module of those that work on pixels.
 
-Knows: torch modules. Does not know: how they are trained, stored or served. A test holds every entry of
-`AUTOENCODERS` to the contract: the shape is kept, it scripts, and a score does not depend on the batch it came in.
+The tests apply the contract to every entry of `AUTOENCODERS`: the shape is preserved, the module can be scripted, and a
+score does not depend on its batch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from training.networks.components import PrincipalComponents
 
 
 class ArticleAutoencoder(nn.Module):
-    """The founding article's network: 1x28x28 to 4x7x7 and back, [N, 1, 28, 28] to [N, 1, 28, 28] in 0..1."""
+    """The founding article's network: [N, 1, 28, 28] to a code of 4x7x7, and back to [N, 1, 28, 28] in 0..1."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,13 +30,13 @@ class ArticleAutoencoder(nn.Module):
         )  # fmt: skip
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Redraw standardised inputs."""
-        redrawn: Tensor = self.decoder(self.encoder(inputs))
-        return redrawn
+        """Reconstruct scaled pixels."""
+        reconstruction: Tensor = self.decoder(self.encoder(inputs))
+        return reconstruction
 
 
 class DeeperAutoencoder(nn.Module):
-    """The deeper layers that the article wished for: a third stage, 1x28x28 to 8x4x4 and back, in 0..1."""
+    """The article's network with a third stage: [N, 1, 28, 28] to a code of 8x4x4, and back, in 0..1."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,51 +52,57 @@ class DeeperAutoencoder(nn.Module):
         )  # fmt: skip
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Redraw standardised inputs."""
-        redrawn: Tensor = self.decoder(self.encoder(inputs))
-        return redrawn
+        """Reconstruct scaled pixels."""
+        reconstruction: Tensor = self.decoder(self.encoder(inputs))
+        return reconstruction
 
 
 class DenseAutoencoder(nn.Module):
-    """Dense layers between principal components, and a second head that draws pixels.
+    """Dense layers between principal components, with a second decoder for pixels.
 
-    K components, the widths down to the code, the widths back, K components. What the components do not carry is lost
-    in the redrawing, and so counts as error.
+    The layers have the widths K (number of components), `widths` down to the code, back up, and K. The part of the
+    features outside the components cannot be reconstructed, and therefore counts as error.
     """
 
-    def __init__(self, subspace: PrincipalComponents, widths: Sequence[int], brush: int) -> None:
-        """`widths`: from the first hidden layer to the code; `brush`: of the pixel head's hidden layer."""
+    def __init__(self, subspace: PrincipalComponents, widths: Sequence[int], pixel_width: int) -> None:
+        """Build the layers.
+
+        Args:
+            subspace: principal components of the features.
+            widths: widths from the first hidden layer to the code.
+            pixel_width: width of the hidden layer of the pixel decoder.
+        """
         super().__init__()
         count = subspace.components.shape[1]
         self.subspace = subspace
-        self.encoder = nn.Sequential(*_layers([count, *widths]), nn.SiLU())
-        self.decoder = nn.Sequential(*_layers([*reversed(widths), count]))
-        self.painter = nn.Sequential(*_layers([widths[-1], brush, 784]), nn.Sigmoid())
+        self.encoder = nn.Sequential(*_dense([count, *widths]), nn.SiLU())
+        self.decoder = nn.Sequential(*_dense([*reversed(widths), count]))
+        self.pixel_decoder = nn.Sequential(*_dense([widths[-1], pixel_width, 784]), nn.Sigmoid())
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Redraw features, float32 [N, F]; return them redrawn, and as pixels [N, 784] in 0..1.
+        """Reconstruct features, float32 [N, F]; return the reconstruction and pixels [N, 784] in 0..1.
 
-        No gradient flows from the pixels back to the code: the picture must not cost the score anything.
+        No gradient flows from the pixels to the code, so that the pixel loss cannot make the score worse.
         """
         code = self.encoder(self.subspace(features))
-        return self.subspace.back(self.decoder(code)), self.painter(code.detach())
+        return self.subspace.back(self.decoder(code)), self.pixel_decoder(code.detach())
 
 
-def _layers(widths: Sequence[int]) -> list[nn.Module]:
-    # Dense layers from each width to the next, with SiLU between them.
-    dense: list[nn.Module] = [nn.Linear(widths[0], widths[1])]
-    for before, after in pairwise(widths[1:]):
-        dense += [nn.SiLU(), nn.Linear(before, after)]
-    return dense
+def _dense(widths: Sequence[int]) -> list[nn.Module]:
+    """Return dense layers from each width to the next, with SiLU between them."""
+    layers: list[nn.Module] = [nn.Linear(widths[0], widths[1])]
+    for inputs, outputs in pairwise(widths[1:]):
+        layers += [nn.SiLU(), nn.Linear(inputs, outputs)]
+    return layers
 
 
 AUTOENCODERS: dict[str, Callable[[], nn.Module]] = {"article": ArticleAutoencoder, "deeper": DeeperAutoencoder}
 
 
 class ScaledScoring(nn.Module):
-    """Scoring by an autoencoder that sees pixels scaled linearly to `low`..`high` and answers in 0..1.
+    """Scoring by an autoencoder on pixels scaled linearly to `low`..`high`, with a reconstruction in 0..1.
 
-    The error is taken between the scaled input and the answer, as the article does. There is no guard.
+    As in the article, the error is the difference between the scaled input and the reconstruction. There are no guards.
     """
 
     def __init__(self, autoencoder: nn.Module, low: float, high: float) -> None:

@@ -1,14 +1,11 @@
-"""Principal components: the directions in which normal images differ most.
-
-Knows: features. Does not know: pixels, recipes.
-"""
+"""Principal component analysis of features."""
 
 import torch
 from torch import Tensor, nn
 
 
 class PrincipalComponents(nn.Module):
-    """The way from features to coefficients, and back."""
+    """The projection of features on principal components, and its inverse."""
 
     mean: Tensor
     components: Tensor
@@ -20,18 +17,18 @@ class PrincipalComponents(nn.Module):
         self.register_buffer("components", components)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Turn features, float32 [N, F], into coefficients, float32 [N, K]."""
+        """Map features, float32 [N, F], to coefficients, float32 [N, K]."""
         coefficients: Tensor = (features - self.mean) @ self.components
         return coefficients
 
     def back(self, coefficients: Tensor) -> Tensor:
-        """Turn coefficients, float32 [N, K], into features, float32 [N, F]."""
+        """Map coefficients, float32 [N, K], to features, float32 [N, F]."""
         return torch.addmm(self.mean, coefficients, self.components.T)
 
 
 def principal_components(features: Tensor, count: int) -> PrincipalComponents:
-    """Find the `count` leading components of float32 [n, F]."""
-    # In float32 the eigensolver does not converge on some classes.
+    """Return the `count` leading components of features, float32 [n, F]."""
+    # In float32 the eigensolver does not converge for some classes.
     exact = features.double()
     centred = exact - exact.mean(dim=0)
     _, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))

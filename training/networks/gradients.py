@@ -1,7 +1,4 @@
-"""What an image is turned into before it is redrawn and compared: where its edges are, and which way they face.
-
-Knows: pixels. Does not know: networks, recipes, scores.
-"""
+"""The standardised space: features of oriented gradients that do not depend on contrast."""
 
 import math
 
@@ -11,15 +8,15 @@ from torch import Tensor, nn
 SIDE = 28
 """Height and width of an image in pixels."""
 CHUNK = 512
-"""Images standardised at a time: small enough to stay in a processor's cache."""
+"""Images standardised at a time: small enough for the CPU cache."""
 
 
 class OrientedGradients(nn.Module):
-    """Standardise images: the edges' places and directions, whatever the contrast.
+    """Map images to oriented gradients of unit energy.
 
-    Pixels are smoothed lightly, their gradient is projected on evenly spaced directions and rectified, and each
-    direction is pooled to a grid of cells. Division by the root mean square gives every image the same energy, so that
-    contrast cancels out. The idea: Dalal and Triggs, "Histograms of oriented gradients for human detection", 2005.
+    Pixels are smoothed, their gradient is projected on evenly spaced directions and rectified, and each direction is
+    pooled to a grid of cells. Division by the root mean square gives every image the same energy, which removes the
+    contrast. Source: Dalal and Triggs, "Histograms of oriented gradients for human detection", 2005.
     """
 
     smooth: Tensor
@@ -28,13 +25,13 @@ class OrientedGradients(nn.Module):
     directions: Tensor
 
     def __init__(self, directions: int, cells: int, edge_sigma: float, pool_sigma: float) -> None:
-        """Set up the filters.
+        """Build the filters.
 
         Args:
-            directions: in which the gradient is measured, over the full circle.
+            directions: number of directions of the gradient, over the full circle.
             cells: height and width of the grid that each direction is pooled to.
-            edge_sigma: standard deviation, in pixels, of the smoothing before the gradient.
-            pool_sigma: the same of the pooling after it.
+            edge_sigma: standard deviation of the smoothing before the gradient, in pixels.
+            pool_sigma: standard deviation of the pooling, in pixels.
         """
         super().__init__()
         smooth = _gaussian_rows(edge_sigma, SIDE)
@@ -62,12 +59,12 @@ class OrientedGradients(nn.Module):
 
 
 def in_chunks(standardise: nn.Module, pixels: Tensor) -> Tensor:
-    """Standardise many images, `CHUNK` at a time."""
-    return torch.cat([standardise(part) for part in torch.split(pixels, CHUNK)])
+    """Standardise pixels, float32 [N, 28, 28], `CHUNK` images at a time."""
+    return torch.cat([standardise(chunk) for chunk in torch.split(pixels, CHUNK)])
 
 
 def _gaussian_rows(sigma: float, rows: int) -> Tensor:
-    # Gaussian smoothing along a line of pixels, sampled at evenly spaced places: [rows, 28].
+    """Return Gaussian smoothing of a line of pixels, sampled at evenly spaced positions: [rows, 28]."""
     centres = (torch.arange(rows, dtype=torch.float64) + 0.5) * SIDE / rows - 0.5
     distances = centres[:, None] - torch.arange(SIDE, dtype=torch.float64)
     weights = torch.exp(-(distances**2) / (2 * sigma**2)) / (sigma * math.sqrt(2 * math.pi))
@@ -75,7 +72,7 @@ def _gaussian_rows(sigma: float, rows: int) -> Tensor:
 
 
 def _central_differences() -> Tensor:
-    # Next pixel minus previous pixel along a line, nothing at both ends: [28, 28].
+    """Return the differences of the next and the previous pixel of a line, 0 at both ends: [28, 28]."""
     matrix = torch.zeros(SIDE, SIDE)
     for i in range(1, SIDE - 1):
         matrix[i, i - 1], matrix[i, i + 1] = -1.0, 1.0

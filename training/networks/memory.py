@@ -1,7 +1,4 @@
-"""Redrawing from memory: as a blend of the normal images that are nearest.
-
-Knows: coefficients of images. Does not know: pixels, recipes.
-"""
+"""The memory autoencoder: reconstruction by a blend of the nearest stored normal images."""
 
 from typing import Final
 
@@ -12,47 +9,52 @@ from training.networks.components import PrincipalComponents
 
 
 class Memory(nn.Module):
-    """Remembered normal images, and the blend of the nearest ones that comes closest to a new one.
+    """Stored normal images, and the projection on the affine hull of the nearest ones.
 
-    The blend is the projection on the plane through the nearest remembered images, held towards their mean by a ridge
-    penalty: Roweis and Saul, "Nonlinear dimensionality reduction by locally linear embedding", 2000. What is
-    remembered can be read back from the weights.
+    A ridge penalty pulls the projection towards the mean of these images. Source: Roweis and Saul, "Nonlinear
+    dimensionality reduction by locally linear embedding", 2000. The stored images can be read back from the weights.
     """
 
-    remembered: Tensor
+    stored: Tensor
     penalty: Tensor
     neighbours: Final[int]
 
-    def __init__(self, remembered: Tensor, neighbours: int, penalty: float) -> None:
-        """`remembered`: coefficients of normal images, float32 [M, K]; `penalty`: of the ridge, in squared error."""
+    def __init__(self, stored: Tensor, neighbours: int, penalty: float) -> None:
+        """Store coefficients of normal images.
+
+        Args:
+            stored: coefficients, float32 [M, K].
+            neighbours: number of nearest images in a blend.
+            penalty: ridge penalty, in squared error.
+        """
         super().__init__()
-        self.neighbours = min(neighbours, len(remembered))
-        self.register_buffer("remembered", remembered)
-        self.register_buffer("penalty", penalty * torch.eye(self.neighbours, device=remembered.device))
+        self.neighbours = min(neighbours, len(stored))
+        self.register_buffer("stored", stored)
+        self.register_buffer("penalty", penalty * torch.eye(self.neighbours, device=stored.device))
 
     def forward(self, coefficients: Tensor) -> Tensor:
-        """Blend for float32 [N, K]; the answer has the same shape."""
-        nearest = torch.cdist(coefficients, self.remembered).topk(self.neighbours, dim=1, largest=False).indices
-        examples = self.remembered[nearest]
+        """Return the blends for coefficients, float32 [N, K], in the same shape."""
+        nearest = torch.cdist(coefficients, self.stored).topk(self.neighbours, dim=1, largest=False).indices
+        examples = self.stored[nearest]
         mean = examples.mean(dim=1, keepdim=True)
-        spread = examples - mean
-        wanted = spread @ (coefficients[:, None] - mean).transpose(1, 2)
-        weights = torch.linalg.solve(spread @ spread.transpose(1, 2) + self.penalty, wanted)
-        blend: Tensor = mean + weights.transpose(1, 2) @ spread
+        centred = examples - mean
+        target = centred @ (coefficients[:, None] - mean).transpose(1, 2)
+        weights = torch.linalg.solve(centred @ centred.transpose(1, 2) + self.penalty, target)
+        blend: Tensor = mean + weights.transpose(1, 2) @ centred
         return blend.squeeze(1)
 
 
 class MemoryAutoencoder(nn.Module):
-    """Principal components, a memory between them, and a painter of pixels."""
+    """Principal components, a memory of their coefficients, and a pixel decoder."""
 
-    def __init__(self, subspace: PrincipalComponents, memory: Memory, painter: nn.Module) -> None:
-        """`painter` draws pixels, [N, 784], from the coefficients of a blend, [N, K]."""
+    def __init__(self, subspace: PrincipalComponents, memory: Memory, pixel_decoder: nn.Module) -> None:
+        """`pixel_decoder` maps the coefficients of a blend, [N, K], to pixels, [N, 784]."""
         super().__init__()
         self.subspace = subspace
         self.memory = memory
-        self.painter = painter
+        self.pixel_decoder = pixel_decoder
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Redraw features, float32 [N, F]; return them redrawn, and as pixels [N, 784] in 0..1."""
-        recalled = self.memory(self.subspace(features))
-        return self.subspace.back(recalled), self.painter(recalled).clamp(0.0, 1.0)
+        """Reconstruct features, float32 [N, F]; return the reconstruction and pixels [N, 784] in 0..1."""
+        blend = self.memory(self.subspace(features))
+        return self.subspace.back(blend), self.pixel_decoder(blend).clamp(0.0, 1.0)

@@ -1,7 +1,6 @@
-"""Parts of scoring modules in the form in which they are served: the same function, cheaper on a CPU.
+"""Equivalent forms of networks that are faster on a CPU: the exported version of a model contains these.
 
-Knows: which part has such a form. Does not know: training, files. `training.publishing.export` compares the
-scores of both.
+`training.publishing.export` compares the scores of both forms.
 """
 
 import copy
@@ -15,42 +14,42 @@ from training.networks.gradients import OrientedGradients
 
 
 class ReexpressedArticle(nn.Module):
-    """The article's network for serving.
+    """The article's network in a form that takes half the time for full batches.
 
-    Max pooling over 2x2 of a 3x3 convolution is the maximum of four strided convolutions, one for each of the four
-    places: one convolution with four times the channels, whose maxima are of whole blocks of memory. A transposed
-    convolution of 2x2 with stride 2 is a linear layer at each place, whose outputs are the four pixels. Together half
-    of the time in full batches. ReLU comes after the maximum, where it has a quarter of the work and gives the same.
-    Pixels come out patch by patch: picking each by its place costs a tenth of turning axes, which moves two at once.
+    * 2x2 max pooling of a 3x3 convolution is the maximum of four convolutions with stride 2, one for each pixel of the
+      window. They are one convolution with four times the channels, and the maxima are over contiguous blocks.
+    * A transposed 2x2 convolution with stride 2 is a linear layer at each position, with the four pixels as outputs.
+    * ReLU and maximum commute; ReLU after the maximum has a quarter of the elements.
+    * The pixels come out patch by patch. `index_select` takes a tenth of the time of the two permutations.
     """
 
-    places: Tensor
+    positions: Tensor
 
     def __init__(self, article: ArticleAutoencoder) -> None:
         super().__init__()
         first, _, _, second, _, _ = article.encoder
         third, _, fourth, _ = article.decoder
         self.first, self.second = first, second
-        self.first_pooled, self.second_pooled = _pooled(first), _pooled(second)
+        self.first_pooled, self.second_pooled = _pooled_convolution(first), _pooled_convolution(second)
         self.third, self.fourth = _linear(third), _linear(fourth)
-        places = torch.arange(784).view(7, 7, 2, 2, 2, 2)
-        self.register_buffer("places", places.permute(0, 2, 4, 1, 3, 5).flatten())
+        positions = torch.arange(784).view(7, 7, 2, 2, 2, 2)
+        self.register_buffer("positions", positions.permute(0, 2, 4, 1, 3, 5).flatten())
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Redraw standardised inputs."""
+        """Reconstruct scaled pixels."""
         n = inputs.shape[0]
         if n == 1:
-            # A lone image is cheaper this way: starting the larger convolutions costs more than it saves.
-            code = torch.relu(_halved(self.second(torch.relu(_halved(self.first(inputs))))))
+            # For a single image, the start-up cost of the larger convolutions is higher than the saving.
+            code = torch.relu(_max_pooled(self.second(torch.relu(_max_pooled(self.first(inputs))))))
         else:
-            code = torch.relu(_best(self.second_pooled(torch.relu(_best(self.first_pooled(inputs))))))
+            code = torch.relu(_block_max(self.second_pooled(torch.relu(_block_max(self.first_pooled(inputs))))))
         wide = torch.relu(self.third(code.permute(0, 2, 3, 1))).view(n, 7, 7, 2, 2, 16)
         pixels = torch.sigmoid(self.fourth(wide)).flatten(1)
-        return pixels.index_select(1, self.places).view(n, 1, 28, 28)
+        return pixels.index_select(1, self.positions).view(n, 1, 28, 28)
 
 
 class ReexpressedGradients(OrientedGradients):
-    """The standardisation for serving: pooled from the left first, so that the right has half as many short rows."""
+    """The standardisation, pooled over rows first, so that the second product has half as many rows."""
 
     def __init__(self, gradients: OrientedGradients) -> None:
         nn.Module.__init__(self)
@@ -58,24 +57,26 @@ class ReexpressedGradients(OrientedGradients):
             self.register_buffer(name, values)
 
     def pooled(self, edges: Tensor) -> Tensor:
-        """Pool as `OrientedGradients` does."""
+        """Pool float32 [N, directions, 28, 28] to [N, directions, cells, cells]."""
         pooled: Tensor = (self.pool @ edges) @ self.pool.T
         return pooled
 
 
-def _halved(planes: Tensor) -> Tensor:
+def _max_pooled(planes: Tensor) -> Tensor:
+    """Return the maxima of 2x2 windows."""
     rows = torch.maximum(planes[:, :, 0::2], planes[:, :, 1::2])
     return torch.maximum(rows[:, :, :, 0::2], rows[:, :, :, 1::2])
 
 
-def _best(places: Tensor) -> Tensor:
-    # Of four blocks of channels, one for each place.
-    half = places.shape[1] // 2
-    pairs = torch.maximum(places[:, :half], places[:, half:])
+def _block_max(blocks: Tensor) -> Tensor:
+    """Return the maximum of four blocks of channels, one block for each pixel of a window."""
+    half = blocks.shape[1] // 2
+    pairs = torch.maximum(blocks[:, :half], blocks[:, half:])
     return torch.maximum(pairs[:, : half // 2], pairs[:, half // 2 :])
 
 
-def _pooled(convolution: nn.Module) -> nn.Conv2d:
+def _pooled_convolution(convolution: nn.Module) -> nn.Conv2d:
+    """Return the four convolutions with stride 2 for the pixels of the pooling window, as one."""
     assert isinstance(convolution, nn.Conv2d)
     assert convolution.bias is not None
     outputs, inputs = convolution.weight.shape[:2]
@@ -87,11 +88,12 @@ def _pooled(convolution: nn.Module) -> nn.Conv2d:
                 kernels[down, across, :, :, down : down + 3, across : across + 3] = convolution.weight
         pooled.weight.copy_(kernels.flatten(0, 2))
         pooled.bias.copy_(convolution.bias.repeat(4))  # type: ignore[union-attr]
-    # The layer after the last one takes the channels of a place from one piece of memory.
+    # The linear layer behind reads all channels of a position, which are then contiguous.
     return pooled.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def _linear(transposed: nn.Module) -> nn.Linear:
+    """Return a transposed 2x2 convolution with stride 2 as a linear layer at each position."""
     assert isinstance(transposed, nn.ConvTranspose2d)
     assert transposed.bias is not None
     inputs, outputs = transposed.weight.shape[:2]
@@ -109,7 +111,7 @@ REEXPRESSED: dict[type[nn.Module], Callable[..., nn.Module]] = {
 
 
 def reexpressed(scoring: nn.Module) -> nn.Module:
-    """Return a copy of a scoring module in which every part that has a form for serving is in it."""
+    """Return a copy of a scoring module with the faster form of every part that has one."""
     scoring = copy.deepcopy(scoring)
     for parent in list(scoring.modules()):
         for name, child in list(parent.named_children()):

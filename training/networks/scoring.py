@@ -1,7 +1,4 @@
-"""The scoring module of every recipe that works in the standardised space: guard, standardise, redraw, compare.
-
-Knows: the contract of the artifact. Does not know: which autoencoder redraws, how it was trained, thresholds.
-"""
+"""The scoring module of all recipes in the standardised space: guards, standardisation, reconstruction, error."""
 
 from typing import Final
 
@@ -19,11 +16,11 @@ SCORE_SPACE = (
 
 
 class StandardisedScoring(nn.Module):
-    """Guard an image, standardise it, let an autoencoder redraw it, and compare.
+    """Standardise an image, reconstruct it, and measure the error; guards override the error of unsuitable images.
 
-    Squared errors are divided by the mean of the image's features. All images have the same energy, so that a large
-    mean says that it is spread over many cells, and a small one that the image is sparse: a lone stroke is easy to
-    redraw, and pays for it.
+    Squared errors are divided by the mean of the image's features. All images have the same energy, so a large mean
+    belongs to an image whose energy is spread over many cells, and a small mean to a sparse image. A sparse image, such
+    as a single stroke, is easy to reconstruct; the division raises its error.
     """
 
     least_ink: Final[float]
@@ -41,14 +38,14 @@ class StandardisedScoring(nn.Module):
         most_ink: float,
         guard_error: float,
     ) -> None:
-        """Put the parts together.
+        """Combine the parts.
 
         Args:
-            standardise: pixels to features.
-            autoencoder: features [N, F] to the same redrawn, and to pixels [N, 784] in 0..1.
-            least_ink: sum of an image's brightness, 0..1 a pixel, below which it is `empty`.
-            most_ink: sum above which it has `too_much_ink`.
-            guard_error: the error everywhere of an image that a guard caught.
+            standardise: module from pixels to features.
+            autoencoder: module from features [N, F] to their reconstruction and to pixels [N, 784] in 0..1.
+            least_ink: minimum sum of an image's pixels in 0..1; below it the reason is `empty`.
+            most_ink: maximum sum; above it the reason is `too_much_ink`.
+            guard_error: error of every pixel of an image that a guard rejects.
         """
         super().__init__()
         self.standardise = standardise
@@ -71,11 +68,11 @@ class StandardisedScoring(nn.Module):
         pixels = images.squeeze(1).to(torch.float32) / 255.0
         features = self.standardise(pixels)
         rows = features
-        # Matrix libraries take another road for very few rows, and round differently on it.
+        # Matrix libraries use other kernels for fewer than four rows, which round differently.
         if count < 4:
             rows = torch.cat([features, features.new_zeros(4 - count, features.shape[1])])
-        redrawn, drawing = self.autoencoder(rows)
-        errors = (features - redrawn[:count]).square() / features.mean(dim=1, keepdim=True).clamp_min(1e-6)
+        reconstruction, drawing = self.autoencoder(rows)
+        errors = (features - reconstruction[:count]).square() / features.mean(dim=1, keepdim=True).clamp_min(1e-6)
         errors = errors.view(count, -1, self.cells, self.cells).mean(dim=1)
         ink = pixels.sum(dim=(1, 2))
         reason = (ink < self.least_ink).to(torch.int8) + 2 * (ink > self.most_ink).to(torch.int8)
@@ -85,7 +82,7 @@ class StandardisedScoring(nn.Module):
 
 
 def rounded(module: nn.Module) -> nn.Module:
-    """Round weights to the nearest float16, in place. They stay float32, and pack into little more than half."""
+    """Round weights to the nearest float16, in place; they stay float32, and compress to little more than half."""
     with torch.no_grad():
         for weights in (*module.parameters(), *module.buffers()):
             weights.copy_(weights.half())

@@ -1,1 +1,1 @@
-"""Makes, recalibrates and compares model versions."""
+"""The pipelines from data to a version: training, series of trainings, recalibration."""

@@ -1,7 +1,4 @@
-"""Make one model version: data, fit, export, calibrate, evaluate, report, publish.
-
-Knows: the order of the steps. Does not know: how any of them is done, nor the command line.
-"""
+"""The training pipeline of one version: split, fit, export, calibrate, evaluate, report."""
 
 from __future__ import annotations
 
@@ -23,29 +20,31 @@ from app.models.manifest import Recipe as RecipeRecord
 from training.data.dataset import Dataset
 from training.data.loaders import FASHION, fashion_images
 from training.data.splits import SPLITS, Split
-from training.evaluation.calibrate import calibrate, check_guards, guard_error, judge, score
+from training.evaluation.calibrate import calibrate, check_guards, guard_error, score, score_with_reasons
 from training.evaluation.figures import evaluate, probe_table
 from training.evaluation.probes import probes
 from training.publishing.export import Exported, export, golden_images
 from training.publishing.publish import publish
-from training.recipes.article import Progress
-from training.recipes.table import Recipe
-from training.report.examples import Tested
-from training.report.files import Evidence, report
+from training.recipes.contract import Progress, Recipe
+from training.report.examples import ScoredTest
+from training.report.files import ReportData, report
+
+_EXTRA_PARAMETERS = ("split", "threads")
+"""Keys of a manifest's parameters that are not parameters of the recipe."""
 
 
 @dataclass(frozen=True)
-class Order:
-    """What is wanted.
+class TrainingJob:
+    """The specification of a version.
 
     Attributes:
-        name: of the model in the model store.
-        recipe: how to make it.
+        name: name of the model in the model store.
+        recipe: recipe.
         normal: labels of the normal class.
-        seed: of everything random.
-        alpha: the wanted false-alarm rate.
-        confidence: None, or the probability with which the false-alarm rate must stay at or below `alpha`.
-        device: where to train.
+        seed: seed of all random numbers.
+        alpha: false-positive rate of the threshold.
+        confidence: probability with which the false-positive rate is at most `alpha`; None for the average.
+        device: device to train on.
     """
 
     name: str
@@ -56,9 +55,10 @@ class Order:
     confidence: float | None
     device: torch.device
 
-    def made(self, manifest: Manifest, data_sha256: str) -> bool:
-        """Say whether a version is what this order would make of the data with that SHA-256."""
-        parameters = {name: value for name, value in manifest.recipe.parameters.items() if name not in _ADDED}
+    def matches(self, manifest: Manifest, data_sha256: str) -> bool:
+        """Return whether a version is the result of this job for the data with that SHA-256."""
+        recorded = manifest.recipe.parameters
+        parameters = {name: value for name, value in recorded.items() if name not in _EXTRA_PARAMETERS}
         return (
             (manifest.recipe.name, manifest.recipe.seed) == (self.recipe.name, self.seed)
             and parameters == dict(self.recipe.parameters)
@@ -68,92 +68,94 @@ class Order:
         )
 
 
-_ADDED = ("split", "threads")
-"""What a manifest has among the parameters besides those of its recipe."""
-
-
 @dataclass(frozen=True)
-class Made:
-    """A finished version that is not published yet: its manifest without number, and its files by path."""
+class DraftVersion:
+    """A complete version that is not published.
 
-    draft: Manifest
+    Attributes:
+        manifest: manifest without the final `version` and `files`.
+        files: contents by path relative to the version's folder.
+    """
+
+    manifest: Manifest
     files: dict[str, bytes]
 
     def publish(self, model_store: Path, *, promote: bool) -> Manifest:
-        """Publish it under the next free number; see `training.publishing.publish.publish`."""
-        return publish(model_store, self.draft, self.files, promote=promote)
+        """Publish the version under the next free number; see `training.publishing.publish.publish`."""
+        return publish(model_store, self.manifest, self.files, promote=promote)
 
 
-def make(
-    order: Order,
+def make_version(
+    job: TrainingJob,
     dataset: Dataset,
     *,
     progress: Progress,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
     reference: Detector | None = None,
-) -> Made:
-    """Make a model version in memory. Nothing is written to the disk.
+) -> DraftVersion:
+    """Make a version in memory.
 
     Args:
-        order: what is wanted.
-        dataset: what to learn from and to measure on.
-        progress: is told every epoch's loss.
-        say: is told each step, in words.
-        reference: the article's model of the same class, for the report to show beside it.
+        job: specification of the version.
+        dataset: images for training, calibration and test.
+        progress: callback for each epoch.
+        log: callback for a line of text at each step.
+        reference: detector of the article's model of the same class, for comparison in the report.
 
     Raises:
         DataError: the normal class is unknown or too small.
         TrainingError: training diverged.
         ExportError: the module breaks the contract.
-        CalibrationError: too few calibration images for the wanted false-alarm rate, or guards caught too many of them.
+        CalibrationError: there are too few calibration images for the false-positive rate, or guards rejected too many.
     """
-    normal_class = dataset.describe(order.normal)
-    split = SPLITS[order.recipe.split](dataset, order.normal, order.seed)
-    calibrate(np.zeros(len(split.calibration), np.float32), order.alpha, order.confidence)  # too few: say so now
+    normal_class = dataset.describe(job.normal)
+    split = SPLITS[job.recipe.split](dataset, job.normal, job.seed)
+    # Raise the error for too few calibration images before training.
+    calibrate(np.zeros(len(split.calibration), np.float32), job.alpha, job.confidence)
     losses: list[float] = []
 
-    def record(epoch: int, loss: float) -> None:
+    def on_epoch(epoch: int, loss: float) -> None:
         losses.append(loss)
         progress(epoch, loss)
 
-    say(f"learning {normal_class} from {len(split.train):,} images, on {order.device}")
-    scoring = order.recipe.fit(
-        dataset.images[split.train], order.recipe.parameters, seed=order.seed, device=order.device, progress=record
+    log(f"training on {len(split.train):,} images of {normal_class}, on {job.device}")
+    scoring = job.recipe.fit(
+        dataset.images[split.train], job.recipe.parameters, seed=job.seed, device=job.device, progress=on_epoch
     )
     test_images, test_labels = dataset.images[split.test], dataset.labels[split.test]
-    exported = export(scoring, golden_images(test_images, test_labels, order.normal))
+    exported = export(scoring, golden_images(test_images, test_labels, job.normal))
     detector = Detector.open(exported.model, torch.device("cpu"))
 
-    say(f"calibrating on {len(split.calibration):,} held-out normal images, testing on {split.test_words}")
-    calibration_scores, reason = judge(detector, dataset.images[split.calibration])
-    calibration, summary = calibrate(calibration_scores, order.alpha, order.confidence)
-    threshold = calibration.threshold(order.alpha)
+    log(f"calibrating on {len(split.calibration):,} held-out normal images, testing on {split.test_description}")
+    calibration_scores, reason = score_with_reasons(detector, dataset.images[split.calibration])
+    calibration, summary = calibrate(calibration_scores, job.alpha, job.confidence)
+    threshold = calibration.threshold(job.alpha)
     counts = check_guards(
         calibration_scores,
         reason,
-        order.recipe.reasons,
+        job.recipe.reasons,
         threshold=threshold,
-        guard_error=guard_error(order.recipe.parameters),
+        guard_error=guard_error(job.recipe.parameters),
     )
     test_scores = score(detector, test_images)
-    is_normal = np.isin(test_labels, order.normal)
-    far_away = None if dataset.name == FASHION else fashion_images()
-    tried = probes(test_images[is_normal], far_away) if is_normal.any() else []
+    is_normal = np.isin(test_labels, job.normal)
+    other_dataset = None if dataset.name == FASHION else fashion_images()
+    probe_images = probes(test_images[is_normal], other_dataset) if is_normal.any() else []
     metrics: dict[str, Any] = {
-        "test": split.test_words,
-        **evaluate(test_scores, test_labels, order.normal, calibration, order.alpha),
+        "test": split.test_description,
+        **evaluate(test_scores, test_labels, job.normal, calibration, job.alpha),
         "also": {
-            words: evaluate(
-                score(detector, dataset.images[places]), dataset.labels[places], order.normal, calibration, order.alpha
+            description: evaluate(
+                score(detector, dataset.images[indices]), dataset.labels[indices], job.normal, calibration, job.alpha
             )
-            for words, places in split.also.items()
+            for description, indices in split.further_tests.items()
         },
-        "probes": probe_table(detector, tried, calibration, order.recipe.reasons),
+        "probes": probe_table(detector, probe_images, calibration, job.recipe.reasons),
         "final_loss": losses[-1] if losses else None,
         **({"calibration_caught": counts} if counts else {}),
     }
-    draft = _draft(
-        order,
+    manifest = _manifest(
+        job,
         dataset,
         split=split,
         summary=summary,
@@ -161,9 +163,9 @@ def make(
         normal_class=normal_class,
         metrics=metrics,
     )
-    tested = Tested(test_images, test_labels, test_scores, is_normal, dataset.label_names)
-    evidence = Evidence(tested, tried, tuple(losses), detector, reference)
-    return Made(draft, {**_artifact(exported, calibration_scores), **report(draft, evidence)})
+    test = ScoredTest(test_images, test_labels, test_scores, is_normal, dataset.label_names)
+    data = ReportData(test, probe_images, tuple(losses), detector, reference)
+    return DraftVersion(manifest, {**_artifact(exported, calibration_scores), **report(manifest, data)})
 
 
 def _artifact(exported: Exported, calibration_scores: np.ndarray[Any, np.dtype[np.float32]]) -> dict[str, bytes]:
@@ -178,8 +180,8 @@ def _artifact(exported: Exported, calibration_scores: np.ndarray[Any, np.dtype[n
     return {"model.pt": exported.model, "calibration.npy": scores.getvalue(), "golden.npz": golden.getvalue()}
 
 
-def _draft(
-    order: Order,
+def _manifest(
+    job: TrainingJob,
     dataset: Dataset,
     *,
     split: Split,
@@ -188,17 +190,17 @@ def _draft(
     normal_class: str,
     metrics: dict[str, Any],
 ) -> Manifest:
-    recipe = order.recipe
+    recipe = job.recipe
     parameters = {**recipe.parameters, "split": split.name, "threads": torch.get_num_threads()}
     return Manifest(
-        name=order.name,
+        name=job.name,
         version=1,
         created_at=datetime.now(UTC).replace(microsecond=0),
         normal_class=normal_class,
-        recipe=RecipeRecord(name=recipe.name, parameters=parameters, seed=order.seed),
+        recipe=RecipeRecord(name=recipe.name, parameters=parameters, seed=job.seed),
         input_shape=(1, 28, 28),
         score_space=recipe.score_space,
-        alpha=order.alpha,
+        alpha=job.alpha,
         threshold=threshold,
         reasons=recipe.reasons,
         calibration=summary,
@@ -207,7 +209,7 @@ def _draft(
             name=dataset.name,
             source=dataset.source,
             sha256=dataset.sha256,
-            normal=order.normal,
+            normal=job.normal,
             train=len(split.train),
             calibration=len(split.calibration),
             test_normal=metrics["test_normal"],
@@ -215,30 +217,30 @@ def _draft(
         ),
         code_version=code_version(),
         torch_version=str(torch.__version__),
-        device=_device_words(order.device),
+        device=_device_name(job.device),
         files={},
     )
 
 
 def code_version() -> str:
-    """Return the package's version and, in a git checkout, the commit: `0.1.0+g1a2b3c4`.
+    """Return the version of the package and, in a git checkout, the commit: `0.1.0+g1a2b3c4`.
 
-    It ends in `.changed` where `app` or `training` differ from that commit.
+    The suffix `.changed` means that `app` or `training` differ from the commit.
     """
     try:
         version = metadata.version("reconstruction-anomaly")
     except metadata.PackageNotFoundError:
         version = "unknown"
     commit = _git("rev-parse", "--short=10", "HEAD")
-    changed = ".changed" if _git("status", "--porcelain", "--", "../app", ".") else ""
+    changed = ".changed" if _git("status", "--porcelain", "--", "app", "training") else ""
     return f"{version}+g{commit}{changed}" if commit else version
 
 
 def _git(*arguments: str) -> str | None:
     try:
-        found = subprocess.run(  # noqa: S603
+        completed = subprocess.run(  # noqa: S603
             ["git", *arguments],  # noqa: S607
-            cwd=Path(__file__).parent,
+            cwd=Path(__file__).parents[2],
             capture_output=True,
             text=True,
             timeout=10,
@@ -246,8 +248,8 @@ def _git(*arguments: str) -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip()
+    return completed.stdout.strip()
 
 
-def _device_words(device: torch.device) -> str:
+def _device_name(device: torch.device) -> str:
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

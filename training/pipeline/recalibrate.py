@@ -1,7 +1,4 @@
-"""A new threshold for a model that stays as it is: another camera, another false-alarm rate.
-
-Knows: versions, scores, the order of the steps. Does not know: how an autoencoder is trained, the command line.
-"""
+"""The recalibration pipeline: a new threshold for the same model, for another camera or another false-positive rate."""
 
 from __future__ import annotations
 
@@ -19,19 +16,19 @@ from app.inference.detector import Detector
 from app.models.calibration import CalibrationError
 from app.models.manifest import Manifest, Recalibration
 from app.models.repository import Artifact, Repository
-from training.evaluation.calibrate import BAND_LEVEL, calibrate, check_guards, guard_error, judge
+from training.evaluation.calibrate import BAND_LEVEL, calibrate, check_guards, guard_error, score_with_reasons
 from training.evaluation.figures import INTERVAL_LEVEL, proportion
-from training.pipeline.make import Made, code_version
+from training.pipeline.make import DraftVersion, code_version
 from training.report import pictures
-from training.report.card import recalibrated_card
 from training.report.files import histogram
+from training.report.recalibrated_card import recalibrated_card
 
-_KEPT = ("test_normal", "test_anomalous", "auroc", "average_precision", "final_loss")
-"""Figures that no threshold enters: they are of the model, which stays."""
+_THRESHOLD_FREE = ("test_normal", "test_anomalous", "auroc", "average_precision", "final_loss")
+"""Metrics that do not depend on the threshold."""
 
 
 class RecalibrationError(CalibrationError):
-    """There is nothing to choose a threshold anew from, or for."""
+    """A recalibration without a change, or on images that the model was made from."""
 
 
 def recalibrate(
@@ -41,73 +38,77 @@ def recalibrate(
     *,
     alpha: float | None = None,
     confidence: float | None = None,
-) -> Made:
-    """Make a version with the model of another one and a threshold of its own. Nothing is written to the disk.
+) -> DraftVersion:
+    """Make a version in memory with the model of another version and its own threshold.
 
     Args:
-        repository: the model store.
-        origin: of the version whose model it is.
-        images: normal images that the model has not learned from, uint8 [n, 28, 28]; None: those that `origin` was
-            calibrated on, for another rate.
-        alpha: the wanted false-alarm rate; that of `origin` unless told.
-        confidence: see `training.evaluation.calibrate.calibrate`; that of `origin` unless told.
+        repository: model store.
+        origin: manifest of the version with the model.
+        images: normal images that the model was not trained on, uint8 [n, 28, 28]; None for the calibration scores of
+            `origin`.
+        alpha: false-positive rate; None for that of `origin`.
+        confidence: see `training.evaluation.calibrate.calibrate`; None for that of `origin`.
 
     Raises:
-        RecalibrationError: neither images nor a rate nor a confidence is given, or the version was made from these
-            images.
-        RepositoryError: the version is not as it was published.
-        DetectorError: it does not reproduce its golden scores.
-        CalibrationError: too few images for the rate, or guards caught too many of them.
+        RecalibrationError: images, rate and confidence are all None, or the version was made from these images.
+        RepositoryError: the version differs from its manifest.
+        DetectorError: the version does not reproduce its golden scores.
+        CalibrationError: there are too few images for the rate, or guards rejected too many of them.
     """
     if images is None and alpha is None and confidence is None:
-        raise RecalibrationError("nothing would change: give --data-dir, --alpha or --confidence")
+        raise RecalibrationError("nothing to change: give --data-dir, --alpha or --confidence")
     artifact = repository.open(origin.name, origin.version)
     alpha = origin.alpha if alpha is None else alpha
     confidence = origin.calibration.confidence if confidence is None else confidence
     if images is not None:
         _check_unseen(artifact, images)
     detector = Detector.load(artifact, torch.device("cpu"))
-    scores, reason, guards = _own(artifact) if images is None else (*judge(detector, images), origin.reasons)
+    scores, reason, guards = (
+        _own_scores(artifact) if images is None else (*score_with_reasons(detector, images), origin.reasons)
+    )
     calibration, summary = calibrate(scores, alpha, confidence)
     threshold = calibration.threshold(alpha)
     counts = check_guards(
         scores, reason, guards, threshold=threshold, guard_error=guard_error(origin.recipe.parameters)
     )
-    draft = origin.model_copy(
+    manifest = origin.model_copy(
         update={
             "created_at": datetime.now(UTC).replace(microsecond=0),
             "alpha": alpha,
             "threshold": threshold,
-            "calibration": summary.model_copy(update={"recalibrated": _origin(origin, images)}),
+            "calibration": summary.model_copy(update={"recalibrated": _recalibration(origin, images)}),
             "metrics": {**_metrics(origin, scores, alpha), **({"calibration_caught": counts} if counts else {})},
             "data": origin.data if images is None else origin.data.model_copy(update={"calibration": 0}),
             "code_version": code_version(),
             "files": {},
         }
     )
-    return Made(draft, {**_artifact(repository, origin, scores), **_report(repository, origin, draft, scores)})
+    return DraftVersion(
+        manifest, {**_artifact(repository, origin, scores), **_report(repository, origin, manifest, scores)}
+    )
 
 
 def _check_unseen(artifact: Artifact, images: NDArray[np.uint8]) -> None:
-    # The golden images of a folder's model lie in the folder that it learned from; of other sets, in the test file.
+    # For a folder of PNGs, the golden images are from the folder that the model was made from. For other data sets they
+    # are from the test file.
     if artifact.manifest.data.name != "folder":
         return
     golden = {image.tobytes() for image in artifact.golden.images if image.any()}
     if any(image.tobytes() in golden for image in images):
         raise RecalibrationError(
-            f"the folder holds images that {'{}@{}'.format(*artifact.key)} was made from: "
-            "calibrate on normal images that it has not seen"
+            f"the folder contains images that {'{}@{}'.format(*artifact.key)} was made from; "
+            "give normal images that were not used for training"
         )
 
 
-def _own(artifact: Artifact) -> tuple[NDArray[np.float32], NDArray[np.int8], Sequence[str]]:
-    # Only the scores were kept: those of caught images are known by the guards' error, but not which guard it was.
+def _own_scores(artifact: Artifact) -> tuple[NDArray[np.float32], NDArray[np.int8], Sequence[str]]:
+    # A version contains only the scores: the guard error identifies rejected images, but not which guard it was.
     scores = np.asarray(artifact.calibration.scores, np.float32)
-    of_caught = np.float32(guard_error(artifact.manifest.recipe.parameters))
-    return scores, (scores == of_caught).astype(np.int8), [" or ".join(artifact.manifest.reasons)]
+    of_rejected = np.float32(guard_error(artifact.manifest.recipe.parameters))
+    return scores, (scores == of_rejected).astype(np.int8), [" or ".join(artifact.manifest.reasons)]
 
 
-def _origin(origin: Manifest, images: NDArray[np.uint8] | None) -> Recalibration:
+def _recalibration(origin: Manifest, images: NDArray[np.uint8] | None) -> Recalibration:
     if images is None:
         before = origin.calibration.recalibrated
         source = before.source if before else f"{origin.data.name} ({origin.data.source}), held out from training"
@@ -117,11 +118,11 @@ def _origin(origin: Manifest, images: NDArray[np.uint8] | None) -> Recalibration
 
 
 def _metrics(origin: Manifest, scores: NDArray[np.float32], alpha: float) -> dict[str, Any]:
-    # What a threshold enters was measured at another one, and is left out rather than passed on.
+    # Metrics that depend on the threshold were measured at another one, and are left out.
     return {
         "test": origin.metrics["test"],
-        "tested_version": _tested(origin),
-        **{name: origin.metrics.get(name) for name in _KEPT},
+        "tested_version": _tested_version(origin),
+        **{name: origin.metrics.get(name) for name in _THRESHOLD_FREE},
         "alpha": alpha,
         "interval_level": INTERVAL_LEVEL,
         "band_level": BAND_LEVEL,
@@ -137,24 +138,27 @@ def _metrics(origin: Manifest, scores: NDArray[np.float32], alpha: float) -> dic
     }
 
 
-def _tested(origin: Manifest) -> int:
-    """Return the version whose training the figures are of: not `origin`, where its threshold too was chosen anew."""
-    anew = origin.calibration.recalibrated
-    return origin.version if anew is None else int(origin.metrics.get("tested_version", anew.version))
+def _tested_version(origin: Manifest) -> int:
+    """Return the number of the version that was trained and tested: `origin`, or the one that it recalibrates."""
+    recalibrated = origin.calibration.recalibrated
+    return origin.version if recalibrated is None else int(origin.metrics.get("tested_version", recalibrated.version))
 
 
 def _artifact(repository: Repository, origin: Manifest, scores: NDArray[np.float32]) -> dict[str, bytes]:
     sorted_scores = io.BytesIO()
     np.save(sorted_scores, np.sort(scores))
-    kept = {file: repository.read(origin, file) for file in ("model.pt", "golden.npz")}
-    return {**kept, "calibration.npy": sorted_scores.getvalue()}
+    copied = {file: repository.read(origin, file) for file in ("model.pt", "golden.npz")}
+    return {**copied, "calibration.npy": sorted_scores.getvalue()}
 
 
-def _report(repository: Repository, origin: Manifest, draft: Manifest, scores: NDArray[np.float32]) -> dict[str, bytes]:
-    bins = histogram(scores, np.ones(len(scores), np.bool_), draft.threshold)
+def _report(
+    repository: Repository, origin: Manifest, manifest: Manifest, scores: NDArray[np.float32]
+) -> dict[str, bytes]:
+    bins = histogram(scores, np.ones(len(scores), np.bool_), manifest.threshold)
     title = "Scores of the calibration images"
-    files = {"histogram.png": pictures.histogram(bins, draft.threshold, draft.alpha, draft.normal_class, title)}
+    picture = pictures.histogram(bins, manifest.threshold, manifest.alpha, manifest.normal_class, title)
+    files = {"histogram.png": picture}
     if "report/loss.png" in origin.files:
         files["loss.png"] = repository.read(origin, "report/loss.png")
-    files["model-card.md"] = recalibrated_card(draft, sorted(files)).encode()
+    files["model-card.md"] = recalibrated_card(manifest, sorted(files)).encode()
     return {f"report/{name}": content for name, content in files.items()}

@@ -1,7 +1,4 @@
-"""What a model is called unless told, and the article's model of the same class, for reports to show beside it.
-
-Knows: names, the model store. Does not know: how a version is made.
-"""
+"""Default model names, and the article's model of the same class, with which a report compares."""
 
 from __future__ import annotations
 
@@ -14,39 +11,48 @@ from app.inference.detector import Detector
 from app.models.repository import Repository
 from training.data.dataset import Dataset
 
-_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 def model_name(dataset: Dataset, labels: Sequence[int], recipe: str) -> str:
-    """Make up the name of a model: `zero-article`, `fashion-mnist-3-5-deep`."""
+    """Return the default name of a model: `zero-article`, `fashion-mnist-3-5-deep`."""
     if dataset.noun == "digit" and len(labels) == 1:
-        return f"{_WORDS[labels[0]]}-{recipe}"
+        return f"{_DIGIT_NAMES[labels[0]]}-{recipe}"
     classes = "all" if len(labels) == len(dataset.label_names) else "-".join(str(label) for label in labels)
     return f"{dataset.name}-{classes}-{recipe}"
 
 
 def reference_version(model_store: Path, dataset: Dataset, labels: Sequence[int], model: str) -> tuple[str, int] | None:
-    """Return name and version of the article's model of the same class; None where the store has none but `model`.
+    """Return name and current version of the article's model of the same class.
+
+    Args:
+        model_store: model store.
+        dataset: data set.
+        labels: labels of the normal class.
+        model: name of the model to compare, which is never its own reference.
+
+    Returns:
+        None if the store does not contain the article's model.
 
     Raises:
-        RepositoryError: the store's pointer to it is damaged, or, for a folder of PNGs, its manifest.
+        RepositoryError: the file CURRENT is damaged, or, for a folder of PNGs, the manifest.
     """
     name = model_name(dataset, labels, "article")
     repository = Repository(model_store)
     version = repository.current(name) if name != model else None
     if version is None:
         return None
-    # All folders of PNGs make up the same name, whatever they show.
+    # The default name is the same for all folders of PNGs.
     if dataset.name == "folder" and repository.manifest(name, version).data.sha256 != dataset.sha256:
         return None
     return name, version
 
 
-def reference(model_store: Path, dataset: Dataset, labels: Sequence[int], model: str) -> Detector | None:
-    """Open that model.
+def open_reference(model_store: Path, dataset: Dataset, labels: Sequence[int], model: str) -> Detector | None:
+    """Load the version of `reference_version`.
 
     Raises:
-        RepositoryError: it is not as it was published.
+        RepositoryError: the version differs from its manifest.
     """
-    found = reference_version(model_store, dataset, labels, model)
-    return found and Detector.open(Repository(model_store).open(*found).model, torch.device("cpu"))
+    version = reference_version(model_store, dataset, labels, model)
+    return version and Detector.open(Repository(model_store).open(*version).model, torch.device("cpu"))

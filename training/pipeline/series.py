@@ -1,7 +1,6 @@
-"""Make one version of every label and seed, in parallel, and keep the figures of each in a file of its own.
+"""A series of training jobs in parallel processes, with a result file for each job.
 
-Knows: processes, result files. Does not know: the command line, how a version is made. A result that is there is not
-made again; a file is written whole or not at all, so that an interrupted series goes on where it stopped.
+A job with a result file is skipped, and files are written atomically, so that an interrupted series can be resumed.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,127 +25,138 @@ import torch
 
 from training.data.dataset import Dataset
 from training.data.loaders import load
-from training.pipeline.make import Made, Order, make
-from training.pipeline.reference import reference
-from training.publishing.publish import naming
-from training.recipes.article import TrainingError
+from training.pipeline.make import DraftVersion, TrainingJob, make_version
+from training.pipeline.reference import open_reference
+from training.publishing.files import errors_with_path
+from training.recipes.contract import TrainingError
 
-Row = dict[str, Any]
-Watch = Callable[[Order, int], None]
-"""Is told the order and the number of each finished epoch."""
+Result = dict[str, Any]
+"""Content of a result file."""
+OnEpoch = Callable[[TrainingJob, int], None]
+"""Callback for each finished epoch: the job, and the number of the epoch."""
+_POLL_S = 0.1
+"""Interval in seconds in which the epochs of the processes are reported."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where every process of a series gets the images, and the article's models to show beside its own."""
+    """Where the processes of a series load the images from, and the article's models to compare with.
+
+    Attributes:
+        data: key in `training.data.loaders.LOADERS`.
+        data_dir: folder of the data set, or None.
+        model_store: model store with the article's models.
+    """
 
     data: str
     data_dir: Path | None
     model_store: Path
 
 
-def path_of(order: Order, data_sha256: str, folder: Path) -> Path:
-    """Name the result file of an order: whatever decides its figures is in its name, or in the digest at its end."""
-    decisive = {
-        "parameters": dict(order.recipe.parameters),
-        "split": order.recipe.split,
-        "alpha": order.alpha,
-        "confidence": order.confidence,
+def result_path(job: TrainingJob, data_sha256: str, folder: Path) -> Path:
+    """Return the path of a job's result file; the name contains a digest of everything that affects the result."""
+    relevant = {
+        "parameters": dict(job.recipe.parameters),
+        "split": job.recipe.split,
+        "alpha": job.alpha,
+        "confidence": job.confidence,
         "data": data_sha256,
     }
-    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
-    normal = "-".join(str(label) for label in order.normal)
-    return folder / f"{order.recipe.name}-{normal}-seed{order.seed}-{digest}.json"
+    digest = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:10]
+    normal = "-".join(str(label) for label in job.normal)
+    return folder / f"{job.recipe.name}-{normal}-seed{job.seed}-{digest}.json"
 
 
 def run(
-    orders: Sequence[Order],
+    jobs: Sequence[TrainingJob],
     dataset: Dataset,
     source: Source,
     folder: Path,
     *,
-    jobs: int,
-    watch: Watch,
-    again: Callable[[Order], bool] = lambda _: False,
-) -> Iterator[tuple[Order, Row, Made | None]]:
-    """Yield each order with its figures, those first that are there already (and then without a version).
+    processes: int,
+    on_epoch: OnEpoch,
+    needs_version: Callable[[TrainingJob], bool] = lambda _: False,
+) -> Iterator[tuple[TrainingJob, Result, DraftVersion | None]]:
+    """Yield each job with its result and version; jobs with a result file come first and without a version.
 
     Args:
-        orders: what is wanted.
-        dataset: the images, to know the results of other images from these.
-        source: how the processes load the same images.
-        folder: of the result files; made if it is not there.
-        jobs: processes, with one thread each.
-        watch: is told each epoch, from a process's first to its last.
-        again: whether an order is to be made although its figures are there, because its version is wanted.
+        jobs: jobs of the series.
+        dataset: images, for the digest of the result files.
+        source: source of the same images for the processes.
+        folder: folder of the result files; created if it is missing.
+        processes: number of processes, of one thread each.
+        on_epoch: callback for each epoch.
+        needs_version: whether to run a job despite its result file, because its version is missing.
 
     Raises:
-        TrainingError: a version diverged, a process died, or a result that is there is damaged.
-        OSError: a result cannot be written; it names the path.
+        TrainingError: training diverged, a process died, or a result file is damaged.
+        OSError: a result file cannot be written; the error contains the path.
     """
     folder.mkdir(parents=True, exist_ok=True)
     sha256 = dataset.sha256
-    missing = []
-    for order in orders:
-        path = path_of(order, sha256, folder)
-        if path.is_file() and not again(order):
-            yield order, _read(path), None
+    remaining = []
+    for job in jobs:
+        path = result_path(job, sha256, folder)
+        if path.is_file() and not needs_version(job):
+            yield job, _read(path), None
         else:
-            missing.append(order)
-    if missing:
-        for order, row, made in _in_parallel(missing, source, jobs, watch):
-            _write(path_of(order, sha256, folder), row)
-            yield order, row, made
+            remaining.append(job)
+    if remaining:
+        for job, result, version in _run_parallel(remaining, source, processes, on_epoch):
+            _write(result_path(job, sha256, folder), result)
+            yield job, result, version
 
 
-def figures(made: Made, seconds: float) -> Row:
-    """Return what a result file keeps of a version."""
-    draft = made.draft
+def result_of(version: DraftVersion, seconds: float) -> Result:
+    """Return the content of a result file.
+
+    Args:
+        version: version of the job.
+        seconds: duration of the job.
+    """
+    manifest = version.manifest
     return {
-        "recipe": draft.recipe.name,
-        "parameters": draft.recipe.parameters,
-        "seed": draft.recipe.seed,
-        "normal": list(draft.data.normal),
-        "data": draft.data.name,
-        "test": draft.metrics["test"],
-        "auroc": draft.metrics["auroc"],
-        "labels": draft.metrics["labels"],
-        "operating_points": draft.metrics["operating_points"],
-        "probes": draft.metrics["probes"],
-        "model_bytes": len(made.files["model.pt"]),
+        "recipe": manifest.recipe.name,
+        "parameters": manifest.recipe.parameters,
+        "seed": manifest.recipe.seed,
+        "normal": list(manifest.data.normal),
+        "data": manifest.data.name,
+        "test": manifest.metrics["test"],
+        "auroc": manifest.metrics["auroc"],
+        "labels": manifest.metrics["labels"],
+        "operating_points": manifest.metrics["operating_points"],
+        "probes": manifest.metrics["probes"],
+        "model_bytes": len(version.files["model.pt"]),
         "seconds": round(seconds, 1),
-        "code_version": draft.code_version,
-        "torch_version": draft.torch_version,
+        "code_version": manifest.code_version,
+        "torch_version": manifest.torch_version,
     }
 
 
-def _in_parallel(
-    orders: Sequence[Order], source: Source, jobs: int, watch: Watch
-) -> Iterator[tuple[Order, Row, Made | None]]:
-    # Spawned, not forked: torch's threads do not survive a fork.
+def _run_parallel(
+    jobs: Sequence[TrainingJob], source: Source, processes: int, on_epoch: OnEpoch
+) -> Iterator[tuple[TrainingJob, Result, DraftVersion]]:
+    # Torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     epochs: Queue[tuple[int, int]] = context.Queue()
-    with ProcessPoolExecutor(min(jobs, len(orders)), context, _begin, (source, epochs)) as pool:
-        futures: dict[Future[tuple[Row, Made]], Order] = {}
+    with ProcessPoolExecutor(min(processes, len(jobs)), context, _init_worker, (source, epochs)) as pool:
+        futures: dict[Future[tuple[Result, DraftVersion]], TrainingJob] = {}
         try:
-            with _deaf():
-                futures.update({pool.submit(_make, at, order): order for at, order in enumerate(orders)})
-            waiting = set(futures)
-            while waiting:
-                done = {future for future in waiting if future.done()}
+            with _interrupts_blocked():
+                futures.update({pool.submit(_run_job, index, job): job for index, job in enumerate(jobs)})
+            pending = set(futures)
+            while pending:
+                done, pending = wait(pending, _POLL_S, FIRST_COMPLETED)
                 while not epochs.empty():
-                    at, epoch = epochs.get()
-                    watch(orders[at], epoch)
+                    index, epoch = epochs.get()
+                    on_epoch(jobs[index], epoch)
                 for future in done:
-                    row, made = future.result()
-                    yield futures[future], row, made
-                waiting -= done
-                if waiting and not done:
-                    time.sleep(0.1)
+                    result, version = future.result()
+                    yield futures[future], result, version
         except BrokenProcessPool as error:
-            raise TrainingError("a process of the series died; the same command goes on where it stopped") from error
+            raise TrainingError("a process of the series died; run the same command again to resume") from error
         finally:
-            # Without this, leaving the block would wait for what nobody wants any more.
+            # The end of the `with` block would wait for the running jobs.
             pool.shutdown(wait=False, cancel_futures=True)
             if any(not future.done() for future in futures):
                 for child in multiprocessing.active_children():
@@ -154,8 +164,8 @@ def _in_parallel(
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
-    """Let no process that is started meanwhile hear Ctrl-C, not even while it imports: its parent does, and ends it."""
+def _interrupts_blocked() -> Iterator[None]:
+    """Block SIGINT for processes that are started in this block; their parent handles Ctrl-C and terminates them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -163,43 +173,43 @@ def _deaf() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_at_work: tuple[Dataset, Path, Queue[tuple[int, int]]] | None = None
+_worker_state: tuple[Dataset, Path, Queue[tuple[int, int]]] | None = None
 
 
-def _begin(source: Source, epochs: Queue[tuple[int, int]]) -> None:
-    global _at_work  # noqa: PLW0603 - a process loads the images once, for all its tasks
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _init_worker(source: Source, epochs: Queue[tuple[int, int]]) -> None:
+    global _worker_state  # noqa: PLW0603 - the images are loaded once per process, not once per job
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    _at_work = load(source.data, source.data_dir), source.model_store, epochs
+    _worker_state = load(source.data, source.data_dir), source.model_store, epochs
 
 
-def _end_with_parent() -> None:
-    # Without this, a process whose parent was killed would work on for nobody, and then wait for ever.
+def _exit_with_parent() -> None:
+    # If the parent is killed, it cannot terminate its processes.
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
     os._exit(1)
 
 
-def _make(at: int, order: Order) -> tuple[Row, Made]:
-    assert _at_work is not None
-    dataset, model_store, epochs = _at_work
-    beside = reference(model_store, dataset, order.normal, order.name)
-    begun = time.perf_counter()
-    made = make(order, dataset, progress=lambda epoch, _: epochs.put((at, epoch)), reference=beside)
-    return figures(made, time.perf_counter() - begun), made
+def _run_job(index: int, job: TrainingJob) -> tuple[Result, DraftVersion]:
+    assert _worker_state is not None
+    dataset, model_store, epochs = _worker_state
+    reference = open_reference(model_store, dataset, job.normal, job.name)
+    start = time.perf_counter()
+    version = make_version(job, dataset, progress=lambda epoch, _: epochs.put((index, epoch)), reference=reference)
+    return result_of(version, time.perf_counter() - start), version
 
 
-def _read(path: Path) -> Row:
+def _read(path: Path) -> Result:
     try:
-        row: Row = json.loads(path.read_bytes())
+        result: Result = json.loads(path.read_bytes())
     except ValueError as error:
-        raise TrainingError(f"{path} is damaged: remove it, and the same command makes it anew") from error
-    return row
+        raise TrainingError(f"{path} is damaged; delete it, and run the same command again") from error
+    return result
 
 
-def _write(path: Path, row: Row) -> None:
+def _write(path: Path, result: Result) -> None:
     draft = path.with_suffix(".new")
-    with naming(draft):
-        draft.write_text(json.dumps(row, indent=1) + "\n")
+    with errors_with_path(draft):
+        draft.write_text(json.dumps(result, indent=1) + "\n")
         draft.replace(path)

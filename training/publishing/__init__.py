@@ -1,1 +1,1 @@
-"""Exports a model version and writes it to a model store."""
+"""Export of scoring modules to TorchScript, and changes of the model store."""

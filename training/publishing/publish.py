@@ -1,20 +1,14 @@
-"""Put model versions into the model store, and choose which one answers.
+"""Changes of the model store: publish, promote, roll back, verify.
 
-Knows: folders, renames, the lock of the store. Does not know: how a version is made. `app.models.repository` reads.
-
-A version is written into a hidden folder of the store, forced to the disk, opened and scored by the service's own
-loader, and only then renamed into place; CURRENT is replaced by rename as well. Whoever publishes or promotes holds a
-lock on the store that the kernel drops when the process dies, so that a hidden folder seen while holding it is litter.
+A version is written to a hidden folder, loaded and scored by the service's own code, and then renamed. The file CURRENT
+is replaced by a rename as well. Every change holds the lock of the store, so that a hidden folder found under the lock
+belongs to a dead process.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -22,168 +16,151 @@ import torch
 from app.inference.detector import Detector, DetectorError
 from app.models.manifest import Manifest
 from app.models.repository import MODEL_NAME, Repository, RepositoryError, is_version, sha256
-
-_STAGING = ".staging-"
-_CURRENT_DRAFT = ".CURRENT-draft"
-_ROOM = 2**20
-"""Bytes, as many as the smallest versions have: a disk without room for them is full."""
-
-
-class PublishError(Exception):
-    """A version that cannot be published, promoted or rolled back to; the store is as it was."""
+from training.publishing.files import (
+    PublishError,
+    locked,
+    remove_leftovers,
+    staging_folder,
+    sync,
+    write_current,
+    write_folder,
+)
 
 
 def publish(root: Path, draft: Manifest, files: Mapping[str, bytes], *, promote: bool = False) -> Manifest:
     """Publish a version under the next free number.
 
     Args:
-        root: the model store; made if it is not there.
-        draft: the manifest; its `version` and `files` are filled in here.
-        files: content by path relative to the version's folder, all but manifest.json.
-        promote: make it the current version.
+        root: model store; created if it is missing.
+        draft: manifest without the final `version` and `files`.
+        files: contents by path relative to the version's folder, without manifest.json.
+        promote: whether to make it the current version.
 
     Returns:
         The manifest as published.
 
     Raises:
-        PublishError: the service's loader refuses what was written. Nothing was published.
-        OSError: the store cannot be written; it names the path. Nothing was published.
+        PublishError: the service's code rejects the version. The store is unchanged.
+        OSError: the store cannot be written; the error contains the path. The store is unchanged.
     """
-    with _locked(root):
-        _remove_litter(root)
-        version = max(_numbers(root, draft.name)) + 1
+    with locked(root):
+        remove_leftovers(root)
+        version = max(_used_numbers(root, draft.name)) + 1
         checksums = {path: sha256(content) for path, content in sorted(files.items())}
         manifest = draft.model_copy(update={"version": version, "files": checksums})
-        with _staging(root) as staging:
+        with staging_folder(root) as staging:
             folder = staging / draft.name / str(version)
-            _write(folder, {**files, "manifest.json": manifest.model_dump_json(indent=2).encode() + b"\n"})
+            write_folder(folder, {**files, "manifest.json": manifest.model_dump_json(indent=2).encode() + b"\n"})
             _verify(staging, draft.name, version)
             (root / draft.name).mkdir(exist_ok=True)
             folder.rename(root / draft.name / str(version))
-        _sync(root / draft.name)
-        _sync(root)
+        sync(root / draft.name)
+        sync(root)
         if promote:
-            _point(root, draft.name, version)
+            write_current(root / draft.name, version)
     return manifest
 
 
 def publish_copy(root: Path, folder: Path, *, promote: bool = False) -> Manifest:
-    """Publish a copy of a version that lies in another model store, under the next free number.
+    """Publish a copy of a version of another model store, under the next free number.
 
     Args:
-        root: the model store; made if it is not there.
-        folder: of the version: `<model store>/<model>/<version>`.
-        promote: make it the current version.
+        root: model store; created if it is missing.
+        folder: folder of the version: `<model store>/<model>/<version>`.
+        promote: whether to make it the current version.
 
     Returns:
         The manifest as published.
 
     Raises:
-        PublishError: there is no version at `folder`, or it is not what its manifest says, or its threshold was chosen
-            anew for a version that `root` does not have under the same number. Nothing was published.
+        PublishError: `folder` is not a version, differs from its manifest, or is a recalibration of a version that
+            `root` does not contain under the same number. The store is unchanged.
     """
     folder = folder.resolve()
     if not MODEL_NAME.fullmatch(folder.parent.name) or not is_version(folder.name):
-        raise PublishError(f"{folder} is no version: its path ends in a model's name and a number")
-    elsewhere = Repository(folder.parents[1])
+        raise PublishError(f"{folder} is not a version; give a path that ends in a model name and a number")
+    source = Repository(folder.parents[1])
     try:
-        manifest = elsewhere.manifest(folder.parent.name, int(folder.name))
-        files = {file: elsewhere.read(manifest, file) for file in manifest.files}
+        manifest = source.manifest(folder.parent.name, int(folder.name))
+        files = {file: source.read(manifest, file) for file in manifest.files}
     except RepositoryError as error:
         raise PublishError(str(error)) from error
-    chosen_anew = manifest.calibration.recalibrated
-    if chosen_anew is not None and _module_of(root, manifest.name, chosen_anew.version) != manifest.files["model.pt"]:
-        label = f"{manifest.name}@{manifest.version}"
+    origin = manifest.calibration.recalibrated
+    if origin is not None and _module_sha256(root, manifest.name, origin.version) != manifest.files["model.pt"]:
+        original = f"{manifest.name}@{origin.version}"
         raise PublishError(
-            f"{label} is {manifest.name}@{chosen_anew.version} with another threshold, which {root} does not have "
-            "under that number: publish a copy of that one, and use `calibrate` there"
+            f"{manifest.name}@{manifest.version} is a recalibration of {original}, which is not in {root} under this "
+            f"number; publish {original} there, and run `calibrate` there"
         )
     return publish(root, manifest, files, promote=promote)
 
 
-def _module_of(root: Path, name: str, version: int) -> str | None:
-    """Return the SHA-256 of a version's module, or None where the store has no such version."""
-    try:
-        return Repository(root).manifest(name, version).files["model.pt"]
-    except RepositoryError:
-        return None
-
-
-def check_writable(*folders: Path) -> None:
-    """Find out whether each folder, be it there or not, can be written. Nothing is left behind.
-
-    Raises:
-        PublishError: one cannot; the message names the path and the reason.
-    """
-    for folder in folders:
-        place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-        try:
-            with tempfile.TemporaryFile(dir=place) as file:
-                file.write(bytes(_ROOM))
-        except OSError as error:
-            raise PublishError(f"{place} cannot be written: {error.strerror}") from error
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Let an OSError name `path` where it names none: a write to a full disk does not say where it was."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
-
-
 def promote(root: Path, name: str, version: int) -> None:
-    """Make `version` the one that answers, after opening and scoring it.
+    """Make `version` the current one, after loading and scoring it.
 
     Raises:
-        PublishError: there is no such version, or the service's loader refuses it.
+        PublishError: the version is missing, or the service's code rejects it.
     """
-    with _locked(_existing(root)):
+    with locked(_existing(root)):
         _verify(root, name, version)
-        _point(root, name, version)
+        write_current(root / name, version)
 
 
 def rollback(root: Path, name: str, to: int | None = None) -> int:
-    """Make an older version the one that answers: `to`, or the highest below the current one. Returns its number.
+    """Make an older version the current one, and return its number.
+
+    Args:
+        root: model store.
+        name: name of the model.
+        to: number of the older version; None for the highest one below the current version.
 
     Raises:
-        PublishError: there is no older version, `to` is not older, or the service's loader refuses it.
+        PublishError: there is no older version, `to` is not older, or the service's code rejects the version.
     """
-    with _locked(_existing(root)):
+    with locked(_existing(root)):
         repository = Repository(root)
         current = _current(repository, name)
         older = [version for version in repository.versions(name) if current is not None and version < current]
         if current is None or not older:
-            raise PublishError(f"{name}: there is no version below the current one to roll back to")
+            raise PublishError(f"{name}: there is no version below the current one; `promote` can choose any version")
         if to is not None and to not in older:
-            raise PublishError(f"{name}: version {to} is not one below the current {current}; there are {older}")
+            raise PublishError(f"{name}: version {to} is not below the current version {current}; choose from {older}")
         version = to if to is not None else older[-1]
         _verify(root, name, version)
-        _point(root, name, version)
+        write_current(root / name, version)
         return version
 
 
 def verify(root: Path, name: str, version: int) -> Manifest:
-    """Open a version as the service does, compare every checksum and score the golden images on the CPU.
+    """Load a version as the service does, and compare every checksum and the golden scores on the CPU.
 
     Raises:
-        PublishError: anything is not as its manifest says.
+        PublishError: the version differs from its manifest.
     """
     return _verify(_existing(root), name, version)
 
 
 def check_current(root: Path, name: str) -> None:
-    """Check that a model's CURRENT, where there is one, names a version that is there.
+    """Check that a model's CURRENT, if it exists, names an existing version.
 
     Raises:
-        PublishError: it does not.
+        PublishError: the version is missing.
     """
     repository = Repository(root)
     current = _current(repository, name)
     if current is not None and current not in repository.versions(name):
-        raise PublishError(f"{name}: CURRENT names version {current}, which is not there")
+        raise PublishError(f"{name}: CURRENT names version {current}, which is missing")
+
+
+def check_name(name: str) -> str:
+    """Return `name` if it is a valid model name.
+
+    Raises:
+        PublishError: it is invalid.
+    """
+    if not MODEL_NAME.fullmatch(name):
+        raise PublishError(f"{name!r} is not a model name; use lower-case letters, digits and hyphens, at most 63")
+    return name
 
 
 def _verify(root: Path, name: str, version: int) -> Manifest:
@@ -200,7 +177,7 @@ def _verify(root: Path, name: str, version: int) -> Manifest:
 
 def _existing(root: Path) -> Path:
     if not root.is_dir():
-        raise PublishError(f"there is no model store at {root}")
+        raise PublishError(f"there is no model store {root}")
     return root
 
 
@@ -211,84 +188,17 @@ def _current(repository: Repository, name: str) -> int | None:
         raise PublishError(str(error)) from error
 
 
-def _numbers(root: Path, name: str) -> list[int]:
-    # Every numbered folder counts, also one without a manifest, and what CURRENT names though it be deleted, so that no
-    # number is ever used twice.
-    found = [0, *(int(path.name) for path in (root / name).glob("*") if is_version(path.name))]
+def _used_numbers(root: Path, name: str) -> list[int]:
+    """Return 0 and all numbers in use: of folders, even without a manifest, and in CURRENT, even if deleted."""
+    numbers = [0, *(int(path.name) for path in (root / name).glob("*") if is_version(path.name))]
     with suppress(RepositoryError):
-        found.append(Repository(root).current(name) or 0)
-    return found
+        numbers.append(Repository(root).current(name) or 0)
+    return numbers
 
 
-@contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    with naming(root):
-        root.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
-
-
-def _remove_litter(root: Path) -> None:
-    for folder in root.glob(f"{_STAGING}*"):
-        shutil.rmtree(folder)
-    for draft in root.glob(f"*/{_CURRENT_DRAFT}"):
-        draft.unlink()
-
-
-@contextmanager
-def _staging(root: Path) -> Iterator[Path]:
-    staging = Path(tempfile.mkdtemp(dir=root, prefix=_STAGING))
+def _module_sha256(root: Path, name: str, version: int) -> str | None:
+    """Return the SHA-256 of a version's module, or None if the store does not contain the version."""
     try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_file(path, content)
-    for directory in {folder, *(path for path in folder.rglob("*") if path.is_dir())}:
-        _sync(directory)
-
-
-def _write_file(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _point(root: Path, name: str, version: int) -> None:
-    draft = root / name / _CURRENT_DRAFT
-    try:
-        _write_file(draft, f"{version}\n".encode())
-        draft.replace(root / name / "CURRENT")
-    finally:
-        with suppress(FileNotFoundError):
-            draft.unlink()
-    _sync(root / name)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def check_name(name: str) -> str:
-    """Return `name` if it can name a model.
-
-    Raises:
-        PublishError: it cannot.
-    """
-    if not MODEL_NAME.fullmatch(name):
-        raise PublishError(f"{name!r} cannot name a model: lower-case letters, digits and hyphens, at most 63")
-    return name
+        return Repository(root).manifest(name, version).files["model.pt"]
+    except RepositoryError:
+        return None

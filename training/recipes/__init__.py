@@ -1,1 +1,1 @@
-"""The training procedures, one per entry of the table."""
+"""The recipes: the ways to fit a scoring module to normal images."""

@@ -1,13 +1,9 @@
-"""The recipe `deep`: a dense autoencoder between principal components that learns to undo damage.
-
-Knows: its lesson and its optimisation. Does not know: data sets, export, the model store.
-"""
+"""The recipe `deep`: a dense denoising autoencoder between principal components."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,14 +13,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.networks.autoencoders import DenseAutoencoder
-from training.networks.components import PrincipalComponents, principal_components
-from training.networks.gradients import OrientedGradients, in_chunks
-from training.networks.scoring import StandardisedScoring, rounded
-from training.recipes.article import Progress, TrainingError
-from training.recipes.damage import another_hand, damaged
+from training.networks.gradients import in_chunks
+from training.networks.scoring import REASONS, SCORE_SPACE, StandardisedScoring, rounded
+from training.recipes import standardised
+from training.recipes.contract import Progress, Recipe, TrainingError
+from training.recipes.damage import augmented, corrupted
+from training.recipes.standardised import NormalClass
 
-_PART = 8192
-"""Images damaged at a time: bounds the memory where the normal class is large."""
+_CHUNK = 8192
+"""Images corrupted at a time: bounds the memory for a large normal class."""
+
+EpochData = tuple[Tensor, Tensor, Tensor]
+"""Corrupted features [n, F], clean features [n, F], clean pixels [n, 784]."""
+MakeEpochData = Callable[[nn.Module, Tensor, torch.Generator, Mapping[str, float]], EpochData]
+"""Function from the standardisation, pixels [n, 28, 28], a generator and `damage` to the data of one epoch."""
 
 
 def fit_deep(
@@ -35,77 +37,44 @@ def fit_deep(
     device: torch.device,
     progress: Progress,
 ) -> nn.Module:
-    """Train an autoencoder to redraw damaged images undamaged; the damage is made afresh every epoch.
+    """Train an autoencoder to reconstruct clean images from corrupted ones; the corruption is new in every epoch.
 
     Args:
         images: normal images, uint8 [n, 28, 28].
         parameters: `standardisation`, `guards`, `components`, `widths`, `brush`, `damage`, `precision`,
-            `learning_rate`, `weight_decay`, `batch_size`, `epochs`. The precision `bfloat16` is used where the device
-            multiplies in it, and float32 elsewhere: the loss is the same to four digits.
-        seed: of the weights, the damage and the order.
-        device: where to train.
-        progress: is told every epoch's mean squared error in the standardised space.
+            `learning_rate`, `weight_decay`, `batch_size`, `epochs`. `brush` is the hidden width of the pixel decoder.
+            The precision `bfloat16` is used on devices that multiply in it, and float32 elsewhere: the loss is the
+            same to four digits.
+        seed: seed of the weights, the corruption and the order.
+        device: device to train on.
+        progress: callback for each epoch; the loss is the mean squared error in the standardised space.
 
     Raises:
-        TrainingError: the loss is no longer finite.
+        TrainingError: the loss is not finite.
     """
-    class_ = Class.of(images, parameters, device)
-    autoencoder = class_.autoencoder(parameters["widths"], parameters["brush"], seed)
-    teach(autoencoder, class_.standardise, class_.pixels, parameters, seed=seed, progress=progress)
-    return StandardisedScoring(class_.standardise, rounded(autoencoder), **parameters["guards"]).eval()
+    normal = NormalClass.of(images, parameters, device)
+    # Weights are drawn on the CPU, so that they are the same for every device.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        autoencoder = DenseAutoencoder(normal.subspace, parameters["widths"], parameters["brush"]).to(device)
+    train_denoising(autoencoder, normal.standardise, normal.pixels, parameters, seed=seed, progress=progress)
+    return StandardisedScoring(normal.standardise, rounded(autoencoder), **parameters["guards"]).eval()
 
 
-@dataclass(frozen=True)
-class Class:
-    """The normal class as the networks see it.
-
-    Attributes:
-        standardise: pixels to features.
-        pixels: of the normal images, float32 [n, 28, 28] in 0..1, on the device.
-        features: the same standardised, float32 [n, F].
-        subspace: their principal components.
-    """
-
-    standardise: OrientedGradients
-    pixels: Tensor
-    features: Tensor
-    subspace: PrincipalComponents
-
-    @staticmethod
-    def of(images: NDArray[np.uint8], parameters: Mapping[str, Any], device: torch.device) -> Class:
-        """Standardise images, uint8 [n, 28, 28]; of `parameters`, `standardisation` and `components` are read."""
-        standardise = OrientedGradients(**parameters["standardisation"]).to(device)
-        pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device).to(torch.float32) / 255.0
-        features = in_chunks(standardise, pixels)
-        return Class(standardise, pixels, features, principal_components(features, parameters["components"]))
-
-    def autoencoder(self, widths: Sequence[int], brush: int, seed: int) -> DenseAutoencoder:
-        """Return a fresh network between the components. Weights are drawn on the CPU, the same for every device."""
-        # The generators of the caller are left as they were.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return DenseAutoencoder(self.subspace, widths, brush).to(self.pixels.device)
+def corrupt_strokes(
+    standardise: nn.Module, pixels: Tensor, generator: torch.Generator, damage: Mapping[str, float]
+) -> EpochData:
+    """Augment every image, and corrupt the result by `training.recipes.damage.corrupted`."""
+    chunks: list[EpochData] = []
+    for chunk in torch.split(pixels, _CHUNK):
+        clean = augmented(chunk, generator)
+        noisy = corrupted(clean, generator, **damage).clamp_min(0.0)
+        chunks.append((in_chunks(standardise, noisy), in_chunks(standardise, clean), clean.flatten(1)))
+    inputs, targets, target_pixels = (torch.cat(each) for each in zip(*chunks, strict=True))
+    return inputs, targets, target_pixels
 
 
-Lesson = tuple[Tensor, Tensor, Tensor]
-"""Damaged features [n, F], clean features [n, F], clean pixels [n, 784]."""
-MakeLesson = Callable[[nn.Module, Tensor, torch.Generator, Mapping[str, float]], Lesson]
-
-
-def stroke_lesson(
-    standardise: nn.Module, pixels: Tensor, chance: torch.Generator, damage: Mapping[str, float]
-) -> Lesson:
-    """Redraw every image as another hand might have, and damage its strokes by `training.recipes.damage`."""
-    parts: list[Lesson] = []
-    for part in torch.split(pixels, _PART):
-        clean = another_hand(part, chance)
-        worse = damaged(clean, chance, **damage).clamp_min(0.0)
-        parts.append((in_chunks(standardise, worse), in_chunks(standardise, clean), clean.flatten(1)))
-    damaged_features, features, drawings = (torch.cat(each) for each in zip(*parts, strict=True))
-    return damaged_features, features, drawings
-
-
-def teach(
+def train_denoising(
     autoencoder: nn.Module,
     standardise: nn.Module,
     pixels: Tensor,
@@ -113,70 +82,91 @@ def teach(
     *,
     seed: int,
     progress: Progress,
-    make_lesson: MakeLesson = stroke_lesson,
+    make_epoch_data: MakeEpochData = corrupt_strokes,
 ) -> None:
-    """Train an autoencoder in place, on a lesson made afresh every epoch, and freeze it.
+    """Train an autoencoder in place on data that are new in every epoch, then freeze it.
 
     Args:
-        autoencoder: features [N, F] to the same redrawn, and to pixels [N, 784] in 0..1.
-        standardise: pixels to features.
-        pixels: normal images, float32 [n, 28, 28] in 0..1, where the autoencoder is.
-        parameters: as for `fit_deep`; `damage` is what `make_lesson` gets.
-        seed: of the damage and the order.
-        progress: is told every epoch's mean squared error in the standardised space.
-        make_lesson: of the standardisation, the pixels, the chance and the damage.
+        autoencoder: module from features [N, F] to their reconstruction and to pixels [N, 784] in 0..1.
+        standardise: module from pixels to features.
+        pixels: normal images, float32 [n, 28, 28] in 0..1, on the device of the autoencoder.
+        parameters: as for `fit_deep`; `damage` is passed to `make_epoch_data`.
+        seed: seed of the corruption and the order.
+        progress: callback for each epoch; the loss is the mean squared error in the standardised space.
+        make_epoch_data: corruption process.
 
     Raises:
-        TrainingError: the loss is no longer finite.
+        TrainingError: the loss is not finite.
     """
     device = pixels.device
-    chance = torch.Generator(device).manual_seed(seed)
-    bfloat16 = parameters["precision"] == "bfloat16" and multiplies_bfloat16(device)
+    generator = torch.Generator(device).manual_seed(seed)
+    bfloat16 = parameters["precision"] == "bfloat16" and supports_bfloat16(device)
     optimiser = torch.optim.AdamW(
         autoencoder.parameters(), lr=parameters["learning_rate"], weight_decay=parameters["weight_decay"]
     )
     steps = parameters["epochs"] * math.ceil(len(pixels) / parameters["batch_size"])
-    # A tenth of exactly ten steps is one, on which the scheduler divides by zero.
+    # With exactly ten steps the warm-up has one step, and OneCycleLR divides by zero.
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, parameters["learning_rate"], total_steps=steps + (steps == 10), pct_start=0.1
     )
     for epoch in range(1, parameters["epochs"] + 1):
-        lesson = make_lesson(standardise, pixels, chance, parameters["damage"])
-        order = torch.randperm(len(pixels), generator=chance, device=device)
+        data = make_epoch_data(standardise, pixels, generator, parameters["damage"])
+        order = torch.randperm(len(pixels), generator=generator, device=device)
         batches = torch.split(order, parameters["batch_size"])
-        loss = _epoch(autoencoder, lesson, batches, optimiser=optimiser, schedule=schedule, bfloat16=bfloat16)
+        loss = _train_epoch(autoencoder, data, batches, optimiser=optimiser, schedule=schedule, bfloat16=bfloat16)
         if not math.isfinite(loss):
-            raise TrainingError(f"the loss is {loss} after epoch {epoch}: try a lower learning rate")
+            raise TrainingError(f"the loss is {loss} after epoch {epoch}; try a lower learning rate")
         progress(epoch, loss)
     autoencoder.requires_grad_(requires_grad=False)
 
 
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Say whether a device has units that multiply bfloat16; one without takes five times as long as in float32."""
+def supports_bfloat16(device: torch.device) -> bool:
+    """Return whether a device multiplies bfloat16 in hardware; emulation is five times as slow as float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return any(has for name, has in torch.cpu.get_capabilities().items() if "bf16" in name)
+    return any(present for name, present in torch.cpu.get_capabilities().items() if "bf16" in name)
 
 
-def _epoch(
+def _train_epoch(
     autoencoder: nn.Module,
-    lesson: Lesson,
+    data: EpochData,
     batches: tuple[Tensor, ...],
     *,
     optimiser: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     bfloat16: bool,
 ) -> float:
-    inputs, targets, drawings = lesson
+    """Return the mean squared error of one epoch in the standardised space."""
+    inputs, targets, target_pixels = data
     total = torch.zeros((), device=inputs.device)
-    for rows in batches:
+    for indices in batches:
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=bfloat16):
-            redrawn, drawing = autoencoder(inputs[rows])
-        error = functional.mse_loss(redrawn.to(torch.float32), targets[rows])
-        unlike = functional.mse_loss(drawing.to(torch.float32), drawings[rows])
+            features, pixels = autoencoder(inputs[indices])
+        feature_loss = functional.mse_loss(features.to(torch.float32), targets[indices])
+        pixel_loss = functional.mse_loss(pixels.to(torch.float32), target_pixels[indices])
         optimiser.zero_grad(set_to_none=True)
-        (error + unlike).backward()  # type: ignore[no-untyped-call]
+        (feature_loss + pixel_loss).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
-        total += error.detach() * len(rows)
+        total += feature_loss.detach() * len(indices)
     return float(total) / len(inputs)
+
+
+DEEP = Recipe(
+    name="deep",
+    summary="a dense denoising autoencoder between 128 principal components",
+    fit=fit_deep,
+    parameters={
+        **standardised.PARAMETERS,
+        "widths": [512, 256, 64],
+        "brush": 256,
+        "damage": {"gain": 0.5, "loss": 0.5, "noise": 0.1},
+        "precision": "bfloat16",
+        "learning_rate": 2e-3,
+        "weight_decay": 1e-3,
+        "batch_size": 256,
+        "epochs": 200,
+    },
+    score_space=SCORE_SPACE,
+    reasons=REASONS,
+)

@@ -1,1 +1,1 @@
-"""Writes the files of a model version's report."""
+"""The report of a version: pictures, curves and the model card."""

@@ -1,7 +1,4 @@
-"""Draw the report's pictures as small PNGs.
-
-Knows: matplotlib. Does not know: models, data sets, files. No global state: every picture has its own figure.
-"""
+"""The pictures of a report as small PNGs, drawn by matplotlib without its global state."""
 
 from __future__ import annotations
 
@@ -27,17 +24,17 @@ _DPI = 110
 
 @dataclass(frozen=True)
 class Example:
-    """One image beside what the model made of it.
+    """An image with its reconstruction.
 
     Attributes:
-        title: what it is.
+        title: title of the column.
         image: uint8 [28, 28].
         reconstruction: float32 [28, 28] in 0..1.
         error_map: float32 [28, 28].
-        mse: its score.
-        flagged: whether that is above the threshold.
-        guarded: whether a guard decided.
-        reference: what a reference model made of it, float32 [28, 28] in 0..1, if there is one.
+        mse: score.
+        flagged: whether the score is above the threshold.
+        guarded: whether a guard rejected the image.
+        reference: reconstruction by a reference model, float32 [28, 28] in 0..1, if there is one.
     """
 
     title: str
@@ -70,7 +67,7 @@ def loss(losses: Sequence[float]) -> bytes:
 
 
 def gallery(examples: Sequence[Example], title: str) -> bytes:
-    """Draw each example in a column: input, reconstruction, error map, verdict, and a reference's reconstruction."""
+    """Draw a column for each example: input, reconstruction, error map, verdict, and the reference's reconstruction."""
     rows = ["input", "reconstruction", "error map"]
     if examples[0].reference is not None:
         rows.append("the article's\nreconstruction")
@@ -81,27 +78,29 @@ def gallery(examples: Sequence[Example], title: str) -> bytes:
     tops = [top + row * (cell + gap) + (verdict if row > 2 else 0) for row in range(len(rows))]
     width = max(left + len(examples) * (cell + gap), 0.09 * len(title))
     height = tops[-1] + cell + (gap if len(rows) > 3 else verdict)
-    # One pair of axes, in inches from the top left: a pair for each image takes nearly three times as long.
+    # One pair of axes, in inches from the top left: a pair for each image takes three times as long.
     figure = Figure(figsize=(width, height), dpi=_DPI)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     maps = [example.error_map for example in examples if not example.guarded] or [np.ones((1, 1), np.float32)]
-    # The square root lets faint errors be seen beside strong ones; the scale is the same for all columns.
-    shades = PowerNorm(0.5, 0.0, max(float(np.quantile(each, 0.995)) for each in maps), clip=True)
+    # The square root makes small errors visible; the scale is the same for all columns.
+    error_scale = PowerNorm(0.5, 0.0, max(float(np.quantile(each, 0.995)) for each in maps), clip=True)
     grey: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1}
-    looks: list[dict[str, Any]] = [{**grey, "vmax": 255}, grey, {"cmap": "inferno", "norm": shades}, grey]
+    styles: list[dict[str, Any]] = [{**grey, "vmax": 255}, grey, {"cmap": "inferno", "norm": error_scale}, grey]
     for column, (example, name) in enumerate(zip(examples, titles, strict=True)):
         x = left + column * (cell + gap)
         middle = x + cell / 2
         images: list[NDArray[Any]] = [example.image, example.reconstruction, example.error_map]
         if example.reference is not None:
             images.append(example.reference)
-        for y, image, look in zip(tops, images, looks, strict=False):
-            axes.imshow(image, extent=(x, x + cell, y + cell, y), **look)
+        for y, image, style in zip(tops, images, styles, strict=False):
+            axes.imshow(image, extent=(x, x + cell, y + cell, y), **style)
         axes.text(middle, top - 0.06, name, fontsize=size, color=_INK, ha="center", va="bottom")
-        under = f"{example.mse:.3g}\n{'guard: ' if example.guarded else ''}{'anomaly' if example.flagged else 'normal'}"
+        caption = (
+            f"{example.mse:.3g}\n{'guard: ' if example.guarded else ''}{'anomalous' if example.flagged else 'normal'}"
+        )
         color, y = _ANOMALOUS if example.flagged else _NORMAL, tops[2] + cell + 0.05
-        axes.text(middle, y, under, fontsize=size, color=color, fontweight="bold", ha="center", va="top")
+        axes.text(middle, y, caption, fontsize=size, color=color, fontweight="bold", ha="center", va="top")
     for y, name in zip(tops, rows, strict=True):
         axes.text(left - 0.08, y + cell / 2, name, rotation=90, fontsize=10, color=_MUTED, ha="right", va="center")
     axes.text(width / 2, 0.08, title, fontsize=11, color=_INK, ha="center", va="top")
@@ -114,13 +113,13 @@ def histogram(
     threshold: float,
     alpha: float,
     normal_class: str,
-    title: str = "Scores of unseen images",
+    title: str = "Scores of test images",
 ) -> bytes:
-    """Draw how the scores of both kinds spread, as shares, with the threshold."""
+    """Draw the distribution of the scores of both classes, in percent, with the threshold."""
     figure, axes = _figure(6.8, 3.9)
     edges = np.asarray(bins["edges"])
-    kinds = (("normal", f"normal: {normal_class}", _NORMAL), ("anomalous", "anomalous: everything else", _ANOMALOUS))
-    for key, label, color in kinds:
+    classes = (("normal", f"normal: {normal_class}", _NORMAL), ("anomalous", "anomalous: all others", _ANOMALOUS))
+    for key, label, color in classes:
         counts = np.asarray(bins[key], float)
         if counts.sum() > 0:
             axes.stairs(100 * counts / counts.sum(), edges, fill=True, alpha=0.45, color=color, label=label)
@@ -132,14 +131,14 @@ def histogram(
         linewidth=1.4,
         label=f"threshold at alpha {alpha:g}",
     )
-    axes.set(xlabel="mse (the last bin takes everything above)", ylabel="% of images", title=title)
+    axes.set(xlabel="mse (the last bin contains all higher scores)", ylabel="% of images", title=title)
     axes.set_xlim(edges[0], edges[-1])
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return _png(figure)
 
 
 def roc(curve: Mapping[str, Sequence[float]], auroc: float, points: Sequence[Mapping[str, Any]]) -> bytes:
-    """Draw detections against false alarms, with the usual operating points."""
+    """Draw recall against the false-positive rate, with the operating points."""
     figure, axes = _figure(4.6, 4.4)
     axes.plot([0, 100], [0, 100], color=_MUTED, linestyle=":", linewidth=1)
     axes.plot(
@@ -151,7 +150,7 @@ def roc(curve: Mapping[str, Sequence[float]], auroc: float, points: Sequence[Map
         axes.annotate(
             f"alpha {point['alpha']:g}", (x, y), xytext=(8, -4), textcoords="offset points", fontsize=9, color=_INK
         )
-    axes.set(xlabel="false alarms, % of normal", ylabel="detections, % of anomalous", title=f"ROC, AUROC {auroc:.4f}")
+    axes.set(xlabel="false-positive rate in %", ylabel="recall in %", title=f"ROC, AUROC {auroc:.4f}")
     axes.set_xlim(-1, 101)
     axes.set_ylim(-1, 101)
     return _png(figure)
@@ -169,10 +168,10 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _png(figure: Figure) -> bytes:
-    packed = io.BytesIO()
-    canvas: Any = FigureCanvasAgg(figure)  # matplotlib has no types for it
+    png = io.BytesIO()
+    canvas: Any = FigureCanvasAgg(figure)  # untyped in matplotlib
     canvas.draw()
     drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    # 128 colours are enough for curves and grey digits, and shrink a version to a third.
-    drawn.quantize(128, dither=Image.Dither.NONE).save(packed, format="PNG", optimize=True)
-    return packed.getvalue()
+    # 128 colours are enough for curves and grey digits; the files are a third as large.
+    drawn.quantize(128, dither=Image.Dither.NONE).save(png, format="PNG", optimize=True)
+    return png.getvalue()
