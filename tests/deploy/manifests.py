@@ -187,5 +187,5 @@ def _selected(documents: list[Document], selector: str, labels: dict[str, str]) 
 
 
 def _bytes(resources: Document, bound: str) -> float:
-    number, unit = re.fullmatch(r"(\d+)(Mi|Gi)?", str(resources.get(bound, {}).get("memory", "0"))).groups()  # type: ignore[union-attr]
-    return float(number) * {"Mi": 2**20, "Gi": 2**30, None: 1}[unit]
+    number, unit = re.findall(r"^(\d+)(Mi|Gi|)$", str(resources.get(bound, {}).get("memory", "0")))[0]
+    return float(number) * {"Mi": 2**20, "Gi": 2**30, "": 1}[unit]
