@@ -5,9 +5,10 @@ PORT ?= 8000
 WORKERS ?= 1
 BIN := .venv/bin
 STAMP := .venv/installed
+CHECKOV := .venv/checkov/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-containers check format secrets train calibration-page screenshots constraints bench clean
+.PHONY: help install serve test test-containers check check-kubernetes checkov format secrets train calibration-page screenshots constraints bench clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -35,6 +36,16 @@ check: $(STAMP) ## format check, lint, strict types, layers of imports
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+$(CHECKOV): tests/deploy/checkov.txt | $(STAMP)
+	test -x .venv/checkov/bin/pip || $(PYTHON) -m venv .venv/checkov
+	.venv/checkov/bin/pip install --quiet --disable-pip-version-check --requirement tests/deploy/checkov.txt
+	@touch $(CHECKOV)
+
+checkov: $(CHECKOV) ## install the scanner of Kubernetes manifests, in an environment of its own
+
+check-kubernetes: $(STAMP) $(CHECKOV) ## render, validate and scan deploy/kubernetes, without a cluster
+	$(BIN)/python -m pytest tests/deploy
 
 format: $(STAMP) ## format and mend what can be mended
 	$(BIN)/ruff format .
