@@ -12,7 +12,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -177,11 +177,17 @@ class Server:
         }
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *, wait: bool = True, output: int | None = None) -> Server:
-        """Start the process; with `wait`, return when it is ready. `output` is its standard output if not the log."""
+    def start(self, *, wait: bool = True, output: int | None = None, prefix: Sequence[str] = ()) -> Server:
+        """Start the process; with `wait`, return when it is ready.
+
+        Args:
+            wait: whether to wait.
+            output: its standard output. Default: the log.
+            prefix: a command that executes the rest of its arguments.
+        """
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "app"],
+                [*prefix, sys.executable, "-m", "app"],
                 cwd=ROOT,
                 env=self._environment,
                 stdout=log if output is None else output,

@@ -24,8 +24,10 @@ import psutil
 import pytest
 import torch
 
+from app.inference.detector import torchscript_allowed
+from app.process import EXIT_ABANDONED
 from benchmarks.open_loop import drive
-from tests import model_stores
+from tests import model_stores, pngs
 from tests.conftest import ROOT, Server
 
 PNG = {"content-type": "image/png"}
@@ -146,7 +148,7 @@ def test_cuda_where_there_is_none_fails_the_start(make_server: Callable[..., Ser
         server = make_server(ANOMALY_DEVICE=device).start(wait=False)
         assert server.process.wait(60) == 2
         (line,) = server.log().splitlines()
-        assert line.startswith(f"cannot start: device '{device}' was asked for")
+        assert line.startswith(f"cannot start: device '{device}' was requested")
 
 
 def test_a_misspelt_setting_fails_the_start(make_server: Callable[..., Server]) -> None:
@@ -490,3 +492,59 @@ def test_an_unread_standard_output_stops_nothing(make_server: Callable[..., Serv
         assert server.stop() == -signal.SIGTERM
     finally:
         os.close(reads)
+
+
+def test_a_hanging_forward_pass_does_not_prevent_the_exit(
+    make_server: Callable[..., Server], tmp_path: Path, zero: bytes
+) -> None:
+    """After SIGTERM the process abandons a forward pass that never returns, logs it, and exits with code 3."""
+    store = model_stores.copy(tmp_path / "store", 1)
+    folder = store / "zero-article" / "1"
+    with torchscript_allowed():
+        shipped = torch.jit.load(folder / "model.pt")
+    model_stores.put_module(folder, model_stores.HangsOnWhite(shipped))
+    server = make_server(
+        ANOMALY_MODEL_STORE=str(store), ANOMALY_DEFAULT_MODEL="zero-article", ANOMALY_DEADLINE_MS="200"
+    ).start()
+    white = pngs.plain(np.full((28, 28), 255, np.uint8))
+    with server.client(timeout=10) as client:
+        assert client.post("/score", content=zero, headers=PNG).status_code == 200
+        assert client.post("/score", content=white, headers=PNG).status_code == 504
+    began = time.monotonic()
+    assert server.stop() == EXIT_ABANDONED
+    assert time.monotonic() - began < 20
+    assert "shutdown abandoned a forward pass" in server.log()
+
+
+def test_without_proc_the_service_starts(make_server: Callable[..., Server], zero: bytes) -> None:
+    """Where there is no `/proc`, as on macOS, the service starts and scores; only the start metric is missing."""
+    hide = ["unshare", "--mount", "--", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"]
+    if os.geteuid() != 0 or subprocess.run([*hide, "true"], check=False, capture_output=True).returncode != 0:
+        pytest.skip("needs root and mount namespaces")
+    server = make_server().start(prefix=hide)
+    assert server.post("/score", content=zero, headers=PNG).json()["id"] is not None
+    assert "anomaly_start_duration_seconds 0.0" in server.get("/metrics").text
+    assert server.stop() == -signal.SIGTERM
+
+
+def test_a_version_keeps_one_copy_of_its_weights(tmp_path: Path) -> None:
+    """Each loaded version of `zero`, whose file has 1.9 MB, takes at most 8 MB."""
+    code = """
+import psutil, sys, torch
+from pathlib import Path
+from app.inference.detector import Detector
+from app.models.repository import Repository
+from app.process import release_free_memory
+
+torch.set_num_threads(1)
+artifact = Repository(Path(sys.argv[1])).open("zero", 1)
+loaded = [Detector.load(artifact, torch.device("cpu"), [1, 32])]
+release_free_memory()
+before = psutil.Process().memory_info().rss
+loaded += [Detector.load(artifact, torch.device("cpu"), [1, 32]) for _ in range(8)]
+release_free_memory()
+print((psutil.Process().memory_info().rss - before) / 8)
+"""
+    command = [sys.executable, "-c", code, str(ROOT / "model_store")]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert float(found.stdout) < 8e6
