@@ -27,8 +27,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from app.http.auth import owned
-from app.http.bodies import ClientLeft, Receive
-from app.http.multipart import Chunk, chunks, pieces
+from app.http.bodies import ClientLeft, Receive, pieces
+from app.http.multipart import chunks
+from app.http.npy import Chunk
 from app.http.queries import parse_query
 from app.http.schemas import BatchQuery, ScoreResponse
 from app.inference.registry import CHUNKS_AT_ONCE, PASSES_AT_ONCE, Engine

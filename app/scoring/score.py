@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from app.http.bodies import BodyReader, Receive, image_of, plain_image_of
+from app.http.bodies import BodyReader, Receive
+from app.http.multipart import image_of, plain_image_of
 from app.http.queries import parse_query
 from app.http.schemas import Fitted, ScoreQuery
 from app.images import fit, png

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from app.http.bodies import image_of, plain_image_of
+from app.http.multipart import image_of, plain_image_of
 
 HEAD = b'Content-Disposition: form-data; name="file"; filename="a.png"'
 BODY = b"--B\r\n%b\r\n\r\n%b\r\n--B--\r\n"

@@ -17,8 +17,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from app.http.bodies import ClientLeft
-from app.http.multipart import Chunk, array_header, chunks, pieces
+from app.http.bodies import ClientLeft, pieces
+from app.http.multipart import chunks
+from app.http.npy import Chunk, array_header
 from app.inference.detector import Detector
 from app.inference.registry import PASSES_AT_ONCE
 from app.problems import BodyTimeout, BodyTooLarge, Problem
@@ -244,9 +245,7 @@ async def test_other_bodies_are_refused(client: httpx.AsyncClient) -> None:
         415,
         "unsupported-media-type",
     )
-    assert_problem(
-        await client.post("/score/batch", files={"file": ("a.png", pngs.plain())}), 400, "malformed-multipart"
-    )
+    assert_problem(await client.post("/score/batch", files={"file": ("a.png", pngs.plain())}), 400, "missing-file")
     request = httpx.Request("POST", "http://test/score/batch", **form(pngs.plain()))
     cut = request.read()[:-6]
     assert_problem(
@@ -310,12 +309,12 @@ async def test_a_failure_after_the_first_lines_is_the_last_line(
     """Whatever fails once NDJSON was begun, the reply says so in its last line, and the log says what it was."""
     async with running(make_settings(batch_chunk_images=4 // PASSES_AT_ONCE)) as client:
 
-        async def broken(*_: Any) -> AsyncIterator[Chunk]:
+        async def broken(*_: Any, **__: Any) -> AsyncIterator[Chunk]:
             for _ in range(3):
                 yield Chunk(4, bytearray(4 * 784))
             raise ZeroDivisionError
 
-        monkeypatch.setattr("app.http.multipart._of_array", broken)
+        monkeypatch.setattr("app.http.npy.read_array", broken)
         reply = await bulk(client, digits(1), "application/x-ndjson")
         items = [json.loads(line) for line in reply.text.splitlines()]
         assert [item["index"] for item in items] == list(range(len(items)))

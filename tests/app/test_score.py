@@ -69,11 +69,11 @@ async def test_reply_has_every_field(client: httpx.AsyncClient, zero: bytes) -> 
 
 
 async def test_both_body_forms_score_alike(client: httpx.AsyncClient, zero: bytes) -> None:
-    """The same PNG has the same mse as raw body, as the only part, and beside other fields."""
+    """The same PNG has the same mse as raw body and as the only part, with and without a file name."""
     replies = [
         await raw(client, zero),
         await client.post("/score", files={"file": ("zero.png", zero, "image/png")}),
-        await form(client, ("note", None, b"hello"), ("file", "zero.png", zero)),
+        await form(client, ("file", None, zero)),
         await form(client, ("file", "zero.png", zero)),
         await form(client, ("file", 'we"ird.png', zero)),
     ]
@@ -108,11 +108,12 @@ async def stored(client: httpx.AsyncClient) -> int:
 FORMS = {
     "no part": ((), 400, "missing-file"),
     "no part named file": ((("image", "a.png", b"x"),), 400, "missing-file"),
-    "file without a name": ((("file", None, b"x"),), 400, "missing-file"),
+    "a field that no parameter has": ((("note", None, b"x"), ("file", "a.png", b"x")), 422, "invalid-parameter"),
     "two files": ((("file", "a.png", b"x"), ("file", "b.png", b"x")), 400, "too-many-files"),
     "a second file under another name": ((("file", "a.png", b"x"), ("more", "b.png", b"x")), 400, "too-many-files"),
     "an empty file": ((("file", "a.png", b""),), 400, "empty-body"),
-    "a hundred parts": (tuple((f"n{place}", None, b"x") for place in range(100)), 400, "too-many-files"),
+    "a hundred parts": (tuple((f"n{place}", None, b"x") for place in range(100)), 422, "invalid-parameter"),
+    "a hundred files": (tuple(("file", "a.png", b"x") for _ in range(100)), 400, "too-many-files"),
 }
 
 
@@ -144,12 +145,23 @@ async def test_malformed_forms_are_400(client: httpx.AsyncClient, content_type: 
 
 @pytest.mark.parametrize(
     "content_type",
-    ["", "text/plain", "application/json", "image/jpeg", "application/x-www-form-urlencoded", "application/x-pickle"],
+    ["text/plain", "application/json", "image/jpeg", "application/x-www-form-urlencoded", "application/x-pickle"],
 )
 async def test_other_content_types_are_415(client: httpx.AsyncClient, zero: bytes, content_type: str) -> None:
-    """Only the two documented content types are read."""
+    """Other content types are rejected, whatever the body is."""
+    response = await client.post("/score", content=zero, headers={"content-type": content_type})
+    assert_problem(response, 415, "unsupported-media-type")
+
+
+@pytest.mark.parametrize("content_type", ["", "application/octet-stream", "image/x-png"])
+async def test_general_content_types_are_accepted_for_a_png(
+    client: httpx.AsyncClient, zero: bytes, content_type: str
+) -> None:
+    """Without a content type, or with a general one, a body that begins as a PNG is scored, and no other body."""
     headers = {"content-type": content_type} if content_type else {}
-    assert_problem(await client.post("/score", content=zero, headers=headers), 415, "unsupported-media-type")
+    assert (await client.post("/score", content=zero, headers=headers)).status_code == 200
+    status = (await client.post("/score", content=b"nonsense", headers=headers)).status_code
+    assert status == (422 if content_type == "image/x-png" else 415)
 
 
 async def test_empty_bodies_are_400(client: httpx.AsyncClient) -> None:
@@ -276,8 +288,8 @@ def mixture(zero: bytes) -> list[tuple[int, dict[str, Any]]]:
     """Return requests of every kind, each with its status and the arguments for the client."""
     large = pngs.saved(Image.open(io.BytesIO(zero)).convert("L").resize((112, 112)))
     blank = pngs.saved(Image.new("L", (60, 60)))
-    other = pngs.multipart(("note", None, b"hello"), ("file", "zero.png", zero))
-    forms = [pngs.multipart(*parts) for parts, _, _ in FORMS.values()]
+    other = pngs.multipart(("file", None, zero))
+    forms = [(status, pngs.multipart(*parts)) for parts, status, _ in FORMS.values()]
     bad = [png for png, _ in REFUSED.values() if png]
     bombs = [pngs.SIGNATURE + pngs.header() + bomb + pngs.chunk(b"IEND") for bomb in BOMBS.values()]
 
@@ -299,7 +311,7 @@ def mixture(zero: bytes) -> list[tuple[int, dict[str, Any]]]:
         *[post(422, png, "?fit=mnist") for png in (blank, *bombs)],
         *[post(status, zero, f"?{query}") for query, (status, _) in QUERIES.items()],
         post(400, zero, "?" + "a" * 1025),
-        *[post(400, body, kind=kind) for kind, body in forms],
+        *[post(status, body, kind=kind) for status, (kind, body) in forms],
         *[post(415, zero, kind=kind) for kind in ("text/plain", "application/json", "image/jpeg")],
         post(400, b""),
         post(413, bytes(70_000)),
