@@ -16,6 +16,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from app.http import queries
 from app.scoring import score
 from app.settings import Settings
 from tests import pngs
@@ -346,7 +347,7 @@ async def test_long_queries_are_refused_and_not_remembered(client: httpx.AsyncCl
     """A query of more than 1,024 bytes is 400 on every route, and the memory of read queries never sees it."""
     query = "?model=zero-article&note=" + "n" * (length - 24)
     assert len(query) == length + 1
-    before = score._parsed.cache_info().misses
+    before = queries._parsed.cache_info().misses
     requests = [("POST", "/score"), ("POST", "/score/batch"), ("GET", "/models"), ("GET", "/livez"), ("GET", "/none")]
     for method, path in requests:
         response = await client.request(method, path + query, content=zero, headers=PNG)
@@ -354,7 +355,7 @@ async def test_long_queries_are_refused_and_not_remembered(client: httpx.AsyncCl
             assert_problem(response, 400, "malformed-request")
         else:
             assert response.status_code in (200, 404, 415, 422)
-    assert score._parsed.cache_info().misses - before == (0 if length > 1024 else 1)
+    assert queries._parsed.cache_info().misses - before == (0 if length > 1024 else 1)
 
 
 async def test_too_many_fits_are_shed_and_counted(make_settings: Callable[..., Settings], zero: bytes) -> None:
