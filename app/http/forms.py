@@ -100,6 +100,8 @@ class FormReader:
 
     def feed(self, data: bytes) -> None:
         """Read the next piece of the body."""
+        if self._ended:  # An epilogue follows.
+            return
         if self._preamble is not None:
             data = self._without_preamble(self._preamble + data)
         try:

@@ -238,6 +238,82 @@ async def test_what_is_no_array_of_images(client: httpx.AsyncClient, content: by
     assert_problem(await client.post("/score/batch", content=content, headers=NPY), status, kind)
 
 
+@pytest.mark.parametrize("shape", [(5, 1, 28, 28), (5, 28, 28, 1), (5, 784)])
+async def test_other_shapes_of_the_same_bytes_are_taken(client: httpx.AsyncClient, shape: tuple[int, ...]) -> None:
+    """An array with a channel axis, or with flat images, gives the scores of [N, 28, 28]."""
+    images = digits(5)
+    assert (await bulk(client, images.reshape(shape))).json() == (await bulk(client, images)).json()
+
+
+UNIT = np.round(digits(3) / 255.0, 3)
+CONVERTED = {
+    "0..1": UNIT,
+    "0..1 in float32": UNIT.astype(np.float32),
+    "0..1 in float16": UNIT.astype(np.float16),
+    "0..1, big-endian": UNIT.astype(">f4"),
+    "-1..1": UNIT * 2 - 1,
+    "-1..1 in float32": (UNIT * 2 - 1).astype(np.float32),
+    "0..255": digits(3).astype(float),
+    "integers": digits(3).astype(np.int64),
+    "integers, big-endian": digits(3).astype(">i4"),
+    "16 bits": digits(3).astype(np.uint16) * 257,
+    "bool": digits(3) > 127,
+    "0 and 1": (digits(3) > 127).astype(np.int32),
+}
+
+
+@pytest.mark.parametrize("name", CONVERTED)
+async def test_the_hint_for_an_array_is_right(client: httpx.AsyncClient, name: str) -> None:
+    """The conversion in the hint, followed to the letter, gives the image within one grey level."""
+    images = CONVERTED[name]
+    document = assert_problem(await bulk(client, images), 422, "wrong-array")
+    assert ("big-endian" in document["detail"]) == ("big-endian" in name)
+    assert images.dtype.name in document["detail"]
+    converted = eval(document["hint"].split(": ")[-1].rstrip("."), {"numpy": np, "images": images})
+    wanted = np.where(digits(3) > 127, 255, 0) if name in ("bool", "0 and 1") else digits(3)
+    assert converted.dtype == np.uint8
+    assert np.abs(converted.astype(int) - wanted).max() <= 1
+    assert (await bulk(client, converted)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.array([[[0.0, 0.5]]]) - 0.42,
+        np.random.default_rng(0).normal(size=(2, 28, 28)),
+        np.full((2, 28, 28), np.nan),
+        np.full((2, 28, 28), 16.0),
+        np.full((2, 28, 28), 1023, np.uint16),
+        np.full((2, 28, 28), -3, np.int8),
+        np.zeros((0, 28, 28), np.float32),
+    ],
+)
+async def test_an_uncertain_scale_gets_no_formula(client: httpx.AsyncClient, images: np.ndarray) -> None:
+    """If the range of an array does not show its scale, the hint contains no conversion to copy."""
+    assert "numpy." not in assert_problem(await bulk(client, images), 422, "wrong-array")["hint"]
+
+
+async def test_the_range_is_that_of_the_whole_array(client: httpx.AsyncClient) -> None:
+    """Blank images at the beginning do not make 0..255 look like 0..1."""
+    images = np.concatenate([np.zeros((2000, 28, 28), np.float32), digits(1).astype(np.float32)])
+    assert "255 is the full stroke" in assert_problem(await bulk(client, images), 422, "wrong-array")["hint"]
+
+
+@pytest.mark.parametrize("kind", ["", "application/octet-stream"])
+async def test_a_general_content_type_is_taken_for_an_array(client: httpx.AsyncClient, kind: str) -> None:
+    """Without a content type, or with a general one, a body that begins as npy is scored, and no other body."""
+    headers = {"content-type": kind} if kind else {}
+    assert (await client.post("/score/batch", content=npy(digits(2)), headers=headers)).json()["count"] == 2
+    refused = await client.post("/score/batch", content=b"nonsense", headers=headers)
+    assert_problem(refused, 415, "unsupported-media-type")
+
+
+async def test_parameters_of_a_batch_form_are_rejected_by_name(client: httpx.AsyncClient) -> None:
+    """A form field that is not a file is 422 and named, never ignored."""
+    reply = await client.post("/score/batch", data={"model": "zero"}, **form(pngs.plain()))
+    assert "`model`" in assert_problem(reply, 422, "invalid-parameter")["detail"]
+
+
 async def test_other_bodies_are_refused(client: httpx.AsyncClient) -> None:
     """A PNG alone, a form with another field, a form that ends too soon and one without a byte are refused."""
     assert_problem(
