@@ -1,1 +1,4 @@
-"""The service: loads model versions, scores images, keeps reconstructions for a while. Never imports `training`."""
+"""The REST inference service."""
+
+__version__ = "0.1.0"
+"""A constant, because containers have no package metadata. A test compares it with pyproject.toml."""

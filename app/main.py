@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
 
-from app import process, settings
+from app import __version__, process, settings
 from app.health import Health
 from app.http import errors
 from app.http.auth import ApiKeys
@@ -81,7 +81,7 @@ def create_app(
     app = FastAPI(
         title="Reconstruction anomaly service",
         description="Returns how badly an autoencoder reconstructs an image, and whether that is an anomaly.",
-        version="0.1.0",
+        version=__version__,
         lifespan=functools.partial(_lifespan, services=services, settings=settings, on_stopped=on_stopped),
         root_path=settings.root_path,
         docs_url=None,  # the web routes serve it, without a CDN

@@ -14,7 +14,13 @@ OF_THE_COMMAND = frozenset(("ANOMALY_URL", "ANOMALY_KEY", "ANOMALY_KEY_FILE", "A
 """Variables of the command `anomaly` and of training, which can be set in the shell that starts the service."""
 
 
-_PATHS = frozenset(("score", "reconstruction", "models", "page", "docs", "openapi.json", "livez", "readyz", "metrics"))
+PUBLIC_PATHS = frozenset(("/", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json"))
+"""Paths that need no API key: probes, metrics, and the files that a browser loads before it can send a key."""
+PUBLIC_FOLDERS = ("/page/",)
+"""Prefixes of further paths that need no API key."""
+PROTECTED_PATHS = frozenset(("/score", "/reconstruction", "/models"))
+"""Paths, and prefixes of paths, that need an API key if the operator has set a file of API keys."""
+_FIRST_SEGMENTS = frozenset(path.split("/")[1] for path in (*PUBLIC_PATHS, *PUBLIC_FOLDERS, *PROTECTED_PATHS)) - {""}
 
 
 class SettingsError(Exception):
@@ -113,7 +119,7 @@ class Settings(BaseSettings):
     @classmethod
     def _not_a_path_of_the_service(cls, prefix: str) -> str:
         # The framework takes the prefix away from every path, also from one that did not get it.
-        if not _PATHS.isdisjoint(prefix.split("/")[1:2]):
+        if not _FIRST_SEGMENTS.isdisjoint(prefix.split("/")[1:2]):
             raise ValueError("begins as a path of the service itself does")
         return prefix
 

@@ -10,8 +10,8 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from app.http.batch_replies import BatchExchange, Send, reply_type
-from app.http.bodies import ClientLeft, Receive
-from app.http.multipart import chunks, pieces
+from app.http.bodies import ClientLeft, Receive, decoded_pieces, pieces
+from app.http.multipart import chunks
 from app.http.queries import parse_query
 from app.http.schemas import BatchQuery
 from app.inference.registry import Registry
@@ -68,16 +68,17 @@ class BatchHandler:
         )
         found = chunks(
             headers.get(b"content-type", b"").decode("latin-1"),
-            body,
+            decoded_pieces(headers.get(b"content-encoding"), body, limit=settings.batch_max_body_bytes),
             size=settings.batch_chunk_images * (1 if query.store else PASSES_AT_ONCE),
             largest_file=settings.max_body_bytes,
             most_files=settings.batch_max_files,
         )
+        make_reply = reply_type(scope)
         version = await self._registry.select(query.model)
         rule = DecisionRule.for_alpha(version.manifest, version.calibration, query.alpha)
         job = BatchJob(version, rule, scope.get("owner"), query.store)
         exchange = BatchExchange(job, scope.get("root_path", ""), timeout, slowest)
-        reply = reply_type(scope)(exchange, send)
+        reply = make_reply(exchange, send)
         try:
             async for scored in self._scorer.score(job, found):
                 reply.add(scored)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import re
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
@@ -16,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from app.http.bodies import ClientLeft
+from app.http.negotiation import negotiate
 from app.problems import Problem
 from app.scoring.batch import BatchJob, ScoredChunk
 from app.scoring.verdict import Verdict, reconstruction_path
@@ -221,19 +221,16 @@ _REPLIES: dict[str, Callable[[BatchExchange, Send], BatchReply]] = {
 }
 
 
-_REJECTED = re.compile(r"q=0(\.0*)?")
-"""The weight of a media range that is not acceptable (RFC 9110, 12.4.2)."""
-
-
 def reply_type(scope: MutableMapping[str, Any]) -> Callable[[BatchExchange, Send], BatchReply]:
-    """Return the reply for the first media type of the header `Accept` that is offered. Default: JSON."""
-    accept = b",".join(value for name, value in scope["headers"] if name == b"accept")
-    for media_range in accept.decode("latin-1").lower().split(","):
-        kind, *parameters = (part.strip() for part in media_range.split(";"))
-        if kind in _REPLIES and not any(_REJECTED.fullmatch(parameter) for parameter in parameters):
-            with_length = kind == "application/x-ndjson" and scope["http_version"] == "1.0"
-            return _NdjsonWithLength if with_length else _REPLIES[kind]
-    return JsonReply
+    """Return the reply for the media type that the client prefers.
+
+    Raises:
+        NotAcceptable: the client accepts none of the offered types.
+    """
+    kind = negotiate(scope["headers"], tuple(_REPLIES))
+    if kind == "application/x-ndjson" and scope["http_version"] == "1.0":
+        return _NdjsonWithLength
+    return _REPLIES[kind]
 
 
 def _start(job: BatchJob, kind: bytes, length: int | None = None) -> dict[str, Any]:

@@ -1,50 +1,32 @@
-"""From the messages of an ASGI server to the bytes of one image.
-
-Knows: ASGI, multipart. Does not know: PNG, models.
-"""
+"""Reads request bodies from ASGI, within a size and a time, and undoes their Content-Encoding."""
 
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+import time
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 
-from python_multipart.exceptions import MultipartParseError
-from starlette.datastructures import Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
-
 from app.concurrency.deadlines import Deadlines
-from app.problems import (
-    BodyTimeout,
-    BodyTooLarge,
-    EmptyBody,
-    MalformedMultipart,
-    MissingFile,
-    TooManyFiles,
-    UnsupportedMediaType,
-)
+from app.problems import BodyTimeout, BodyTooLarge, MalformedRequest, UnsupportedEncoding
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
-_CRLF2 = b"\r\n\r\n"
-_BOUNDARY = re.compile(r"boundary=([\w'+.-]+)", re.ASCII)
-_FILE_HEADERS = re.compile(
-    rb"""(?i:content-disposition:\ form-data);\ name="file";\ filename="[^"\\\x00-\x1f\x7f]*"
-         (?:\r\n(?i:content-type):\ [!-~]+)?""",
-    re.VERBOSE,
-)
+_GZIP = 16 + zlib.MAX_WBITS
+_PIECE = 64 * 1024
+"""Maximum number of bytes that are decoded at a time."""
 
 
 class ClientLeft(Exception):
-    """The client closed the connection before its request was whole; nobody is there to answer."""
+    """The client closed the connection before its request was complete."""
 
 
 class BodyReader:
-    """Reads whole request bodies.
+    """Reads complete request bodies.
 
     Args:
-        timeout: seconds in which a whole body must arrive.
+        timeout: time limit for a complete body, in seconds.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -57,16 +39,15 @@ class BodyReader:
 
         Args:
             receive: the ASGI channel.
-            declared: the header Content-Length, when there is one.
-            limit: most bytes.
+            declared: the header Content-Length, if there is one.
+            limit: maximum number of bytes.
 
         Raises:
-            BodyTooLarge: by its declaration or by what came, chunked bodies included.
-            BodyTimeout: it did not arrive in time.
-            ClientLeft: the connection closed first.
+            BodyTooLarge: the declared or the received length exceeds the limit.
+            BodyTimeout: the body is incomplete after the time limit.
+            ClientLeft: the client closed the connection.
         """
-        if declared is not None and declared.isdigit() and int(declared) > limit:
-            raise BodyTooLarge(f"the body has {int(declared)} bytes, the limit is {limit}")
+        _check_declared(declared, limit)
         task = asyncio.current_task()
         assert task is not None
         parts: list[bytes] = []
@@ -83,9 +64,9 @@ class BodyReader:
                     raise BodyTooLarge(f"the body has more than {limit} bytes")
                 more = message.get("more_body", False)
         except asyncio.CancelledError:
-            # If somebody else has cancelled the task as well, that counts.
+            # A cancellation by another caller takes precedence over the time limit.
             if task in self._interrupted and task.uncancel() == 0:
-                raise BodyTimeout(f"the body was not complete after {self._timeout:g} s") from None
+                raise BodyTimeout(f"the body was incomplete after {self._timeout:g} s") from None
             raise
         finally:
             self._deadlines.end(task)
@@ -97,79 +78,138 @@ class BodyReader:
         task.cancel()
 
 
-async def image_of(content_type: str, body: bytes) -> bytes:
-    """Return the image that a body carries: the body itself, or the one file of a form.
+async def pieces(
+    receive: Receive, *, declared: bytes | None, limit: int, timeout: float, slowest: float
+) -> AsyncIterator[bytes]:
+    """Yield a request body as it arrives.
+
+    Args:
+        receive: the ASGI channel.
+        declared: the header Content-Length, if there is one.
+        limit: maximum number of bytes.
+        timeout: time limit for each piece, in seconds.
+        slowest: minimum rate in bytes per second. The total waiting time may be `timeout` plus the time that the
+            received bytes take at this rate.
 
     Raises:
-        UnsupportedMediaType: neither `image/png` nor `multipart/form-data`.
-        MalformedRequest: one of its kinds says what is wrong with the form.
+        BodyTooLarge, BodyTimeout, ClientLeft: as for `BodyReader.read`.
     """
-    return plain_image_of(content_type, body) or await _parsed(content_type, body)
+    _check_declared(declared, limit)
+    size, waited, more = 0, 0.0, True
+    while more:
+        # Only the time spent waiting for the client counts, not the time the service takes between two pieces.
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(min(timeout, timeout + size / slowest - waited)):
+                message = await receive()
+        except TimeoutError:
+            detail = f"no bytes arrived for {timeout:g} s, or fewer than {slowest:g} bytes per second"
+            raise BodyTimeout(detail) from None
+        waited += time.monotonic() - began
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        piece, more = message.get("body", b""), message.get("more_body", False)
+        size += len(piece)
+        if size > limit:
+            raise BodyTooLarge(f"the body has more than {limit} bytes")
+        yield piece
 
 
-def plain_image_of(content_type: str, body: bytes) -> bytes | None:
-    """Return what `image_of` returns, or None for a form that only the full parser can judge. Errors as for it."""
-    kind, _, parameters = content_type.partition(";")
-    kind = kind.strip().lower()
-    if kind == "image/png":
-        if not body:
-            raise EmptyBody("the body has no bytes")
+def decoded(encoding: bytes | None, body: bytes, *, limit: int) -> bytes:
+    """Undo the Content-Encoding of a complete body.
+
+    Args:
+        encoding: the header Content-Encoding, if there is one.
+        body: the bytes that arrived.
+        limit: maximum number of decoded bytes.
+
+    Raises:
+        UnsupportedEncoding: the encoding is neither gzip nor deflate.
+        BodyTooLarge: the decoded body exceeds the limit.
+        MalformedRequest: the body does not have the declared encoding.
+    """
+    decoder = _decoder(encoding, limit)
+    if decoder is None or not body:
         return body
-    if kind != "multipart/form-data":
-        raise UnsupportedMediaType(f"the content type is {kind[:80] or 'missing'}")
-    if not body:
-        raise EmptyBody("the form has no bytes")
-    return _only_part(parameters, body)
-
-
-def _only_part(parameters: str, body: bytes) -> bytes | None:
-    """Cut the image out of a form with exactly one part, the way browsers and common clients write it.
-
-    Returns None for everything else, which the full parser then judges.
-    """
-    boundary = _BOUNDARY.fullmatch(parameters.strip())
-    if boundary is None:
-        return None
-    opening = b"--" + boundary[1].encode()
-    ending = b"\r\n" + opening + b"--"
-    head_end = body.find(_CRLF2)
-    if head_end < 0 or not body.startswith(opening + b"\r\n"):
-        return None
-    if not _FILE_HEADERS.fullmatch(body, len(opening) + 2, head_end):
-        return None
-    start = head_end + len(_CRLF2)
-    end = body.find(b"\r\n" + opening, start)
-    if end < 0 or not body.startswith(ending, end) or body[end + len(ending) :] not in (b"", b"\r\n"):
-        return None
-    return body[start:end] or None
-
-
-async def _parsed(content_type: str, body: bytes) -> bytes:
-    async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
-        yield b""
-
-    parser = MultiPartParser(
-        Headers({"content-type": content_type}), stream(), max_files=16, max_fields=16, max_part_size=len(body) + 1
-    )
-    try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        if "Too many" in error.message:
-            raise TooManyFiles("the form has too many parts") from None
-        raise MalformedMultipart("the form does not follow its boundary") from None
-    except (MultipartParseError, KeyError, ValueError, UnicodeError):
-        raise MalformedMultipart("the form does not follow its boundary") from None
-    try:
-        files = form.getlist("file")
-        uploads = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-        if len(files) > 1 or len(uploads) > 1:
-            raise TooManyFiles(f"the form has {max(len(files), len(uploads))} files")
-        if not files or not isinstance(files[0], UploadFile):
-            raise MissingFile("a part named `file` with a file name is needed")
-        content = await files[0].read()
-    finally:
-        await form.close()
-    if not content:
-        raise EmptyBody("the part `file` has no bytes")
+    content = b"".join(decoder.decode(body))
+    decoder.finish()
     return content
+
+
+async def decoded_pieces(encoding: bytes | None, body: AsyncIterator[bytes], *, limit: int) -> AsyncIterator[bytes]:
+    """Undo the Content-Encoding of a body as it arrives. Arguments and errors as for `decoded`."""
+    decoder = _decoder(encoding, limit)
+    async for piece in body:
+        if decoder is None:
+            yield piece
+        else:
+            for part in decoder.decode(piece):
+                yield part
+    if decoder is not None:
+        decoder.finish()
+
+
+def _check_declared(declared: bytes | None, limit: int) -> None:
+    if declared is not None and declared.isdigit() and int(declared) > limit:
+        raise BodyTooLarge(f"the body has {int(declared)} bytes, the limit is {limit}")
+
+
+def _decoder(encoding: bytes | None, limit: int) -> _Decoder | None:
+    name = (encoding or b"").decode("latin-1").strip().lower()
+    if name in ("", "identity"):
+        return None
+    if name not in ("gzip", "x-gzip", "deflate"):
+        raise UnsupportedEncoding(f"the content encoding is {name[:80]}")
+    return _Decoder(name.removeprefix("x-"), limit)
+
+
+class _Decoder:
+    """Inflates a body piece by piece and stops at its limit, however little a bomb has of compressed bytes."""
+
+    def __init__(self, name: str, limit: int) -> None:
+        self._name = name
+        self._limit = limit
+        self._size = 0
+        self._inflater = zlib.decompressobj(_GZIP) if name == "gzip" else None
+        self._start = b""
+
+    def decode(self, data: bytes) -> Iterator[bytes]:
+        """Yield what the next bytes of the body decode to."""
+        full = False
+        while data or full:
+            if self._inflater is None:
+                data = self._start = self._start + data
+                if len(data) < 2:
+                    return
+                self._inflater = zlib.decompressobj(_deflate_format(data))
+            elif self._inflater.eof:
+                if self._name != "gzip":
+                    raise self._malformed()
+                self._inflater = zlib.decompressobj(_GZIP)  # A gzip file may have several members.
+            most = min(_PIECE, self._limit - self._size + 1)
+            try:
+                content = self._inflater.decompress(data, most)
+            except zlib.error:
+                raise self._malformed() from None
+            data = self._inflater.unconsumed_tail or self._inflater.unused_data
+            full = len(content) == most and not self._inflater.eof  # More may come without another byte of input.
+            self._size += len(content)
+            if self._size > self._limit:
+                raise BodyTooLarge(f"the decoded body has more than {self._limit} bytes")
+            if content:
+                yield content
+
+    def finish(self) -> None:
+        """Check that the encoded data is complete."""
+        if self._inflater is None or not self._inflater.eof:
+            raise self._malformed()
+
+    def _malformed(self) -> MalformedRequest:
+        hint = f"Send the complete body in the {self._name} format, or without Content-Encoding."
+        return MalformedRequest(f"the body is not complete, valid {self._name} data", hint=hint)
+
+
+def _deflate_format(start: bytes) -> int:
+    """Return zlib's window bits: some clients send `deflate` without the zlib header that RFC 9110 requires."""
+    has_header = start[0] & 0x0F == zlib.DEFLATED and int.from_bytes(start[:2], "big") % 31 == 0
+    return zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS

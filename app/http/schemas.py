@@ -1,4 +1,4 @@
-"""The shapes of requests and replies, as OpenAPI shows them."""
+"""Defines the parameters and the JSON documents of the routes, as OpenAPI shows them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ class ScoreQuery(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: ModelReference | None = Field(None, description="`name` or `name@version`; default: the default model")
-    alpha: float | None = Field(None, gt=0, lt=1, description="Another false-alarm rate for this verdict")
+    alpha: float | None = Field(
+        None, gt=0, lt=1, description="False-positive rate for this verdict. Default: the rate of the version"
+    )
     fit: Literal["strict", "mnist"] = Field(
         "strict",
-        description="`strict`: the image must be 28x28, and is scored as it is. `mnist`: any size; cropped, scaled and "
-        "centred as MNIST's digits were",
+        description="`strict`: the image must have 28x28 pixels and is scored unchanged. `mnist`: the image may have "
+        "any size, and is cropped, scaled and centred like the digits of MNIST",
     )
     include: Literal["reconstruction"] | None = Field(None, description="Embed the reconstruction as base64 PNG")
 
@@ -32,8 +34,10 @@ class BatchQuery(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: ModelReference | None = Field(None, description="`name` or `name@version`; default: the default model")
-    alpha: float | None = Field(None, gt=0, lt=1, description="Another false-alarm rate for these verdicts")
-    store: bool = Field(False, description="Keep the reconstructions; each item then has an id")
+    alpha: float | None = Field(
+        None, gt=0, lt=1, description="False-positive rate for these verdicts. Default: the rate of the version"
+    )
+    store: bool = Field(False, description="Store the reconstructions; each item then has an id")
 
 
 class ScoreResponse(BaseModel):
@@ -41,31 +45,31 @@ class ScoreResponse(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    id: str | None = Field(description="Random id of the kept reconstruction; null when the store failed")
+    id: str | None = Field(description="Random id of the stored reconstruction; null if the store failed")
     model: str
     version: int
     mse: float = Field(description="Mean squared reconstruction error in the model's standardised space")
-    threshold: float = Field(description="Anomalous means strictly above this")
-    alpha: float = Field(description="The wanted false-alarm rate behind the threshold")
+    threshold: float = Field(description="The image is anomalous if mse is strictly above this value")
+    alpha: float = Field(description="False-positive rate of the threshold")
     p_value: float = Field(description="(1 + calibration scores at least as high) / (n + 1)")
     is_anomaly: bool
-    reason: str | None = Field(description="Which guard decided, when one did: `empty`, for example")
-    reconstruction: str | None = Field(description="Where to fetch the reconstruction")
-    fitted: Fitted | None = Field(None, description="What was done to the image, with `fit=mnist`; else absent")
+    reason: str | None = Field(description="The guard that decided the verdict, for example `empty`; null if none did")
+    reconstruction: str | None = Field(description="Path of the reconstruction; null if the store failed")
+    fitted: Fitted | None = Field(None, description="The changes to the image, only with `fit=mnist`")
     reconstruction_png: str | None = Field(
-        None, description="The reconstruction as base64 PNG, with `include=reconstruction`; else absent"
+        None, description="The reconstruction as base64 PNG, only with `include=reconstruction`"
     )
 
 
 class OperatingPoint(BaseModel):
-    """A false-alarm rate and the threshold that keeps it."""
+    """A false-positive rate and its threshold."""
 
     alpha: float
     threshold: float
 
 
 class ScoreHistogram(BaseModel):
-    """How many scores lie in each of the bins of equal width between neighbouring edges; the last edge is inside."""
+    """Number of scores in bins of equal width between consecutive edges. The last bin includes its upper edge."""
 
     edges: list[float]
     counts: list[int]
@@ -77,30 +81,30 @@ class CalibrationView(BaseModel):
     model: str
     version: int
     normal_class: str
-    n: int = Field(description="Normal images that the threshold was chosen on")
-    alpha: float = Field(description="The version's own false-alarm rate")
+    n: int = Field(description="Number of normal images behind the threshold")
+    alpha: float = Field(description="False-positive rate of the version")
     threshold: float
-    histogram: ScoreHistogram = Field(description="Of the scores of the calibration images")
+    histogram: ScoreHistogram = Field(description="Histogram of the scores of the calibration images")
     operating_points: list[OperatingPoint] = Field(
-        description="Rates that the calibration supports, ascending, each with the threshold that `?alpha=` gives"
+        description="Supported false-positive rates, ascending, each with its threshold"
     )
 
 
 class BatchItem(BaseModel):
-    """One image of a batch: a result, or a problem and nothing else."""
+    """One image of a batch: a result, or only a problem."""
 
-    index: int = Field(description="Its place in the request, from 0")
+    index: int = Field(description="Position in the request, from 0")
     mse: float | None = None
     p_value: float | None = None
     is_anomaly: bool | None = None
     reason: str | None = None
-    id: str | None = Field(None, description="With `store=true`; null when the store failed")
-    reconstruction: str | None = Field(None, description="With `store=true`: where to fetch the reconstruction")
-    problem: ProblemDocument | None = Field(None, description="Why this image has no score")
+    id: str | None = Field(None, description="Only with `store=true`; null if the store failed")
+    reconstruction: str | None = Field(None, description="Path of the reconstruction, only with `store=true`")
+    problem: ProblemDocument | None = Field(None, description="The reason why this image has no score")
 
 
 class BatchResponse(BaseModel):
-    """The reply of `POST /score/batch` in JSON; in NDJSON each line is one of its items."""
+    """The reply of `POST /score/batch` in JSON. In NDJSON, each line is one item."""
 
     model: str
     version: int
@@ -113,16 +117,16 @@ class BatchResponse(BaseModel):
 
 
 class ModelSummary(BaseModel):
-    """One model of the model store, as served."""
+    """One model of the model store."""
 
     name: str
-    current: int | None = Field(description="The version that answers; null when none could be loaded")
+    current: int | None = Field(description="Version in use; null if no version could be loaded")
     versions: list[int]
     is_default: bool
     normal_class: str | None
     threshold: float | None
     alpha: float | None
-    problem: str | None = Field(description="Why the current version of the disk is not the one that answers")
+    problem: str | None = Field(description="The reason why the current version of the model store is not in use")
 
 
 class ModelList(BaseModel):
@@ -138,7 +142,7 @@ class Liveness(BaseModel):
 
 
 class ProblemDocument(BaseModel):
-    """An error, as RFC 9457 has it."""
+    """An error document (RFC 9457)."""
 
     type: str
     title: str

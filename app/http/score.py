@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from typing import Any
 
 from app.concurrency.lanes import LaneWorker
-from app.http.bodies import BodyReader, ClientLeft, Receive, image_of, plain_image_of
-from app.http.queries import parse_query
+from app.http.bodies import BodyReader, ClientLeft, Receive, decoded
+from app.http.multipart import plain_image_of, read_form
+from app.http.queries import parse_query, with_fields
 from app.http.schemas import ScoreQuery
 from app.images import fit
 from app.inference.registry import Registry
 from app.inference.version import ModelVersion
-from app.problems import DeadlineExceeded, Overloaded
+from app.problems import BodyTooLarge, DeadlineExceeded, Overloaded
 from app.scoring.score import Reply, Scorer, ScoreRequest
 from app.scoring.verdict import DecisionRule, Fitted
 from app.settings import Settings
@@ -64,7 +66,7 @@ class ScoreHandler:
             Problem: the request is rejected.
         """
         query = _query_of(scope)
-        if query.fit == "mnist" or len(body) > self.max_body_bytes:
+        if query.fit == "mnist" or len(body) > self.max_body_bytes or b"content-encoding" in headers:
             return None
         image, version = plain_image_of(_content_type(headers), body), self._registry.loaded(query.model)
         if image is None or version is None:
@@ -81,14 +83,12 @@ class ScoreHandler:
             ClientLeft: the client has disconnected. Its image is not scored unless its micro-batch has begun.
         """
         query = _query_of(scope)
-        fitted: Fitted | None = None
-        began = time.perf_counter()
-        if query.fit == "mnist":
-            image, fitted, began = await self._fit(headers, receive)
+        is_form = _content_type(headers).lower().startswith("multipart/form-data")
+        if query.fit == "mnist" or (is_form and self._is_large(headers)):
+            with self._fit_place():  # a form may ask for `fit` in a field behind a large image
+                image, query, fitted, seconds = await self._receive(query, headers, receive, self._fit_max_bytes)
         else:
-            body = await self._bodies.read(receive, declared=headers.get(b"content-length"), limit=self.max_body_bytes)
-            image = await image_of(_content_type(headers), body)
-        seconds = time.perf_counter() - began if fitted else 0.0
+            image, query, fitted, seconds = await self._receive(query, headers, receive, self.max_body_bytes)
         version = await self._registry.select(query.model)
         future = self._submit(version, image, query, scope.get("owner"), fitted=fitted, decode_seconds=seconds)
         return await _unless_disconnected(future, receive)
@@ -113,22 +113,40 @@ class ScoreHandler:
         self._scorer.submit(version, ScoreRequest(image, rule, owner, include, fitted, future, decode_seconds))
         return future
 
-    async def _fit(self, headers: Mapping[bytes, bytes], receive: Receive) -> tuple[bytes, Fitted, float]:
-        """Read and fit a large image. Return its pixels, how it was changed, and when its body was complete."""
+    def _is_large(self, headers: Mapping[bytes, bytes]) -> bool:
+        declared = headers.get(b"content-length", b"")
+        return not declared.isdigit() or int(declared) > self.max_body_bytes
+
+    @contextmanager
+    def _fit_place(self) -> Iterator[None]:
         if self._fits >= self._fit_max_waiting:
             raise Overloaded(f"{self._fit_max_waiting} images are being fitted already")
         self._fits += 1
         try:
-            body = await self._bodies.read(receive, declared=headers.get(b"content-length"), limit=self._fit_max_bytes)
-            began = time.perf_counter()
-            png = await image_of(_content_type(headers), body)
-            async with asyncio.timeout(self._deadline):
-                found = await self._fitter.run(lambda: fit.fit(png, self._fit_max_pixels))
-        except TimeoutError:
-            raise DeadlineExceeded("the image was not fitted in time") from None
+            yield
         finally:
             self._fits -= 1
-        return found.pixels, Fitted(inverted=found.inverted, crop=found.crop), began
+
+    async def _receive(
+        self, query: ScoreQuery, headers: Mapping[bytes, bytes], receive: Receive, limit: int
+    ) -> tuple[bytes, ScoreQuery, Fitted | None, float]:
+        """Read a body of at most `limit` bytes. Return image, parameters, how it was fitted, and the seconds taken."""
+        body = await self._bodies.read(receive, declared=headers.get(b"content-length"), limit=limit)
+        began = time.perf_counter()
+        body = decoded(headers.get(b"content-encoding"), body, limit=limit)
+        form = read_form(_content_type(headers), body)
+        query = with_fields(query, form.fields)
+        if query.fit == "strict":
+            if len(body) > self.max_body_bytes:
+                raise BodyTooLarge(f"the body has {len(body)} bytes, the limit is {self.max_body_bytes}")
+            return form.image, query, None, 0.0
+        try:
+            async with asyncio.timeout(self._deadline):
+                found = await self._fitter.run(lambda: fit.fit(form.image, self._fit_max_pixels))
+        except TimeoutError:
+            raise DeadlineExceeded("the image was not fitted in time") from None
+        fitted = Fitted(inverted=found.inverted, crop=found.crop)
+        return found.pixels, query, fitted, time.perf_counter() - began
 
 
 async def _unless_disconnected(future: asyncio.Future[Reply], receive: Receive) -> Reply:

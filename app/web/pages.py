@@ -1,7 +1,4 @@
-"""What people look at in a browser: the page's files, and a model card as HTML.
-
-Knows: files of the page, Markdown, the headers that keep a page to itself. Does not know: models, HTTP routes.
-"""
+"""Loads the files of the web page, and renders model cards as HTML."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
-"""Nothing inline, nothing from elsewhere; a browser asks again whether what it has is still right."""
+"""No inline scripts or styles, no other origins. Browsers revalidate their cache with each request."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +36,8 @@ class File:
 
     Attributes:
         content: its bytes.
-        media_type: what they are.
-        tag: the entity tag; it changes when the bytes do.
+        media_type: their media type.
+        tag: entity tag, which changes with the bytes.
     """
 
     content: bytes
@@ -50,7 +47,7 @@ class File:
 
 @cache
 def files() -> dict[str, File]:
-    """Return every file of the pages by its path: `index.html`, `swagger/swagger-ui.css`. Read once."""
+    """Load every file of the pages, by path: `index.html`, `swagger/swagger-ui.css`. The result is cached."""
     ours = {str(path.relative_to(_FOLDER)): path for path in sorted(_FOLDER.rglob("*.*")) if path.suffix in _TYPES}
     package = Path(fastapi_offline.__file__).parent / "static"
     return {
@@ -61,12 +58,12 @@ def files() -> dict[str, File]:
 
 
 def model_card(name: str, version: int, card: str) -> bytes:
-    """Return a model card as a page of its own, to be served at `/models/{name}`.
+    """Render a model card as an HTML page for `/models/{name}`.
 
     Args:
         name: of the model.
         version: the version whose card it is.
-        card: Markdown; HTML in it is shown, not obeyed, and its pictures are those of the version's report.
+        card: Markdown. HTML in it is escaped, and pictures are taken from the report of the version.
     """
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = markdown.parse(card)
@@ -77,7 +74,7 @@ def model_card(name: str, version: int, card: str) -> bytes:
     body = markdown.renderer.render(tokens, markdown.options, {})
     body = body.replace("<table>", '<div class="wide" tabindex="0" role="group" aria-label="Table"><table>')
     body = body.replace("</table>", "</table></div>")
-    # Markdown has no table without a head, and a head without words says nothing to who cannot see it.
+    # Markdown requires a table head, and screen readers announce an empty head cell.
     body = body.replace("<th></th>", "<td></td>")
     body = body.replace("<pre>", '<pre tabindex="0" role="group" aria-label="Command">')
     title = html.escape(f"{name}, version {version}")

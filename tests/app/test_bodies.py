@@ -1,15 +1,35 @@
-"""The image in a form: the quick cut decides nothing that the full parser would decide otherwise."""
+"""Bodies: the fast cut agrees with the reader of forms, which follows RFC 7578; content encodings."""
 
 from __future__ import annotations
 
 import asyncio
+import gzip
+import random
+import time
+import zlib
+from collections.abc import AsyncIterator
 
 import pytest
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from app.http.bodies import image_of, plain_image_of
+from app.http.bodies import decoded, decoded_pieces
+from app.http.forms import FormReader
+from app.http.multipart import Form, chunks, image_of, plain_image_of, read_form
+from app.problems import (
+    BodyTooLarge,
+    EmptyBody,
+    InvalidParameter,
+    MalformedMultipart,
+    MalformedRequest,
+    MissingFile,
+    Problem,
+    TooManyFiles,
+    UnsupportedEncoding,
+    UnsupportedMediaType,
+)
+from tests import pngs
 
 HEAD = b'Content-Disposition: form-data; name="file"; filename="a.png"'
 BODY = b"--B\r\n%b\r\n\r\n%b\r\n--B--\r\n"
@@ -66,3 +86,254 @@ def test_common_clients_need_no_parser(kind: str, boundary: str) -> None:
     """The forms of browsers, curl and httpx are cut at once."""
     body = (BODY % (HEAD + kind.encode(), b"image")).replace(b"--B", b"--" + boundary.encode())
     assert plain_image_of(f"multipart/form-data; boundary={boundary}", body) == b"image"
+
+
+KIND = "multipart/form-data; boundary=B"
+DISPOSITION = b"Content-Disposition: form-data; "
+
+
+def part(head: bytes, content: bytes = b"image") -> bytes:
+    return b"--B\r\n" + head + b"\r\n\r\n" + content + b"\r\n"
+
+
+def read(*parts: bytes, before: bytes = b"", after: bytes = b"", kind: str = KIND) -> Form:
+    return read_form(kind, before + b"".join(parts) + b"--B--" + after)
+
+
+ACCEPTED = {
+    "as browsers send it": read(part(HEAD)),
+    "preamble and epilogue": read(part(HEAD), before=b"to be ignored\r\n\r\n", after=b"\r\nto be ignored"),
+    "preamble that begins with a dash": read(part(HEAD), before=b"-- a dash\r\n"),
+    "line break first": read(part(HEAD), before=b"\r\n"),
+    "quoted boundary": read(part(HEAD), kind='multipart/form-data; charset=utf-8; boundary="B"'),
+    "blanks behind the boundary": read(part(HEAD).replace(b"--B\r\n", b"--B \t\r\n"), before=b"x\r\n"),
+    **{
+        f"Content-Transfer-Encoding {encoding}": read(
+            part(HEAD + b"\r\nContent-Transfer-Encoding: " + encoding.encode())
+        )
+        for encoding in ("binary", "8bit", "7BIT")
+    },
+    "filename* alone": read(part(DISPOSITION + b"name=\"file\"; filename*=utf-8''a.png")),
+    "filename and filename*": read(part(HEAD + b"; filename*=utf-8''a.png")),
+    "no file name": read(part(DISPOSITION + b'name="file"')),
+    "no quotes": read(part(DISPOSITION + b"name=file; filename=a.png")),
+    "quotes in the file name": read(part(DISPOSITION + b'name="file"; filename="a\\"b;c.png"')),
+    "unescaped quotes in the file name": read(part(DISPOSITION + b'name="file"; filename="a"b".png"')),
+    "blanks around the parameters": read(part(DISPOSITION + b' name = "file" ; filename = "a.png" ')),
+    "twelve headers": read(part(HEAD + b"".join(b"\r\nX-%d: y" % n for n in range(12)))),
+    "another charset": read(part(DISPOSITION + b'name="_charset_"', b"utf-8"), part(HEAD)),
+}
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_forms_of_common_clients_are_read(name: str) -> None:
+    """Every form that RFC 7578 allows and common clients send gives its image."""
+    assert ACCEPTED[name] == Form(b"image", {})
+
+
+def test_fields_are_returned_beside_the_image() -> None:
+    """Parameters before and after the file are returned as they are."""
+    before, after = part(DISPOSITION + b'name="model"', b"zero"), part(DISPOSITION + b'name="alpha"', b"0.1")
+    assert read(before, part(HEAD), after) == Form(b"image", {"model": "zero", "alpha": "0.1"})
+
+
+REJECTED = {
+    "no boundary": ((KIND[:19], part(HEAD)), MalformedMultipart, "no boundary"),
+    "a long boundary": ((KIND + "B" * 300, part(HEAD)), MalformedMultipart, "boundary has more than"),
+    "another boundary": ((KIND + "C", part(HEAD)), MalformedMultipart, "does not occur"),
+    "no closing boundary": ((KIND, part(HEAD)), MalformedMultipart, "before its closing boundary"),
+    "base64": (
+        (KIND, part(HEAD + b"\r\nContent-Transfer-Encoding: base64")),
+        MalformedMultipart,
+        "Content-Transfer-Encoding base64",
+    ),
+    "no name": ((KIND, part(DISPOSITION)), MalformedMultipart, "with a name"),
+    "no disposition": ((KIND, part(b"X: y")), MalformedMultipart, "with a name"),
+    "a name twice": ((KIND, part(HEAD + b'; name="x"')), MalformedMultipart, "twice"),
+    "a header twice": ((KIND, part(HEAD + b"\r\n" + HEAD)), MalformedMultipart, "twice"),
+    "too many headers": (
+        (KIND, part(HEAD + b"".join(b"\r\nX-%d: y" % n for n in range(20)))),
+        MalformedMultipart,
+        "RFC 7578",
+    ),
+    "no parts": ((KIND, b"--B--"), MissingFile, "no file"),
+    "a file elsewhere": ((KIND, part(HEAD.replace(b"file", b"image", 1)) + b"--B--"), MissingFile, "`image`"),
+    "two files": ((KIND, part(HEAD) * 2 + b"--B--"), TooManyFiles, "2 files"),
+    "an empty file": ((KIND, part(HEAD, b"") + b"--B--"), EmptyBody, "empty"),
+    "an unknown field": ((KIND, part(HEAD) + part(DISPOSITION + b'name="modle"')), InvalidParameter, "`modle`"),
+    "a field twice": (
+        (KIND, part(HEAD) + part(DISPOSITION + b'name="fit"') * 2 + b"--B--"),
+        InvalidParameter,
+        "`fit` is given twice",
+    ),
+    "a long field": (
+        (KIND, part(HEAD) + part(DISPOSITION + b'name="fit"', b"x" * 1025) + b"--B--"),
+        InvalidParameter,
+        "more than 1024",
+    ),
+    "a field of other bytes": (
+        (KIND, part(HEAD) + part(DISPOSITION + b'name="fit"', b"\xff") + b"--B--"),
+        InvalidParameter,
+        "UTF-8",
+    ),
+    "JSON": (("application/json", b'{"image": "iVBOR"}'), UnsupportedMediaType, "application/json"),
+}
+
+
+@pytest.mark.parametrize("name", REJECTED)
+def test_the_reason_of_a_rejected_form_is_named(name: str) -> None:
+    """Each fault of a form raises its own problem, whose detail names what was sent."""
+    arguments, problem, words = REJECTED[name]
+    with pytest.raises(problem) as caught:
+        read_form(*arguments)
+    assert type(caught.value) is problem
+    assert words in caught.value.detail
+
+
+def test_the_hint_for_json_shows_the_right_call() -> None:
+    """A JSON body is 415, and the hint shows a call that works."""
+    with pytest.raises(UnsupportedMediaType) as caught:
+        plain_image_of("application/json; charset=utf-8", b'"data:image/png;base64,iVBOR"')
+    assert "--data-binary" in caught.value.hint and "base64" in caught.value.hint
+
+
+def outcome(body: bytes, sizes: list[int], field: str) -> list[object]:
+    """Return the parts of a form, or its problem, when it arrives in pieces of these sizes."""
+    known = frozenset(("model",)) if field == "file" else frozenset[str]()
+    reader = FormReader(b"B", field, fields=known, largest=40, most=4)
+    try:
+        at = 0
+        while at < len(body):
+            size = sizes.pop(0) if sizes else len(body)
+            reader.feed(body[at : at + size])
+            at += size
+        reader.finish()
+    except Problem as problem:
+        return [type(problem), problem.detail]
+    return [(each.name, each.is_file, bytes(each.content), each.size) for each in reader.taken()]
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                b"--B", b"\r\n", b"\r\n--B\r\n", b"\r\n--B--", b"--", b"B", b"\r", b"\n", b" ", b"\t", b"preamble",
+                HEAD, HEAD + b"\r\n\r\n", HEAD.replace(b'"file"', b'"files"') + b"\r\n\r\n", b"image", b"X: y\r\n",
+                b":", DISPOSITION + b'name="model"\r\n\r\n', b"\r\n--BB\r\n", b"x" * 50,
+            ]
+        ),
+        max_size=14,
+    ),
+    st.lists(st.integers(1, 30), max_size=60),
+    st.sampled_from(["file", "files"]),
+)  # fmt: skip
+@examples(max_examples=600)
+def test_packets_do_not_change_the_answer(tokens: list[bytes], sizes: list[int], field: str) -> None:
+    """However a form is split into packets, byte by byte included, its parts and its problem are the same."""
+    body = b"".join(tokens)
+    whole = outcome(body, [], field)
+    assert outcome(body, sizes, field) == whole
+    assert outcome(body, [1] * len(body), field) == whole
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        b"\r",
+        b"\r\n",
+        b"\n",
+        b"-",
+        b"\r\n--",
+        b"\r\n--B",
+        b"\r\n--B-",
+        b"\r\n--B ",
+        b"--B\r\n",
+        b"a;",
+        b'";',
+        b":",
+        part(HEAD, b""),
+    ],
+)
+def test_hostile_forms_take_linear_time(unit: bytes) -> None:
+    """A repeated fragment of a form is read at a megabyte per second or more, as preamble, header or content."""
+    size = 2_000_000
+    for start in (b"", part(HEAD)[:-2], b"--B\r\n" + DISPOSITION + b'name="'):
+        body = start + unit * (size // len(unit))
+        began = time.perf_counter()
+        with pytest.raises(Problem):
+            read_form(KIND, body)
+        assert time.perf_counter() - began < 4
+
+
+def test_both_routes_read_a_form_alike() -> None:
+    """What `/score` accepts as `file`, `/score/batch` accepts as `files`."""
+    for head in (HEAD, DISPOSITION + b'name="file"', HEAD + b"\r\nContent-Transfer-Encoding: binary"):
+        single = b"x\r\n" + part(head, pngs.plain()) + b"--B--\r\nx"
+        assert read_form(KIND, single).image == pngs.plain()
+
+        async def arrives(body: bytes = single.replace(b'"file"', b'"files"')) -> AsyncIterator[bytes]:
+            yield body
+
+        async def collect(body: AsyncIterator[bytes]) -> list[int]:
+            found = chunks(KIND, body, size=4, largest_file=65536, most_files=4)
+            return [chunk.count - len(chunk.problems) async for chunk in found]
+
+        assert asyncio.run(collect(arrives())) == [1]
+
+
+RAW_DEFLATE = zlib.compressobj(wbits=-15)
+CONTENT = random.Random(0).randbytes(100_000) + bytes(100_000)
+ENCODED = {
+    "gzip": (b"gzip", gzip.compress(CONTENT)),
+    "x-gzip": (b"X-GZIP", gzip.compress(CONTENT)),
+    "two members": (b"gzip", gzip.compress(CONTENT[:70_000]) + gzip.compress(CONTENT[70_000:])),
+    "deflate": (b"deflate", zlib.compress(CONTENT)),
+    "deflate without a header": (b"deflate", RAW_DEFLATE.compress(CONTENT) + RAW_DEFLATE.flush()),
+    "identity": (b"identity", CONTENT),
+    "none": (None, CONTENT),
+}
+
+
+async def decoded_in_pieces(encoding: bytes | None, body: bytes, size: int, limit: int) -> bytes:
+    async def arrives() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), size):
+            yield body[start : start + size]
+
+    return b"".join([piece async for piece in decoded_pieces(encoding, arrives(), limit=limit)])
+
+
+@pytest.mark.parametrize("name", ENCODED)
+async def test_content_encodings_are_decoded(name: str) -> None:
+    """gzip and deflate give the content, at once and in pieces."""
+    encoding, body = ENCODED[name]
+    assert decoded(encoding, body, limit=len(CONTENT)) == CONTENT
+    for size in (1, 1000, 10**6):
+        assert await decoded_in_pieces(encoding, body, size, len(CONTENT)) == CONTENT
+
+
+@pytest.mark.parametrize("name", [name for name in ENCODED if name not in ("none", "identity")])
+async def test_damaged_encodings_are_400(name: str) -> None:
+    """Data that ends early, has bytes behind its end or is something else is a malformed request."""
+    encoding, body = ENCODED[name]
+    for damaged in (body[:-1], body + b"more", b"nonsense"):
+        with pytest.raises(MalformedRequest):
+            decoded(encoding, damaged, limit=10**6)
+        with pytest.raises(MalformedRequest):
+            await decoded_in_pieces(encoding, damaged, 999, 10**6)
+
+
+async def test_bombs_stop_at_the_limit() -> None:
+    """Fifty megabytes behind a small body are 413 after the limit, at once and in pieces."""
+    for encoding, body in ((b"gzip", gzip.compress(bytes(50_000_000))), (b"deflate", zlib.compress(bytes(50_000_000)))):
+        with pytest.raises(BodyTooLarge):
+            decoded(encoding, body, limit=65536)
+        with pytest.raises(BodyTooLarge):
+            await decoded_in_pieces(encoding, body, 1000, 65536)
+
+
+@pytest.mark.parametrize("encoding", [b"br", b"zstd", b"gzip, gzip", b"compress"])
+def test_other_encodings_are_415(encoding: bytes) -> None:
+    """Another encoding is 415, which names it, and the header Accept-Encoding lists those that work."""
+    with pytest.raises(UnsupportedEncoding, match=encoding.decode()) as caught:
+        decoded(encoding, b"x", limit=10)
+    assert caught.value.headers()["accept-encoding"] == "gzip, deflate"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import io
 import json
 import time
@@ -18,11 +19,12 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from app.http.batch_replies import BatchExchange, JsonReply
-from app.http.bodies import ClientLeft
-from app.http.multipart import Chunk, array_header, chunks, pieces
+from app.http.bodies import ClientLeft, pieces
+from app.http.multipart import chunks
+from app.http.npy import array_header
 from app.inference.detector import Detector
 from app.problems import BodyTimeout, BodyTooLarge, Problem
-from app.scoring.batch import PASSES_AT_ONCE, BatchJob, ScoredChunk
+from app.scoring.batch import PASSES_AT_ONCE, BatchJob, Chunk, ScoredChunk
 from app.scoring.verdict import DecisionRule
 from app.settings import Settings
 from tests import pngs
@@ -100,18 +102,36 @@ async def test_every_form_of_the_reply_says_the_same(client: httpx.AsyncClient) 
     [
         (["*/*"], "json"),
         (["text/html, Application/X-Npy"], "x-npy"),
-        (["application/x-ndjson;q=0.1, application/json"], "x-ndjson"),
+        (["application/x-ndjson;q=0.1, application/json"], "json"),
         (["application/x-ndjson; q=0, application/x-npy"], "x-npy"),
-        (["application/x-npy;q=0.000"], "json"),
+        (["application/x-npy;q=0.000, */*"], "json"),
         (["application/x-ndjson", "text/plain"], "x-ndjson"),
         (["text/plain", "application/x-npy", "application/x-ndjson"], "x-npy"),
     ],
 )
-async def test_the_first_acceptable_form_counts(client: httpx.AsyncClient, accept: list[str], form: str) -> None:
-    """`Accept` is read as one list, however many lines it has, and what has the weight 0 is not in it."""
+async def test_the_preferred_media_type_is_chosen(client: httpx.AsyncClient, accept: list[str], form: str) -> None:
+    """`Accept` is read by RFC 9110: as one list, by weight; a type of weight 0 is not acceptable."""
     headers = [*NPY.items(), *(("accept", line) for line in accept)]
     reply = await client.post("/score/batch", content=npy(digits(1)), headers=headers)
     assert reply.headers["content-type"] == f"application/{form}"
+
+
+async def test_a_media_type_that_is_not_offered_is_406(client: httpx.AsyncClient) -> None:
+    """If the client accepts none of the offered types, the problem lists them."""
+    headers = {**NPY, "accept": "text/html, application/x-npy;q=0"}
+    reply = await client.post("/score/batch", content=npy(digits(1)), headers=headers)
+    document = assert_problem(reply, 406, "not-acceptable")
+    assert "application/x-ndjson" in str(document)
+
+
+async def test_a_compressed_batch_is_decoded(client: httpx.AsyncClient) -> None:
+    """gzip on `/score/batch` gives the scores of the plain body."""
+    images = npy(digits(20))
+    plain = await client.post("/score/batch", content=images, headers=NPY)
+    packed = await client.post(
+        "/score/batch", content=gzip.compress(images), headers={**NPY, "content-encoding": "gzip"}
+    )
+    assert packed.json() == plain.json()
 
 
 async def test_an_empty_array_is_an_empty_answer(client: httpx.AsyncClient) -> None:
@@ -238,6 +258,82 @@ async def test_what_is_no_array_of_images(client: httpx.AsyncClient, content: by
     assert_problem(await client.post("/score/batch", content=content, headers=NPY), status, kind)
 
 
+@pytest.mark.parametrize("shape", [(5, 1, 28, 28), (5, 28, 28, 1), (5, 784)])
+async def test_other_shapes_of_the_same_bytes_are_taken(client: httpx.AsyncClient, shape: tuple[int, ...]) -> None:
+    """An array with a channel axis, or with flat images, gives the scores of [N, 28, 28]."""
+    images = digits(5)
+    assert (await bulk(client, images.reshape(shape))).json() == (await bulk(client, images)).json()
+
+
+UNIT = np.round(digits(3) / 255.0, 3)
+CONVERTED = {
+    "0..1": UNIT,
+    "0..1 in float32": UNIT.astype(np.float32),
+    "0..1 in float16": UNIT.astype(np.float16),
+    "0..1, big-endian": UNIT.astype(">f4"),
+    "-1..1": UNIT * 2 - 1,
+    "-1..1 in float32": (UNIT * 2 - 1).astype(np.float32),
+    "0..255": digits(3).astype(float),
+    "integers": digits(3).astype(np.int64),
+    "integers, big-endian": digits(3).astype(">i4"),
+    "16 bits": digits(3).astype(np.uint16) * 257,
+    "bool": digits(3) > 127,
+    "0 and 1": (digits(3) > 127).astype(np.int32),
+}
+
+
+@pytest.mark.parametrize("name", CONVERTED)
+async def test_the_hint_for_an_array_is_right(client: httpx.AsyncClient, name: str) -> None:
+    """The conversion in the hint, followed to the letter, gives the image within one grey level."""
+    images = CONVERTED[name]
+    document = assert_problem(await bulk(client, images), 422, "wrong-array")
+    assert ("big-endian" in document["detail"]) == ("big-endian" in name)
+    assert images.dtype.name in document["detail"]
+    converted = eval(document["hint"].split(": ")[-1].rstrip("."), {"numpy": np, "images": images})
+    wanted = np.where(digits(3) > 127, 255, 0) if name in ("bool", "0 and 1") else digits(3)
+    assert converted.dtype == np.uint8
+    assert np.abs(converted.astype(int) - wanted).max() <= 1
+    assert (await bulk(client, converted)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.array([[[0.0, 0.5]]]) - 0.42,
+        np.random.default_rng(0).normal(size=(2, 28, 28)),
+        np.full((2, 28, 28), np.nan),
+        np.full((2, 28, 28), 16.0),
+        np.full((2, 28, 28), 1023, np.uint16),
+        np.full((2, 28, 28), -3, np.int8),
+        np.zeros((0, 28, 28), np.float32),
+    ],
+)
+async def test_an_uncertain_scale_gets_no_formula(client: httpx.AsyncClient, images: np.ndarray) -> None:
+    """If the range of an array does not show its scale, the hint contains no conversion to copy."""
+    assert "numpy." not in assert_problem(await bulk(client, images), 422, "wrong-array")["hint"]
+
+
+async def test_the_range_is_that_of_the_whole_array(client: httpx.AsyncClient) -> None:
+    """Blank images at the beginning do not make 0..255 look like 0..1."""
+    images = np.concatenate([np.zeros((2000, 28, 28), np.float32), digits(1).astype(np.float32)])
+    assert "255 is the full stroke" in assert_problem(await bulk(client, images), 422, "wrong-array")["hint"]
+
+
+@pytest.mark.parametrize("kind", ["", "application/octet-stream"])
+async def test_a_general_content_type_is_taken_for_an_array(client: httpx.AsyncClient, kind: str) -> None:
+    """Without a content type, or with a general one, a body that begins as npy is scored, and no other body."""
+    headers = {"content-type": kind} if kind else {}
+    assert (await client.post("/score/batch", content=npy(digits(2)), headers=headers)).json()["count"] == 2
+    refused = await client.post("/score/batch", content=b"nonsense", headers=headers)
+    assert_problem(refused, 415, "unsupported-media-type")
+
+
+async def test_parameters_of_a_batch_form_are_rejected_by_name(client: httpx.AsyncClient) -> None:
+    """A form field that is not a file is 422 and named, never ignored."""
+    reply = await client.post("/score/batch", data={"model": "zero"}, **form(pngs.plain()))
+    assert "`model`" in assert_problem(reply, 422, "invalid-parameter")["detail"]
+
+
 async def test_other_bodies_are_refused(client: httpx.AsyncClient) -> None:
     """A PNG alone, a form with another field, a form that ends too soon and one without a byte are refused."""
     assert_problem(
@@ -245,9 +341,7 @@ async def test_other_bodies_are_refused(client: httpx.AsyncClient) -> None:
         415,
         "unsupported-media-type",
     )
-    assert_problem(
-        await client.post("/score/batch", files={"file": ("a.png", pngs.plain())}), 400, "malformed-multipart"
-    )
+    assert_problem(await client.post("/score/batch", files={"file": ("a.png", pngs.plain())}), 400, "missing-file")
     request = httpx.Request("POST", "http://test/score/batch", **form(pngs.plain()))
     cut = request.read()[:-6]
     assert_problem(
@@ -311,12 +405,12 @@ async def test_a_failure_after_the_first_lines_is_the_last_line(
     """Whatever fails once NDJSON was begun, the reply says so in its last line, and the log says what it was."""
     async with running(make_settings(batch_chunk_images=4 // PASSES_AT_ONCE)) as client:
 
-        async def broken(*_: Any) -> AsyncIterator[Chunk]:
+        async def broken(*_: Any, **__: Any) -> AsyncIterator[Chunk]:
             for _ in range(3):
                 yield Chunk(4, bytearray(4 * 784))
             raise ZeroDivisionError
 
-        monkeypatch.setattr("app.http.multipart._of_array", broken)
+        monkeypatch.setattr("app.http.npy.read_array", broken)
         reply = await bulk(client, digits(1), "application/x-ndjson")
         items = [json.loads(line) for line in reply.text.splitlines()]
         assert [item["index"] for item in items] == list(range(len(items)))

@@ -51,6 +51,25 @@ def test_a_key_has_the_name_of_its_line(keys_file: Path) -> None:
     assert [keys.owner(wrong) for wrong in (b"", b"alice", digest, ALICE.encode() + b" ", b"\xff" * 5000)] == [None] * 5
 
 
+def test_files_of_every_editor_are_read(tmp_path: Path) -> None:
+    """A byte order mark, CRLF, blanks around a line and a comment behind a key change nothing."""
+    path = tmp_path / "api_keys"
+    alice, bob = line(ALICE, "alice").strip(), line(BOB, "bob").strip()
+    path.write_bytes(f"\ufeff# keys\r\n\t{alice} \t\r\n \r\n{bob}# since May".encode())
+    keys = ApiKeys(path)
+    assert (keys.owner(ALICE.encode()), keys.owner(BOB.encode())) == ("alice", "bob")
+
+
+def test_a_key_has_one_name(tmp_path: Path) -> None:
+    """A file that gives the same key two names is rejected; the same line twice is not."""
+    path = tmp_path / "api_keys"
+    path.write_text(line(ALICE, "alice") * 2)
+    assert ApiKeys(path).owner(ALICE.encode()) == "alice"
+    path.write_text(line(ALICE, "alice") + line(ALICE, "bob"))
+    with pytest.raises(KeysError, match="line 2"):
+        ApiKeys(path)
+
+
 def test_the_file_is_read_again_when_it_changes(keys_file: Path) -> None:
     """A key added to the file works and a key taken out stops working, a second later and without a restart."""
     clock = Clock()

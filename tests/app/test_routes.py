@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app import __version__, settings
+from app.http.routes import ROUTERS
 from app.images import pictures, png
 from app.settings import Settings
 from tests import model_stores, pngs
 from tests.app.test_score import assert_problem, raw
-from tests.conftest import running, services
+from tests.conftest import ROOT, running, services
 
 
 def picture(response: httpx.Response) -> Image.Image:
@@ -235,6 +237,17 @@ async def test_no_route_takes_a_model_a_path_or_an_address(client: httpx.AsyncCl
     document = (await client.get("/openapi.json")).json()
     surface = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     assert {each for each in surface if each[0] != "GET"} == {("POST", "/score"), ("POST", "/score/batch")}
+
+
+def test_the_list_of_paths_is_complete() -> None:
+    """`app.settings` contains the first segment of every route, and nothing else."""
+    found = {route.path for router in ROUTERS for route in router.routes} | {"/openapi.json"}  # type: ignore[attr-defined]
+    assert {path.split("/")[1] for path in found} - {""} == settings._FIRST_SEGMENTS
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    """The constant and pyproject.toml agree."""
+    assert f'\nversion = "{__version__}"\n' in (ROOT / "pyproject.toml").read_text()
 
 
 async def test_openapi_documents_both_bodies_and_every_problem(client: httpx.AsyncClient) -> None:

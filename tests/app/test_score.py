@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import io
 import random
 import threading
+import zlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -69,11 +71,11 @@ async def test_reply_has_every_field(client: httpx.AsyncClient, zero: bytes) -> 
 
 
 async def test_both_body_forms_score_alike(client: httpx.AsyncClient, zero: bytes) -> None:
-    """The same PNG has the same mse as raw body, as the only part, and beside other fields."""
+    """The same PNG has the same mse as raw body and as the only part, with and without a file name."""
     replies = [
         await raw(client, zero),
         await client.post("/score", files={"file": ("zero.png", zero, "image/png")}),
-        await form(client, ("note", None, b"hello"), ("file", "zero.png", zero)),
+        await form(client, ("file", None, zero)),
         await form(client, ("file", "zero.png", zero)),
         await form(client, ("file", 'we"ird.png', zero)),
     ]
@@ -110,11 +112,12 @@ async def stored(client: httpx.AsyncClient) -> int:
 FORMS = {
     "no part": ((), 400, "missing-file"),
     "no part named file": ((("image", "a.png", b"x"),), 400, "missing-file"),
-    "file without a name": ((("file", None, b"x"),), 400, "missing-file"),
+    "a field that no parameter has": ((("note", None, b"x"), ("file", "a.png", b"x")), 422, "invalid-parameter"),
     "two files": ((("file", "a.png", b"x"), ("file", "b.png", b"x")), 400, "too-many-files"),
     "a second file under another name": ((("file", "a.png", b"x"), ("more", "b.png", b"x")), 400, "too-many-files"),
     "an empty file": ((("file", "a.png", b""),), 400, "empty-body"),
-    "a hundred parts": (tuple((f"n{place}", None, b"x") for place in range(100)), 400, "too-many-files"),
+    "a hundred parts": (tuple((f"n{place}", None, b"x") for place in range(100)), 422, "invalid-parameter"),
+    "a hundred files": (tuple(("file", "a.png", b"x") for _ in range(100)), 400, "too-many-files"),
 }
 
 
@@ -146,12 +149,23 @@ async def test_malformed_forms_are_400(client: httpx.AsyncClient, content_type: 
 
 @pytest.mark.parametrize(
     "content_type",
-    ["", "text/plain", "application/json", "image/jpeg", "application/x-www-form-urlencoded", "application/x-pickle"],
+    ["text/plain", "application/json", "image/jpeg", "application/x-www-form-urlencoded", "application/x-pickle"],
 )
 async def test_other_content_types_are_415(client: httpx.AsyncClient, zero: bytes, content_type: str) -> None:
-    """Only the two documented content types are read."""
+    """Other content types are rejected, whatever the body is."""
+    response = await client.post("/score", content=zero, headers={"content-type": content_type})
+    assert_problem(response, 415, "unsupported-media-type")
+
+
+@pytest.mark.parametrize("content_type", ["", "application/octet-stream", "image/x-png"])
+async def test_general_content_types_are_accepted_for_a_png(
+    client: httpx.AsyncClient, zero: bytes, content_type: str
+) -> None:
+    """Without a content type, or with a general one, a body that begins as a PNG is scored, and no other body."""
     headers = {"content-type": content_type} if content_type else {}
-    assert_problem(await client.post("/score", content=zero, headers=headers), 415, "unsupported-media-type")
+    assert (await client.post("/score", content=zero, headers=headers)).status_code == 200
+    status = (await client.post("/score", content=b"nonsense", headers=headers)).status_code
+    assert status == (422 if content_type == "image/x-png" else 415)
 
 
 async def test_empty_bodies_are_400(client: httpx.AsyncClient) -> None:
@@ -278,8 +292,8 @@ def mixture(zero: bytes) -> list[tuple[int, dict[str, Any]]]:
     """Return requests of every kind, each with its status and the arguments for the client."""
     large = pngs.saved(Image.open(io.BytesIO(zero)).convert("L").resize((112, 112)))
     blank = pngs.saved(Image.new("L", (60, 60)))
-    other = pngs.multipart(("note", None, b"hello"), ("file", "zero.png", zero))
-    forms = [pngs.multipart(*parts) for parts, _, _ in FORMS.values()]
+    other = pngs.multipart(("file", None, zero))
+    forms = [(status, pngs.multipart(*parts)) for parts, status, _ in FORMS.values()]
     bad = [png for png, _ in REFUSED.values() if png]
     bombs = [pngs.SIGNATURE + pngs.header() + bomb + pngs.chunk(b"IEND") for bomb in BOMBS.values()]
 
@@ -301,7 +315,7 @@ def mixture(zero: bytes) -> list[tuple[int, dict[str, Any]]]:
         *[post(422, png, "?fit=mnist") for png in (blank, *bombs)],
         *[post(status, zero, f"?{query}") for query, (status, _) in QUERIES.items()],
         post(400, zero, "?" + "a" * 1025),
-        *[post(400, body, kind=kind) for kind, body in forms],
+        *[post(status, body, kind=kind) for status, (kind, body) in forms],
         *[post(415, zero, kind=kind) for kind in ("text/plain", "application/json", "image/jpeg")],
         post(400, b""),
         post(413, bytes(70_000)),
@@ -375,3 +389,56 @@ async def test_an_image_that_is_fitted_too_late_is_504(
             assert_problem(reply, 504, "deadline-exceeded")
     async with running(make_settings(deadline_ms=30_000)) as client:
         assert (await raw(client, zero, "?fit=mnist")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("query", "fields", "status"),
+    [
+        ("", {"alpha": "0.05"}, 200),
+        ("?alpha=0.05", {"alpha": "0.050"}, 200),
+        ("?alpha=0.05", {"alpha": "0.01"}, 422),
+        ("", {"alpha": "2"}, 422),
+        ("", {"alhpa": "0.05"}, 422),
+        ("", {"include": "reconstruction"}, 200),
+        ("", {"model": "zero-article@1", "alpha": "0.05"}, 200),
+        ("", {"model": "none"}, 404),
+    ],
+)
+async def test_form_fields_are_parameters(
+    client: httpx.AsyncClient, zero: bytes, query: str, fields: dict[str, str], status: int
+) -> None:
+    """Fields beside the file act like query parameters; two different values and unknown names are rejected."""
+    reply = await client.post(f"/score{query}", data=fields, files={"file": ("a.png", zero)})
+    assert reply.status_code == status, reply.text
+    if status == 200:
+        assert reply.json()["alpha"] == float(fields.get("alpha", "0.01"))
+        assert ("reconstruction_png" in reply.json()) == ("include" in fields)
+    elif status == 422:
+        assert next(iter(fields)) in reply.json()["detail"]
+
+
+async def test_a_large_image_may_ask_for_fit_in_a_field(client: httpx.AsyncClient) -> None:
+    """`fit=mnist` as a form field takes images that only `fit` takes; without it they are too large."""
+    picture = np.full((400, 400), 255, np.uint8)
+    picture[80:320, 180:220] = np.random.default_rng(3).integers(0, 120, (240, 40))
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG", compress_level=0)
+    files = {"file": ("a.png", file.getvalue())}
+    assert len(file.getvalue()) > 64 * 1024
+    fitted = await client.post("/score", data={"fit": "mnist"}, files=files)
+    assert fitted.status_code == 200, fitted.text
+    assert fitted.json()["fitted"]["inverted"]
+    assert_problem(await client.post("/score", files=files), 413, "body-too-large")
+
+
+async def test_compressed_bodies_are_decoded_within_the_limit(client: httpx.AsyncClient, zero: bytes) -> None:
+    """gzip and deflate give the score of the plain body; a bomb is 413, another encoding 415."""
+    expected = (await raw(client, zero)).json()["mse"]
+    for encoding, pack in (("gzip", gzip.compress), ("deflate", zlib.compress)):
+        headers = {**PNG, "content-encoding": encoding}
+        assert (await client.post("/score", content=pack(zero), headers=headers)).json()["mse"] == expected
+        bomb = await client.post("/score", content=pack(bytes(10_000_000)), headers=headers)
+        assert_problem(bomb, 413, "body-too-large")
+    other = await client.post("/score", content=zero, headers={**PNG, "content-encoding": "br"})
+    assert_problem(other, 415, "unsupported-encoding")
+    assert "gzip" in other.headers["accept-encoding"]

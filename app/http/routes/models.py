@@ -10,6 +10,7 @@ from itertools import pairwise
 from fastapi import Request, Response
 
 from app.http.dependencies import Services, ServicesDep, problem_responses, protected_router
+from app.http.negotiation import negotiate
 from app.http.schemas import CalibrationView, ModelList, ModelSummary, OperatingPoint, ScoreHistogram
 from app.inference.registry import Registry
 from app.models.calibration import Calibration
@@ -32,7 +33,7 @@ async def models(services: ServicesDep) -> ModelList:
 @router.get(
     "/models/{name}",
     response_model=Manifest,
-    responses={200: {"content": {"text/html": {}}}, **problem_responses(404, 422, 503)},
+    responses={200: {"content": {"text/html": {}}}, **problem_responses(404, 406, 422, 503)},
     summary="The manifest of the current version, or its model card",
 )
 async def model(name: str, request: Request, services: ServicesDep) -> Response:
@@ -40,10 +41,11 @@ async def model(name: str, request: Request, services: ServicesDep) -> Response:
 
     With `Accept: text/html`, which browsers send, the reply is the model card as a page.
     """
+    media_type = negotiate(request.scope["headers"], ("application/json", "text/html"))
     manifest = (await services.registry.select(_known(services, name))).manifest
     vary = {"vary": "accept"}
-    if not request.headers.get("accept", "").startswith("text/html"):
-        return Response(manifest.model_dump_json(), media_type="application/json", headers=vary)
+    if media_type == "application/json":
+        return Response(manifest.model_dump_json(), media_type=media_type, headers=vary)
     try:
         content = await asyncio.to_thread(services.registry.repository.read, manifest, "report/model-card.md")
         card = content.decode()

@@ -9,16 +9,18 @@ from typing import Annotated, Literal
 from fastapi import Query, Request, Response
 
 from app.http.dependencies import ServicesDep, problem_responses, protected_router
+from app.http.negotiation import negotiate
 from app.http.schemas import ScoreResponse
 from app.images import pictures
-from app.problems import ReconstructionNotFound, StoreUnavailable
+from app.problems import NO_STORE, ReconstructionNotFound, StoreUnavailable
 from app.stores import StoreError
 from app.stores.reconstructions import Record, owned
 
 router = protected_router("Scores")
 
 _ID = re.compile(r"[0-9a-f]{44}")
-_PRIVATE = {"cache-control": "private, no-store", "x-content-type-options": "nosniff"}
+_TYPES = ("image/png", "application/json")
+_HEADERS = {"cache-control": f"private, {NO_STORE}", "x-content-type-options": "nosniff", "vary": "accept"}
 _LARGE = 4
 """Scale above which a picture is drawn in a thread of its own."""
 View = Literal["reconstruction", "input", "error", "panel"]
@@ -27,7 +29,7 @@ View = Literal["reconstruction", "input", "error", "panel"]
 @router.get(
     "/reconstruction/{id}",
     response_class=Response,
-    responses={200: {"content": {"image/png": {}, "application/json": {}}}, **problem_responses(404, 422, 503)},
+    responses={200: {"content": {"image/png": {}, "application/json": {}}}, **problem_responses(404, 406, 422, 503)},
     summary="The reconstruction of a scored image",
 )
 async def reconstruction(
@@ -39,8 +41,9 @@ async def reconstruction(
 ) -> Response:
     """Return the reconstruction, the input, the error map or all three side by side as PNG.
 
-    With `Accept: application/json` the answer is the reply that the score was given.
+    With `Accept: application/json` the reply is the JSON document of the score.
     """
+    media_type = negotiate(request.scope["headers"], _TYPES)
     try:
         record = (
             await services.reconstructions.find(owned(request.scope.get("owner"), id)) if _ID.fullmatch(id) else None
@@ -49,14 +52,14 @@ async def reconstruction(
         raise StoreUnavailable("the store cannot look up this id now") from None
     if record is None:
         raise ReconstructionNotFound(f"no reconstruction has the id {id[:64]!r}")
-    if request.headers.get("accept", "").startswith("application/json"):
-        return Response(record.reply, media_type="application/json", headers=_PRIVATE)
+    if media_type == "application/json":
+        return Response(record.reply, media_type="application/json", headers=_HEADERS)
     if view == "panel" or scale > _LARGE:  # takes many milliseconds, which must not block the event loop
         content = await asyncio.to_thread(_picture, record, view, scale)
     else:
         content = _picture(record, view, scale)
     peak = {"x-error-peak": f"{record.error_peak:.6g}"} if view == "error" else {}
-    return Response(content, media_type="image/png", headers={**_PRIVATE, **peak})
+    return Response(content, media_type="image/png", headers={**_HEADERS, **peak})
 
 
 def _picture(record: Record, view: View, scale: int) -> bytes:

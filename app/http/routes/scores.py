@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.http.dependencies import ServicesDep, problem_responses, protected_router
 from app.http.schemas import BatchQuery, BatchResponse, ScoreQuery, ScoreResponse
+from app.problems import NO_STORE
 
 router = protected_router("Scores")
 
@@ -40,7 +41,7 @@ async def score(request: Request, services: ServicesDep, query: Annotated[ScoreQ
     """Return the anomaly score of one image, and whether the image is an anomaly."""
     reply = await services.score(request.scope, dict(request.scope["headers"]), request.receive)
     return Response(
-        reply.body, media_type="application/json", headers={"cache-control": "no-store", "server-timing": reply.timing}
+        reply.body, media_type="application/json", headers={"cache-control": NO_STORE, "server-timing": reply.timing}
     )
 
 
@@ -77,7 +78,7 @@ _BATCH_BODY = {
     response_model=BatchResponse,
     responses={
         200: {"content": {"application/x-ndjson": {}, "application/x-npy": {}}},
-        **problem_responses(400, 404, 408, 413, 415, 422, 500, 503, 504),
+        **problem_responses(400, 404, 406, 408, 413, 415, 422, 500, 503, 504),
     },
     openapi_extra=_BATCH_BODY,
     summary="Score many images",
