@@ -20,7 +20,7 @@ from anomaly.cli.formats import Result
 from anomaly.cli.scorers import Verdict
 from anomaly.client.errors import problem
 from anomaly.client.replies import score_of
-from anomaly.client.wire import read
+from anomaly.client.images import read
 from app import problems
 from app.http.schemas import ScoreQuery
 from app.images import fit, png

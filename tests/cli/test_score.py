@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from typer.main import get_command
 
 from anomaly import UnreadableImage
-from anomaly.client.wire import read
+from anomaly.client.images import read
 from tests.cli.conftest import Anomaly, environment
 from tests.conftest import EXAMPLES, MODEL_STORE, ROOT, Server, free_port
 from training.__main__ import app as training
