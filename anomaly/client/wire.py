@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
@@ -222,9 +225,9 @@ def transport_error(error: httpx.HTTPError, url: httpx.URL) -> ServiceError:
 def _reason(error: Exception) -> str:
     cause: BaseException | None = error
     while cause is not None:
-        # asyncio reports "All connection attempts failed"; the system's own words are in a cause.
-        if isinstance(cause, OSError) and cause.strerror and (cause.errno or 0) > 0 and "SSL" not in str(error):
-            return cause.strerror.lower() if cause.strerror[1:].islower() else cause.strerror
+        # httpx and asyncio have words of their own; the reason of the system is in a cause.
+        if isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError | socket.gaierror) and cause.errno:
+            return os.strerror(cause.errno).lower()
         cause = cause.__cause__ or cause.__context__
     return re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
 
@@ -235,8 +238,10 @@ def _advice(error: Exception, url: httpx.URL) -> str:
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return "SSL_CERT_FILE names the file of other certificate authorities"
     if url.host in _LOCAL:
+        port = url.port or {"http": 80, "https": 443}[url.scheme]
         return (
-            f"start a service with `anomaly serve` or `docker compose up`, or set {environment.URL} to another address"
+            f"start a service with `anomaly serve --port {port}` in a checkout, "
+            f"or with `docker run -p {port}:8000 anomaly-api`, or set {environment.URL} to the address of one"
         )
     return f"check the address ({environment.URL}) and that the service is running"
 
