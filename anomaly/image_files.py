@@ -39,8 +39,8 @@ class Kind(Enum):
     OTHER_FORMAT = ("image in another format than PNG", "images in other formats than PNG")
     HIDDEN = ("hidden or system file", "hidden or system files")
     HIDDEN_FOLDER = ("hidden or system folder", "hidden or system folders")
-    LINKED_FOLDER = ("link to a folder", "links to folders")
     SPECIAL = ("named pipe or device", "named pipes or devices")
+    LINKED_FOLDER = ("link to a folder", "links to folders")
 
 
 def kind_of_name(name: str) -> Kind | None:
