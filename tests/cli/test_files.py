@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from anomaly.cli.signals import StopFlag
 from anomaly.cli.watching import Arrivals
 from anomaly.image_files import Kind, kind_of_name, search
 from tests.cli.conftest import Anomaly
@@ -121,3 +122,25 @@ def test_a_file_that_is_named_is_scored(in_process: Anomaly, tmp_path: Path, zer
     """The rule is for folders: a file that is an argument is scored, whatever its name is."""
     (tmp_path / ".hidden").write_bytes(zero)
     assert in_process("score", tmp_path / ".hidden", *STORE).returncode == 0
+
+
+def test_watch_reports_a_kind_once(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`watch` writes the line about ignored files at its start, and again only when a new kind of them arrives."""
+    (tmp_path / "a.txt").touch()
+    arriving = iter(["b.txt", "c.jpg", "d.jpg", None])
+
+    def wait(stop: StopFlag, _: float) -> None:
+        name = next(arriving)
+        if name is None:
+            stop.set()
+        else:
+            (tmp_path / name).touch()
+
+    monkeypatch.setattr(StopFlag, "wait", wait)
+    assert run("watch", tmp_path) == 0
+    assert [line for line in capsys.readouterr().err.splitlines() if "ignored" in line] == [
+        "ignored 1 file that is not an image",
+        "ignored 2 files that are not images, 1 image in another format than PNG",
+    ]
