@@ -17,7 +17,9 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	@# Python 3.11 and 3.12 bring a pip without --group.
 	$(BIN)/pip install --quiet --disable-pip-version-check 'pip>=25.1'
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train]' --group dev
+	@# pip 26 prints a warning of setuptools about every editable installation.
+	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[train]' --group dev
 	@touch $(STAMP)
 
 install: $(STAMP) ## install into .venv
