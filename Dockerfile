@@ -30,7 +30,7 @@ RUN --mount=type=bind,source=docker/wheels,target=/wheels \
        --constraint constraints.txt "$from" -r serve.txt
 
 FROM build AS train-environment
-RUN python3 requirements.py train cli > train.txt \
+RUN python3 requirements.py project train > train.txt \
     && /pip/bin/pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check \
        --constraint constraints.txt -r train.txt
 

@@ -16,7 +16,11 @@ help: ## list these targets
 $(STAMP): pyproject.toml constraints.txt
 	@# Another interpreter's environment made over this one would break it: PYTHON= chooses once, until `make clean`.
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@# Python 3.11 and 3.12 bring a pip without --group.
+	$(BIN)/pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	@# pip 26 prints a warning of setuptools about every editable installation.
+	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[train]' --group dev
 	@touch $(STAMP)
 
 install: $(STAMP) ## install into .venv

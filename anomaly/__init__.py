@@ -1,30 +1,47 @@
-"""A typed client of the service: one dependency (httpx), nothing of torch or numpy, and nothing of the service's code.
+"""The client of the image anomaly detection service. Its only dependency is httpx; it never imports numpy or torch.
 
     from anomaly import Client
 
     with Client("http://127.0.0.1:8000") as service:
-        score = service.score(Path("zero.png"))
+        score = service.score("zero.png")
         print(score.mse, score.is_anomaly)
 
-`AsyncClient` has the same methods as coroutines. `anomaly.client.errors` draws the tree of what can go wrong.
+`AsyncClient` has the same methods as coroutines. `anomaly.client.errors` lists the exceptions.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from anomaly.client.asynchronous import AsyncClient
-from anomaly.client.errors import Problem, ServiceError, TimedOut, UnexpectedReply, Unreachable, UnreadableImage
-from anomaly.client.replies import Fitted, Model, Score
+from anomaly.client.errors import (
+    ConnectionFailed,
+    Problem,
+    ServiceError,
+    TimedOut,
+    UnexpectedReply,
+    Unreachable,
+    UnreadableImage,
+)
+from anomaly.client.images import Image
+from anomaly.client.replies import Calibration, Fitted, Model, Readiness, Score
 from anomaly.client.retry import NO_RETRY, Retry
 from anomaly.client.synchronous import Client
-from anomaly.client.wire import Fit, Image, View
+from anomaly.client.wire import Fit, View
+
+if TYPE_CHECKING:
+    __version__: str
 
 __all__ = [
     "NO_RETRY",
     "AsyncClient",
+    "Calibration",
     "Client",
+    "ConnectionFailed",
     "Fit",
     "Fitted",
     "Image",
     "Model",
     "Problem",
+    "Readiness",
     "Retry",
     "Score",
     "ServiceError",
@@ -33,4 +50,14 @@ __all__ = [
     "Unreachable",
     "UnreadableImage",
     "View",
+    "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Reading the metadata of the installation takes longer than most imports, and few programs need it.
+    if name == "__version__":
+        from anomaly.version import version
+
+        return version()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

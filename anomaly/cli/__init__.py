@@ -1,1 +1,1 @@
-"""The command `anomaly`: score files from a shell, against a service or offline. Imports torch only where it scores."""
+"""The command `anomaly`. Imports the service's code, and torch with it, only for offline scoring and for training."""

@@ -1,4 +1,4 @@
-"""How results are written: a table for people; JSON, JSON lines and CSV for programs. Knows: results, streams."""
+"""Write results: as a table for people; as JSON, JSON Lines or CSV for programs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TextIO
 
 from anomaly import Problem, Score, ServiceError
+from anomaly.cli.messages import in_one_line
 
 Format = Literal["table", "json", "jsonl", "csv"]
 COLUMNS = (
@@ -19,7 +20,12 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one file."""
+    """The result of one image.
+
+    Attributes:
+        file: name of the file, `-` for standard input.
+        outcome: the score, or the reason why there is none.
+    """
 
     file: str
     outcome: Score | ServiceError
@@ -32,31 +38,31 @@ class Result:
         return "not scored"
 
     def document(self) -> dict[str, Any]:
-        """Return it as the service would say it: the score's or the problem's members, and the file."""
+        """Return the members of the score or of the problem, and the file."""
         if isinstance(self.outcome, Score):
             return {"file": self.file, **self.outcome.document}
         return {"file": self.file, "problem": _problem(self.outcome)}
 
     def row(self) -> dict[str, Any]:
-        """Return it flat, one value a column."""
+        """Return the values of the columns of a CSV file."""
         flat = {name: value for name, value in self.document().items() if name in COLUMNS and name != "problem"}
         if isinstance(self.outcome, ServiceError):
-            flat |= {"problem": _problem(self.outcome)["type"], "detail": str(self.outcome)}
+            flat |= {"problem": _problem(self.outcome)["type"], "detail": in_one_line(self.outcome)}
         return {"verdict": self.verdict, **flat}
 
 
 class Writer(Protocol):
-    """Takes results one by one."""
+    """Writes results to a stream."""
 
     def add(self, result: Result) -> None:
-        """Take the next result."""
+        """Add a result."""
 
     def close(self) -> None:
-        """Write what has not been written yet."""
+        """Write the rest of the output."""
 
 
 class JsonLines:
-    """One JSON document a line, as each result comes."""
+    """Writes each result at once, as one JSON document per line."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -67,18 +73,18 @@ class JsonLines:
         self._stream.flush()
 
     def close(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: every result is written already."""
 
 
 class Json:
-    """One JSON list at the end."""
+    """Writes one JSON list at the end."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._documents: list[dict[str, Any]] = []
 
     def add(self, result: Result) -> None:
-        """Keep the result for the list."""
+        """Add a result to the list."""
         self._documents.append(result.document())
 
     def close(self) -> None:
@@ -88,7 +94,7 @@ class Json:
 
 
 class Csv:
-    """Comma-separated values with a head line, as each result comes."""
+    """Writes each result at once, as a line of comma-separated values below a header."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -102,18 +108,18 @@ class Csv:
         self._stream.flush()
 
     def close(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: every result is written already."""
 
 
 class Table:
-    """A table with colours at the end, and a line that counts."""
+    """Writes a coloured table and a line with the counts at the end."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._results: list[Result] = []
 
     def add(self, result: Result) -> None:
-        """Keep the result for the table."""
+        """Add a result to the table."""
         self._results.append(result)
 
     def close(self) -> None:
@@ -137,7 +143,7 @@ class Table:
 
 
 class Lines:
-    """A line for people, as each result comes: the table of a run that does not end."""
+    """Writes each result at once, as a line for people."""
 
     def __init__(self, stream: TextIO) -> None:
         self._console = console_of(stream)
@@ -152,7 +158,7 @@ class Lines:
         self._console.print(Text.assemble(verdict, "  ", printable(result.file), "  ", words), soft_wrap=True)
 
     def close(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: every result is written already."""
 
 
 WRITERS: dict[Format, Callable[[TextIO], Writer]] = {"table": Table, "json": Json, "jsonl": JsonLines, "csv": Csv}
@@ -162,19 +168,19 @@ _STYLES = {"normal": "green", "anomalous": "bold red", "not scored": "yellow"}
 
 
 def console_of(stream: TextIO) -> Any:
-    """Return a rich console that writes to a stream; where that is no terminal, lines are as long as they must be."""
+    """Return a rich console for a stream. Without a terminal its lines may have 240 characters."""
     from rich.console import Console
 
     return Console(file=stream, highlight=False, markup=False, width=None if stream.isatty() else 240)
 
 
 def printable(text: str) -> str:
-    """Escape what is no character to see: a file's name must not command the terminal."""
+    """Escape the characters that are not printable, so that a file name cannot control the terminal."""
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def _no_formula(value: Any) -> Any:
-    """Quote what a spreadsheet would run: a file's name may begin as a formula does. `-` alone is none."""
+    """Quote a text that a spreadsheet would evaluate as a formula. `-` alone is not a formula."""
     return f"'{value}" if isinstance(value, str) and re.match(r"[=+\-@\t\r].", value, re.DOTALL) else value
 
 
@@ -186,7 +192,7 @@ def _cells(outcome: Score | ServiceError) -> list[Any]:
     from rich.text import Text
 
     if isinstance(outcome, ServiceError):
-        return [*(Text("") for _ in range(4)), Text(printable(str(outcome)))]
+        return [*(Text("") for _ in range(4)), Text(printable(in_one_line(outcome)))]
     numbers = (f"{outcome.mse:.4g}", f"{outcome.threshold:.4g}", f"{outcome.p_value:.3g}")
     model, reason = f"{outcome.model}@{outcome.version}", (outcome.reason or "").replace("_", " ")
     return [Text(printable(cell)) for cell in (*numbers, model, reason)]
@@ -203,4 +209,4 @@ def _problem(error: ServiceError) -> dict[str, Any]:
     if isinstance(error, Problem):
         document = {"type": error.type, "title": error.title, "status": error.status}
         return {**document, **{name: text for name in ("detail", "hint") if (text := getattr(error, name))}}
-    return {"type": f"client:{type(error).__name__}", "title": str(error)}
+    return {"type": f"client:{type(error).__name__}", "title": str(error)}  # the service never saw the image

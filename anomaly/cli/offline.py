@@ -1,7 +1,7 @@
-"""Scores without a service, by the service's own code: its decoding, its loader, its model, its calibration.
+"""Score offline with the code of the service.
 
-Images go through the model one at a time, as a service gets them that is asked by one caller: a micro-batch of
-several may move a score by a few millionths of itself.
+Images are scored one at a time, as a service does for a single client: in a micro-batch of several images, rounding may
+change a score by a few millionths.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from urllib.parse import urlencode
 import numpy as np
 
 from anomaly import Score, ServiceError
-from anomaly.cli.files import Source
 from anomaly.cli.formats import Result
-from anomaly.cli.scorers import Verdict
+from anomaly.cli.scoring import Verdict
+from anomaly.cli.sources import Source
 from anomaly.client.errors import problem
+from anomaly.client.images import read
 from anomaly.client.replies import score_of
-from anomaly.client.wire import read
 from app import problems
 from app.http.queries import parse_query
 from app.http.schemas import ScoreQuery
@@ -33,20 +33,20 @@ from app.settings import SettingsError, from_environment
 
 
 class OfflineError(ServiceError):
-    """What would keep a service from starting here keeps this from scoring: settings, device, a damaged version."""
+    """The settings, the device or the version does not allow scoring; a service would not start either."""
 
 
 class Offline:
-    """One model version on this machine.
+    """Scores with a model version on this machine.
 
-    What the command line does not say is as in a service that is started here: ANOMALY_DEFAULT_MODEL, ANOMALY_DEVICE.
+    ANOMALY_DEFAULT_MODEL and ANOMALY_DEVICE have the same effect as for a service.
 
     Args:
-        model_store: the folder of model versions.
-        verdict: which version, and how to judge.
+        model_store: folder of the model versions.
+        verdict: parameters of the verdicts.
 
     Raises:
-        ServiceError: there is no such version, it is refused, or the calibration does not support alpha.
+        ServiceError: the version does not exist, is rejected, or its calibration does not support `alpha`.
     """
 
     def __init__(self, model_store: Path, verdict: Verdict) -> None:
@@ -62,7 +62,7 @@ class Offline:
         self._fit, self._fit_pixels = verdict.fit, settings.fit_max_pixels
 
     def results(self, sources: Iterable[Source]) -> Iterator[Result]:
-        """Yield the result of each source, in order."""
+        """Yield the result of each image, in order."""
         for source in sources:
             try:
                 yield Result(source.name, self.score(read(source.image)))
@@ -72,13 +72,13 @@ class Offline:
                 yield Result(source.name, error)
 
     def close(self) -> None:
-        """Hold nothing open: there is nothing to close."""
+        """Do nothing: there are no connections."""
 
     def score(self, content: bytes) -> Score:
         """Score one PNG.
 
         Raises:
-            Problem: of `app.problems`, as the service would answer it.
+            app.problems.Problem: the service would reject the image too.
         """
         fitted = fit.fit(content, self._fit_pixels) if self._fit == "mnist" else None
         pixels = png.decode(content) if fitted is None else fitted.pixels
@@ -86,14 +86,14 @@ class Offline:
         found = self._detector.detect(np.frombuffer(bytearray(pixels), np.uint8).reshape(shape))
         mse, code = float(found.mse[0]), int(found.reason[0])
         if not math.isfinite(mse):
-            raise problems.InternalError("the model gave a score that is not a number")
+            raise problems.InternalError("the score is not a finite number")
         [verdict] = self._rule.verdicts([mse], [(None, *self._rule.manifest.reasons)[code]])
         how = None if fitted is None else Fitted(inverted=fitted.inverted, crop=fitted.crop)
         return score_of(self._rule.document(verdict, id=None, fitted=how))
 
 
 def _query(verdict: Verdict) -> ScoreQuery:
-    """Read what was asked for as the service reads it, so that it is refused in the same words."""
+    """Validate the parameters as the service does."""
     asked = {"model": verdict.model, "alpha": verdict.alpha, "fit": verdict.fit}
     text = urlencode({name: value for name, value in asked.items() if value is not None})
     try:

@@ -1,1 +1,1 @@
-"""Sends requests to the service: the synchronous and the asynchronous client."""
+"""The synchronous and the asynchronous client of the service."""

@@ -1,41 +1,44 @@
-"""The client for `async` code: the methods of `Client` as coroutines."""
+"""The client for asyncio: the methods of `Client` as coroutines."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Sized
+from collections.abc import AsyncGenerator, Iterable
 from types import TracebackType
-from typing import Any
 
 import httpx
 
-from anomaly.client import wire
-from anomaly.client.errors import OF_ONE_IMAGE, ServiceError
-from anomaly.client.replies import Model, Score
+from anomaly.client import images as forms
+from anomaly.client import parallel, wire
+from anomaly.client.errors import ConnectionFailed, Problem, ServiceError
+from anomaly.client.images import Array, Image
+from anomaly.client.replies import Calibration, Model, Readiness, Score
 from anomaly.client.retry import Retry
 
 
 class AsyncClient:
-    """Asks one service. Use it in an `async with` statement, or await `aclose`.
+    """A client of one service. Use it in an `async with` statement, or await `aclose`.
 
     Args:
-        url: of the service, with the gateway's path prefix if there is one: `https://host/anomaly`.
-        api_key: sent as X-API-Key.
-        timeout: seconds that the service may be silent.
-        retry: when to ask again; `NO_RETRY` for never.
+        url: address of the service, with the gateway's path prefix if there is one: `https://host/anomaly`.
+            Default: `ANOMALY_URL`, else `http://127.0.0.1:8000`.
+        api_key: API key, sent as `X-API-Key`. Default: the key of `ANOMALY_KEY_FILE` or `ANOMALY_KEY` if `url` is
+            not given either, else none.
+        timeout: seconds after which a silent service is a timeout.
+        retry: when to repeat a request; `NO_RETRY` for never.
 
     Raises:
-        ValueError: the URL or the key cannot be one.
+        ValueError: the address, the key, or a variable of the environment is not valid.
     """
 
     def __init__(
-        self, url: str, *, api_key: str | None = None, timeout: float = 10.0, retry: Retry | None = None
+        self, url: str | None = None, *, api_key: str | None = None, timeout: float = 10.0, retry: Retry | None = None
     ) -> None:
         self._http = httpx.AsyncClient(**wire.options(url, api_key, timeout))
         self._retry = retry or Retry()
+        self._connected = False
         self._free = asyncio.Semaphore(wire.CONNECTIONS)
         self._abandoned: set[asyncio.Task[httpx.Response]] = set()
 
@@ -48,7 +51,7 @@ class AsyncClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections. Requests whose callers were cancelled end here."""
+        """Close the connections, and cancel the requests whose callers were cancelled."""
         for task in self._abandoned:
             task.cancel()
         try:
@@ -57,105 +60,100 @@ class AsyncClient:
             await self._http.aclose()
 
     async def score(
-        self,
-        image: wire.Image,
-        *,
-        model: str | None = None,
-        alpha: float | None = None,
-        fit: wire.Fit = "strict",
+        self, image: Image, *, model: str | None = None, alpha: float | None = None, fit: wire.Fit = "strict"
     ) -> Score:
         """Score one image; see `Client.score`."""
-        png = image if isinstance(image, bytes) else await asyncio.to_thread(wire.read, image)
-        return wire.score_reply(await self._ask(wire.score_request(png, model, alpha, fit)))
+        png = image if isinstance(image, bytes) else await asyncio.to_thread(forms.read, image)
+        return wire.score_reply(await self._request(wire.score_request(png, model, alpha, fit)))
 
-    async def score_many(
+    def score_many(
         self,
-        images: Iterable[wire.Image],
+        images: Iterable[Image],
         *,
         model: str | None = None,
         alpha: float | None = None,
         fit: wire.Fit = "strict",
         concurrency: int = 8,
-        on_progress: Callable[[int, int | None], None] | None = None,
+        on_progress: parallel.Progress | None = None,
     ) -> AsyncGenerator[Score | ServiceError, None]:
-        """Score images, several at a time, in order; see `Client.score_many`.
+        """Score images concurrently, in order; see `Client.score_many`.
 
-        A generator of images that blocks holds up the event loop: requests get on between two images only.
+        A generator of images that blocks also blocks the event loop.
         """
-        if concurrency < 1:
-            raise ValueError("concurrency must be at least 1")
-        total = len(images) if isinstance(images, Sized) else None
-        slots = asyncio.Semaphore(concurrency)
-        waiting: deque[asyncio.Task[Score | ServiceError]] = deque()
-        done = itertools.count(1)
 
-        async def one(image: wire.Image) -> Score | ServiceError:
-            async with slots:
-                try:
-                    return await self.score(image, model=model, alpha=alpha, fit=fit)
-                except OF_ONE_IMAGE as error:
-                    return error
+        async def call(image: Image) -> Score:
+            return await self.score(image, model=model, alpha=alpha, fit=fit)
 
-        async def first() -> Score | ServiceError:
-            result = await waiting[0]
-            waiting.popleft()
-            if on_progress is not None:
-                on_progress(next(done), total)
-            return result
+        return parallel.with_tasks(call, images, concurrency, on_progress)
 
-        broken: list[Exception] = []
-        try:
-            for image in wire.until_broken(images, broken):
-                waiting.append(asyncio.create_task(one(image)))
-                await asyncio.sleep(0)
-                while waiting and (waiting[0].done() or len(waiting) >= 2 * concurrency):
-                    yield await first()
-            while waiting:
-                yield await first()
-            if broken:
-                raise broken[0]
-        finally:
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
+    async def score_array(
+        self, images: Array, *, model: str | None = None, alpha: float | None = None
+    ) -> list[Score | Problem]:
+        """Score an array of images with batch requests; see `Client.score_array`."""
+        results: list[Score | Problem] = []
+        for request in wire.batch_requests(images, model, alpha):
+            results += wire.batch_reply(await self._request(request))
+        return results
 
     async def reconstruction(self, score: Score | str, *, view: wire.View = "reconstruction", scale: int = 1) -> bytes:
-        """Fetch what the model made of an image, as a PNG; see `Client.reconstruction`."""
-        return wire.picture_reply(await self._ask(wire.reconstruction_request(score, view, scale)))
+        """Return a picture of a score as a PNG; see `Client.reconstruction`."""
+        return wire.picture_reply(await self._request(wire.reconstruction_request(score, view, scale)))
 
     async def models(self) -> tuple[Model, ...]:
-        """List what the service serves; see `Client.models`."""
-        return wire.models_reply(await self._ask(wire.MODELS_REQUEST))
+        """Return the models of the service."""
+        return wire.models_reply(await self._request(wire.MODELS_REQUEST))
 
-    async def _ask(self, request: dict[str, Any]) -> httpx.Response:
+    async def model_card(self, model: str | None = None) -> str:
+        """Return the model card of a version, as Markdown; see `Client.model_card`."""
+        return (await self._request(wire.model_card_request(*await self._version(model)))).text
+
+    async def calibration(self, model: str | None = None) -> Calibration:
+        """Return the calibration of a version; see `Client.calibration`."""
+        return wire.calibration_reply(await self._request(wire.calibration_request(*await self._version(model))))
+
+    async def ready(self) -> Readiness:
+        """Return whether the service can score; see `Client.ready`."""
+        return wire.readiness_reply(await self._send(wire.READY_REQUEST))
+
+    async def _version(self, model: str | None) -> tuple[str, str]:
+        name = next((each.name for each in await self.models() if each.is_default), "") if model is None else model
+        name, _, version = name.partition("@")
+        return name, version or wire.version_reply(await self._request(wire.manifest_request(name)))
+
+    async def _request(self, request: wire.Request) -> httpx.Response:
         started = time.monotonic()
         for attempt in itertools.count():
             try:
-                return await self._once(request)
+                return wire.check(await self._send(request))
             except ServiceError as error:
+                if isinstance(error, ConnectionFailed) and not self._connected:
+                    raise
                 wait = self._retry.wait(error, attempt, time.monotonic() - started)
                 if wait is None:
                     raise
             await asyncio.sleep(wait)
         raise AssertionError("unreachable")
 
-    async def _once(self, request: dict[str, Any]) -> httpx.Response:
+    async def _send(self, request: wire.Request) -> httpx.Response:
         await self._free.acquire()
         task = asyncio.create_task(self._http.request(**request))
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._on_request_done)
         try:
-            # A cancellation that reaches httpx's pool may cost it a connection for ever, so none does.
+            # A cancellation inside httpx's pool can leak a connection, so the request itself is not cancelled.
             response = await asyncio.shield(task)
         except httpx.HTTPError as error:
-            raise wire.transport_error(error, self._http.base_url) from error
+            found = wire.transport_error(error, self._http.base_url)
+            self._connected |= not isinstance(found, ConnectionFailed)
+            raise found from error
         except asyncio.CancelledError:
             if not task.done():
                 self._abandoned.add(task)
             raise
-        return wire.check(response)
+        self._connected = True
+        return response
 
-    def _ended(self, task: asyncio.Task[httpx.Response]) -> None:
+    def _on_request_done(self, task: asyncio.Task[httpx.Response]) -> None:
         self._free.release()
         self._abandoned.discard(task)
         if not task.cancelled():
-            task.exception()  # asyncio complains of one that nobody asked for
+            task.exception()  # asyncio logs an exception that nothing has retrieved

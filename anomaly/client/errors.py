@@ -1,11 +1,12 @@
-"""Every way a call can fail. The classes under `Problem` mirror the service's own problems, by name and by tree.
+"""The exceptions of the client. The classes under `Problem` have the names and the tree of the service's problems.
 
     ServiceError
-    ├── UnreadableImage              the image's file cannot be read here
-    ├── Unreachable                  no connection, or it broke
+    ├── UnreadableImage              the image cannot be read on this machine
+    ├── Unreachable                  the connection failed or broke
+    │   └── ConnectionFailed         no connection could be opened
     ├── TimedOut                     no reply in time
-    ├── UnexpectedReply              something answers there, but not this service
-    └── Problem                      the service said no (RFC 9457): status, type, title, detail, hint, request_id
+    ├── UnexpectedReply              the reply did not come from this service
+    └── Problem                      rejected by the service (RFC 9457): status, type, title, detail, hint, request_id
         ├── MalformedRequest    400  EmptyBody, MalformedMultipart, MissingFile, TooManyFiles, MalformedArray
         ├── Unauthorized        401
         ├── NotFound            404  ModelNotFound, ReconstructionNotFound
@@ -26,8 +27,8 @@
         ├── Overloaded          503
         └── DeadlineExceeded    504
 
-A problem of a type that this client does not know yet becomes the class of its status: code that catches
-`InvalidImage` goes on working when the service learns to refuse images for one more reason.
+A problem type that this version of the client does not know becomes the class of its status. Code that catches
+`InvalidImage` therefore also catches the types that a newer service adds.
 """
 
 from __future__ import annotations
@@ -38,36 +39,43 @@ from typing import Any
 
 
 class ServiceError(Exception):
-    """The service gave no result."""
+    """Base class: the call returned no result."""
 
 
 class UnreadableImage(ServiceError):
-    """The image's file cannot be read on this machine; nothing was sent."""
+    """The image cannot be read on this machine; nothing was sent."""
 
 
 class Unreachable(ServiceError):
-    """There is no connection: nobody listens, the name is unknown, or the connection broke."""
+    """The connection failed or broke."""
+
+
+class ConnectionFailed(Unreachable):
+    """No connection could be opened: nothing listens at the address, or its name is unknown.
+
+    A client that has never reached the service raises this at once; one that has reached it before retries.
+    """
 
 
 class TimedOut(ServiceError):
-    """The connection stands, but no reply came in time."""
+    """The service did not reply in time."""
 
 
 class UnexpectedReply(ServiceError):
-    """Something answers at this address, but not as this service does."""
+    """The reply did not come from this service."""
 
 
 class Problem(ServiceError):
-    """The service refused, and said why.
+    """The service rejected the request, and returned the reason.
 
     Attributes:
-        status: the HTTP status.
-        type: `/problems/...`, stable: what programs branch on.
-        title: what kind of problem it is, in words.
+        status: HTTP status.
+        type: `/problems/...`; never changes its meaning, so programs can branch on it.
+        title: kind of the problem.
         detail: what is wrong with this request; may be empty.
-        hint: how to mend it; may be empty.
-        request_id: names the request in the service's log, or None.
-        retry_after: seconds that the service asks to wait, or None.
+        hint: how to correct the request; may be empty.
+        request_id: id of the request in the service's log, or None.
+        retry_after: seconds to wait before the next attempt, or None.
     """
 
     def __init__(self, status: int, document: Mapping[str, Any], retry_after: float | None = None) -> None:
@@ -82,7 +90,7 @@ class Problem(ServiceError):
         super().__init__(f"{self.title}: {self.detail}" if self.detail else self.title)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # An exception is otherwise made again from its words alone, which fails where it is copied or pickled.
+        # By default copy and pickle call the class with the message alone, which is not its signature.
         return type(self), (self.status, self._document, self.retry_after), self.__dict__
 
 
@@ -103,7 +111,7 @@ class MissingFile(MalformedRequest):
 
 
 class TooManyFiles(MalformedRequest):
-    """The form has more images than the route takes."""
+    """The form has more images than the route accepts."""
 
 
 class MalformedArray(MalformedRequest):
@@ -111,11 +119,11 @@ class MalformedArray(MalformedRequest):
 
 
 class Unauthorized(Problem):
-    """No API key, or one that is not known."""
+    """The API key is missing or unknown."""
 
 
 class NotFound(Problem):
-    """Nothing answers at this path."""
+    """The path does not exist."""
 
 
 class ModelNotFound(NotFound):
@@ -123,11 +131,11 @@ class ModelNotFound(NotFound):
 
 
 class ReconstructionNotFound(NotFound):
-    """The id was never given out, or its time is over."""
+    """The id is unknown or has expired."""
 
 
 class MethodNotAllowed(Problem):
-    """The path exists, the method does not."""
+    """The path does not support the method."""
 
 
 class NotAcceptable(Problem):
@@ -139,11 +147,11 @@ class BodyTimeout(Problem):
 
 
 class BodyTooLarge(Problem):
-    """The body is above the limit of its route."""
+    """The body is larger than the limit of its route."""
 
 
 class UnsupportedMediaType(Problem):
-    """The content type is none that the route reads."""
+    """The route does not read this content type."""
 
 
 class UnsupportedEncoding(UnsupportedMediaType):
@@ -151,23 +159,23 @@ class UnsupportedEncoding(UnsupportedMediaType):
 
 
 class InvalidImage(Problem):
-    """The body is not an image that the model can score."""
+    """The model cannot score this image."""
 
 
 class NotAPng(InvalidImage):
-    """The bytes do not begin as a PNG does."""
+    """The file is not a PNG."""
 
 
 class TruncatedPng(InvalidImage):
-    """The PNG ends before its end."""
+    """The PNG is incomplete."""
 
 
 class CorruptPng(InvalidImage):
-    """The PNG contradicts itself."""
+    """The PNG is corrupt."""
 
 
 class AnimatedPng(InvalidImage):
-    """The PNG holds several frames."""
+    """The PNG has several frames."""
 
 
 class WrongSize(InvalidImage):
@@ -175,7 +183,7 @@ class WrongSize(InvalidImage):
 
 
 class ImageTooLarge(InvalidImage):
-    """The header declares more pixels than the service will decode."""
+    """The image has more pixels than the service decodes."""
 
 
 class NotGrey(InvalidImage):
@@ -191,27 +199,27 @@ class Transparent(InvalidImage):
 
 
 class BlankImage(InvalidImage):
-    """There is nothing on the image that `fit=mnist` could crop to."""
+    """`fit=mnist` found no strokes on the image."""
 
 
 class AmbiguousImage(InvalidImage):
-    """What is stroke and what is background cannot be told."""
+    """Strokes and background cannot be told apart."""
 
 
 class WrongArray(InvalidImage):
-    """The array has another type or shape than the model's input."""
+    """The array does not have the type and shape of the model's input."""
 
 
 class InvalidParameter(Problem):
-    """A query parameter has a value that means nothing."""
+    """A query parameter is not valid."""
 
 
 class UnsupportedAlpha(InvalidParameter):
-    """The calibration is too small for the false-alarm rate that was asked for."""
+    """The calibration is too small for the requested false-positive rate."""
 
 
 class RateLimited(Problem):
-    """A gateway before the service lets no more requests of this caller through for now."""
+    """A gateway limits the rate of requests of this client."""
 
 
 class InternalError(Problem):
@@ -219,23 +227,23 @@ class InternalError(Problem):
 
 
 class BadGateway(Problem):
-    """A gateway before the service got no whole answer, from any replica that it asked."""
+    """A gateway got no complete reply from any replica."""
 
 
 class ModelUnavailable(Problem):
-    """The model or version is not loaded: it was refused, or is on its way."""
+    """The model or version is not loaded: it was rejected or is still loading."""
 
 
 class StoreUnavailable(Problem):
-    """The store of reconstructions does not answer; scores go on without ids."""
+    """The reconstruction store is not available; scores have no ids."""
 
 
 class Overloaded(Problem):
-    """Too much is waiting at the service; or, by a gateway, no replica is ready."""
+    """The service is overloaded; from a gateway: no replica is ready."""
 
 
 class DeadlineExceeded(Problem):
-    """The service had no result in time."""
+    """The score was not ready within the deadline of the service."""
 
 
 _OF_STATUS: dict[int, type[Problem]] = {
@@ -255,11 +263,11 @@ _OF_STATUS: dict[int, type[Problem]] = {
 }
 
 OF_ONE_IMAGE = (UnreadableImage, MalformedRequest, BodyTooLarge, UnsupportedMediaType, InvalidImage, InternalError)
-"""What befalls one image and says nothing of the next."""
+"""Errors that concern one image only: `score_many` yields them instead of raising them."""
 
 
 def problem(status: int, document: Mapping[str, Any], retry_after: float | None = None) -> Problem:
-    """Make the exception that a problem document describes."""
+    """Return the exception for a problem document."""
     name = str(document.get("type", "")).rpartition("/")[2]
     kind = _OF_TYPE.get(name) or _OF_STATUS.get(status, Problem)
     return kind(status, document, retry_after)

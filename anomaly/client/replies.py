@@ -1,4 +1,4 @@
-"""What the service answers, as frozen objects. Unknown members are kept in `document`, so a newer service works."""
+"""The service's replies as frozen objects. `document` keeps members that this version of the client does not know."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from anomaly.client.errors import Problem, problem
+
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """What `fit="mnist"` did to an image before it was scored.
+    """The changes that `fit="mnist"` made to an image before it was scored.
 
     Attributes:
-        inverted: the image was dark on bright, and was turned round.
-        crop: left, top, right, bottom of the strokes in the image that was sent, in pixels, right and bottom outside.
+        inverted: whether dark strokes on a bright background were inverted.
+        crop: left, top, right and bottom of the strokes in the image that was sent, in pixels; right and bottom are
+            exclusive.
     """
 
     inverted: bool
@@ -25,16 +28,17 @@ class Score:
     """The verdict on one image.
 
     Attributes:
-        id: names the kept reconstruction; None when the service could not keep it.
-        model, version: what scored.
+        id: id of the stored reconstruction; None if it was not stored.
+        model: name of the model.
+        version: version of the model.
         mse: mean squared reconstruction error, in the model's standardised space.
-        threshold: anomalous means strictly above this.
-        alpha: the wanted false-alarm rate behind the threshold.
-        p_value: (1 + calibration scores at least as high) / (n + 1).
+        threshold: an `mse` strictly above it is anomalous.
+        alpha: false-positive rate that the threshold was calibrated for.
+        p_value: (1 + number of calibration scores >= `mse`) / (n + 1).
         is_anomaly: the verdict.
-        reason: the guard that decided, when one did: `empty`, for example.
-        fitted: with `fit="mnist"`, what was done to the image; else None.
-        document: the reply as it came, members that this client does not know included.
+        reason: guard that decided the verdict, `empty` for example; None if the threshold decided.
+        fitted: the changes that `fit="mnist"` made; None without it.
+        document: the whole reply.
     """
 
     id: str | None
@@ -55,14 +59,15 @@ class Model:
     """One model of the service.
 
     Attributes:
-        name: as requests name it.
-        current: the version that answers; None when none could be loaded.
-        versions: all that are in the model store.
-        is_default: whether it answers when a request names no model.
-        normal_class: what it learned, in words.
-        threshold, alpha: of the current version.
-        problem: why the version that should answer does not, or None.
-        document: the entry as it came.
+        name: name in requests.
+        current: version that the service uses; None if none could be loaded.
+        versions: all versions in the model store.
+        is_default: whether requests that name no model use it.
+        normal_class: description of the normal class.
+        threshold: threshold of the current version.
+        alpha: false-positive rate of the current version.
+        problem: why the service does not use the version that the model store marks as current; None if it does.
+        document: the whole entry.
     """
 
     name: str
@@ -76,33 +81,145 @@ class Model:
     document: Mapping[str, Any] = field(repr=False, compare=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The calibration of a model version.
+
+    Attributes:
+        model: name of the model.
+        version: version of the model.
+        normal_class: description of the normal class.
+        n: number of normal images in the calibration.
+        alpha: false-positive rate of the version.
+        threshold: threshold of the version.
+        edges: edges of the histogram's bins.
+        counts: number of calibration scores per bin.
+        operating_points: pairs of a false-positive rate and its threshold, by ascending rate.
+        document: the whole reply.
+    """
+
+    model: str
+    version: int
+    normal_class: str
+    n: int
+    alpha: float
+    threshold: float
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    operating_points: tuple[tuple[float, float], ...]
+    document: Mapping[str, Any] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether the service can score; true in a condition if it can.
+
+    Attributes:
+        ready: whether it can score.
+        problems: what is missing.
+        document: the whole reply.
+    """
+
+    ready: bool
+    problems: tuple[str, ...]
+    document: Mapping[str, Any] = field(repr=False, compare=False)
+
+    def __bool__(self) -> bool:
+        return self.ready
+
+
+# Each function below raises KeyError, TypeError or ValueError if the document is not the reply that it reads.
+
+
 def score_of(document: Mapping[str, Any]) -> Score:
-    """Read a score. KeyError, TypeError, ValueError: it is not one."""
+    """Read a score."""
     return Score(
-        id=_words(document["id"]),
+        id=_text(document["id"]),
         model=str(document["model"]),
         version=int(document["version"]),
         mse=float(document["mse"]),
         threshold=float(document["threshold"]),
         alpha=float(document["alpha"]),
         p_value=float(document["p_value"]),
-        is_anomaly=_truth(document["is_anomaly"]),
-        reason=_words(document["reason"]),
+        is_anomaly=_bool(document["is_anomaly"]),
+        reason=_text(document["reason"]),
         fitted=_fitted_of(document.get("fitted")),
         document=document,
     )
 
 
-def _truth(value: object) -> bool:
-    # "false" would be true.
+def batch_of(document: Mapping[str, Any]) -> list[Score | Problem]:
+    """Read the reply to a batch request: one score or problem per image, in the order of the request."""
+    shared = {"id": None, "reconstruction": None}
+    shared |= {name: document[name] for name in ("model", "version", "threshold", "alpha")}
+    results: list[Score | Problem] = []
+    for place, item in enumerate(document["items"]):
+        if item["index"] != place:
+            raise ValueError("an image is missing")
+        if (refusal := item.get("problem")) is not None:
+            results.append(problem(int(refusal["status"]), refusal))
+        else:
+            results.append(score_of({**shared, **{name: value for name, value in item.items() if name != "index"}}))
+    return results
+
+
+def models_of(document: Mapping[str, Any]) -> tuple[Model, ...]:
+    """Read the list of models."""
+    return tuple(
+        Model(
+            name=str(entry["name"]),
+            current=entry["current"],
+            versions=tuple(entry["versions"]),
+            is_default=_bool(entry["is_default"]),
+            normal_class=_text(entry["normal_class"]),
+            threshold=entry["threshold"],
+            alpha=entry["alpha"],
+            problem=_text(entry["problem"]),
+            document=entry,
+        )
+        for entry in document["models"]
+    )
+
+
+def version_of(document: Mapping[str, Any]) -> str:
+    """Read the version of a manifest."""
+    return str(int(document["version"]))
+
+
+def calibration_of(document: Mapping[str, Any]) -> Calibration:
+    """Read the calibration of a version."""
+    histogram = document["histogram"]
+    return Calibration(
+        model=str(document["model"]),
+        version=int(document["version"]),
+        normal_class=str(document["normal_class"]),
+        n=int(document["n"]),
+        alpha=float(document["alpha"]),
+        threshold=float(document["threshold"]),
+        edges=tuple(float(edge) for edge in histogram["edges"]),
+        counts=tuple(int(count) for count in histogram["counts"]),
+        operating_points=tuple(
+            (float(point["alpha"]), float(point["threshold"])) for point in document["operating_points"]
+        ),
+        document=document,
+    )
+
+
+def readiness_of(document: Mapping[str, Any]) -> Readiness:
+    """Read the readiness report."""
+    return Readiness(_bool(document["ready"]), tuple(str(each) for each in document["problems"]), document)
+
+
+def _bool(value: object) -> bool:
+    # bool("false") is true.
     if not isinstance(value, bool):
-        raise TypeError(f"neither true nor false: {value!r}")
+        raise TypeError(f"not a boolean: {value!r}")
     return value
 
 
-def _words(value: object) -> str | None:
+def _text(value: object) -> str | None:
     if not isinstance(value, str | None):
-        raise TypeError(f"no text: {value!r}")
+        raise TypeError(f"not a text: {value!r}")
     return value
 
 
@@ -110,22 +227,4 @@ def _fitted_of(document: Mapping[str, Any] | None) -> Fitted | None:
     if document is None:
         return None
     left, top, right, bottom = document["crop"]
-    return Fitted(_truth(document["inverted"]), (int(left), int(top), int(right), int(bottom)))
-
-
-def models_of(document: Mapping[str, Any]) -> tuple[Model, ...]:
-    """Read the list of models. KeyError, TypeError, ValueError: it is not one."""
-    return tuple(
-        Model(
-            name=str(entry["name"]),
-            current=entry["current"],
-            versions=tuple(entry["versions"]),
-            is_default=_truth(entry["is_default"]),
-            normal_class=_words(entry["normal_class"]),
-            threshold=entry["threshold"],
-            alpha=entry["alpha"],
-            problem=_words(entry["problem"]),
-            document=entry,
-        )
-        for entry in document["models"]
-    )
+    return Fitted(_bool(document["inverted"]), (int(left), int(top), int(right), int(bottom)))

@@ -1,4 +1,4 @@
-"""When to ask again, and how long to wait before. Knows: errors, waiting. Does not know: HTTP libraries, threads."""
+"""Decide whether to repeat a request, and after how many seconds."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ from dataclasses import dataclass
 
 from anomaly.client.errors import Problem, ServiceError, Unreachable
 
-_PASSING = frozenset((408, 429, 502, 503, 504))
-"""Statuses that may be gone in a moment. Scoring an image twice changes nothing, so every route may be repeated."""
+_TRANSIENT = frozenset((408, 429, 502, 503, 504))
+"""Statuses to retry. Scoring an image twice has no side effect but a second id, so every request may be repeated."""
 
 
 @dataclass(frozen=True)
 class Retry:
-    """Exponential back-off with full jitter, within a budget of time.
+    """Exponential backoff with full jitter, within a time budget.
 
-    The wait before attempt n + 1 is drawn from 0 to `first` x 2^n seconds, at most `ceiling`: callers that were
-    refused together do not come back together. Where the service names a time (Retry-After), it is kept, and the
-    jitter comes on top. A time-out is not retried: the service has a deadline of its own and says so when it is busy,
-    so silence is not cured by more load.
+    The wait before attempt n + 1 is drawn from 0 to `first` * 2^n seconds, but at most `ceiling`. The jitter spreads
+    clients that were rejected at the same time. `Retry-After` is added to the wait. A timeout is not retried: the
+    service has a deadline of its own and returns 504, so a repeated request would only add load.
 
     Attributes:
-        patience: seconds from the first attempt after which none is begun.
+        patience: time budget in seconds; no attempt begins later than this after the first one.
         first: upper bound of the first wait, in seconds.
-        ceiling: upper bound of every wait that the service does not name, in seconds.
+        ceiling: upper bound of every wait without `Retry-After`, in seconds.
     """
 
     patience: float = 30.0
@@ -34,15 +33,15 @@ class Retry:
     def wait(
         self, error: ServiceError, attempt: int, elapsed: float, uniform: Callable[[float, float], float] | None = None
     ) -> float | None:
-        """Return the seconds to wait before the next attempt, or None when the error should be raised.
+        """Return the seconds to wait before the next attempt, or None if the error is final.
 
         Args:
-            error: how the attempt failed.
-            attempt: its number, from 0.
+            error: error of the last attempt.
+            attempt: number of that attempt, from 0.
             elapsed: seconds since the first attempt began.
-            uniform: draws a number between two others; `random.uniform` unless told.
+            uniform: function that draws a number between two others. Default: `random.uniform`.
         """
-        if not _passes(error):
+        if not _is_transient(error):
             return None
         jitter = (uniform or random.uniform)(0.0, min(self.ceiling, self.first * 2.0 ** min(attempt, 60)))
         wait = jitter + ((error.retry_after or 0.0) if isinstance(error, Problem) else 0.0)
@@ -50,8 +49,8 @@ class Retry:
 
 
 NO_RETRY = Retry(patience=-1.0)
-"""Ask once."""
+"""One attempt."""
 
 
-def _passes(error: ServiceError) -> bool:
-    return isinstance(error, Unreachable) or (isinstance(error, Problem) and error.status in _PASSING)
+def _is_transient(error: ServiceError) -> bool:
+    return isinstance(error, Unreachable) or (isinstance(error, Problem) and error.status in _TRANSIENT)

@@ -1,43 +1,45 @@
-"""The client that blocks. Safe to share between threads."""
+"""The blocking client. Threads may share it."""
 
 from __future__ import annotations
 
 import itertools
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sized
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterable
 from types import TracebackType
-from typing import Any
 
 import httpx
 
-from anomaly.client import wire
-from anomaly.client.errors import OF_ONE_IMAGE, ServiceError
-from anomaly.client.replies import Model, Score
+from anomaly.client import images as forms
+from anomaly.client import parallel, wire
+from anomaly.client.errors import ConnectionFailed, Problem, ServiceError
+from anomaly.client.images import Array, Image
+from anomaly.client.replies import Calibration, Model, Readiness, Score
 from anomaly.client.retry import Retry
 
 
 class Client:
-    """Asks one service. Use it in a `with` statement, or call `close`.
+    """A client of one service. Use it in a `with` statement, or call `close`.
 
     Args:
-        url: of the service, with the gateway's path prefix if there is one: `https://host/anomaly`.
-        api_key: sent as X-API-Key.
-        timeout: seconds that the service may be silent.
-        retry: when to ask again; `NO_RETRY` for never.
+        url: address of the service, with the gateway's path prefix if there is one: `https://host/anomaly`.
+            Default: `ANOMALY_URL`, else `http://127.0.0.1:8000`.
+        api_key: API key, sent as `X-API-Key`. Default: the key of `ANOMALY_KEY_FILE` or `ANOMALY_KEY` if `url` is
+            not given either, else none.
+        timeout: seconds after which a silent service is a timeout.
+        retry: when to repeat a request; `NO_RETRY` for never.
 
     Raises:
-        ValueError: the URL or the key cannot be one.
+        ValueError: the address, the key, or a variable of the environment is not valid.
     """
 
     def __init__(
-        self, url: str, *, api_key: str | None = None, timeout: float = 10.0, retry: Retry | None = None
+        self, url: str | None = None, *, api_key: str | None = None, timeout: float = 10.0, retry: Retry | None = None
     ) -> None:
         self._http = httpx.Client(**wire.options(url, api_key, timeout))
         self._retry = retry or Retry()
         self._never = threading.Event()
+        self._connected = False
         self._closed = False
 
     def __enter__(self) -> Client:
@@ -54,140 +56,155 @@ class Client:
         self._http.close()
 
     def score(
-        self,
-        image: wire.Image,
-        *,
-        model: str | None = None,
-        alpha: float | None = None,
-        fit: wire.Fit = "strict",
+        self, image: Image, *, model: str | None = None, alpha: float | None = None, fit: wire.Fit = "strict"
     ) -> Score:
         """Score one image.
 
         Args:
-            image: a PNG, as bytes or as a path.
-            model: `name` or `name@version`; the service's default model unless told.
-            alpha: another false-alarm rate for this verdict.
-            fit: `mnist` makes an image of any size into a digit as MNIST has them.
+            image: a PNG as a path, as bytes or as a binary file object; a numpy array of type uint8 and shape
+                [28, 28]; or a Pillow image.
+            model: `name` or `name@version`. Default: the service's default model.
+            alpha: false-positive rate of this verdict. Default: that of the model version.
+            fit: `mnist` accepts any size; the service crops, scales and centres the strokes as MNIST does.
 
         Raises:
-            ServiceError: one of its kinds says why there is no score.
+            ServiceError: there is no score; the subclass states the reason.
+            TypeError: the image is not one of these forms.
         """
         return self._score(image, model, alpha, fit, self._never)
 
     def score_many(
         self,
-        images: Iterable[wire.Image],
+        images: Iterable[Image],
         *,
         model: str | None = None,
         alpha: float | None = None,
         fit: wire.Fit = "strict",
         concurrency: int = 8,
-        on_progress: Callable[[int, int | None], None] | None = None,
+        on_progress: parallel.Progress | None = None,
     ) -> Generator[Score | ServiceError, None, None]:
-        """Score images, several at a time. Yields in the order of `images`, as soon as each is there.
+        """Score images concurrently. Yields the results in the order of `images`, each as soon as it is available.
 
-        What is wrong with one image (no PNG, wrong size, unreadable file) is yielded as its result. What would befall
-        every other image as well (nobody listens, an unknown model, a missing key) is raised.
+        An error that concerns one image (not a PNG, wrong size, unreadable file) is yielded as its result. An error
+        that every other image would meet too (no service, unknown model, missing key) is raised.
 
         Args:
-            images: PNGs; taken as they are needed, so a generator over a million files is fine. Up to twice
-                `concurrency` are taken before the first result is yielded. When taking one fails, the results of
-                those before it come first, then what was raised. Leaving before the end waits for no reply.
-            model: see `score`.
-            alpha: see `score`.
-            fit: see `score`.
-            concurrency: most requests under way at once.
-            on_progress: is told after each image how many are done, and how many there are where that is known.
+            images: images as for `score`. They are taken when they are needed, up to twice `concurrency` ahead of the
+                results, so a generator of a million files is fine. If the iterable raises, the results of the images
+                before that are yielded first.
+            model: as for `score`.
+            alpha: as for `score`.
+            fit: as for `score`.
+            concurrency: maximum number of concurrent requests.
+            on_progress: called after each image with the number of finished images, and the number of all images if
+                `images` has a length.
 
         Raises:
-            ServiceError: the service does not answer, or answers so that asking on is useless.
+            ServiceError: the service is not available, or rejects every image.
         """
-        if concurrency < 1:
-            raise ValueError("concurrency must be at least 1")
-        total = len(images) if isinstance(images, Sized) else None
-        stop = threading.Event()
-        over: list[int] = []  # the places of images whose errors would befall all behind them
-        waiting: deque[Future[Score | ServiceError]] = deque()
-        done = itertools.count(1)
 
-        def one(place: int, image: wire.Image) -> Score | ServiceError:
-            if over and place > min(over):
-                raise ServiceError("not asked: an image before this one has ended the run")
-            try:
-                return self._score(image, model, alpha, fit, stop)
-            except OF_ONE_IMAGE as error:
-                return error
-            except ServiceError:
-                over.append(place)
-                raise
+        def call(image: Image, stop: threading.Event) -> Score:
+            return self._score(image, model, alpha, fit, stop)
 
-        def first() -> Score | ServiceError:
-            result = waiting.popleft().result()
-            if on_progress is not None:
-                on_progress(next(done), total)
-            return result
+        return parallel.with_threads(call, images, concurrency, on_progress)
 
-        broken: list[Exception] = []
-        pool = ThreadPoolExecutor(concurrency, thread_name_prefix="score")
-        try:
-            for place, image in enumerate(wire.until_broken(images, broken)):
-                waiting.append(pool.submit(one, place, image))
-                while waiting and (waiting[0].done() or len(waiting) >= 2 * concurrency):
-                    yield first()
-            while waiting:
-                yield first()
-            if broken:
-                raise broken[0]
-        finally:
-            # A silent service must not hold whoever leaves early; Python itself waits for the threads at its end.
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+    def score_array(
+        self, images: Array, *, model: str | None = None, alpha: float | None = None
+    ) -> list[Score | Problem]:
+        """Score an array of images with batch requests; the service stores no reconstructions of them.
+
+        Args:
+            images: a numpy array of type uint8 and shape [N, 28, 28].
+            model: as for `score`.
+            alpha: as for `score`.
+
+        Returns:
+            One score per image, in order; a `Problem` in place of a score that could not be computed.
+
+        Raises:
+            ServiceError: there are no scores; the subclass states the reason.
+            TypeError: the array has another type or shape.
+        """
+        results: list[Score | Problem] = []
+        for request in wire.batch_requests(images, model, alpha):
+            results += wire.batch_reply(self._request(request))
+        return results
 
     def reconstruction(self, score: Score | str, *, view: wire.View = "reconstruction", scale: int = 1) -> bytes:
-        """Fetch what the model made of an image, as a PNG.
+        """Return a picture of a score as a PNG.
 
         Args:
-            score: from `score`, or its id.
+            score: result of `score`, or its id.
             view: which picture.
-            scale: how many times its size, 1 to 16.
+            scale: pixels per side for one pixel of the image, 1 to 16.
 
         Raises:
-            ReconstructionNotFound: it was never kept, or its time is over.
-            ServiceError: one of the other kinds says why there is no picture.
-            ValueError: the score was not kept.
+            ReconstructionNotFound: the id is unknown or has expired.
+            ServiceError: there is no picture; the subclass states the reason.
+            ValueError: the service stored no reconstruction of this score.
         """
-        return wire.picture_reply(self._ask(wire.reconstruction_request(score, view, scale), self._never))
+        return wire.picture_reply(self._request(wire.reconstruction_request(score, view, scale)))
 
     def models(self) -> tuple[Model, ...]:
-        """List what the service serves.
+        """Return the models of the service."""
+        return wire.models_reply(self._request(wire.MODELS_REQUEST))
+
+    def model_card(self, model: str | None = None) -> str:
+        """Return the model card of a version, as Markdown.
+
+        Args:
+            model: `name` or `name@version`. Default: the service's default model.
+        """
+        return self._request(wire.model_card_request(*self._version(model))).text
+
+    def calibration(self, model: str | None = None) -> Calibration:
+        """Return the calibration of a version: histogram, and the threshold of each false-positive rate.
+
+        Args:
+            model: `name` or `name@version`. Default: the service's default model.
+        """
+        return wire.calibration_reply(self._request(wire.calibration_request(*self._version(model))))
+
+    def ready(self) -> Readiness:
+        """Return whether the service can score. It is asked once, without retries.
 
         Raises:
-            ServiceError: one of its kinds says why there is no list.
+            ConnectionFailed: nothing listens at the address.
         """
-        return wire.models_reply(self._ask(wire.MODELS_REQUEST, self._never))
+        return wire.readiness_reply(self._send(wire.READY_REQUEST))
+
+    def _version(self, model: str | None) -> tuple[str, str]:
+        name = next((each.name for each in self.models() if each.is_default), "") if model is None else model
+        name, _, version = name.partition("@")
+        return name, version or wire.version_reply(self._request(wire.manifest_request(name)))
 
     def _score(
-        self, image: wire.Image, model: str | None, alpha: float | None, fit: wire.Fit, stop: threading.Event
+        self, image: Image, model: str | None, alpha: float | None, fit: wire.Fit, stop: threading.Event
     ) -> Score:
-        return wire.score_reply(self._ask(wire.score_request(wire.read(image), model, alpha, fit), stop))
+        return wire.score_reply(self._request(wire.score_request(forms.read(image), model, alpha, fit), stop))
 
-    def _ask(self, request: dict[str, Any], stop: threading.Event) -> httpx.Response:
+    def _request(self, request: wire.Request, stop: threading.Event | None = None) -> httpx.Response:
         started = time.monotonic()
         for attempt in itertools.count():
             try:
-                return self._once(request)
+                return wire.check(self._send(request))
             except ServiceError as error:
+                if isinstance(error, ConnectionFailed) and not self._connected:
+                    raise  # a wrong address is more likely than a service that is about to start
                 wait = self._retry.wait(error, attempt, time.monotonic() - started)
-                if wait is None or stop.wait(wait):
+                if wait is None or (stop or self._never).wait(wait):
                     raise
         raise AssertionError("unreachable")
 
-    def _once(self, request: dict[str, Any]) -> httpx.Response:
+    def _send(self, request: wire.Request) -> httpx.Response:
         try:
             response = self._http.request(**request)
         except httpx.HTTPError as error:
-            raise wire.transport_error(error, self._http.base_url) from error
+            found = wire.transport_error(error, self._http.base_url)
+            self._connected |= not isinstance(found, ConnectionFailed)
+            raise found from error
+        self._connected = True
         if self._closed:
-            # Made while `close` ran, by a thread that was left early: httpx has forgotten this connection.
+            # A thread opened this connection while `close` ran, so httpx does not close it.
             response.extensions["network_stream"].close()
-        return wire.check(response)
+        return response

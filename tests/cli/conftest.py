@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-import anomaly.cli.__main__ as command
 from anomaly import Score, ServiceError
+from anomaly.cli import commands
 from anomaly.cli.__main__ import app, main
-from anomaly.cli.files import Source
 from anomaly.cli.formats import Result
+from anomaly.cli.sources import Source
 from anomaly.client.replies import score_of
 from tests.conftest import ROOT, Server
 from tests.training.conftest import full_mnist_folder
@@ -110,7 +110,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
     def run(*arguments: str | Path, scorer: Scorer | None = None) -> int:
         monkeypatch.setattr(sys, "argv", ["anomaly", *map(str, arguments)])
-        monkeypatch.setattr(command, "_scorer", lambda *_: scorer or Scorer())
+        monkeypatch.setattr(commands, "open_scorer", lambda *_: scorer or Scorer())
         with pytest.raises(SystemExit) as end:
             main()
         assert isinstance(end.value.code, int)

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from typer.main import get_command
 
 from anomaly import UnreadableImage
-from anomaly.client.wire import read
+from anomaly.client.images import read
 from tests.cli.conftest import Anomaly, environment
 from tests.conftest import EXAMPLES, MODEL_STORE, ROOT, Server, free_port
 from training.__main__ import app as training
@@ -102,9 +102,9 @@ def test_the_service_gives_the_same_codes(in_process: Anomaly, server: Server) -
         (("--alpha", "1e-9"), "needs at least 999999999 calibration images"),
         (("--model", "nobody"), "no such model version"),
         (("--model", "zero-article@999"), "no such model version"),
-        (("--model", "zero-article@v9"), "A parameter is not valid: model"),
-        (("--model", "zero-article@"), "A parameter is not valid: model"),
-        (("--alpha", "2"), "A parameter is not valid: alpha"),
+        (("--model", "zero-article@v9"), "An option is not valid: model"),
+        (("--model", "zero-article@"), "An option is not valid: model"),
+        (("--alpha", "2"), "An option is not valid: alpha"),
         (("--fit", "sideways"), "sideways"),
         (("--format", "xml"), "xml"),
     ],
@@ -144,8 +144,9 @@ def test_what_nobody_foresaw_is_one_line(tmp_path: Path) -> None:
     """An error of any kind ends with exit code 2 and one line, so that it can never be taken for an anomaly."""
     code = (
         "import sys, anomaly.cli.__main__ as command\n"
+        "from anomaly.cli import commands\n"
         "def broken(files): raise RuntimeError('first line\\nsecond')\n"
-        "command.sources = broken\n"
+        "commands.sources = broken\n"
         f"sys.argv = ['anomaly', 'score', {str(ZERO)!r}]\n"
         "command.main()"
     )
@@ -262,7 +263,7 @@ def test_ctrl_c_ends_although_the_service_hangs(tmp_path: Path, thousand_digits:
             assert json.loads(process.stdout.readline())["mse"] > 0
             server.process.send_signal(signal.SIGSTOP)
             process.send_signal(signal.SIGINT)
-            assert b"once more ends at once" in process.stderr.readline()
+            assert b"press Ctrl-C again" in process.stderr.readline()
             assert process.wait(5) == 130
         finally:
             process.kill()
@@ -377,7 +378,7 @@ def test_the_shell_that_starts_the_service_may_know_its_url(server: Server, anom
 
 
 def test_the_command_keeps_the_order_of_the_layers() -> None:
-    """Of the command's modules only the offline one knows the service's code, and only the entry knows training."""
+    """Of the command's modules only the offline one knows the service's code, and only `service` knows training."""
     users: dict[str, set[str]] = {"app": set(), "training": set(), "torch": set()}
     for path in (ROOT / "anomaly" / "cli").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -386,4 +387,4 @@ def test_the_command_keeps_the_order_of_the_layers() -> None:
             for name in names:
                 if (package := name.partition(".")[0]) in users:
                     users[package].add(path.stem)
-    assert users == {"app": {"offline"}, "training": {"__main__"}, "torch": set()}
+    assert users == {"app": {"offline"}, "training": {"service"}, "torch": set()}

@@ -16,8 +16,9 @@ from typing import TextIO
 import pytest
 
 from anomaly import Score, UnreadableImage
-from anomaly.cli.__main__ import _stopping, main
+from anomaly.cli.__main__ import main
 from anomaly.cli.formats import Csv, Lines, Result, Table, Writer
+from anomaly.cli.signals import stop_on
 from tests.cli.conftest import SCORE, Scorer
 
 
@@ -79,7 +80,7 @@ def test_a_signal_stops_where_nobody_reads_that_it_came(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(os, "write", broken)
     asked: list[int] = []
-    with _stopping([signal.SIGTERM], lambda: asked.append(1)):
+    with stop_on([signal.SIGTERM], lambda: asked.append(1)):
         signal.raise_signal(signal.SIGTERM)
     assert asked == [1]
 

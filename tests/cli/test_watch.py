@@ -17,8 +17,8 @@ from queue import Empty, Queue
 import pytest
 
 from anomaly import Score, ServiceError
-from anomaly.cli.__main__ import _Stop, _stopping
-from anomaly.cli.files import Arrivals, FolderAway
+from anomaly.cli.signals import StopFlag, stop_on
+from anomaly.cli.watching import Arrivals, FolderAway
 from anomaly.client.errors import InvalidParameter, Unauthorized
 from tests.cli.conftest import SCORE, Scorer, environment
 from tests.conftest import MODEL_STORE, ROOT, Server
@@ -120,14 +120,14 @@ def test_signals_that_stop() -> None:
     asked: list[int] = []
     both = (signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(number) for number in both]
-    with _stopping(both, lambda: asked.append(1)):
+    with stop_on(both, lambda: asked.append(1)):
         signal.raise_signal(signal.SIGTERM)
         assert asked == [1]
         assert [signal.getsignal(number) for number in both] == [signal.SIG_DFL, signal.SIG_DFL]
     assert [signal.getsignal(number) for number in both] == before
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with _stopping(both, lambda: asked.append(2)):
+        with stop_on(both, lambda: asked.append(2)):
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGTERM)
             assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
@@ -140,7 +140,7 @@ def test_a_signal_ends_a_wait_wherever_it_comes() -> None:
     """Between any two instructions of the wait: no lock that it holds stops the handler."""
     program = """
 import itertools, signal, sys
-from anomaly.cli.__main__ import _Stop, _stopping
+from anomaly.cli.signals import StopFlag, stop_on
 
 def traced(frame, event, argument):
     frame.f_trace_opcodes = True
@@ -150,12 +150,12 @@ def traced(frame, event, argument):
     return traced
 
 def wait(seconds):
-    stop = _Stop()
-    with _stopping([signal.SIGTERM], stop.ask):
+    stop = StopFlag()
+    with stop_on([signal.SIGTERM], stop.set):
         sys.settrace(traced)
         stop.wait(seconds)
         sys.settrace(None)
-    return stop.asked
+    return stop.is_set
 
 at, steps = -1, itertools.count()
 assert not wait(0.001)
@@ -173,18 +173,18 @@ def test_a_file_is_not_read_while_it_grows(tmp_path: Path, zero: bytes) -> None:
     """A file is returned only when two looks in a row find it the same, and again only when it has changed."""
     arrivals, path = Arrivals(tmp_path), tmp_path / "slow.png"
     path.write_bytes(zero[:50])
-    assert arrivals.look() == []
+    assert arrivals.poll() == []
     path.write_bytes(zero)
-    assert arrivals.look() == []
-    assert arrivals.look() == [path]
-    assert arrivals.look() == [path]
-    arrivals.done(path)
-    assert arrivals.look() == []
+    assert arrivals.poll() == []
+    assert arrivals.poll() == [path]
+    assert arrivals.poll() == [path]
+    arrivals.mark_done(path)
+    assert arrivals.poll() == []
     path.unlink()
-    assert arrivals.look() == []
+    assert arrivals.poll() == []
     path.write_bytes(zero)
-    assert arrivals.look() == []
-    assert arrivals.look() == [path]
+    assert arrivals.poll() == []
+    assert arrivals.poll() == [path]
 
 
 def test_a_folder_that_is_away_is_not_a_folder_without_files(
@@ -196,13 +196,13 @@ def test_a_folder_that_is_away_is_not_a_folder_without_files(
     for path in (folder / "old.png", folder / "below" / "old.png"):
         path.write_bytes(zero)
     arrivals = Arrivals(folder)
-    arrivals.pass_over()
+    arrivals.skip_present()
     folder.rename(other)
     for _ in range(2):
         with pytest.raises(FolderAway):
-            arrivals.look()
+            arrivals.poll()
     other.rename(folder)
-    assert [arrivals.look(), arrivals.look()] == [[], []]
+    assert [arrivals.poll(), arrivals.poll()] == [[], []]
     scandir = os.scandir
 
     def refused(path: str) -> object:
@@ -212,8 +212,8 @@ def test_a_folder_that_is_away_is_not_a_folder_without_files(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "scandir", refused)
-        assert [arrivals.look(), arrivals.look()] == [[], [folder / "below"]]
-    assert [arrivals.look(), arrivals.look()] == [[], []]
+        assert [arrivals.poll(), arrivals.poll()] == [[], [folder / "below"]]
+    assert [arrivals.poll(), arrivals.poll()] == [[], []]
 
 
 def test_one_file_that_cannot_be_scored_does_not_hold_up_the_others(tmp_path: Path, zero: bytes) -> None:
@@ -222,19 +222,19 @@ def test_one_file_that_cannot_be_scored_does_not_hold_up_the_others(tmp_path: Pa
     for path in paths:
         path.write_bytes(zero)
     arrivals = Arrivals(tmp_path)
-    arrivals.look()
+    arrivals.poll()
     a, b, c, d = paths
-    assert arrivals.look() == [a, b, c, d]
-    assert arrivals.look() == [b, c, d, a]
-    arrivals.done(b)
-    assert arrivals.look() == [d, a, c]
-    arrivals.done(d)
-    assert arrivals.look() == [c, a]
+    assert arrivals.poll() == [a, b, c, d]
+    assert arrivals.poll() == [b, c, d, a]
+    arrivals.mark_done(b)
+    assert arrivals.poll() == [d, a, c]
+    arrivals.mark_done(d)
+    assert arrivals.poll() == [c, a]
     d.write_bytes(zero + zero)
-    assert arrivals.look() == [a, c]
-    assert arrivals.look() == [c, d, a]
-    arrivals.done(c)
-    assert arrivals.look() == [a, d]
+    assert arrivals.poll() == [a, c]
+    assert arrivals.poll() == [c, d, a]
+    arrivals.mark_done(c)
+    assert arrivals.poll() == [a, d]
 
 
 @pytest.mark.parametrize("error", [Unauthorized(401, {}), InvalidParameter(422, {}), OSError("no folder"), None])
@@ -245,9 +245,9 @@ def test_a_watch_that_could_not_score_says_so_by_its_code(
     (tmp_path / "a.png").write_bytes(zero)
     looks = []
 
-    def wait(stop: _Stop, _: float) -> None:
+    def wait(stop: StopFlag, _: float) -> None:
         looks.append(1)
-        stop.asked = len(looks) == 5
+        stop.is_set = len(looks) == 5
         if isinstance(error, OSError) and len(looks) == 1:
             tmp_path.rename(tmp_path.with_name("elsewhere"))
 
@@ -256,7 +256,7 @@ def test_a_watch_that_could_not_score_says_so_by_its_code(
             raise error
         return SCORE
 
-    monkeypatch.setattr(_Stop, "wait", wait)
+    monkeypatch.setattr(StopFlag, "wait", wait)
     assert run("watch", tmp_path, "--existing", scorer=Scorer(outcome)) == (2 if error else 0)
     assert len(looks) == (1 if isinstance(error, InvalidParameter) else 5)
 
@@ -278,8 +278,8 @@ def test_trouble_is_over_when_all_is_scored(
             signal.raise_signal(signal.SIGINT)
         return SCORE
 
-    monkeypatch.setattr(Arrivals, "look", lambda _: sorted(tmp_path.glob("*.png")))
-    monkeypatch.setattr(_Stop, "wait", lambda *_: None)
+    monkeypatch.setattr(Arrivals, "poll", lambda _: sorted(tmp_path.glob("*.png")))
+    monkeypatch.setattr(StopFlag, "wait", lambda *_: None)
     assert run("watch", tmp_path, "--existing", scorer=Scorer(outcome)) == code
     assert asked[1:] == (["a.png"] if last == "a.png" else ["a.png", "b.png"])
 

@@ -107,17 +107,14 @@ def test_refusals_are_exceptions_of_their_kind(
     assert caught.value.request_id
 
 
-def test_a_port_that_nobody_listens_on(zero: bytes) -> None:
-    """Asking where nothing listens is `Unreachable`, after as long as the patience says and no longer."""
+def test_a_port_without_a_service(zero: bytes) -> None:
+    """Without a service at the address, `score` raises `Unreachable` at once, with retries and without."""
     url = f"http://127.0.0.1:{free_port()}"
-    started = time.monotonic()
-    with Client(url, retry=NO_RETRY) as service, pytest.raises(Unreachable, match=url):
-        service.score(zero)
-    assert time.monotonic() - started < 1
-    started = time.monotonic()
-    with Client(url, retry=Retry(patience=1.0)) as service, pytest.raises(Unreachable):
-        service.score(zero)
-    assert time.monotonic() - started < 2
+    for retry in (NO_RETRY, Retry(patience=30.0)):
+        started = time.monotonic()
+        with Client(url, retry=retry) as service, pytest.raises(Unreachable, match=url):
+            service.score(zero)
+        assert time.monotonic() - started < 1
 
 
 def test_a_file_that_is_not_there(service: Client, tmp_path: Path) -> None:
@@ -336,13 +333,13 @@ async def test_the_async_client_does_the_same(server: Server, zero: bytes, six: 
     assert told == [(n, 150) for n in range(1, 151)]
 
 
-async def test_the_async_client_when_nobody_listens(zero: bytes) -> None:
-    """`AsyncClient` too says that nothing listens, and gives up in time."""
-    async with AsyncClient(f"http://127.0.0.1:{free_port()}", retry=Retry(patience=0.5)) as service:
+async def test_a_port_without_a_service_in_async_code(zero: bytes) -> None:
+    """The same holds for `AsyncClient`."""
+    async with AsyncClient(f"http://127.0.0.1:{free_port()}") as service:
         started = time.monotonic()
         with pytest.raises(Unreachable):
             await service.score(zero)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 1
 
 
 @pytest.fixture(scope="module")
@@ -440,12 +437,12 @@ def test_a_key_opens_the_service(make_server: Callable[..., Server], tmp_path: P
         assert "right" not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
 def test_the_examples_of_the_page_run(server: Server, tmp_path: Path, number: int) -> None:
     """Each Python block of docs/client.md runs as it stands, but for the port."""
     page = (ROOT / "docs" / "client.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     (tmp_path / "examples").symlink_to(EXAMPLES)
     code = blocks[number].replace("http://127.0.0.1:8000", server.url)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
