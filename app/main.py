@@ -67,7 +67,14 @@ def create_app(
         clock=clock,
     )
     scorer = Scorer(reconstructions, metrics, settings.root_path)
-    registry = Registry(Repository(settings.model_store), settings, metrics, scorer.on_batch_done, clock)
+    registry = Registry(
+        Repository(settings.model_store),
+        settings,
+        metrics,
+        prepare=scorer.prepare,
+        on_batch_done=scorer.on_batch_done,
+        clock=clock,
+    )
     score = ScoreHandler(registry, scorer, settings)
     batch = BatchHandler(registry, BatchScorer(reconstructions, metrics, settings.root_path), metrics, settings)
     services = Services(

@@ -15,7 +15,7 @@ from app.concurrency.lanes import LaneWorker
 from app.inference.detector import Detector, DetectorError
 from app.inference.device import choose_device, use_one_thread
 from app.inference.extras import ExtraVersions
-from app.inference.version import ModelVersion, OnBatchDone
+from app.inference.version import ModelVersion, OnBatchDone, Prepare
 from app.models.repository import Repository, RepositoryError
 from app.problems import ModelNotFound, ModelUnavailable
 from app.process import release_free_memory
@@ -48,7 +48,7 @@ class Registry:
         repository: reads the model store.
         settings: device, micro-batches, queue, how often to poll for new versions.
         metrics: micro-batch sizes, versions, failures.
-        on_batch_done: gets the detections of each micro-batch.
+        prepare, on_batch_done: see `ModelVersion`.
         clock: monotonic seconds.
 
     Raises:
@@ -60,6 +60,8 @@ class Registry:
         repository: Repository,
         settings: Settings,
         metrics: Metrics,
+        *,
+        prepare: Prepare,
         on_batch_done: OnBatchDone,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -68,6 +70,7 @@ class Registry:
         self.default_model = settings.default_model
         self._settings = settings
         self._metrics = metrics
+        self._prepare = prepare
         self._on_batch_done = on_batch_done
         self._clock = clock
         self._worker = LaneWorker("inference", use_one_thread)
@@ -239,6 +242,7 @@ class Registry:
             self._worker,
             self._settings,
             self._metrics,
+            prepare=self._prepare,
             on_batch_done=self._on_batch_done,
             chunk_slots=self._chunk_slots,
         )

@@ -284,7 +284,7 @@ async def test_a_refused_request_holds_no_version(
     store = model_stores.copy(tmp_path / "store", 1, 2, current=1)
     async with running(make_settings(model_store=store, deadline_ms=30_000)) as client:
         assert_problem(await raw(client, zero, "?model=zero-article@2&alpha=1e-9"), 422, "unsupported-alpha")
-        assert services(client).score._scorer._arrivals == {}
+        assert all(version.queue.waiting == 0 for version in services(client).registry.extras.versions())
 
 
 class Slow:
