@@ -27,7 +27,7 @@ from app.settings import Settings
 ROOT = Path(__file__).parent.parent
 APP = ROOT / "app"
 DOC = ROOT / "docs" / "architecture.md"
-FORWARD = "app.inference.detector:_Buffers.__call__"
+FORWARD = "app.inference.buffers:Buffers.__call__"
 """The call that begins the forward pass."""
 SENT = "app.http.server:CoalescingTransport.write"
 """The call that hands the response to the socket."""
