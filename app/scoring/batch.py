@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from app.inference.registry import CHUNKS_AT_ONCE
+from app.inference.loader import CHUNKS_AT_ONCE
 from app.inference.version import EMPTY_CHUNK, ChunkScores, ModelVersion
 from app.problems import InternalError, Problem
 from app.scoring.verdict import DecisionRule
