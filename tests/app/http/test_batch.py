@@ -28,8 +28,8 @@ from app.scoring.batch import PASSES_AT_ONCE, BatchJob, Chunk, ScoredChunk
 from app.scoring.verdict import DecisionRule
 from app.settings import Settings
 from tests import pngs
-from tests.app.test_score import assert_problem, raw
 from tests.conftest import running, services
+from tests.requests import assert_problem, raw
 
 NPY = {"content-type": "application/x-npy"}
 

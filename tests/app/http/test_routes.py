@@ -19,8 +19,8 @@ from app.http.routes import ROUTERS
 from app.images import pictures, png
 from app.settings import Settings
 from tests import model_stores, pngs
-from tests.app.test_score import assert_problem, raw
 from tests.conftest import ROOT, running, services
+from tests.requests import assert_problem, raw
 
 
 def picture(response: httpx.Response) -> Image.Image:

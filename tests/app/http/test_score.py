@@ -21,10 +21,10 @@ from PIL import Image
 from app.http import queries, score
 from app.settings import Settings
 from tests import pngs
-from tests.app.test_images import BOMBS, REFUSED
+from tests.app.images.test_png import BOMBS, REFUSED
 from tests.conftest import running, services
+from tests.requests import PNG, assert_problem, form, raw
 
-PNG = {"content-type": "image/png"}
 FIELDS = {
     "id",
     "model",
@@ -37,27 +37,6 @@ FIELDS = {
     "reason",
     "reconstruction",
 }
-
-
-async def raw(client: httpx.AsyncClient, png: bytes, query: str = "") -> httpx.Response:
-    return await client.post(f"/score{query}", content=png, headers=PNG)
-
-
-async def form(client: httpx.AsyncClient, *parts: tuple[str, str | None, bytes]) -> httpx.Response:
-    content_type, body = pngs.multipart(*parts)
-    return await client.post("/score", content=body, headers={"content-type": content_type})
-
-
-def assert_problem(response: httpx.Response, status: int, type: str) -> dict[str, Any]:
-    """A problem has its media type, status and type, says what to do, and names the request."""
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/problem+json"
-    document: dict[str, Any] = response.json()
-    assert document["type"] == f"/problems/{type}"
-    assert document["status"] == status
-    assert document["title"]
-    assert document["instance"].endswith(response.headers["x-request-id"])
-    return document
 
 
 async def test_reply_has_every_field(client: httpx.AsyncClient, zero: bytes) -> None:

@@ -25,8 +25,8 @@ from app.models.repository import Artifact, Repository
 from app.settings import Settings
 from app.telemetry.logs import JsonFormatter
 from tests import model_stores
-from tests.app.test_score import assert_problem, raw
 from tests.conftest import running, services
+from tests.requests import assert_problem, raw
 
 
 async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 10) -> None:
