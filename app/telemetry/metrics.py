@@ -20,6 +20,8 @@ _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.
 _BATCH_SECONDS = (0.001, 0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 _MSE = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 4.0)
+_ALERTED_PROBLEMS = ("overloaded", "internal-error", "deadline-exceeded", "model-unavailable")
+"""Exported from the start: a rate needs the value before the first problem."""
 STAGES = ("decode", "queue", "forward", "store")
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _TIMING = ", ".join(f"{stage};dur=%.3f" for stage in STAGES)
@@ -49,6 +51,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._requests = self._counter("anomaly_http_requests", "Requests answered.", "route", "status")
         self._problems = self._counter("anomaly_problems", "Requests answered with a problem (RFC 9457).", "type")
+        for name in _ALERTED_PROBLEMS:
+            self._problems.labels(name)
         self._seconds = self._histogram(
             "anomaly_http_request_duration_seconds", "Time from request to response.", _SECONDS, "route"
         )
