@@ -11,7 +11,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,9 +21,10 @@ import hypothesis
 import psutil
 import pytest
 
-from app.http.middleware import RequestMiddleware
-from app.main import create_app
+from app.http.dependencies import Services
+from app.main import Application, create_app
 from app.settings import Settings
+from tests.waiting import wait_until
 
 # No test fails because a machine is slow: Hypothesis' own limit of 200 ms an example is one.
 hypothesis.settings.register_profile("unhurried", deadline=None)
@@ -57,7 +57,7 @@ def pytest_report_header() -> str:
 
 
 @asynccontextmanager
-async def lifespan(app: RequestMiddleware) -> AsyncIterator[None]:
+async def lifespan(app: Application) -> AsyncIterator[None]:
     """Run an application's start-up and shut-down around a block, as a server does."""
     inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     outbox: asyncio.Queue[Any] = asyncio.Queue()
@@ -129,9 +129,10 @@ def six() -> bytes:
     return (EXAMPLES / "six.png").read_bytes()
 
 
-def services(client: httpx.AsyncClient) -> Any:
+def services(client: httpx.AsyncClient) -> Services:
     """Return the services behind a client made by `running`."""
-    return client.app._app.state.services  # type: ignore[attr-defined]
+    found: Services = client.app.services  # type: ignore[attr-defined]
+    return found
 
 
 @contextlib.contextmanager
@@ -199,13 +200,14 @@ class Server:
 
     def wait_ready(self, path: str = "/readyz", seconds: float = 60) -> None:
         """Return when `path` answers 200; fail with the log when it does not."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until and self.process is not None and self.process.poll() is None:
+
+        def ready() -> bool:
+            assert self.process is not None and self.process.poll() is None, f"the server has ended:\n{self.log()}"
             with contextlib.suppress(httpx.TransportError):
-                if self.get(path, timeout=5).status_code == 200:
-                    return
-            time.sleep(0.05)  # /readyz is there to be asked; nothing calls back
-        raise AssertionError(f"the server did not become ready:\n{self.log()}")
+                return self.get(path, timeout=5).status_code == 200
+            return False
+
+        wait_until(ready, seconds, describe=self.log)
 
     def client(self, **options: Any) -> httpx.Client:
         """Return a client of the service, with connections of its own."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import gzip
 import io
 import random
+import sqlite3
 import threading
 import zlib
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -70,21 +73,20 @@ async def test_a_boundary_inside_the_image_is_not_the_end(client: httpx.AsyncCli
 
 
 @pytest.mark.parametrize("name", [name for name in REFUSED if name != "no bytes"])
-async def test_bad_images_are_problems(client: httpx.AsyncClient, name: str) -> None:
+async def test_bad_images_are_problems(client: httpx.AsyncClient, tmp_path: Path, name: str) -> None:
     """Each bad image is a 422 with its own type in both body forms, and nothing is stored."""
     png, kind = REFUSED[name]
     for response in (await raw(client, png), await form(client, ("file", "a.png", png))):
         document = assert_problem(response, 422, kind.type.removeprefix("/problems/"))
         assert document["hint"]
-    assert await stored(client) == 0
+    assert await stored(client, tmp_path / "reconstructions.db") == 0
 
 
-async def stored(client: httpx.AsyncClient) -> int:
-    """Return how many reconstructions the store holds."""
-    store = services(client).reconstructions._store
-    count: int = await services(client).reconstructions._worker.run(
-        lambda: store._answer(lambda connection: connection.execute("SELECT count(*) FROM entries").fetchone()[0])
-    )
+async def stored(client: httpx.AsyncClient, store: Path) -> int:
+    """Return the number of reconstructions in the file of the store."""
+    await services(client).reconstructions.check()  # the store's thread has finished every write before it
+    with contextlib.closing(sqlite3.connect(store)) as connection:
+        count: int = connection.execute("SELECT count(*) FROM entries").fetchone()[0]
     return count
 
 
@@ -217,7 +219,7 @@ async def test_reconstruction_can_be_included(client: httpx.AsyncClient, zero: b
 
 async def test_framework_route_is_the_same(client: httpx.AsyncClient, zero: bytes) -> None:
     """The documented route, reached through the framework, answers as the direct path does."""
-    inside = httpx.AsyncClient(transport=httpx.ASGITransport(client.app._app), base_url="http://test")  # type: ignore[attr-defined]
+    inside = httpx.AsyncClient(transport=httpx.ASGITransport(client.app.framework), base_url="http://test")  # type: ignore[attr-defined]
     async with inside:
         assert (await raw(inside, zero)).json()["mse"] == (await raw(client, zero)).json()["mse"]
         response = await raw(inside, b"nonsense")
