@@ -345,8 +345,8 @@ async def test_urls_that_are_too_long_are_refused(
     asked = request(zero, query="?" + "a" * length)
     cut = asked.index(b"\r\n\r\n") + 4
     for pieces in ([asked], [asked[:cut], asked[cut:]]):
-        reader, writer = await asyncio.open_connection("127.0.0.1", side.port, limit=2**20)
         known, sent = len(side.protocols), 0
+        reader, writer = await asyncio.open_connection("127.0.0.1", side.port, limit=2**20)
         async with asyncio.timeout(30):
             for piece in pieces:
                 writer.write(piece)
