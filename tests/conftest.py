@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import multiprocessing.process
 import os
 import shutil
 import signal
@@ -37,14 +39,59 @@ TRUSTS_NOBODY = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """Nothing is encrypted on loopback, and loading the world's authorities takes 46 ms of a processor for each client."""
 
 
+PROCESS_FIXTURES = frozenset(
+    ("anomaly", "browser", "installed", "make_server", "redis_server", "rendered", "server", "shared_redis", "tiny")
+)
+"""Fixtures that start a process. A test that uses one of them gets the marker `process`."""
+PROCESS_PATHS = tuple(
+    f"tests/{path}"
+    for path in (
+        "browser/", "containers/", "deploy/", "test_gateway_start.py", "test_process.py", "test_secrets.py",
+        "test_tutorial.py", "test_wheel.py", "test_workers.py",
+    )
+)  # fmt: skip
+"""Folders and modules whose tests all get the marker `process`."""
+_running_unmarked = ""
+"""Name of the running test, if it does not have the marker `process`."""
+
+
 def pytest_configure() -> None:
-    """Let the processes that tests start be interrupted, even when the tests run in the background, deaf to Ctrl-C."""
+    """Make processes of tests interruptible, and reject processes of tests without the marker `process`."""
+    # Of tests in the background, a process would inherit that SIGINT is ignored.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    for owner, name in ((subprocess.Popen, "__init__"), (multiprocessing.process.BaseProcess, "start"), (os, "fork")):
+        setattr(owner, name, _unless_unmarked(getattr(owner, name)))
+
+
+def _unless_unmarked(start: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(start)
+    def checked(*given: Any, **named: Any) -> Any:
+        assert not _running_unmarked, f"{_running_unmarked} starts a process, but has no marker `process`"
+        return start(*given, **named)
+
+    return checked
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Note the running test, its fixtures included, if it may start no process."""
+    global _running_unmarked  # noqa: PLW0603
+    _running_unmarked = "" if item.get_closest_marker("process") else item.nodeid
+    try:
+        return (yield)  # type: ignore[return-value]
+    finally:
+        _running_unmarked = ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the tests that take long; the order of all others stays."""
+    """Mark the tests that start a process, and start with the tests that take long."""
+    for item in items:
+        parameters = getattr(item, "callspec", None)
+        uses_redis = parameters is not None and parameters.params.get("make_store") == "redis"
+        fixtures = PROCESS_FIXTURES.intersection(getattr(item, "fixturenames", ()))
+        if fixtures or uses_redis or item.nodeid.startswith(PROCESS_PATHS):
+            item.add_marker("process")
     items.sort(key=lambda item: "long" not in item.keywords)
 
 
