@@ -10,7 +10,7 @@ import re
 import shutil
 import threading
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,9 @@ from app.models.repository import Artifact, Repository
 from app.settings import Settings
 from app.telemetry.logs import JsonFormatter
 from tests import model_stores
-from tests.app.test_score import assert_problem, raw
 from tests.conftest import running, services
-
-
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 10) -> None:
-    """Return when `condition` holds; fail when it does not within `seconds`."""
-    async with asyncio.timeout(seconds):
-        while not await condition():
-            await asyncio.sleep(0.02)
+from tests.requests import assert_problem, raw
+from tests.waiting import until
 
 
 async def version_of(client: httpx.AsyncClient) -> int | None:
@@ -254,7 +248,6 @@ async def test_whatever_is_off_with_one_model_the_others_are_looked_at(
 ) -> None:
     """An error that nobody thought of refuses the version that it came with; and a refusal is looked at again."""
     store = model_stores.copy(tmp_path / "store", 1)
-    model_stores.copy(store, 1, name="aaa")
     wrong = [UnicodeError("of /some/path")]
 
     class Odd(Repository):
@@ -267,7 +260,7 @@ async def test_whatever_is_off_with_one_model_the_others_are_looked_at(
     async with running(make_settings(model_store=store, watch_seconds=300)) as client:
         its = services(client).registry
         its.repository = its._loader.repository = Odd(store)
-        its._retire(its._current.pop("aaa"))
+        model_stores.copy(store, 1, name="aaa")
         model_stores.copy(store, 2)
         await its.refresh()
         assert its.rejection("aaa") == "aaa@1: it cannot be loaded (UnicodeError)"
@@ -389,7 +382,8 @@ class Faulty:
 
 def break_model(client: httpx.AsyncClient, fault: Callable[[Pictures], Pictures]) -> Faulty:
     serving = services(client).registry.current("zero-article")
-    serving._detector = faulty = Faulty(serving._detector, fault)
+    assert serving is not None
+    serving.detector = faulty = Faulty(serving.detector, fault)
     return faulty
 
 
@@ -480,15 +474,17 @@ async def test_a_hanging_model_is_504_and_unready(make_settings: Callable[..., S
 async def test_stopping_answers_what_was_accepted(make_settings: Callable[..., Settings], zero: bytes) -> None:
     """Requests accepted before the stop get their scores while the application shuts down."""
     gate = threading.Event()
+    begun: list[int] = []
 
     def wait(found: Pictures) -> Pictures:
+        begun.append(len(found.mse))
         gate.wait(30)
         return found
 
     async with running(make_settings()) as client:
         break_model(client, wait)
         tasks: list[asyncio.Task[Any]] = [asyncio.create_task(raw(client, zero)) for _ in range(20)]
-        await asyncio.sleep(0.1)
+        await until(lambda: sum(begun) + services(client).registry.waiting == 20)
         asyncio.get_running_loop().call_later(0.2, gate.set)
     assert [task.result().status_code for task in tasks] == [200] * 20
 
