@@ -127,7 +127,7 @@ def gradient(loss: float) -> Effect:
 
     def effect(light: Floats, rng: np.random.Generator) -> Floats:
         angle = rng.uniform(0, 2 * np.pi)
-        rows, columns = np.mgrid[0:1 : light.shape[0] * 1j, 0:1 : light.shape[1] * 1j]
+        rows, columns = np.mgrid[0 : 1 : light.shape[0] * 1j, 0 : 1 : light.shape[1] * 1j]
         along = rows * np.sin(angle) + columns * np.cos(angle)
         along = (along - along.min()) / np.ptp(along)
         return light * (1 - loss * along)
@@ -156,7 +156,11 @@ def shadow(softness: float, depth: tuple[float, float] = (0.25, 0.5)) -> Effect:
 
 
 def lines(
-    *, across: bool, slope: float = 0.0, level: tuple[float, float] = (0.47, 0.82), width: tuple[float, float] = (1, 2.2)
+    *,
+    across: bool,
+    slope: float = 0.0,
+    level: tuple[float, float] = (0.47, 0.82),
+    width: tuple[float, float] = (1, 2.2),
 ) -> Effect:
     """Return the effect of printed parallel lines."""
 
@@ -204,10 +208,10 @@ def frame(inset: tuple[float, float], width: tuple[float, float]) -> Effect:
         inner[room:-room, room:-room] = light
         dark = rng.uniform(0.0, 0.45)
         for block in (
-            inner[away : away + thick, away:-away or None],
-            inner[-away - thick : -away or None, away:-away or None],
-            inner[away:-away or None, away : away + thick],
-            inner[away:-away or None, -away - thick : -away or None],
+            inner[away : away + thick, away : -away or None],
+            inner[-away - thick : -away or None, away : -away or None],
+            inner[away : -away or None, away : away + thick],
+            inner[away : -away or None, -away - thick : -away or None],
         ):
             block[:] = dark
         return inner
@@ -251,7 +255,11 @@ def _clear(light: Floats, region: NDArray[np.bool_]) -> Floats:
     if light[region].min() > 0.6:
         return light
     depth = int(np.flatnonzero(region.any(1)).max()) + 4
-    return np.concatenate([np.full((depth, light.shape[1]), PAPER), light])[: light.shape[0]] if _fits(light, depth) else np.where(region, PAPER, light)
+    return (
+        np.concatenate([np.full((depth, light.shape[1]), PAPER), light])[: light.shape[0]]
+        if _fits(light, depth)
+        else np.where(region, PAPER, light)
+    )
 
 
 def _fits(light: Floats, depth: int) -> bool:
@@ -305,7 +313,12 @@ def laid_on(table: tuple[float, float], margin: tuple[float, float], skew: float
         size = width + room[0] + room[2], height + room[1] + room[3]
         wood = rng.uniform(*table) + rng.normal(0, 0.01, (size[1], size[0]))
         wood += 0.03 * np.sin(np.arange(size[1]) / rng.uniform(4, 12) + rng.uniform(0, 6))[:, None]
-        corners = [(room[0], room[1]), (room[0] + width, room[1]), (room[0] + width, room[1] + height), (room[0], room[1] + height)]
+        corners = [
+            (room[0], room[1]),
+            (room[0] + width, room[1]),
+            (room[0] + width, room[1] + height),
+            (room[0], room[1] + height),
+        ]
         moved = [(x + rng.uniform(-skew, skew) * width, y + rng.uniform(-skew, skew) * height) for x, y in corners]
         return seen_at(light, moved, wood)
 
@@ -326,11 +339,11 @@ def seen_at(light: Floats, corners: list[tuple[float, float]], ground: Floats) -
         image = Image.fromarray(np.pad(plane, 1).astype(np.float32))
         shifted = list(coefficients)
         image = image.crop((1, 1, width + 1, height + 1))
-        return np.asarray(
-            image.transform(size, Image.Transform.PERSPECTIVE, shifted, Image.Resampling.BILINEAR), float
-        )
+        return np.asarray(image.transform(size, Image.Transform.PERSPECTIVE, shifted, Image.Resampling.BILINEAR), float)
 
-    cover = np.asarray(Image.fromarray(pixels_of(turned(np.ones_like(light)))).filter(ImageFilter.BoxBlur(1)), float) / 255
+    cover = (
+        np.asarray(Image.fromarray(pixels_of(turned(np.ones_like(light)))).filter(ImageFilter.BoxBlur(1)), float) / 255
+    )
     cover = np.clip(2 * cover - 1, 0, 1)
     return ground * (1 - cover) + np.where(cover > 0, turned(light), 0) * cover
 
@@ -347,9 +360,9 @@ def perspective(light: Floats, rng: np.random.Generator) -> Floats:
 
 def blurred(radius: float) -> Effect:
     """Return the effect of a picture out of focus."""
-    return lambda light, _: np.asarray(
-        Image.fromarray(pixels_of(light)).filter(ImageFilter.GaussianBlur(radius)), float
-    ) / 255
+    return lambda light, _: (
+        np.asarray(Image.fromarray(pixels_of(light)).filter(ImageFilter.GaussianBlur(radius)), float) / 255
+    )
 
 
 def _clean_pen(pen: int) -> Scene:

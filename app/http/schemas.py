@@ -24,6 +24,15 @@ class ScoreQuery(BaseModel):
     include: Literal["reconstruction"] | None = Field(None, description="Embed the reconstruction as base64 PNG")
 
 
+class Ignored(BaseModel):
+    """What `fit=mnist` left out: specks, printed lines, frames, a table, whatever is not the digit."""
+
+    model_config = ConfigDict(frozen=True)
+
+    components: int = Field(description="Number of connected components and printed lines that were left out")
+    ink: float = Field(description="Share of all ink that was left out, 0 to 1")
+
+
 class Fitted(BaseModel):
     """What `fit=mnist` did to the image before it was scored."""
 
@@ -33,6 +42,7 @@ class Fitted(BaseModel):
     crop: tuple[int, int, int, int] = Field(
         description="Left, top, right, bottom of the strokes in the image that was sent, in pixels"
     )
+    ignored: Ignored | None = Field(None, description="What was left out of the image")
 
 
 class BatchQuery(BaseModel):

@@ -1,43 +1,77 @@
-"""From an image of any size to 28x28 pixels made as MNIST's were: `fit=mnist`.
+"""From a picture of one handwritten digit to 28x28 pixels made as MNIST's were: `fit=mnist`.
 
-Knows: polarity, background, cropping, centring. Does not know: PNG chunks, models, HTTP.
+Knows: the order of the steps, which components are the digit, cropping, centring. Does not know: file formats, models,
+HTTP.
 
 MNIST's digits are bright on black, scaled so that the longer side has 20 pixels, with the centre of mass at a fixed
 place of the 28x28 field. The place was measured on MNIST itself: pixel index 14.0 both ways, not the middle 13.5; half
-a pixel doubles the false alarms. `docs/fit.md` has the table of how well the verdicts agree.
+a pixel doubles the false positives. `docs/fit.md` states the contract and has the figures.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.images.png import SIDE, decode_any
+from app.images import ink as inks
+from app.images.components import Components, components
+from app.images.digit import ONE_HINT, Choice, choose
+from app.images.png import SIDE
+from app.images.reading import read
 from app.problems import AmbiguousImage, BlankImage
 
 _BOX = 20
 """The longer side of a digit in MNIST, in pixels."""
 _CENTRE = 14.0
 """Where MNIST has a digit's centre of mass, as a 0-based pixel index."""
-_WORKING_SIDE = 1024
-"""A longer image is averaged down by a whole factor first: 50 pixels for each one that is left are plenty."""
+_WORKING_SIDE = 640
+"""A longer image is averaged down by a whole factor first: 32 pixels for each one that is left are plenty."""
 _LEAST_CONTRAST = 24
 """Grey levels of 255 between background and the strongest stroke; less is a blank image."""
 _INK = 0.1
 """Share of the full contrast from which a pixel counts as stroke."""
-_MOST_UNEVEN = 0.25
-"""Share of the full contrast by which the border may differ from its own median; more is no plain background."""
+_CORE = 0.35
+"""Share of the full contrast from which pixels are connected to components."""
+_WINDOWS = (0.1, 0.35)
+"""Windows of the local background, as shares of the longer side: strokes must be narrower than one of them."""
 _CLEAR = 0.8
 """Share of the variance that lies between dark and bright, from which an image has two brightnesses and little else."""
-_NINE_TENTHS = 2.44
-"""The 90 % point of a normal distribution's absolute deviations, in units of their median."""
-_MIDDLE = 0.15
-"""A background this near to the middle of all grey levels, as a share of their range, is neither dark nor bright."""
+
+_COARSE_SIDE = 160
+"""Longer side, in pixels, at which polarity is decided."""
+_MORE = 1.15
+"""How much more ink a wider window must show to be preferred to a narrower one."""
+_NOISY, _SMOOTH_SIDE = 0.03, 160
+"""Noise, as a share of the full contrast, from which an image with sides of so many pixels is smoothed."""
+_FAINTEST = 0.06
+"""Least ink of a stroke, as a share of the full contrast."""
+_PEAK = 0.95
+"""Quantile of the ink in the digit's strokes that is full ink."""
+_HALO = 0.6
+"""Distance up to which fainter pixels belong to a stroke, in widths of the stroke."""
+_OTHER_POLARITY = 0.5
+"""Ink of the other polarity, as a share of the digit's, from which an image is refused."""
 
 Floats = NDArray[np.float32]
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom, right and bottom outside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """What was left out.
+
+    Attributes:
+        components: number of connected components and printed lines.
+        ink: their share of all ink, 0..1.
+    """
+
+    components: int
+    ink: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,70 +81,185 @@ class Fitted:
     Attributes:
         pixels: uint8 [28, 28] as bytes.
         inverted: the image was dark on bright, and was turned round.
-        crop: left, top, right, bottom of the strokes in the image that was sent, in pixels, right and bottom outside.
+        crop: left, top, right, bottom of the digit in the image as a viewer shows it, in pixels, right and bottom
+            outside.
+        ignored: what was left out.
     """
 
     pixels: bytes
     inverted: bool
-    crop: tuple[int, int, int, int]
+    crop: Box
+    ignored: Ignored
 
 
-def fit(png: bytes, max_pixels: int) -> Fitted:
-    """Crop an image to its strokes, scale these to 20 pixels and centre them by mass.
+@dataclass(frozen=True, slots=True)
+class _Digit:
+    """A digit on the ink of a whole image.
+
+    Attributes:
+        ink: how far each pixel differs from its local background.
+        noise: standard deviation of the ink where there is none.
+        peak: ink in the middle of the digit's strokes.
+        found: all components.
+        choice: which of them are the digit.
+    """
+
+    ink: Floats
+    noise: float
+    peak: float
+    found: Components
+    choice: Choice
+
+    @property
+    def mass(self) -> float:
+        return float(self.found.mass[self.choice.chosen].sum())
+
+
+def fit(content: bytes, max_pixels: int) -> Fitted:
+    """Find the digit on an image, scale it to 20 pixels and centre it by mass.
 
     Args:
-        png: the whole file; any size, grey or not.
-        max_pixels: a file that declares more is refused before it is inflated.
+        content: the whole file, PNG, JPEG or WebP; any size, grey or not.
+        max_pixels: a file that declares more is refused before it is decompressed.
 
     Raises:
-        InvalidImage: one of its kinds says what is wrong: `BlankImage` and `AmbiguousImage` besides those of a PNG.
+        InvalidImage: one of its kinds says what is wrong: `BlankImage` and `AmbiguousImage` besides those of a format.
         EmptyBody: there are no bytes.
     """
-    image = decode_any(png, max_pixels)
-    width, height = image.size
-    factor = -(-max(width, height) // _WORKING_SIDE)
+    picture = read(content, max_pixels, _WORKING_SIDE)
+    image = picture.image
+    factor = -(-max(image.size) // _WORKING_SIDE)
     if factor > 1:
         image = image.reduce(factor)
-    ink, inverted = _ink(np.asarray(image, np.float32))
-    left, top, right, bottom = crop = _crop(ink)
-    sent = left * factor, top * factor, min(right * factor, width), min(bottom * factor, height)
-    return Fitted(_centred(_scaled(ink, crop)), inverted, sent)
+    grey = np.asarray(image, np.float32)
+    if np.ptp(grey) < _LEAST_CONTRAST:
+        raise BlankImage(f"the darkest and the brightest pixel differ by {np.ptp(grey):.0f} of 255 grey levels")
+    dark = _dark_ink(grey)
+    plain, lines = inks.without_lines(grey, dark=dark)
+    digit = _find(plain, dark=dark)
+    if digit is None:
+        _refuse(grey, lines)
+    _check_other_polarity(plain, digit, dark=dark)
+    strength, crop = _strength(digit)
+    left, top, right, bottom = crop
+    across, down = picture.width / grey.shape[1], picture.height / grey.shape[0]
+    sent = (
+        int(left * across),
+        int(top * down),
+        min(-int(-right * across // 1), picture.width),
+        min(-int(-bottom * down // 1), picture.height),
+    )
+    left_out = ~digit.choice.chosen
+    ignored = Ignored(lines + int(left_out.sum()), _share_left_out(plain, grey, digit, dark=dark))
+    return Fitted(_centred(_scaled(strength, crop)), dark, sent, ignored)
 
 
-def _ink(grey: Floats) -> tuple[Floats, bool]:
-    """Return how much stroke each pixel is, 0..1, and whether strokes are darker than the background."""
-    plain = _background(grey)
-    background = float(np.median(plain))
-    low, high = float(grey.min()), float(grey.max())
-    contrast = max(high - background, background - low)
-    if contrast < _LEAST_CONTRAST:
-        raise BlankImage(f"no pixel differs from the background by more than {contrast:.0f} of 255 grey levels")
-    if abs(background - (low + high) / 2) < _MIDDLE * (high - low):
-        raise AmbiguousImage("some of the image is clearly darker than its border, and some clearly brighter")
-    inverted = background > (low + high) / 2
-    ink = (background - grey if inverted else grey - background) / contrast
-    # Paper that was photographed is never of one grey: what the border varies by is not stroke anywhere else.
-    # Nine tenths of noise lie within this many median deviations, and blurred edges of strokes do not enter a median.
-    uneven = _NINE_TENTHS * float(np.median(np.abs(background - plain))) / contrast
-    if uneven > _MOST_UNEVEN:
-        raise AmbiguousImage("the border of the image is not of one brightness, so there is no plain background")
-    floor = 3 * uneven if uneven > _INK / 3 else 0.0
-    return np.clip((ink - floor) / (1 - floor), 0, 1).astype(np.float32), inverted
-
-
-def _background(grey: Floats) -> Floats:
-    """Return the grey levels of the border, without the strokes that touch it where an image is cropped to its digit.
-
-    Strokes are left out only where all of the image is clearly dark or bright; what prevails at the border is then
-    background.
-    """
+def _dark_ink(grey: Floats) -> bool:
+    """Return whether ink is darker than its ground."""
+    small = grey
+    if max(grey.shape) > 2 * _COARSE_SIDE:
+        small = np.asarray(Image.fromarray(grey).reduce(max(grey.shape) // _COARSE_SIDE), np.float32)
+    dark = inks.is_dark_ink(small)
+    if dark is not None:
+        return dark
+    # The digit fills the image. Its border has more background than ink where both are clearly apart.
     border = np.concatenate((grey[0], grey[-1], grey[1:-1, 0], grey[1:-1, -1]))
-    middle, clarity = _otsu(grey)
-    if clarity < _CLEAR:
-        return border
-    bright = border > middle
-    background: Floats = border[bright == (bright.mean() > 0.5)]
-    return background
+    middle, _ = _otsu(grey)
+    return float((border > middle).mean()) > 0.5
+
+
+def _find(plain: Floats, *, dark: bool) -> _Digit | None:
+    """Return the digit at the smallest window of the background that sees nearly all of it."""
+    best: _Digit | None = None
+    refusal: AmbiguousImage | None = None
+    two_levels = _otsu(plain)[1] >= _CLEAR
+    for share in _WINDOWS:
+        try:
+            digit = _seen(plain, max(3, round(share * max(plain.shape))), dark=dark, two_levels=two_levels)
+        except AmbiguousImage as error:
+            refusal = error
+            continue
+        if digit and (best is None or digit.mass > _MORE * best.mass):
+            best = digit
+    if best is None and refusal is not None:
+        raise refusal
+    return best
+
+
+def _seen(plain: Floats, window: int, *, dark: bool, two_levels: bool) -> _Digit | None:
+    """Return the digit among the strokes that are narrower than a window."""
+    ink = inks.ink_of(plain, window, dark=dark)
+    level = float(np.median(ink))
+    noise = 1.4826 * float(np.median(np.abs(ink - level)))
+    if noise > _NOISY and min(ink.shape) >= _SMOOTH_SIDE:
+        ink = _smoothed(ink)
+        level = float(np.median(ink))
+        noise = 1.4826 * float(np.median(np.abs(ink - level)))
+    ink = np.maximum(ink - level, 0)
+    floor = max(_FAINTEST, 5 * noise)
+    found = components(ink > floor, ink)
+    choice = choose(found, two_levels=two_levels)
+    if choice is None:
+        return None
+    peak = _peak(ink, found, choice)
+    found = components(ink > max(_CORE * peak, floor), ink)
+    choice = choose(found, two_levels=two_levels)
+    if choice is None:
+        return None
+    return _Digit(ink, noise, _peak(ink, found, choice), found, choice)
+
+
+def _peak(ink: Floats, found: Components, choice: Choice) -> float:
+    values = ink[found.mask(choice.chosen)]
+    return float(np.quantile(values, _PEAK))
+
+
+def _smoothed(plane: Floats) -> Floats:
+    """Return the mean of each 3x3 pixels."""
+    padded = np.pad(plane, 1, "edge")
+    rows = padded[:-2] + padded[1:-1] + padded[2:]
+    return (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]) / 9
+
+
+def _refuse(grey: Floats, lines: int) -> NoReturn:
+    if lines:
+        raise AmbiguousImage("there is nothing but lines on the image", ONE_HINT)
+    contrast = float(np.ptp(np.quantile(grey, (0.005, 0.995))))
+    if contrast < _LEAST_CONTRAST:
+        raise BlankImage(f"nearly all pixels lie within {contrast:.0f} of 255 grey levels")
+    raise AmbiguousImage("no strokes stand out from the background")
+
+
+def _check_other_polarity(plain: Floats, digit: _Digit, *, dark: bool) -> None:
+    """Refuse an image with as many bright strokes as dark ones; what the digit encloses does not count."""
+    window = max(3, round(2 * digit.choice.stroke))
+    other = inks.ink_of(plain, window, dark=not dark)
+    if dark:
+        other = other * 255 / max(float(np.median(plain)), 16.0)
+    left, top, right, bottom = digit.found.box(digit.choice.chosen)
+    other[max(0, top - window) : bottom + window, max(0, left - window) : right + window] = 0
+    if float(other[other > 0.5 * digit.peak].sum()) > _OTHER_POLARITY * digit.mass:
+        raise AmbiguousImage("some strokes are darker than the background, and some are brighter")
+
+
+def _strength(digit: _Digit) -> tuple[Floats, Box]:
+    """Return how much stroke each pixel is, 0..1, and the box around the digit."""
+    choice = digit.choice
+    core = digit.found.mask(choice.chosen)
+    left_out = (digit.found.labels >= 0) & ~core
+    near = inks.spread(core, max(1, round(_HALO * choice.stroke))) & ~left_out
+    floor = 3 * digit.noise if 3 * digit.noise > _INK * digit.peak else 0.0
+    strength = np.where(near, np.clip((digit.ink - floor) / (digit.peak - floor), 0, 1), 0).astype(np.float32)
+    strokes = strength > _INK
+    rows, columns = np.flatnonzero(strokes.any(1)), np.flatnonzero(strokes.any(0))
+    return strength, (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+
+
+def _share_left_out(plain: Floats, grey: Floats, digit: _Digit, *, dark: bool) -> float:
+    lines = float(np.abs(plain - grey).sum() if not dark else (np.abs(plain - grey) / np.maximum(plain, 16)).sum())
+    lines = lines if dark else lines / 255
+    left_out = float(digit.found.mass[~digit.choice.chosen].sum()) + lines
+    return round(left_out / (left_out + digit.mass), 4)
 
 
 def _otsu(grey: Floats) -> tuple[float, float]:
@@ -125,12 +274,6 @@ def _otsu(grey: Floats) -> tuple[float, float]:
     apart = (mean * dark - sums) ** 2 / np.maximum(dark * (total - dark), 1.0)
     best = int(np.argmax(apart))
     return float(levels[best]), float(total * apart[best] / max(counts @ (levels - mean) ** 2, 1.0))
-
-
-def _crop(ink: Floats) -> tuple[int, int, int, int]:
-    strokes = ink > _INK
-    rows, columns = np.flatnonzero(strokes.any(1)), np.flatnonzero(strokes.any(0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def _scaled(ink: Floats, crop: tuple[int, int, int, int]) -> Floats:

@@ -25,6 +25,7 @@ from app.problems import (
     BlankImage,
     CorruptPng,
     EmptyBody,
+    ExtremeShape,
     ImageTooLarge,
     NotAPng,
     NotGrey,
@@ -37,6 +38,19 @@ SIDE = 28
 MAX_PIXELS = 4096 * 4096
 """A header that declares more is refused as hostile, whatever the wanted size."""
 
+MAX_LENGTH = 8192
+"""Longest side, in pixels, of an image of any size."""
+MAX_RATIO = 32
+"""Largest ratio of the sides of an image of any size: a 1 cropped to its strokes has 20 or less."""
+
+_ORIENTATION, _SHORT = 0x0112, 3
+"""The EXIF tag of the orientation, and the TIFF type of its value."""
+_SOLID_ONLY = [0] * 250 + [255] * 6
+"""Table that leaves only pixels that are opaque but for rounding."""
+_PAGE_FILL = 0.9
+"""Share of the box around all opaque pixels that a page fills; a slanted stroke fills far less."""
+_STROKE_LEVELS = 24
+"""Grey levels by which strokes differ from their page."""
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHUNK = struct.Struct(">I4s")
 _CRC = struct.Struct(">I")
@@ -122,11 +136,58 @@ def decode(png: bytes) -> bytes:
     return pixels
 
 
+def check_shape(width: int, height: int, max_pixels: int) -> None:
+    """Reject the declared size of an image before anything is decompressed.
+
+    Area alone does not bound the cost: 4 million rows of one pixel cost far more than 2,048 rows of 2,048.
+
+    Raises:
+        ImageTooLarge: there are more pixels than the limit.
+        ExtremeShape: one side is too long, or the sides differ too much.
+    """
+    if width * height > max_pixels:
+        raise ImageTooLarge(f"the header declares {width}x{height} pixels, the limit is {max_pixels} in all")
+    if max(width, height) > MAX_LENGTH:
+        raise ExtremeShape(f"the header declares {width}x{height} pixels, the longest side is {MAX_LENGTH}")
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise ExtremeShape(f"the header declares {width}x{height} pixels, one side is over {MAX_RATIO} times the other")
+
+
+def orientation_of(png: bytes) -> int:
+    """Return the EXIF orientation, 1 to 8, that a checked PNG has in its chunk eXIf; 1 where it has none."""
+    start = len(_SIGNATURE)
+    while start + 12 <= len(png):
+        length, kind = _CHUNK.unpack_from(png, start)
+        if kind == b"eXIf":
+            return exif_orientation(png[start + 8 : start + 8 + length])
+        start += 12 + length
+    return 1
+
+
+def exif_orientation(exif: bytes) -> int:
+    """Return the orientation, 1 to 8, of an EXIF block that begins with its TIFF header; 1 where it is not stated.
+
+    Only the entries of the first directory are read, so a damaged block costs nothing and raises nothing.
+    """
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    if order is None or len(exif) < 8:
+        return 1
+    (at,) = struct.unpack_from(f"{order}I", exif, 4)
+    if at + 2 > len(exif):
+        return 1
+    (count,) = struct.unpack_from(f"{order}H", exif, at)
+    for entry in range(at + 2, min(at + 2 + 12 * count, len(exif) - 11), 12):
+        tag, kind, _, value = struct.unpack_from(f"{order}HHIH", exif, entry)
+        if (tag, kind) == (_ORIENTATION, _SHORT):
+            return value if 1 <= value <= 8 else 1
+    return 1
+
+
 def decode_any(png: bytes, max_pixels: int) -> Image.Image:
     """Read a PNG of any size as one grey image.
 
-    Colours become their luma (ITU-R 601). What is transparent is laid on white when the opaque pixels are dark on
-    average, else on black, so that they stand out.
+    Colours become their luma (ITU-R 601). Transparent pixels around an opaque page get the page's own colour. Other
+    transparent pixels become white when the opaque pixels are dark on average, else black, so that strokes stand out.
 
     Args:
         png: the whole file.
@@ -140,14 +201,10 @@ def decode_any(png: bytes, max_pixels: int) -> Image.Image:
         EmptyBody: there are no bytes.
     """
 
-    def judge(width: int, height: int) -> None:
-        if width * height > max_pixels:
-            raise ImageTooLarge(f"the header declares {width}x{height} pixels, the limit is {max_pixels} in all")
-
-    _, png = _check(png, judge)
+    _, png = _check(png, lambda width, height: check_shape(width, height, max_pixels))
     try:
         with _opened(png) as image:
-            return _luma(image, png[_DEPTH_AT])
+            return luma(image, png[_DEPTH_AT])
     except _UNREADABLE as error:
         raise CorruptPng("the compressed pixels cannot be read") from error
 
@@ -315,15 +372,37 @@ def _grey(image: Image.Image, depth: int) -> Image.Image:
     return Image.fromarray(red)
 
 
-def _luma(image: Image.Image, depth: int) -> Image.Image:
+def luma(image: Image.Image, depth: int = 8) -> Image.Image:
+    """Return an opened image as grey, its transparent pixels laid on the page or on the contrary of the strokes."""
     image, opacity = _apart(image, depth)
     grey = _high_bytes(image) if image.mode in _DEEP else image.convert("L")
     if opacity is None:
         return grey
     if opacity.getextrema()[1] == 0:
         raise BlankImage("every pixel is transparent")
+    page = _page_level(grey, opacity)
+    if page is not None:
+        # The pixels of a window's shadow and round corners are black or mixed with it, so they are not blended in.
+        return Image.composite(grey, Image.new("L", grey.size, page), opacity.point(_SOLID_ONLY))
     dark = ImageStat.Stat(grey, opacity).mean[0] < 128
     return Image.composite(grey, Image.new("L", grey.size, 255 if dark else 0), opacity)
+
+
+def _page_level(grey: Image.Image, opacity: Image.Image) -> int | None:
+    """Return the grey level of the opaque page that transparent pixels surround; None where strokes lie on nothing.
+
+    A page fills the box around the opaque pixels, up to its round corners, and has strokes of another level on it.
+    """
+    solid = opacity.point(_SOLID_ONLY)
+    box = solid.getbbox()
+    if box is None:
+        return None
+    inside, levels = solid.crop(box), grey.histogram(solid)
+    if ImageStat.Stat(inside).mean[0] < 255 * _PAGE_FILL:
+        return None
+    page = max(range(256), key=levels.__getitem__)
+    strokes = sum(count for level, count in enumerate(levels) if abs(level - page) >= _STROKE_LEVELS)
+    return page if strokes else None
 
 
 def _apart(image: Image.Image, depth: int) -> tuple[Image.Image, Image.Image | None]:

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl
 from pydantic import BaseModel, ValidationError
 
 from app.http.bodies import BodyReader, Receive, image_of, plain_image_of
-from app.http.schemas import Fitted, ScoreQuery
+from app.http.schemas import Fitted, Ignored, ScoreQuery
 from app.images import fit, png
 from app.inference.registry import Engine
 from app.inference.version import Serving
@@ -166,7 +166,8 @@ class Scorer:
             raise DeadlineExceeded("the image was not fitted in time") from None
         finally:
             self._fits -= 1
-        fitted = Fitted(inverted=found.inverted, crop=found.crop)
+        ignored = Ignored(components=found.ignored.components, ink=found.ignored.ink)
+        fitted = Fitted(inverted=found.inverted, crop=found.crop, ignored=ignored)
         return found.pixels, fitted, time.perf_counter() - started
 
 
