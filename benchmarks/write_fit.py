@@ -76,7 +76,9 @@ def fitted(scene: Scene, name: str, digits: Digits, seed: int) -> tuple[Digits, 
     planes, taken, reasons = np.zeros_like(digits), np.ones(len(digits), np.bool_), []
     for at, digit in enumerate(digits):
         try:
-            planes[at] = np.frombuffer(fit(scene(digit, generator(name, seed, at)), MAX_PIXELS).pixels, np.uint8).reshape(28, 28)
+            planes[at] = np.frombuffer(
+                fit(scene(digit, generator(name, seed, at)), MAX_PIXELS).pixels, np.uint8
+            ).reshape(28, 28)
         except InvalidImage as error:
             taken[at] = False
             reasons.append(f"{error.type.removeprefix('/problems/')}: {error.detail}")

@@ -59,6 +59,12 @@ class Components:
             int(self.bottom[chosen].max()),
         )
 
+    def part(self, number: int) -> Mask:
+        """Return the pixels of one component within its box."""
+        box = self.labels[self.top[number] : self.bottom[number], self.left[number] : self.right[number]]
+        inside: Mask = box == number
+        return inside
+
     def mask(self, chosen: Mask) -> Mask:
         """Return the pixels of the chosen components."""
         return np.append(chosen, False)[self.labels]

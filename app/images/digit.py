@@ -55,12 +55,13 @@ class Choice:
     stroke: float
 
 
-def choose(found: Components, *, two_levels: bool) -> Choice | None:
+def choose(found: Components, *, two_levels: bool, final: bool) -> Choice | None:
     """Return the components that are the digit, None where there is no candidate.
 
     Args:
         found: all components.
         two_levels: the image has two brightnesses and little else, so a digit may fill it without a margin.
+        final: refuse an image with several candidates; else the best one is returned.
 
     Raises:
         AmbiguousImage: there is more than one candidate, or the border cuts the digit.
@@ -73,7 +74,7 @@ def choose(found: Components, *, two_levels: bool) -> Choice | None:
     sides, contact = found.sides(), _contact(found)
     half = (found.right - found.left) + (found.bottom - found.top)
     frames = _frames(found, order, score)
-    strokes = {int(each): stroke_width(found.labels == each) for each in order[:12]}
+    strokes = {int(each): stroke_width(found.part(each)) for each in order[:12]}
     slender = {each: found.extent[each] >= _SLENDER * strokes[each] for each in strokes}
 
     first = int(order[0])
@@ -89,13 +90,14 @@ def choose(found: Components, *, two_levels: bool) -> Choice | None:
         cut[each] &= found.extent[each] >= 0.15 * max(height, width)
     eligible = inside | (cut & (sides == 1))
     main = _main(found, order, eligible)
-    if (cut & (sides >= 2) & (score >= (0.0 if main is None else 0.5 * score[main]))).any():
+    if final and (cut & (sides >= 2) & (score >= (0.0 if main is None else 0.5 * score[main]))).any():
         raise AmbiguousImage("strokes touch the border of the image on two sides", MARGIN_HINT)
     if main is None:
         return None
     group = _with_parts(found, main, eligible)
-    _check_rivals(found, group, eligible & ~_lines(found, order))
-    stroke = strokes.get(main) or stroke_width(found.labels == main)
+    if final:
+        _check_rivals(found, group, eligible & ~_lines(found, order))
+    stroke = strokes.get(main) or stroke_width(found.part(main))
     return Choice(group, stroke)
 
 
@@ -132,7 +134,7 @@ def _frames(found: Components, order: NDArray[np.int64], score: NDArray[np.float
         inside = (found.left > left) & (found.top > top) & (found.right < right) & (found.bottom < bottom)
         if not (inside & (found.extent >= 0.1 * max(height, width))).any():
             continue
-        part = found.labels[top:bottom, left:right] == each
+        part = found.part(int(each))
         down, across = (max(2, round(_FRAME_DEPTH * length)) for length in part.shape)
         cover = min(
             part[:down].any(0).mean(),
@@ -146,10 +148,7 @@ def _frames(found: Components, order: NDArray[np.int64], score: NDArray[np.float
 
 def stroke_width(mask: Mask) -> float:
     """Return the mean width of strokes: twice their area per length of their outline."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not rows.size:
-        return 0.0
-    part = np.pad(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], 1)
+    part = np.pad(mask, 1)
     inner = part[1:-1, 1:-1] & part[:-2, 1:-1] & part[2:, 1:-1] & part[1:-1, :-2] & part[1:-1, 2:]
     area = float(part.sum())
     # The outline runs through the middle of the outermost pixels, half a pixel inside the shape on either side.
@@ -211,11 +210,9 @@ def _box_gap(found: Components, group: Mask, other: int) -> float:
 
 def _points(found: Components, number: int) -> NDArray[np.float32]:
     """Return some pixels of a component, spread evenly: float32 [n, 2]."""
-    top, left = found.top[number], found.left[number]
-    part = found.labels[top : found.bottom[number], left : found.right[number]] == number
-    points = np.argwhere(part)
+    points = np.argwhere(found.part(number))
     step = -(-len(points) // _MOST_POINTS)
-    return (points[::step] + (top, left)).astype(np.float32)
+    return (points[::step] + (found.top[number], found.left[number])).astype(np.float32)
 
 
 def _distance(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:

@@ -49,6 +49,8 @@ _NOISY, _SMOOTH_SIDE = 0.03, 160
 """Noise, as a share of the full contrast, from which an image with sides of so many pixels is smoothed."""
 _FAINTEST = 0.06
 """Least ink of a stroke, as a share of the full contrast."""
+_RIM = 0.5
+"""Width of strokes, as a share of the window, from which the window may be too narrow for them."""
 _PEAK = 0.95
 """Quantile of the ink in the digit's strokes that is full ink."""
 _HALO = 0.6
@@ -97,6 +99,7 @@ class _Digit:
     """A digit on the ink of a whole image.
 
     Attributes:
+        window: of the local background, in pixels.
         ink: how far each pixel differs from its local background.
         noise: standard deviation of the ink where there is none.
         peak: ink in the middle of the digit's strokes.
@@ -104,6 +107,7 @@ class _Digit:
         choice: which of them are the digit.
     """
 
+    window: int
     ink: Floats
     noise: float
     peak: float
@@ -174,39 +178,37 @@ def _find(plain: Floats, *, dark: bool) -> _Digit | None:
     refusal: AmbiguousImage | None = None
     two_levels = _otsu(plain)[1] >= _CLEAR
     for share in _WINDOWS:
+        window = max(3, round(share * max(plain.shape)))
         try:
-            digit = _seen(plain, max(3, round(share * max(plain.shape))), dark=dark, two_levels=two_levels)
+            digit = _seen(plain, window, dark=dark, two_levels=two_levels)
         except AmbiguousImage as error:
             refusal = error
             continue
         if digit and (best is None or digit.mass > _MORE * best.mass):
             best = digit
-    if best is None and refusal is not None:
+    # A narrow window shows only the rims of wide strokes; then the wider one must have seen them.
+    narrow = best is not None and best.choice.stroke > _RIM * best.window
+    if refusal is not None and (best is None or narrow):
         raise refusal
     return best
 
 
 def _seen(plain: Floats, window: int, *, dark: bool, two_levels: bool) -> _Digit | None:
     """Return the digit among the strokes that are narrower than a window."""
-    ink = inks.ink_of(plain, window, dark=dark)
-    level = float(np.median(ink))
-    noise = 1.4826 * float(np.median(np.abs(ink - level)))
+    ink, _, noise = inks.ink_of(plain, window, dark=dark)
     if noise > _NOISY and min(ink.shape) >= _SMOOTH_SIDE:
-        ink = _smoothed(ink)
-        level = float(np.median(ink))
-        noise = 1.4826 * float(np.median(np.abs(ink - level)))
-    ink = np.maximum(ink - level, 0)
+        ink, _, noise = inks.ink_of(_smoothed(plain), window, dark=dark)
     floor = max(_FAINTEST, 5 * noise)
     found = components(ink > floor, ink)
-    choice = choose(found, two_levels=two_levels)
+    choice = choose(found, two_levels=two_levels, final=False)
     if choice is None:
         return None
     peak = _peak(ink, found, choice)
     found = components(ink > max(_CORE * peak, floor), ink)
-    choice = choose(found, two_levels=two_levels)
+    choice = choose(found, two_levels=two_levels, final=True)
     if choice is None:
         return None
-    return _Digit(ink, noise, _peak(ink, found, choice), found, choice)
+    return _Digit(window, ink, noise, _peak(ink, found, choice), found, choice)
 
 
 def _peak(ink: Floats, found: Components, choice: Choice) -> float:
@@ -231,14 +233,20 @@ def _refuse(grey: Floats, lines: int) -> NoReturn:
 
 
 def _check_other_polarity(plain: Floats, digit: _Digit, *, dark: bool) -> None:
-    """Refuse an image with as many bright strokes as dark ones; what the digit encloses does not count."""
+    """Refuse an image that has strokes of the other polarity where all that was found is painted over."""
     window = max(3, round(2 * digit.choice.stroke))
-    other = inks.ink_of(plain, window, dark=not dark)
+    inked = inks.spread(digit.found.labels >= 0, max(1, round(_HALO * digit.choice.stroke)))
+    wide = max(3, round(_WINDOWS[-1] * max(plain.shape)))
+    ground = inks.closing(plain, wide) if dark else inks.opening(plain, wide)
+    clean, page = np.where(inked, ground, plain), max(float(np.median(ground)), 16.0)
     if dark:
-        other = other * 255 / max(float(np.median(plain)), 16.0)
-    left, top, right, bottom = digit.found.box(digit.choice.chosen)
-    other[max(0, top - window) : bottom + window, max(0, left - window) : right + window] = 0
-    if float(other[other > 0.5 * digit.peak].sum()) > _OTHER_POLARITY * digit.mass:
+        other = (clean - inks.opening(clean, window)) / page
+        beyond = (clean - page) / page
+    else:
+        other = (inks.closing(clean, window) - clean) / 255
+        beyond = (page - clean) / 255
+    strokes = ~inked & (np.minimum(other, 2 * beyond) > 0.5 * digit.peak)
+    if float(other[strokes].sum()) > _OTHER_POLARITY * digit.mass:
         raise AmbiguousImage("some strokes are darker than the background, and some are brighter")
 
 

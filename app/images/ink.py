@@ -22,12 +22,18 @@ _WINDOWS = (0.1, 0.2, 0.35)
 _MAX_SLOPE = 0.08
 """Steepest printed line, in pixels down per pixel across: 4.6 degrees."""
 _SLOPES = 49
-_LINE_WIDTH = 0.02
+_LINE_WIDTH = 0.015
 """Widest printed line, as a share of the longer side."""
 _LEAST_SIDE = 64
 """In a smaller image a stroke is as thin as a line; no lines are looked for."""
 _ALONE, _FAMILY = 0.8, 0.45
 """Share of the image that one line crosses, and that each of three or more parallel lines crosses."""
+_PAGE = 0.9
+"""Quantile of the background that is the page in full light."""
+_DARKEST, _DIM = 0.35, 0.5
+"""Background, as a share of the page's, below which ink is damped, and below which noise is not measured."""
+_STRONGER = 1.35
+"""How much darker than its line a pixel must be to be a stroke that crosses it."""
 _FAINTEST = 0.045
 """Least darkness of a printed line, as a share of its surroundings."""
 
@@ -65,15 +71,37 @@ def _spread(plane: NDArray[Any], reach: int, best: Callable[..., Any]) -> NDArra
     return np.ascontiguousarray(plane)
 
 
-def ink_of(grey: Floats, window: int, *, dark: bool) -> Floats:
+def ink_of(grey: Floats, window: int, *, dark: bool) -> tuple[Floats, float, float]:
     """Return how much each pixel differs from its local background, towards ink, as a share of the full contrast.
 
-    Dark ink takes a share of the light, whatever the light is: bright ink adds to a dark ground.
+    Dark ink takes a share of the light, whatever the light is; bright ink adds to a dark ground. What is much darker
+    than the page, a table or a deep shadow, counts for less, so that its texture is no ink.
+
+    Returns:
+        The ink of each pixel, 0 or more; its median and its standard deviation where there is only page.
     """
     if dark:
-        ground = closing(grey, window)
-        return (ground - grey) / np.maximum(ground, 16)
-    return (grey - opening(grey, window)) / 255
+        ground = closing(_without_salt(grey), window)
+        page = float(np.quantile(ground[::4, ::4], _PAGE))
+        ink = np.maximum(ground - grey, 0) / np.maximum(ground, max(_DARKEST * page, 16))
+        bare = ink[::3, ::3][ground[::3, ::3] >= _DIM * page]
+    else:
+        ground = 255 - closing(_without_salt(255 - grey), window)
+        ink = np.maximum(grey - ground, 0) / 255
+        bare = ink[::3, ::3]
+    level, noise = _level_and_noise(bare)
+    return np.maximum(ink - level, 0), level, noise
+
+
+def _without_salt(grey: Floats) -> Floats:
+    """Return an image without single bright pixels, which a closing would spread over its window."""
+    return opening(grey, 3) if min(grey.shape) >= _LEAST_SIDE else grey
+
+
+def _level_and_noise(values: Floats) -> tuple[float, float]:
+    """Return the median and the standard deviation, estimated by the median of deviations."""
+    level = np.median(values)
+    return float(level), 1.4826 * float(np.median(np.abs(values - level)))
 
 
 def is_dark_ink(grey: Floats) -> bool | None:
@@ -110,10 +138,10 @@ def without_lines(grey: Floats, *, dark: bool) -> tuple[Floats, int]:
 
 def _without_rows(grey: Floats, *, dark: bool) -> tuple[Floats, int]:
     height, width = grey.shape
-    thick = max(2, round(_LINE_WIDTH * max(grey.shape)))
+    thick = max(3, round(_LINE_WIDTH * max(grey.shape)))
     ink = _thin_rows(grey, thick, dark=dark)
-    noise = 1.4826 * float(np.median(np.abs(ink - np.median(ink))))
-    there = (ink - float(np.median(ink))) > max(_FAINTEST, 2.5 * noise)
+    level, noise = _level_and_noise(ink[::3, ::3])
+    there = ink > level + max(_FAINTEST, 2.5 * noise)
     coverage, slopes = _coverage(there)
     found: list[tuple[float, float, int]] = []
     middle = (width - 1) / 2
@@ -125,24 +153,27 @@ def _without_rows(grey: Floats, *, dark: bool) -> tuple[Floats, int]:
         if any(abs(row - other) <= thick for other, _, _ in found):
             continue
         reach = 1
-        while reach <= thick and _beside(coverage[at[row]], int(row), reach) > 0.3 * best[row]:
+        while reach <= thick and _beside(coverage[at[row]], int(row), reach) > 0.5 * best[row]:
             reach += 1
         if reach <= thick:
             found.append((float(row), slope, reach))
     single = [line for line in found if best[int(line[0])] >= _ALONE]
     if len(found) < 3:
         found = single
+    if not found:
+        return grey, 0
     columns = np.arange(width)
+    strokes = closing(grey, 8 * thick) - grey if dark else grey - opening(grey, 8 * thick)
     for row, slope, reach in found:
         centre = np.rint(row + slope * (columns - middle)).astype(int)
-        grey = _painted_over(grey, centre, reach + 1, dark=dark)
+        grey = _painted_over(grey, centre, reach + 1, there, strokes, dark=dark)
     return grey, len(found)
 
 
 def _thin_rows(grey: Floats, thick: int, *, dark: bool) -> Floats:
     """Return how far each pixel lies below (above) what surrounds it in its column within the width of a line."""
     plane = grey if dark else 255 - grey
-    reach = thick + 1
+    reach = (thick + 2) // 2
     padded = np.pad(plane, ((2 * reach, 2 * reach), (0, 0)), constant_values=255.0)
     high = _running(padded, 2 * reach + 1, np.maximum)
     ground = _running(high, 2 * reach + 1, np.minimum)
@@ -185,7 +216,10 @@ def _beside(profile: Floats, row: int, reach: int) -> float:
     return max(beside, default=0.0)
 
 
-def _painted_over(grey: Floats, centre: NDArray[np.int_], reach: int, *, dark: bool) -> Floats:
+def _painted_over(
+    grey: Floats, centre: NDArray[np.int_], reach: int, there: NDArray[np.bool_], strokes: Floats, *, dark: bool
+) -> Floats:
+    """Return an image with one line painted over where it is visible, but not the darker strokes that cross it."""
     height, width = grey.shape
     columns = np.arange(width)
     above, below = centre - reach - 1, centre + reach + 1
@@ -193,13 +227,18 @@ def _painted_over(grey: Floats, centre: NDArray[np.int_], reach: int, *, dark: b
     last = grey[np.clip(below, 0, height - 1), columns]
     first = np.where(above < 0, last, first)
     last = np.where(below >= height, first, last)
-    better = np.maximum if dark else np.minimum
+    rows = centre + np.arange(-reach, reach + 1)[:, None]
+    inside = (rows >= 0) & (rows < height)
+    at = np.clip(rows, 0, height - 1), np.broadcast_to(columns, rows.shape)
+    seen = (there[at] & inside).any(0)
+    span = max(3, width // 12)
+    visible = np.convolve(seen, np.ones(span), "same") >= 0.3 * span
+    depth = (strokes[at] * inside).max(0)
+    limit = _STRONGER * float(np.median(depth[seen])) if seen.any() else 0.0
+    share = np.linspace(0, 1, 2 * reach + 3)[1:-1, None]
+    level = first + share * (last - first)
+    level = np.maximum(level, grey[at]) if dark else np.minimum(level, grey[at])
+    change = inside & visible & (strokes[at] <= limit)
     grey = grey.copy()
-    for step in range(-reach, reach + 1):
-        rows = centre + step
-        inside = (rows >= 0) & (rows < height)
-        share = (step + reach + 1) / (2 * reach + 2)
-        level = first + share * (last - first)
-        at = np.clip(rows, 0, height - 1)[inside], columns[inside]
-        grey[at] = better(grey[at], level[inside])
+    grey[at[0][change], at[1][change]] = level[change]
     return grey
