@@ -19,6 +19,8 @@ _TIGHT = 0.85
 """Share of both sides of the image that the box of a digit has which was cropped without a margin."""
 _TIGHT_CONTACT = 0.85
 """As `_CUT`, of a digit cropped without a margin: it touches all four sides with its round parts."""
+_THINNEST = 0.05
+"""Least width of strokes, in extents, of a digit that fills an image; thinner ones are printed lines."""
 _SLENDER = 3.0
 """Least ratio of a digit's extent to the width of its strokes; a blob has less."""
 _LINE = 14.0
@@ -27,7 +29,7 @@ _LEAST_EXTENT = 0.06
 """Extent, as a share of the longer side of the image, from which a component is preferred to a line."""
 _PART_EXTENT, _PART_GAP = 0.12, 0.2
 """Least extent of a part of a broken digit, and its largest distance from the rest, in extents of the digit."""
-_RIVAL_EXTENT, _RIVAL_MASS, _RIVAL_GAP = 0.4, 0.25, 0.1
+_RIVAL_EXTENT, _RIVAL_MASS, _RIVAL_GAP = 0.4, 0.25, 0.12
 """Extent and mass from which another component is a second digit, and the distance up to which it is a part."""
 _SHARE = 0.4
 """Least share of the digit in all ink that is neither printed lines nor at the border."""
@@ -55,12 +57,29 @@ class Choice:
     stroke: float
 
 
-def choose(found: Components, *, two_levels: bool, final: bool) -> Choice | None:
+def tight(found: Components) -> Choice | None:
+    """Return the digit that fills an image without a margin, None where nothing does."""
+    height, width = found.labels.shape
+    if not found.area.size:
+        return None
+    first = int(np.argmax(found.mass))
+    box_width, box_height = found.right[first] - found.left[first], found.bottom[first] - found.top[first]
+    if found.sides()[first] < 2 or box_width < _TIGHT * width or box_height < _TIGHT * height:
+        return None
+    stroke = stroke_width(found.part(first))
+    contact = _contact(found)
+    if contact[first] > _TIGHT_CONTACT * (box_width + box_height) or contact.sum() > width + height:
+        return None
+    if not _THINNEST * found.extent[first] <= stroke <= found.extent[first] / _SLENDER:
+        return None
+    return Choice(_with_parts(found, first, np.ones(found.area.size, np.bool_)), stroke)
+
+
+def choose(found: Components, *, final: bool) -> Choice | None:
     """Return the components that are the digit, None where there is no candidate.
 
     Args:
         found: all components.
-        two_levels: the image has two brightnesses and little else, so a digit may fill it without a margin.
         final: refuse an image with several candidates; else the best one is returned.
 
     Raises:
@@ -76,12 +95,6 @@ def choose(found: Components, *, two_levels: bool, final: bool) -> Choice | None
     frames = _frames(found, order, score)
     strokes = {int(each): stroke_width(found.part(each)) for each in order[:12]}
     slender = {each: found.extent[each] >= _SLENDER * strokes[each] for each in strokes}
-
-    first = int(order[0])
-    if two_levels and sides[first] >= 2 and slender[first] and contact[first] <= _TIGHT_CONTACT * half[first]:
-        box_width, box_height = found.right[first] - found.left[first], found.bottom[first] - found.top[first]
-        if box_width >= _TIGHT * width and box_height >= _TIGHT * height:
-            return Choice(_with_parts(found, first, np.ones(score.size, np.bool_)), strokes[first])
 
     inside = (sides == 0) & ~frames
     cut = np.zeros_like(inside)
@@ -186,7 +199,7 @@ def _above(found: Components, main: int, other: int) -> bool:
     """Return whether a component lies above or below another, as the bar of a 5 does, rather than to its side."""
     shared = min(found.right[main], found.right[other]) - max(found.left[main], found.left[other])
     narrower = min(found.right[main] - found.left[main], found.right[other] - found.left[other])
-    return bool(shared >= 0.5 * narrower)
+    return bool(shared >= 0.2 * narrower)
 
 
 def _check_rivals(found: Components, group: Mask, eligible: Mask) -> None:

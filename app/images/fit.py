@@ -19,7 +19,7 @@ from PIL import Image
 
 from app.images import ink as inks
 from app.images.components import Components, components
-from app.images.digit import ONE_HINT, Choice, choose
+from app.images.digit import ONE_HINT, Choice, choose, tight
 from app.images.png import SIDE
 from app.images.reading import read
 from app.problems import AmbiguousImage, BlankImage
@@ -49,8 +49,11 @@ _NOISY, _SMOOTH_SIDE = 0.03, 160
 """Noise, as a share of the full contrast, from which an image with sides of so many pixels is smoothed."""
 _FAINTEST = 0.06
 """Least ink of a stroke, as a share of the full contrast."""
-_RIM = 0.5
-"""Width of strokes, as a share of the window, from which the window may be too narrow for them."""
+_FULL, _RIM = 0.75, 0.15
+"""Share of the full ink that pixels next to strokes have at a wider window, and how many of them, as a share of the
+strokes, show that a narrow window sees only the rims of wide strokes."""
+_OVER_NOISE = 7
+"""Least ink of a digit, in standard deviations of the noise."""
 _PEAK = 0.95
 """Quantile of the ink in the digit's strokes that is full ink."""
 _HALO = 0.6
@@ -138,12 +141,15 @@ def fit(content: bytes, max_pixels: int) -> Fitted:
     grey = np.asarray(image, np.float32)
     if np.ptp(grey) < _LEAST_CONTRAST:
         raise BlankImage(f"the darkest and the brightest pixel differ by {np.ptp(grey):.0f} of 255 grey levels")
-    dark = _dark_ink(grey)
-    plain, lines = inks.without_lines(grey, dark=dark)
-    digit = _find(plain, dark=dark)
+    plain, lines = grey, 0
+    digit, dark = _filling(grey)
     if digit is None:
-        _refuse(grey, lines)
-    _check_other_polarity(plain, digit, dark=dark)
+        dark = _dark_ink(grey)
+        plain, lines = inks.without_lines(grey, dark=dark)
+        digit = _find(plain, dark=dark)
+        if digit is None:
+            _refuse(grey, lines)
+        _check_other_polarity(plain, digit, dark=dark)
     strength, crop = _strength(digit)
     left, top, right, bottom = crop
     across, down = picture.width / grey.shape[1], picture.height / grey.shape[0]
@@ -158,6 +164,22 @@ def fit(content: bytes, max_pixels: int) -> Fitted:
     return Fitted(_centred(_scaled(strength, crop)), dark, sent, ignored)
 
 
+def _filling(grey: Floats) -> tuple[_Digit | None, bool]:
+    """Return the digit that fills an image of two brightnesses without a margin, and whether it is dark."""
+    middle, clarity = _otsu(grey)
+    border = np.concatenate((grey[0], grey[-1], grey[1:-1, 0], grey[1:-1, -1]))
+    bright = border > middle
+    dark = bool(bright.mean() > 0.5)
+    if clarity < _CLEAR:
+        return None, dark
+    ground = float(np.median(border[bright == dark]))
+    ink = np.maximum(ground - grey if dark else grey - ground, 0)
+    ink /= max(float(ink.max()), 1.0)
+    found = components(ink > _CORE, ink)
+    choice = tight(found)
+    return choice and _Digit(0, ink, 0.0, _peak(ink, found, choice), found, choice), dark
+
+
 def _dark_ink(grey: Floats) -> bool:
     """Return whether ink is darker than its ground."""
     small = grey
@@ -166,46 +188,58 @@ def _dark_ink(grey: Floats) -> bool:
     dark = inks.is_dark_ink(small)
     if dark is not None:
         return dark
-    # The digit fills the image. Its border has more background than ink where both are clearly apart.
+    # The digit fills most of the image. Its border has more background than ink.
     border = np.concatenate((grey[0], grey[-1], grey[1:-1, 0], grey[1:-1, -1]))
     middle, _ = _otsu(grey)
     return float((border > middle).mean()) > 0.5
 
 
 def _find(plain: Floats, *, dark: bool) -> _Digit | None:
-    """Return the digit at the smallest window of the background that sees nearly all of it."""
-    best: _Digit | None = None
+    """Return the digit at the narrowest window of the background that is wider than its strokes."""
+    windows = [max(3, round(share * max(plain.shape))) for share in _WINDOWS]
     refusal: AmbiguousImage | None = None
-    two_levels = _otsu(plain)[1] >= _CLEAR
-    for share in _WINDOWS:
-        window = max(3, round(share * max(plain.shape)))
-        try:
-            digit = _seen(plain, window, dark=dark, two_levels=two_levels)
-        except AmbiguousImage as error:
-            refusal = error
-            continue
-        if digit and (best is None or digit.mass > _MORE * best.mass):
-            best = digit
-    # A narrow window shows only the rims of wide strokes; then the wider one must have seen them.
-    narrow = best is not None and best.choice.stroke > _RIM * best.window
-    if refusal is not None and (best is None or narrow):
+    wide = narrow = None
+    try:
+        wide = _seen(plain, windows[1], dark=dark)
+    except AmbiguousImage as error:
+        refusal = error
+    try:
+        narrow = _seen(plain, windows[0], dark=dark)
+    except AmbiguousImage as error:
+        refusal = refusal or error
+    if narrow and _is_rim(narrow, inks.ink_of(plain, windows[1], dark=dark)[0]):
+        narrow = None
+    if narrow and (wide is None or wide.mass <= _MORE * narrow.mass):
+        return narrow
+    if wide is None and refusal:
         raise refusal
-    return best
+    return wide
 
 
-def _seen(plain: Floats, window: int, *, dark: bool, two_levels: bool) -> _Digit | None:
+def _is_rim(digit: _Digit, wide: Floats) -> bool:
+    """Return whether strokes go on, at a wider window, where a narrow window shows nothing."""
+    core = digit.found.mask(digit.choice.chosen)
+    beside = inks.spread(core, max(1, round(digit.choice.stroke))) & ~core
+    full = float(np.quantile(wide[core], 0.75))
+    return float((beside & (wide > _FULL * full) & (digit.ink < 0.5 * digit.peak)).sum()) > _RIM * float(core.sum())
+
+
+def _seen(plain: Floats, window: int, *, dark: bool) -> _Digit | None:
     """Return the digit among the strokes that are narrower than a window."""
     ink, _, noise = inks.ink_of(plain, window, dark=dark)
     if noise > _NOISY and min(ink.shape) >= _SMOOTH_SIDE:
         ink, _, noise = inks.ink_of(_smoothed(plain), window, dark=dark)
     floor = max(_FAINTEST, 5 * noise)
     found = components(ink > floor, ink)
-    choice = choose(found, two_levels=two_levels, final=False)
+    choice = choose(found, final=False)
     if choice is None:
         return None
     peak = _peak(ink, found, choice)
+    contrast = peak * (max(float(np.median(plain)), 16) if dark else 255)
+    if contrast < _LEAST_CONTRAST or peak < _OVER_NOISE * noise:
+        return None
     found = components(ink > max(_CORE * peak, floor), ink)
-    choice = choose(found, two_levels=two_levels, final=True)
+    choice = choose(found, final=True)
     if choice is None:
         return None
     return _Digit(window, ink, noise, _peak(ink, found, choice), found, choice)
