@@ -17,12 +17,14 @@ _CUT = 0.4
 """Border pixels of a component, per half circumference of its box, up to which it is a stroke that the border cuts."""
 _TIGHT = 0.85
 """Share of both sides of the image that the box of a digit has which was cropped without a margin."""
-_TIGHT_CONTACT = 0.85
+_TIGHT_CONTACT = 1.2
 """As `_CUT`, of a digit cropped without a margin: it touches all four sides with its round parts."""
 _THINNEST = 0.05
 """Least width of strokes, in extents, of a digit that fills an image; thinner ones are printed lines."""
 _SLENDER = 3.0
 """Least ratio of a digit's extent to the width of its strokes; a blob has less."""
+_SOLID, _SOLID_RATIO = 0.72, 0.35
+"""Share of its box that a filled shape covers, and least ratio of the sides of the box."""
 _LINE = 14.0
 """Ratio of extent to width from which a component is a line, where there is another candidate."""
 _LEAST_EXTENT = 0.06
@@ -64,11 +66,11 @@ def tight(found: Components) -> Choice | None:
         return None
     first = int(np.argmax(found.mass))
     box_width, box_height = found.right[first] - found.left[first], found.bottom[first] - found.top[first]
-    if found.sides()[first] < 2 or box_width < _TIGHT * width or box_height < _TIGHT * height:
+    if found.sides()[first] < 2 or box_width < _TIGHT * width - 2 or box_height < _TIGHT * height - 2:
         return None
     stroke = stroke_width(found.part(first))
     contact = _contact(found)
-    if contact[first] > _TIGHT_CONTACT * (box_width + box_height) or contact.sum() > width + height:
+    if contact[first] > _TIGHT_CONTACT * (box_width + box_height) or contact.sum() > _TIGHT_CONTACT * (width + height):
         return None
     if not _THINNEST * found.extent[first] <= stroke <= found.extent[first] / _SLENDER:
         return None
@@ -157,6 +159,14 @@ def _frames(found: Components, order: NDArray[np.int64], score: NDArray[np.float
         )
         frames[each] = cover >= _FRAME_COVER
     return frames
+
+
+def is_page(found: Components, choice: Choice) -> bool:
+    """Return whether what was chosen is no strokes but a filled shape: a sheet, a sticker, a dark hole."""
+    left, top, right, bottom = found.box(choice.chosen)
+    longer, shorter = max(right - left, bottom - top), min(right - left, bottom - top)
+    filled = float(found.area[choice.chosen].sum()) / (longer * shorter)
+    return shorter >= _SOLID_RATIO * longer and (filled >= _SOLID or longer < _SLENDER * choice.stroke)
 
 
 def stroke_width(mask: Mask) -> float:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from app.images import ink as inks
 from app.images.components import Components, components
-from app.images.digit import ONE_HINT, Choice, choose, tight
+from app.images.digit import ONE_HINT, Choice, choose, is_page, tight
 from app.images.png import SIDE
 from app.images.reading import read
 from app.problems import AmbiguousImage, BlankImage
@@ -147,6 +147,13 @@ def fit(content: bytes, max_pixels: int) -> Fitted:
         dark = _dark_ink(grey)
         plain, lines = inks.without_lines(grey, dark=dark)
         digit = _find(plain, dark=dark)
+        if digit is not None and is_page(digit.found, digit.choice):
+            # A small sheet on a large table is a bright shape on a dark ground, until its strokes are looked for.
+            dark = not dark
+            plain, lines = inks.without_lines(grey, dark=dark)
+            digit = _find(plain, dark=dark)
+            if digit is None or is_page(digit.found, digit.choice):
+                raise AmbiguousImage("the largest shape is filled, and has no strokes", ONE_HINT)
         if digit is None:
             _refuse(grey, lines)
         _check_other_polarity(plain, digit, dark=dark)

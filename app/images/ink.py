@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 
-_WINDOWS = (0.1, 0.2, 0.35)
+_WINDOWS = (0.1, 0.2)
 """Windows of the polarity test, as shares of the longer side."""
 _MAX_SLOPE = 0.08
 """Steepest printed line, in pixels down per pixel across: 4.6 degrees."""
