@@ -17,7 +17,7 @@ _CUT = 0.4
 """Border pixels of a component, per half circumference of its box, up to which it is a stroke that the border cuts."""
 _TIGHT = 0.85
 """Share of both sides of the image that the box of a digit has which was cropped without a margin."""
-_TIGHT_CONTACT = 1.2
+_TIGHT_CONTACT = 0.95
 """As `_CUT`, of a digit cropped without a margin: it touches all four sides with its round parts."""
 _THINNEST = 0.05
 """Least width of strokes, in extents, of a digit that fills an image; thinner ones are printed lines."""
@@ -66,7 +66,7 @@ def tight(found: Components) -> Choice | None:
         return None
     first = int(np.argmax(found.mass))
     box_width, box_height = found.right[first] - found.left[first], found.bottom[first] - found.top[first]
-    if found.sides()[first] < 2 or box_width < _TIGHT * width - 2 or box_height < _TIGHT * height - 2:
+    if found.sides()[first] < 2 or min(_TIGHT * width, width - 3) > box_width or min(_TIGHT * height, height - 3) > box_height:
         return None
     stroke = stroke_width(found.part(first))
     contact = _contact(found)

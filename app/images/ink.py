@@ -26,7 +26,7 @@ _LINE_WIDTH = 0.015
 """Widest printed line, as a share of the longer side."""
 _LEAST_SIDE = 64
 """In a smaller image a stroke is as thin as a line; no lines are looked for."""
-_ALONE, _FAMILY = 0.8, 0.45
+_ALONE, _FAMILY = 0.8, 0.35
 """Share of the image that one line crosses, and that each of three or more parallel lines crosses."""
 _PAGE = 0.9
 """Quantile of the background that is the page in full light."""
@@ -149,7 +149,8 @@ def _without_rows(grey: Floats, *, dark: bool) -> tuple[Floats, int]:
     for row in np.argsort(-best):
         if best[row] < _FAMILY or len(found) >= 96:
             break
-        slope = float(slopes[at[row]])
+        # Several slopes fit a line within a pixel; their mean follows it best.
+        slope = float(slopes[coverage[:, row] >= 0.97 * best[row]].mean())
         if any(abs(row - other) <= thick for other, _, _ in found):
             continue
         reach = 1
