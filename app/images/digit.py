@@ -66,7 +66,11 @@ def tight(found: Components) -> Choice | None:
         return None
     first = int(np.argmax(found.mass))
     box_width, box_height = found.right[first] - found.left[first], found.bottom[first] - found.top[first]
-    if found.sides()[first] < 2 or min(_TIGHT * width, width - 3) > box_width or min(_TIGHT * height, height - 3) > box_height:
+    if (
+        found.sides()[first] < 2
+        or min(_TIGHT * width, width - 3) > box_width
+        or min(_TIGHT * height, height - 3) > box_height
+    ):
         return None
     stroke = stroke_width(found.part(first))
     contact = _contact(found)

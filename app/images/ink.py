@@ -10,12 +10,13 @@ Running maxima by doubling make it cost the logarithm of the window in numpy.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+Kind = TypeVar("Kind", np.float32, np.bool_)
 
 _WINDOWS = (0.1, 0.2)
 """Windows of the polarity test, as shares of the longer side."""
@@ -50,13 +51,12 @@ def opening(plane: Floats, window: int) -> Floats:
     return _spread(_spread(plane, reach, np.minimum), reach, np.maximum)
 
 
-def spread(mask: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:
-    """Return a mask grown by so many pixels in each direction."""
-    grown: NDArray[np.bool_] = _spread(mask, reach, np.maximum)
-    return grown
+def spread(plane: NDArray[Kind], reach: int) -> NDArray[Kind]:
+    """Return a mask or plane grown by so many pixels in each direction."""
+    return _spread(plane, reach, np.maximum)
 
 
-def _spread(plane: NDArray[Any], reach: int, best: Callable[..., Any]) -> NDArray[Any]:
+def _spread(plane: NDArray[Kind], reach: int, best: Callable[..., Any]) -> NDArray[Kind]:
     """Return the largest or smallest value within a square reach; what lies outside the image does not count."""
     for _ in range(2):
         size = plane.shape[0]
