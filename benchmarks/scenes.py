@@ -531,7 +531,7 @@ SCENES: dict[str, tuple[str, Scene]] = {
 def two_digits(digit: Digit, rng: np.random.Generator) -> bytes:
     """Two digits side by side, a quarter of their width or more apart."""
     ink = enlarged(digit, 160)
-    other = enlarged(np.roll(digit, 0), int(rng.integers(120, 170)))
+    other = enlarged(digit, int(rng.integers(120, 170)))
     sheet = np.zeros((300, 460))
     sheet[20 : 20 + 160, 10 : 10 + 160] = ink
     top = int(rng.integers(10, 120))
@@ -539,7 +539,7 @@ def two_digits(digit: Digit, rng: np.random.Generator) -> bytes:
     return png(pixels_of(inked(sheet)))
 
 
-def cut_off(digit: Digit, rng: np.random.Generator) -> bytes:
+def cut_off(digit: Digit, _: np.random.Generator) -> bytes:
     """A digit of which a corner of the picture shows about three quarters."""
     light = inked(enlarged(digit, 280))
     rows, columns = (np.flatnonzero((light < 0.5).any(axis)) for axis in (1, 0))

@@ -37,7 +37,7 @@ def imports_of(path: Path) -> set[str]:
         ("fastapi", {"app.main", "app.http.routes.scores"}),
         ("sqlite3", {"app.stores.sqlite"}),
         ("prometheus_client", {"app.telemetry.metrics"}),
-        ("PIL", {"app.images.png", "app.images.fit"}),
+        ("PIL", {"app.images.png", "app.images.reading", "app.images.fit"}),
     ],
 )
 def test_each_library_has_its_home(package: str, homes: set[str]) -> None:

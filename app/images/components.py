@@ -42,13 +42,15 @@ class Components:
     @property
     def extent(self) -> Ints:
         """Longer side of each box."""
-        return np.maximum(self.right - self.left, self.bottom - self.top)
+        extent: Ints = np.maximum(self.right - self.left, self.bottom - self.top)
+        return extent
 
     def sides(self) -> Ints:
         """Return at how many sides of the image each component touches the border."""
         height, width = self.labels.shape
         touches = [self.left == 0, self.top == 0, self.right == width, self.bottom == height]
-        return np.sum(touches, 0)
+        counts: Ints = np.sum(touches, 0)
+        return counts
 
     def box(self, chosen: Mask) -> tuple[int, int, int, int]:
         """Return left, top, right, bottom of the box around the chosen components."""
@@ -88,7 +90,9 @@ def components(mask: Mask, weights: Floats) -> Components:
     empty = np.zeros(0, np.int64)
     if not rows.size:
         none = np.zeros(0, np.float64)
-        return Components(labels.reshape(height, width), *[empty] * 5, none, none.astype(np.float32))
+        return Components(
+            labels.reshape(height, width), empty, empty, empty, empty, empty, none, none.astype(np.float32)
+        )
     numbers, count = _united(rows, starts, ends, width + 2)
     lengths = ends - starts
     first = rows * width + starts
@@ -97,7 +101,9 @@ def components(mask: Mask, weights: Floats) -> Components:
     )
     values = weights[mask]
     begins = np.cumsum(lengths) - lengths
-    mass = np.bincount(numbers, np.add.reduceat(values, begins, dtype=np.float64), count)
+    mass: NDArray[np.float64] = np.bincount(numbers, np.add.reduceat(values, begins, dtype=np.float64), count).astype(
+        np.float64
+    )
     peak = np.zeros(count, np.float32)
     np.maximum.at(peak, numbers, np.maximum.reduceat(values, begins))
     left, top = np.full(count, width), np.full(count, height)

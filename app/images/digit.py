@@ -98,7 +98,7 @@ def choose(found: Components, *, final: bool) -> Choice | None:
         return None
     sides, contact = found.sides(), _contact(found)
     half = (found.right - found.left) + (found.bottom - found.top)
-    frames = _frames(found, order, score)
+    frames = _frames(found, order)
     strokes = {int(each): stroke_width(found.part(each)) for each in order[:12]}
     slender = {each: found.extent[each] >= _SLENDER * strokes[each] for each in strokes}
 
@@ -142,7 +142,7 @@ def _contact(found: Components) -> NDArray[np.int64]:
     return np.bincount(border[border >= 0], minlength=found.area.size)
 
 
-def _frames(found: Components, order: NDArray[np.int64], score: NDArray[np.float64]) -> Mask:
+def _frames(found: Components, order: NDArray[np.int64]) -> Mask:
     """Return which components are frames around something."""
     frames = np.zeros(found.area.size, np.bool_)
     height, width = found.labels.shape
@@ -203,7 +203,7 @@ def _with_parts(found: Components, main: int, eligible: Mask) -> Mask:
             if _box_gap(found, group, each) > gap:
                 continue
             points.setdefault(each, _points(found, each))
-            if min(_distance(points[each], points[other]) for other in np.flatnonzero(group)) <= gap:
+            if min(_distance(points[each], points[other]) for other in np.flatnonzero(group).tolist()) <= gap:
                 group[each] = grown = True
                 waiting.remove(each)
     return group
@@ -239,7 +239,9 @@ def _points(found: Components, number: int) -> NDArray[np.float32]:
     """Return some pixels of a component, spread evenly: float32 [n, 2]."""
     points = np.argwhere(found.part(number))
     step = -(-len(points) // _MOST_POINTS)
-    return (points[::step] + (found.top[number], found.left[number])).astype(np.float32)
+    corner = np.array([found.top[number], found.left[number]])
+    spread: NDArray[np.float32] = (points[::step] + corner).astype(np.float32)
+    return spread
 
 
 def _distance(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:

@@ -3,7 +3,7 @@
 Knows: brightness, backgrounds, lines. Does not know: digits, file formats, models.
 
 The background is a grey closing: the brightest level in reach of every window that contains a pixel (J. Serra, "Image
-Analysis and Mathematical Morphology", 1982). Strokes narrower than the window disappear, slopes and edges of light stay.
+Analysis and Mathematical Morphology", 1982). Strokes narrower than the window disappear; slopes and edges stay.
 Running maxima by doubling make it cost the logarithm of the window in numpy.
 """
 
@@ -105,7 +105,7 @@ def _level_and_noise(values: Floats) -> tuple[float, float]:
 
 
 def is_dark_ink(grey: Floats) -> bool | None:
-    """Return whether ink is darker than its ground: the ground without ink has fewer edges. None where both have few."""
+    """Return whether ink is darker than its ground: without ink a ground has few edges. None where both have few."""
     side = max(grey.shape)
     dark = bright = 0.0
     for share in _WINDOWS:
@@ -137,7 +137,7 @@ def without_lines(grey: Floats, *, dark: bool) -> tuple[Floats, int]:
 
 
 def _without_rows(grey: Floats, *, dark: bool) -> tuple[Floats, int]:
-    height, width = grey.shape
+    width = grey.shape[1]
     thick = max(3, round(_LINE_WIDTH * max(grey.shape)))
     ink = _thin_rows(grey, thick, dark=dark)
     level, noise = _level_and_noise(ink[::3, ::3])

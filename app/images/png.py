@@ -200,7 +200,6 @@ def decode_any(png: bytes, max_pixels: int) -> Image.Image:
         InvalidImage: one of its kinds says what is wrong.
         EmptyBody: there are no bytes.
     """
-
     _, png = _check(png, lambda width, height: check_shape(width, height, max_pixels))
     try:
         with _opened(png) as image:
@@ -376,7 +375,7 @@ def luma(image: Image.Image, depth: int = 8) -> Image.Image:
     """Return an opened image as grey, its transparent pixels laid on the page or on the contrary of the strokes."""
     image, opacity = _apart(image, depth)
     grey = _high_bytes(image) if image.mode in _DEEP else image.convert("L")
-    if opacity is None:
+    if opacity is None or opacity.getextrema()[0] == 255:
         return grey
     if opacity.getextrema()[1] == 0:
         raise BlankImage("every pixel is transparent")
