@@ -14,7 +14,8 @@
         ├── BodyTooLarge        413
         ├── UnsupportedMediaType 415
         ├── InvalidImage        422  NotAPng, TruncatedPng, CorruptPng, AnimatedPng, WrongSize, ImageTooLarge,
-        │                            NotGrey, Transparent, BlankImage, AmbiguousImage, WrongArray
+        │                            ExtremeShape, NotGrey, Transparent, BlankImage, AmbiguousImage,
+        │                            UnsupportedFormat, CorruptImage, AnimatedImage, WrongArray
         ├── InvalidParameter    422  UnsupportedAlpha
         ├── RateLimited         429  by a gateway
         ├── InternalError       500
@@ -166,6 +167,22 @@ class WrongSize(InvalidImage):
 
 class ImageTooLarge(InvalidImage):
     """The header declares more pixels than the service will decode."""
+
+
+class ExtremeShape(InvalidImage):
+    """The header declares a side that is too long, or sides that differ too much."""
+
+
+class UnsupportedFormat(InvalidImage):
+    """The bytes are not in a format that `fit=mnist` decodes."""
+
+
+class CorruptImage(InvalidImage):
+    """A JPEG or WebP file is damaged or cut short."""
+
+
+class AnimatedImage(InvalidImage):
+    """A WebP file has several frames."""
 
 
 class NotGrey(InvalidImage):

@@ -29,9 +29,9 @@ _LINE = 14.0
 """Ratio of extent to width from which a component is a line, where there is another candidate."""
 _LEAST_EXTENT = 0.06
 """Extent, as a share of the longer side of the image, from which a component is preferred to a line."""
-_PART_EXTENT, _PART_GAP = 0.12, 0.2
+_PART_EXTENT, _PART_GAP = 0.12, 0.25
 """Least extent of a part of a broken digit, and its largest distance from the rest, in extents of the digit."""
-_RIVAL_EXTENT, _RIVAL_MASS, _RIVAL_GAP = 0.4, 0.25, 0.12
+_RIVAL_EXTENT, _RIVAL_MASS, _RIVAL_GAP = 0.4, 0.25, 0.15
 """Extent and mass from which another component is a second digit, and the distance up to which it is a part."""
 _SHARE = 0.4
 """Least share of the digit in all ink that is neither printed lines nor at the border."""

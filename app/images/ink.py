@@ -83,11 +83,11 @@ def ink_of(grey: Floats, window: int, *, dark: bool) -> tuple[Floats, float, flo
     if dark:
         ground = closing(_without_salt(grey), window)
         page = float(np.quantile(ground[::4, ::4], _PAGE))
-        ink = np.maximum(ground - grey, 0) / np.maximum(ground, max(_DARKEST * page, 16))
+        ink = (ground - grey) / np.maximum(ground, max(_DARKEST * page, 16))
         bare = ink[::3, ::3][ground[::3, ::3] >= _DIM * page]
     else:
         ground = 255 - closing(_without_salt(255 - grey), window)
-        ink = np.maximum(grey - ground, 0) / 255
+        ink = (grey - ground) / 255
         bare = ink[::3, ::3]
     level, noise = _level_and_noise(bare)
     return np.maximum(ink - level, 0), level, noise

@@ -28,7 +28,7 @@ _CLEAR = 0.8
 """Share of the variance that lies between dark and bright, from which an image has two brightnesses and little else."""
 _COARSE_SIDE = 160
 """Longer side, in pixels, at which polarity is decided."""
-_MORE = 1.15
+_MORE = 1.03
 """How much more ink a wider window must show to be preferred to a narrower one."""
 _NOISY, _SMOOTH_SIDE = 0.03, 160
 """Noise, as a share of the full contrast, from which an image with sides of so many pixels is smoothed."""
