@@ -78,7 +78,8 @@ def tight(found: Components) -> Choice | None:
         return None
     if not _THINNEST * found.extent[first] <= stroke <= found.extent[first] / _SLENDER:
         return None
-    return Choice(_with_parts(found, first, np.ones(found.area.size, np.bool_)), stroke)
+    choice = Choice(_with_parts(found, first, np.ones(found.area.size, np.bool_)), stroke)
+    return None if is_page(found, choice) else choice
 
 
 def choose(found: Components, *, final: bool) -> Choice | None:
