@@ -72,6 +72,11 @@ class Digit:
         """Return the sum of the digit's ink."""
         return float(self.found.mass[self.choice.chosen].sum())
 
+    @property
+    def cut(self) -> bool:
+        """Return whether the digit touches the border of the image."""
+        return bool(self.found.sides()[self.choice.chosen].any())
+
 
 @dataclass(frozen=True, slots=True)
 class Search:
@@ -103,12 +108,12 @@ def search(grey: Floats) -> Search:
     dark = _dark_ink(grey)
     plain, lines = inks.without_lines(grey, dark=dark)
     digit = _find(plain, dark=dark)
-    if digit is not None and is_page(digit.found, digit.choice):
+    if is_page(digit.found, digit.choice) if digit else not lines:
         # A small sheet on a large table is a bright shape on a dark ground, until its strokes are looked for.
         dark = not dark
         plain, lines = inks.without_lines(grey, dark=dark)
         digit = _find(plain, dark=dark)
-        if digit is None or is_page(digit.found, digit.choice):
+        if digit and is_page(digit.found, digit.choice):
             raise AmbiguousImage("the largest shape is filled, and has no strokes", ONE_HINT)
     if digit is None:
         _refuse(grey, lines)
@@ -165,7 +170,7 @@ def _find(plain: Floats, *, dark: bool) -> Digit | None:
         refusal = refusal or error
     if narrow and _is_rim(narrow, inks.ink_of(plain, windows[1], dark=dark)[0]):
         narrow = None
-    if narrow and (wide is None or wide.mass <= _MORE * narrow.mass):
+    if narrow and (wide is None or wide.mass <= _MORE * narrow.mass or (wide.cut and not narrow.cut)):
         return narrow
     if wide is None and refusal:
         raise refusal
