@@ -98,7 +98,7 @@ def _without_salt(grey: Floats) -> Floats:
     return opening(grey, 3) if min(grey.shape) >= _LEAST_SIDE else grey
 
 
-def _level_and_noise(values: Floats) -> tuple[float, float]:
+def _level_and_noise(values: NDArray[Any]) -> tuple[float, float]:
     """Return the median and the standard deviation, estimated by the median of deviations."""
     level = np.median(values)
     return float(level), 1.4826 * float(np.median(np.abs(values - level)))
