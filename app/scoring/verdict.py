@@ -143,7 +143,7 @@ class DecisionRule:
             "reconstruction": None if id is None else reconstruction_path(prefix, id),
         }
         if fitted is not None:
-            document["fitted"] = fitted.model_dump()
+            document["fitted"] = fitted.model_dump(exclude_none=True)
         return document
 
 

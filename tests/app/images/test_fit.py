@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from app.images.fit import Fitted, fit
-from app.images.png import MAX_LENGTH, MAX_RATIO
+from app.images.limits import MAX_LENGTH, MAX_RATIO
 from app.problems import (
     AmbiguousImage,
     AnimatedImage,
@@ -35,7 +35,7 @@ from training.data.loaders import idx_folder, mnist_sample
 
 Digits = NDArray[np.uint8]
 LARGEST = 1 << 22
-PICTURES = Path(__file__).parent.parent / "cases" / "pictures"
+PICTURES = Path(__file__).parent.parent.parent / "cases" / "pictures"
 PAIRS = sorted(path.name for path in PICTURES.iterdir() if (path / "input.png").exists())
 
 
