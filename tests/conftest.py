@@ -42,7 +42,7 @@ TRUSTS_NOBODY = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 PROCESS_FIXTURES = frozenset(
     ("anomaly", "browser", "draft", "installed", "make_server", "redis_server", "server", "shared_redis", "tiny")
 )
-"""Fixtures that start a process; training a version (`draft`) runs git. A test that uses one of them gets the marker `process`."""
+"""Fixtures that start a process (`draft` runs git). A test that uses one of them gets the marker `process`."""
 PROCESS_PATHS = tuple(
     f"tests/{path}"
     for path in (
