@@ -20,6 +20,7 @@ from app.http.dependencies import Services
 from app.http.middleware import RequestMiddleware
 from app.http.routes import ROUTERS
 from app.http.score import ScoreHandler
+from app.inference.loader import VersionLoader
 from app.inference.registry import Registry
 from app.models.repository import Repository
 from app.scoring.batch import BatchScorer
@@ -83,7 +84,14 @@ def create_app(
         clock=clock,
     )
     scorer = Scorer(reconstructions, metrics, settings.root_path)
-    registry = Registry(Repository(settings.model_store), settings, metrics, scorer.on_batch_done, clock)
+    loader = VersionLoader(
+        Repository(settings.model_store),
+        settings,
+        metrics,
+        prepare=scorer.prepare,
+        on_batch_done=scorer.on_batch_done,
+    )
+    registry = Registry(loader, settings, metrics, clock)
     score = ScoreHandler(registry, scorer, settings)
     batch = BatchHandler(registry, BatchScorer(reconstructions, metrics, settings.root_path), metrics, settings)
     services = Services(

@@ -82,6 +82,8 @@ class ChunkScores:
 
 EMPTY_CHUNK = ChunkScores(np.zeros(0, np.float32), [], _NO_PLANES, _NO_PEAKS)
 
+Prepare = Callable[[Any], object]
+"""Sets `image` of a request to its pixels and `queued_at` to the time, on the event loop; may raise a problem."""
 OnBatchDone = Callable[["ModelVersion", Sequence[Any], Sequence[Detection], Resolve], object]
 """Turns the detections of a micro-batch into the results of its requests, and calls `Resolve` with them.
 
@@ -98,6 +100,7 @@ class ModelVersion:
         worker: the inference thread, shared by all versions.
         settings: micro-batch size and delay, queue length, deadline.
         metrics: counts micro-batches and failures.
+        prepare: sets the pixels of each request before it is queued.
         on_batch_done: gets the detections of each micro-batch.
         chunk_slots: limits the chunks of all batch requests that are submitted to the worker.
 
@@ -116,6 +119,7 @@ class ModelVersion:
         settings: Settings,
         metrics: Metrics,
         *,
+        prepare: Prepare,
         on_batch_done: OnBatchDone,
         chunk_slots: asyncio.Semaphore,
     ) -> None:
@@ -132,6 +136,7 @@ class ModelVersion:
         self.queue: MicroBatcher[ImageRequest] = MicroBatcher(
             self._run_batch,
             worker,
+            prepare=prepare,
             max_size=settings.microbatch_max_size,
             max_waiting=settings.queue_max_images,
             deadline=settings.deadline_ms / 1000,

@@ -103,8 +103,8 @@ class _Credentials(CredentialProvider):
         return (self._username, password) if self._username else (password,)
 
 
-_REASON = re.compile(r"(?:^|caused error: \(['\"])([A-Z]+) ")
-"""The word in capitals with which Redis begins to say why it refuses, also where it stands behind the command."""
+_REASON = re.compile(r"(?:^|caused error: (?:\(['\"])?)([A-Z]+) ")
+"""The word in capitals that begins the reason of an error of Redis, also behind the command that it quotes."""
 
 
 @contextmanager

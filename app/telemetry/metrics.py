@@ -27,21 +27,15 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 _TIMING = ", ".join(f"{stage};dur=%.3f" for stage in STAGES)
 
 
-def logged_stages(stages: Sequence[float]) -> dict[str, int]:
-    """Return the seconds of each of `STAGES` as members of a log line, in microseconds."""
+def stage_times(stages: Sequence[float]) -> tuple[str, dict[str, int]]:
+    """Return the seconds of each of `STAGES` as the header Server-Timing (W3C) in ms and as log members in µs."""
     decode, queue, forward, store = stages
-    return {
+    return _TIMING % (1e3 * decode, 1e3 * queue, 1e3 * forward, 1e3 * store), {
         "decode_us": int(1e6 * decode),
         "queue_us": int(1e6 * queue),
         "forward_us": int(1e6 * forward),
         "store_us": int(1e6 * store),
     }
-
-
-def server_timing(stages: Sequence[float]) -> str:
-    """Return the value of the header Server-Timing (W3C) for the seconds of each of `STAGES`, in milliseconds."""
-    decode, queue, forward, store = stages
-    return _TIMING % (1e3 * decode, 1e3 * queue, 1e3 * forward, 1e3 * store)
 
 
 class Metrics:
@@ -118,10 +112,23 @@ class Metrics:
         for size in sizes:
             self._forward_images.observe(size)
 
-    def micro_batch(self, stages: Iterable[float]) -> None:
-        """Count the seconds of a micro-batch in each of `STAGES`."""
-        for histogram, seconds in zip(self._stages, stages, strict=True):
-            histogram.observe(seconds)
+    def micro_batch(
+        self, size: int, stages: Iterable[float], model: str | None, mses: Sequence[float], anomalous: int
+    ) -> None:
+        """Count a micro-batch.
+
+        Args:
+            size: number of images.
+            stages: seconds in each of `STAGES`.
+            model: its name; None if no image has a finite score.
+            mses: the finite scores.
+            anomalous: number of scores above their threshold.
+        """
+        self._forward_images.observe(size)
+        if model is not None:
+            self.scores(model, mses, anomalous)
+            for histogram, seconds in zip(self._stages, stages, strict=True):
+                histogram.observe(seconds)
 
     def batch(self, stages: Iterable[float]) -> None:
         """Count the seconds of a batch request in each of `STAGES`."""

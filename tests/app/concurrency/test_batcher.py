@@ -120,7 +120,8 @@ async def test_what_waits_goes_together(worker: LaneWorker) -> None:
     await begun(run, 1)
     assert (run.batches, batcher.waiting) == ([[0, 1, 2, 3]], 2)
     tasks += [asyncio.create_task(submit(batcher, 6))]
-    await asyncio.sleep(0)
+    while batcher.waiting < 3 or batcher._arrivals:
+        await asyncio.sleep(0)
     run.gate.set()
     assert await asyncio.gather(*tasks) == [0, 1, 4, 9, 16, 25, 36]
     assert run.batches == [[0, 1, 2, 3], [4, 5, 6]]

@@ -259,7 +259,7 @@ async def test_whatever_is_off_with_one_model_the_others_are_looked_at(
     monkeypatch.setattr(registry, "REJECTED_SECONDS", 0.0)
     async with running(make_settings(model_store=store, watch_seconds=300)) as client:
         its = services(client).registry
-        its.repository = Odd(store)
+        its.repository = its._loader.repository = Odd(store)
         model_stores.copy(store, 1, name="aaa")
         model_stores.copy(store, 2)
         await its.refresh()
@@ -277,7 +277,7 @@ async def test_a_refused_request_holds_no_version(
     store = model_stores.copy(tmp_path / "store", 1, 2, current=1)
     async with running(make_settings(model_store=store, deadline_ms=30_000)) as client:
         assert_problem(await raw(client, zero, "?model=zero-article@2&alpha=1e-9"), 422, "unsupported-alpha")
-        assert services(client).score._scorer._arrivals == {}
+        assert all(version.queue.waiting == 0 for version in services(client).registry.extras.versions())
 
 
 class Slow:
@@ -298,6 +298,12 @@ class Slow:
         return self._repository.open(name, version)
 
 
+def slowed(registry: Any, gate: threading.Event) -> Slow:
+    """Make a registry read its versions through `Slow`."""
+    registry.repository = registry._loader.repository = slow = Slow(registry.repository, gate)
+    return slow
+
+
 async def test_a_refused_version_is_read_once(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
 ) -> None:
@@ -307,7 +313,7 @@ async def test_a_refused_version_is_read_once(
     async with running(make_settings(model_store=store, deadline_ms=30_000)) as client:
         gate = threading.Event()
         gate.set()
-        services(client).registry.repository = counting = Slow(services(client).registry.repository, gate)
+        counting = slowed(services(client).registry, gate)
         for _ in range(3):
             replies = await asyncio.gather(*(raw(client, zero, "?model=zero-article@2") for _ in range(5)))
             for reply in replies:
@@ -324,7 +330,7 @@ async def test_waiting_for_a_version_is_bounded(
     chosen = make_settings(model_store=store, deadline_ms=300, queue_max_images=4, max_extra_versions=2)
     async with running(chosen) as client:
         gate = threading.Event()
-        services(client).registry.repository = counting = Slow(services(client).registry.repository, gate)
+        counting = slowed(services(client).registry, gate)
         replies = await asyncio.gather(*(raw(client, zero, query) for _ in range(10)))
         assert sorted(reply.status_code for reply in replies) == [503] * 6 + [504] * 4
         assert_problem(await raw(client, zero, "?model=zero-article@3"), 504, "deadline-exceeded")
@@ -492,7 +498,7 @@ async def test_a_promotion_reuses_loaded_versions(
         its = services(client).registry
         gate = threading.Event()
         gate.set()
-        its.repository = counting = Slow(its.repository, gate)
+        counting = slowed(its, gate)
         assert (await raw(client, zero, "?model=zero-article@2")).json()["version"] == 2
         for current in (2, 1, 2):
             model_stores.promote(store, current)

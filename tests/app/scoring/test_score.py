@@ -96,7 +96,7 @@ async def test_another_key_does_not_find_it(kept):
     ((reply,)) = await finished(kept, ({**PLAIN, "owner": "line-1"}, detection(0.2)))
     key = json.loads(reply.body)["id"]
     assert await kept.find(key) is None
-    assert await kept.find(f"line-1/{key}") is not None
+    assert await kept.find(key, "line-1") is not None
 
 
 @pytest.mark.parametrize("mse", [math.nan, math.inf])

@@ -429,14 +429,14 @@ async def test_a_hanging_redis_costs_no_more_than_the_time_out(redis_server: Red
     store = RedisStore(redis_server.url, ttl_seconds=60, password_file=redis_server.password_file)
     kept = Reconstructions(store, Metrics(), timeout=0.3, max_waiting=64)
     record = Record(b"{}", bytes(3 * 784), 1.0)
-    assert await kept.stored([("a" * 32, record)])
+    assert await kept.stored([record._replace(id="a" * 32)])
     redis_server.process.send_signal(signal.SIGSTOP)
     began = time.monotonic()
-    assert not await kept.stored([("b" * 32, record)])
+    assert not await kept.stored([record._replace(id="b" * 32)])
     assert 0.2 < time.monotonic() - began < 1.0
     assert not kept.up
     began = time.monotonic()
-    assert not await kept.stored([("c" * 32, record)])
+    assert not await kept.stored([record._replace(id="c" * 32)])
     assert time.monotonic() - began < 0.1
     redis_server.process.send_signal(signal.SIGCONT)
 
@@ -445,7 +445,7 @@ async def test_a_hanging_redis_costs_no_more_than_the_time_out(redis_server: Red
         return kept.up
 
     await until(up_again, seconds=5)
-    assert await kept.stored([("d" * 32, record)])
+    assert await kept.stored([record._replace(id="d" * 32)])
     assert await kept.find("d" * 32) == record
     await kept.aclose()
 
@@ -460,7 +460,7 @@ async def test_a_locked_file_costs_no_more_than_the_time_out(tmp_path: Path) -> 
         other.execute("BEGIN EXCLUSIVE")
         began = time.monotonic()
         for key in "ab":
-            await asyncio.to_thread(kept.put, [(key, record)], lambda kept, key=key: said.append((key, kept)))
+            await asyncio.to_thread(kept.put, [record._replace(id=key)], lambda kept, key=key: said.append((key, kept)))
         await until(lambda: len(said) == 2)
         assert 0.1 < time.monotonic() - began < 1.5
         assert not kept.up
@@ -470,7 +470,7 @@ async def test_a_locked_file_costs_no_more_than_the_time_out(tmp_path: Path) -> 
     assert said == [("a", False), ("b", False)]
     await kept.check()
     assert kept.up
-    assert await kept.stored([("c", record)])
+    assert await kept.stored([record._replace(id="c")])
     assert (kept._waiting, len(kept._puts)) == (0, 0)
     await kept.aclose()
 
@@ -489,9 +489,9 @@ def no_file_larger_than(size: int) -> Iterator[None]:
 async def _full_and_then_not(kept: Reconstructions, fill: Callable[[], object], empty: Callable[[], object]) -> None:
     """A store that is full is down, whatever it still gives, until it has room."""
     record = Record(b"{}", bytes(3 * 784), 1.0)
-    assert await kept.stored([("before", record)])
+    assert await kept.stored([record._replace(id="before")])
     fill()
-    while await kept.stored([(new_ids(1)[0], record)]):
+    while await kept.stored([record._replace(id=new_ids(1)[0])]):
         pass
     for _ in range(8):  # the rest of its room is smaller than a record
         await kept.check()
@@ -503,7 +503,7 @@ async def _full_and_then_not(kept: Reconstructions, fill: Callable[[], object], 
     empty()
     await kept.check()
     assert kept.up
-    assert await kept.stored([("after", record)])
+    assert await kept.stored([record._replace(id="after")])
     await kept.aclose()
 
 
@@ -611,10 +611,10 @@ async def test_a_record_that_cannot_be_packed_is_dropped(tmp_path: Path) -> None
     kept = Reconstructions(store, Metrics(), timeout=5, max_waiting=64)
     await kept.check()
     unpackable: Any = None
-    assert not await kept.stored([("a", Record(b"{}", unpackable, 1.0))])
+    assert not await kept.stored([Record(b"{}", unpackable, 1.0, "a")])
     assert (kept._waiting, len(kept._puts)) == (0, 0)
     await kept.check()
-    assert await kept.stored([("b", Record(b"{}", bytes(3 * 784), 1.0))])
+    assert await kept.stored([Record(b"{}", bytes(3 * 784), 1.0, "b")])
     await kept.aclose()
 
 
@@ -630,7 +630,7 @@ async def test_a_dead_disk_does_not_block_the_shutdown(tmp_path: Path) -> None:
         Dead(tmp_path / "store.db", ttl_seconds=60, max_entries=100), Metrics(), timeout=0.1, max_waiting=64
     )
     await kept.check()
-    assert not await kept.stored([("a", Record(b"{}", bytes(3 * 784), 1.0))])
+    assert not await kept.stored([Record(b"{}", bytes(3 * 784), 1.0, "a")])
     assert not await kept.aclose(timeout=0.1)
     gate.set()
 
@@ -640,7 +640,7 @@ async def test_any_thread_stores_records(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=1000)
     kept = Reconstructions(store, Metrics(), timeout=30, max_waiting=1000)
     await kept.check()
-    groups = [[(f"{thread}-{n}", Record(b"{}", bytes(3 * 784), 1.0)) for n in range(3)] for thread in range(20)]
+    groups = [[Record(b"{}", bytes(3 * 784), 1.0, f"{thread}-{n}") for n in range(3)] for thread in range(20)]
     told: list[bool] = []
     heard = threading.Semaphore(0)
 
@@ -652,7 +652,7 @@ async def test_any_thread_stores_records(tmp_path: Path) -> None:
     for _ in groups:
         assert await asyncio.to_thread(heard.acquire, timeout=30)
     assert told == [True] * 20
-    assert all([await kept.find(id) is not None for group in groups for id, _ in group])
+    assert all([await kept.find(record.id) is not None for group in groups for record in group])
     await kept.aclose()
 
 
@@ -660,7 +660,7 @@ async def test_a_group_larger_than_the_bound_is_kept_when_none_waits(tmp_path: P
     """A chunk of a batch request may be larger than the queue of single images; a second one must wait its turn."""
     store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=1000)
     kept = Reconstructions(store, Metrics(), timeout=30, max_waiting=4)
-    groups = [[(f"{group}-{n}", Record(b"{}", bytes(3 * 784), 1.0)) for n in range(8)] for group in range(2)]
+    groups = [[Record(b"{}", bytes(3 * 784), 1.0, f"{group}-{n}") for n in range(8)] for group in range(2)]
     assert await asyncio.gather(*(kept.stored(group) for group in groups)) == [True, False]
     assert await kept.stored(groups[1])
     await kept.aclose()
