@@ -40,14 +40,16 @@ TRUSTS_NOBODY = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 PROCESS_FIXTURES = frozenset(
-    ("anomaly", "browser", "installed", "make_server", "redis_server", "rendered", "server", "shared_redis", "tiny")
+    ("anomaly", "browser", "draft", "installed", "make_server", "redis_server", "server", "shared_redis", "tiny")
 )
-"""Fixtures that start a process. A test that uses one of them gets the marker `process`."""
+"""Fixtures that start a process (`draft` runs git). A test that uses one of them gets the marker `process`."""
 PROCESS_PATHS = tuple(
     f"tests/{path}"
     for path in (
         "browser/", "containers/", "deploy/", "test_gateway_start.py", "test_process.py", "test_secrets.py",
-        "test_tutorial.py", "test_wheel.py", "test_workers.py",
+        "test_tutorial.py", "test_wheel.py", "test_workers.py", "training/test_imports.py", "training/test_main.py",
+        "training/test_publish.py", "training/test_recalibrate.py", "training/test_recipes.py",
+        "training/test_reference.py", "training/test_report.py", "training/test_series.py", "training/test_store.py",
     )
 )  # fmt: skip
 """Folders and modules whose tests all get the marker `process`."""

@@ -140,6 +140,7 @@ def test_what_is_no_url_is_an_error(in_process: Anomaly, command: str, url: str)
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.process
 def test_what_nobody_foresaw_is_one_line(tmp_path: Path) -> None:
     """An error of any kind ends with exit code 2 and one line, so that it can never be taken for an anomaly."""
     code = (
@@ -223,6 +224,7 @@ def test_a_folder_is_searched_through(in_process: Anomaly, tmp_path: Path, zero:
     assert [json.loads(line)["file"] for line in lines] == [str(tmp_path / "b.PNG"), str(tmp_path / "deep/er/a.png")]
 
 
+@pytest.mark.process
 def test_a_reader_that_leaves(thousand_digits: Path) -> None:
     """`anomaly score ... | head -1` ends without a traceback, and not with the code of an anomaly."""
     command = [
@@ -249,6 +251,7 @@ def test_a_reader_that_leaves(thousand_digits: Path) -> None:
     assert "Exception ignored" not in errors
 
 
+@pytest.mark.process
 def test_ctrl_c_ends_although_the_service_hangs(tmp_path: Path, thousand_digits: Path) -> None:
     """Replies under way are not waited for, and a service that hangs would never give them."""
     server = Server(tmp_path).start()

@@ -53,6 +53,7 @@ def _ready(service: Client) -> bool:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.process
 def test_serve_runs_the_service(tmp_path: Path, workers: str, zero: bytes) -> None:
     """From any folder, `serve` is the service of the checkout; a package `app` in that folder is not imported."""
     for name in ("app", "training"):
@@ -107,6 +108,7 @@ def test_a_missing_model_store_is_an_error(
     assert done.stderr == f"error: there is no model store '{tmp_path / 'none'}'; choose one with --model-store\n"
 
 
+@pytest.mark.process
 def test_the_version(anomaly_process: Anomaly) -> None:
     """`anomaly --version` prints the name and the version."""
     done = anomaly_process("--version")
@@ -159,6 +161,7 @@ def test_without_a_dependency(
     )
 
 
+@pytest.mark.process
 def test_a_checkout_is_found_from_the_package(tmp_path: Path) -> None:
     """The checkout is the folder that contains the package; a copy of the package alone has none."""
     assert checkout.find_checkout() == ROOT
@@ -168,6 +171,7 @@ def test_a_checkout_is_found_from_the_package(tmp_path: Path) -> None:
     assert done.stdout == "None\n"
 
 
+@pytest.mark.process
 def test_training_of_another_project_is_not_imported(tmp_path: Path) -> None:
     """`anomaly list` in a folder with a package `training` runs the training of the checkout."""
     (tmp_path / "training").mkdir()

@@ -84,6 +84,7 @@ def watching(folder: Path, *options: str) -> Iterator[Watching]:
                 process.kill()
 
 
+@pytest.mark.process
 def test_what_arrives_is_scored(tmp_path: Path, zero: bytes, six: bytes) -> None:
     """New and changed files are scored once each, what was there before is not, and the exit code is the worst."""
     (tmp_path / "old.png").write_bytes(zero)
@@ -99,6 +100,7 @@ def test_what_arrives_is_scored(tmp_path: Path, zero: bytes, six: bytes) -> None
         assert watch.end() == 1
 
 
+@pytest.mark.process
 def test_what_is_there_can_be_scored_too(tmp_path: Path, zero: bytes) -> None:
     """With `--existing` the files that are there already come first."""
     (tmp_path / "old.png").write_bytes(zero)
@@ -107,6 +109,7 @@ def test_what_is_there_can_be_scored_too(tmp_path: Path, zero: bytes) -> None:
         assert watch.end() == 0
 
 
+@pytest.mark.process
 def test_ctrl_c_waits_for_the_file_under_way_only(thousand_digits: Path) -> None:
     """A folder full of images does not have to be scored to its end first."""
     with watching(thousand_digits, "--model-store", str(MODEL_STORE), "--existing") as watch:
@@ -136,6 +139,7 @@ def test_signals_that_stop() -> None:
     assert asked == [1, 2]
 
 
+@pytest.mark.process
 def test_a_signal_ends_a_wait_wherever_it_comes() -> None:
     """Between any two instructions of the wait: no lock that it holds stops the handler."""
     program = """

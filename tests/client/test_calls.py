@@ -190,6 +190,7 @@ def test_a_busy_service_is_retried_from_the_first_request(zero: bytes) -> None:
         assert isinstance(service.score(zero), Score)
 
 
+@pytest.mark.process
 def test_the_version_is_that_of_the_project() -> None:
     """`__version__` is the version in pyproject.toml, also where no distribution is installed."""
     expected = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]

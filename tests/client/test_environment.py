@@ -106,6 +106,7 @@ def test_authorities_that_cannot_be_read_are_named(
     Client("http://127.0.0.1:1").close()
 
 
+@pytest.mark.process
 def test_the_command_names_the_variable(tmp_path: Path) -> None:
     """`anomaly score` with a missing `SSL_CERT_FILE` names it and exits with 2."""
     done = subprocess.run(

@@ -74,6 +74,7 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
     assert drawn - {"RFC", "Problem"} == names - {"Problem"}
 
 
+@pytest.mark.process
 def test_importing_the_client_imports_nothing_heavy() -> None:
     """Beside httpx, `import anomaly` brings itself and a little of the standard library: a short start."""
 

@@ -108,6 +108,7 @@ def test_a_photo_keeps_its_orientation_and_no_other_tag(tmp_path: Path) -> None:
         assert dict(sent.getexif()) == {0x0112: 6}
 
 
+@pytest.mark.process
 def test_numpy_is_imported_by_the_caller_only() -> None:
     """Scoring a path or bytes imports neither numpy nor Pillow."""
     code = (

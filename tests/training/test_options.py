@@ -23,6 +23,7 @@ def test_help_teaches(command):
     assert len(out.splitlines()) > 8
 
 
+@pytest.mark.process
 def test_a_seed_is_one_that_torch_takes(tmp_path):
     """The maximum seed of torch is accepted, a larger one is rejected; a series also rejects a negative one."""
     store = ("--model-store", tmp_path)

@@ -142,6 +142,7 @@ def test_what_answers_is_proven(artifact, module, message):
         refused(version, message)
 
 
+@pytest.mark.long
 def test_a_version_that_is_let_go_of_leaves_no_memory_behind():
     """Loading and dropping versions for ever, as promotions do, takes no more memory than loading a few."""
     artifact = Repository(MODEL_STORE).open("zero", 1)

@@ -239,6 +239,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.process
 async def test_sqlite_keeps_what_it_said_it_kept_through_kill_9(tmp_path: Path) -> None:
     """Four processes write into one file and are killed with -9: every entry that was put is there afterwards."""
     path = tmp_path / "store.db"
