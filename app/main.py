@@ -84,6 +84,8 @@ def create_app(
         version=__version__,
         lifespan=functools.partial(_lifespan, services=services, settings=settings, on_stopped=on_stopped),
         root_path=settings.root_path,
+        servers=[{"url": settings.root_path}] if settings.root_path else None,
+        openapi_url=None,  # a route like any other serves it, and rejects unknown parameters
         docs_url=None,  # the web routes serve it, without a CDN
         redoc_url=None,
         # A redirect would contain the host that the request names.

@@ -14,9 +14,9 @@ OF_THE_COMMAND = frozenset(("ANOMALY_URL", "ANOMALY_KEY", "ANOMALY_KEY_FILE", "A
 """Variables of the command `anomaly` and of training, which can be set in the shell that starts the service."""
 
 
-PUBLIC_PATHS = frozenset(("/", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json"))
+PUBLIC_PATHS = frozenset(("/", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/problems"))
 """Paths that need no API key: probes, metrics, and the files that a browser loads before it can send a key."""
-PUBLIC_FOLDERS = ("/page/",)
+PUBLIC_FOLDERS = ("/page/", "/problems/")
 """Prefixes of further paths that need no API key."""
 PROTECTED_PATHS = frozenset(("/score", "/reconstruction", "/models"))
 """Paths, and prefixes of paths, that need an API key if the operator has set a file of API keys."""
