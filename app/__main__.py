@@ -72,6 +72,7 @@ def _serve(settings: Settings) -> int:
         date_header=False,
         # Nothing here depends on the client's address; the gateway's word about it is not needed.
         proxy_headers=False,
+        timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=30,
         # A worker that does not answer is killed: on a busy machine none may be that only starts, or scores a batch.
         # But while the supervisor waits for one that has just died, it starts no other and hears no signal.

@@ -16,6 +16,7 @@ from app.health import Health
 from app.http import errors
 from app.http.auth import ApiKeys
 from app.http.batch import BatchHandler
+from app.http.cors import Cors
 from app.http.dependencies import Services
 from app.http.middleware import RequestMiddleware
 from app.http.routes import ROUTERS
@@ -95,8 +96,9 @@ def create_app(
     for router in ROUTERS:
         app.include_router(router)
     errors.add_handlers(app)
+    cors = Cors(settings.cors_origins.split(",")) if settings.cors_origins else None
     log = AccessLog(log_writer, enabled=settings.log_requests)
-    return RequestMiddleware(app, score=score, metrics=metrics, log=log, keys=_keys(settings))
+    return RequestMiddleware(app, score=score, metrics=metrics, log=log, keys=_keys(settings), cors=cors)
 
 
 def check(settings: Settings) -> None:
