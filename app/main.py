@@ -61,7 +61,7 @@ def create_app(
     """
     metrics, log_writer = Metrics(), log_writer or LineWriter()
     reconstructions = Reconstructions(
-        store or _store(settings),
+        store or _store(settings, metrics.reconstruction_store_reopened.inc),
         metrics,
         timeout=settings.store_timeout_ms / 1000,
         max_waiting=settings.queue_max_images,
@@ -124,7 +124,7 @@ def _keys(settings: Settings) -> ApiKeys | None:
     return None if settings.api_keys_file is None else ApiKeys(settings.api_keys_file)
 
 
-def _store(settings: Settings) -> Store:
+def _store(settings: Settings, on_reopened: Callable[[], object] = lambda: None) -> Store:
     return open_store(
         settings.store_url,
         ttl_seconds=settings.store_ttl_seconds,
@@ -132,6 +132,7 @@ def _store(settings: Settings) -> Store:
         entry_bytes=MAX_RECORD_BYTES,
         password_file=settings.store_password_file,
         timeout=settings.store_timeout_ms / 1000,
+        on_reopened=on_reopened,
     )
 
 
