@@ -39,7 +39,8 @@ class Settings(BaseSettings):
     )
 
     host: str = Field("127.0.0.1", min_length=1)
-    """Address to listen on."""
+    """Address to listen on; `0.0.0.0` is every IPv4 address, `::` every IPv6 and IPv4 address, `localhost` both
+    loopback addresses (with one worker)."""
     port: int = Field(8000, ge=0, le=65535)
     """Port to listen on; 0 lets the system choose one."""
     workers: int = Field(1, ge=1, le=64)
