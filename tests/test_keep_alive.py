@@ -16,6 +16,8 @@ from app.settings import Settings
 from tests.conftest import ROOT, Server
 
 COUNT = 500
+DELAY = 0.1
+"""Seconds between the decision to reuse a connection and the arrival of the request, as on a slow network."""
 
 
 class Pooled:
@@ -35,6 +37,7 @@ class Pooled:
             self.close()
             self._streams, result = await asyncio.open_connection("127.0.0.1", self._port), "new"
         reader, writer = self._streams
+        await asyncio.sleep(DELAY)
         try:
             writer.write(self._request)
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
