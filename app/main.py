@@ -16,6 +16,7 @@ from app.health import Health
 from app.http import errors
 from app.http.auth import ApiKeys
 from app.http.batch import BatchHandler
+from app.http.cors import Cors
 from app.http.dependencies import Services
 from app.http.middleware import RequestMiddleware
 from app.http.routes import ROUTERS
@@ -45,10 +46,13 @@ class Application(RequestMiddleware):
         services: the objects behind the routes.
         log: gets one line per request.
         keys: the API keys. None: no key is required.
+        cors: the allowed origins. None: no cross-origin requests.
     """
 
-    def __init__(self, framework: FastAPI, services: Services, *, log: AccessLog, keys: ApiKeys | None) -> None:
-        super().__init__(framework, score=services.score, metrics=services.metrics, log=log, keys=keys)
+    def __init__(
+        self, framework: FastAPI, services: Services, *, log: AccessLog, keys: ApiKeys | None, cors: Cors | None
+    ) -> None:
+        super().__init__(framework, score=services.score, metrics=services.metrics, log=log, keys=keys, cors=cors)
         self.framework = framework
         self.services = services
 
@@ -77,7 +81,7 @@ def create_app(
     """
     metrics, log_writer = Metrics(), log_writer or LineWriter()
     reconstructions = Reconstructions(
-        store or _store(settings),
+        store or _store(settings, metrics.reconstruction_store_reopened.inc),
         metrics,
         timeout=settings.store_timeout_ms / 1000,
         max_waiting=settings.queue_max_images,
@@ -108,6 +112,8 @@ def create_app(
         version=__version__,
         lifespan=functools.partial(_lifespan, services=services, settings=settings, on_stopped=on_stopped),
         root_path=settings.root_path,
+        servers=[{"url": settings.root_path}] if settings.root_path else None,
+        openapi_url=None,  # a route like any other serves it, and rejects unknown parameters
         docs_url=None,  # the web routes serve it, without a CDN
         redoc_url=None,
         # A redirect would contain the host that the request names.
@@ -117,8 +123,9 @@ def create_app(
     for router in ROUTERS:
         app.include_router(router)
     errors.add_handlers(app)
+    cors = Cors(settings.cors_origins.split(",")) if settings.cors_origins else None
     log = AccessLog(log_writer, enabled=settings.log_requests)
-    return Application(app, services, log=log, keys=_keys(settings, clock))
+    return Application(app, services, log=log, keys=_keys(settings, clock), cors=cors)
 
 
 def check(settings: Settings) -> None:
@@ -144,7 +151,7 @@ def _keys(settings: Settings, clock: Callable[[], float] = time.monotonic) -> Ap
     return None if settings.api_keys_file is None else ApiKeys(settings.api_keys_file, clock=clock)
 
 
-def _store(settings: Settings) -> Store:
+def _store(settings: Settings, on_reopened: Callable[[], object] = lambda: None) -> Store:
     return open_store(
         settings.store_url,
         ttl_seconds=settings.store_ttl_seconds,
@@ -152,6 +159,7 @@ def _store(settings: Settings) -> Store:
         entry_bytes=MAX_RECORD_BYTES,
         password_file=settings.store_password_file,
         timeout=settings.store_timeout_ms / 1000,
+        on_reopened=on_reopened,
     )
 
 

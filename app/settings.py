@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -14,13 +15,16 @@ OF_THE_COMMAND = frozenset(("ANOMALY_URL", "ANOMALY_KEY", "ANOMALY_KEY_FILE", "A
 """Variables of the command `anomaly` and of training, which can be set in the shell that starts the service."""
 
 
-PUBLIC_PATHS = frozenset(("/", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json"))
+PUBLIC_PATHS = frozenset(("/", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/problems"))
 """Paths that need no API key: probes, metrics, and the files that a browser loads before it can send a key."""
-PUBLIC_FOLDERS = ("/page/",)
+PUBLIC_FOLDERS = ("/page/", "/problems/")
 """Prefixes of further paths that need no API key."""
 PROTECTED_PATHS = frozenset(("/score", "/reconstruction", "/models"))
 """Paths, and prefixes of paths, that need an API key if the operator has set a file of API keys."""
 _FIRST_SEGMENTS = frozenset(path.split("/")[1] for path in (*PUBLIC_PATHS, *PUBLIC_FOLDERS, *PROTECTED_PATHS)) - {""}
+
+
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
 
 class SettingsError(Exception):
@@ -35,7 +39,8 @@ class Settings(BaseSettings):
     )
 
     host: str = Field("127.0.0.1", min_length=1)
-    """Address to listen on."""
+    """Address to listen on; `0.0.0.0` is every IPv4 address, `::` every IPv6 and IPv4 address, `localhost` both
+    loopback addresses (with one worker)."""
     port: int = Field(8000, ge=0, le=65535)
     """Port to listen on; 0 lets the system choose one."""
     workers: int = Field(1, ge=1, le=64)
@@ -101,6 +106,13 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = None
     """File with the hashes of the API keys; none: all may ask. `deploy/secrets key NAME` adds one."""
 
+    cors_origins: str = ""
+    """Origins whose web pages may call the service from a browser, separated by commas: `https://example.org`. `*`
+    allows all origins. Default: none."""
+
+    keep_alive_seconds: int = Field(75, ge=1, le=3600)
+    """Number of seconds that an idle connection stays open. It must be longer than the idle time-out of a proxy before
+    the service."""
     drain_seconds: float = Field(0.0, ge=0, le=86400)
     """After SIGTERM: how long `/readyz` says 503 while requests are still served."""
     log_requests: bool = True
@@ -114,6 +126,15 @@ class Settings(BaseSettings):
         if path == Path():
             raise ValueError("names no folder")
         return path
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, text: str) -> str:
+        origins = [part.strip().lower() for part in text.split(",") if part.strip()]
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is not an origin; write scheme, host and port alone: https://example.org")
+        return ",".join(origins)
 
     @field_validator("root_path")
     @classmethod

@@ -5,6 +5,7 @@ Every error names the variable that it comes from.
 
 from __future__ import annotations
 
+import codecs
 import ipaddress
 import os
 import re
@@ -20,6 +21,7 @@ KEY = "ANOMALY_KEY"
 KEY_FILE = "ANOMALY_KEY_FILE"
 DEFAULT_URL = "http://127.0.0.1:8000"
 
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _NO_PROXY_ENTRY = re.compile(r"(?:(?P<scheme>[a-z]+)://)?(?P<host>\[[^]]*\](?:/\d+)?|[^:]*)(?::(?P<port>\d+))?")
 
 
@@ -68,9 +70,11 @@ def api_key(file: Path | None = None) -> str | None:
         key = os.environ.get(KEY)
         return clean_key(key, KEY) if key else None
     try:
-        text = file.read_text("ascii")
+        content = file.read_bytes()
+        # Editors and PowerShell on Windows write byte order marks, and UTF-16.
+        text = content.decode("utf-16" if content.startswith(_UTF16) else "utf-8-sig")
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not ASCII text"
+        reason = getattr(error, "strerror", None) or "neither UTF-8 nor UTF-16 text"
         raise ValueError(f"{source} cannot be read: {reason}") from error
     return clean_key(text, source)
 

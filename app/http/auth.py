@@ -15,13 +15,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from app import textfiles
 from app.settings import PUBLIC_FOLDERS, PUBLIC_PATHS
 
 _log = logging.getLogger(__name__)
 
 _LINE = re.compile(r"\s*(?:(?P<digest>[0-9a-f]{64})\s+(?P<name>[A-Za-z0-9._-]{1,64})\s*)?(?:#.*)?", re.ASCII)
 """One line: a key, a comment, both or neither. `\\s` includes the CR of a file with CRLF."""
-_BOM = b"\xef\xbb\xbf"
 _CHECK_SECONDS = 1.0
 
 
@@ -86,12 +86,18 @@ class ApiKeys:
 
     def _read(self) -> dict[bytes, str]:
         try:
-            text = self._path.read_bytes().removeprefix(_BOM).decode("ascii")
-        except (OSError, UnicodeDecodeError):
+            content = self._path.read_bytes()
+        except OSError:
             raise KeysError("the file of the API keys cannot be read") from None
+        if textfiles.is_utf16(content):  # the gateway, which reads the same file, cannot decode it
+            raise KeysError("the file of the API keys is UTF-16; save it as UTF-8")
+        try:
+            text = textfiles.decode(content)
+        except UnicodeDecodeError:
+            raise KeysError("the file of the API keys is not UTF-8") from None
         owners: dict[bytes, str] = {}
         for number, line in enumerate(text.split("\n"), 1):
-            match = _LINE.fullmatch(line)
+            match = _LINE.fullmatch(line) if line.isascii() else None
             if match is None:
                 raise KeysError(f"line {number} of the file of the API keys is not `<SHA-256> <name>`")
             if match["digest"] and owners.setdefault(bytes.fromhex(match["digest"]), match["name"]) != match["name"]:

@@ -12,7 +12,7 @@ from typing import Any
 from app.http.batch_replies import BatchExchange, Send, reply_type
 from app.http.bodies import ClientLeft, Receive, decoded_pieces, pieces
 from app.http.multipart import chunks
-from app.http.queries import parse_query
+from app.http.queries import parse_query, with_fields
 from app.http.schemas import BatchQuery
 from app.inference.registry import Registry
 from app.problems import InternalError, Overloaded, Problem
@@ -62,7 +62,7 @@ class BatchHandler:
         headers, settings = dict(scope["headers"]), self._settings
         query = parse_query(BatchQuery, scope["query_string"])
         timeout, slowest = settings.body_timeout_ms / 1000, settings.batch_min_bytes_per_second
-        body = pieces(
+        arriving = pieces(
             receive,
             declared=headers.get(b"content-length"),
             limit=settings.batch_max_body_bytes,
@@ -71,17 +71,20 @@ class BatchHandler:
         )
         found = chunks(
             headers.get(b"content-type", b"").decode("latin-1"),
-            decoded_pieces(headers.get(b"content-encoding"), body, limit=settings.batch_max_body_bytes),
-            size=settings.batch_chunk_images * (1 if query.store else PASSES_AT_ONCE),
+            decoded_pieces(headers.get(b"content-encoding"), arriving, limit=settings.batch_max_body_bytes),
+            size=settings.batch_chunk_images,
             largest_file=settings.max_body_bytes,
             most_files=settings.batch_max_files,
         )
         make_reply = reply_type(scope)
+        query = with_fields(query, await found.fields())
         version = await self._registry.select(query.model)
         rule = DecisionRule.for_alpha(version.manifest, version.calibration, query.alpha)
         job = BatchJob(version, rule, scope.get("owner"), query.store)
         exchange = BatchExchange(job, scope.get("root_path", ""), timeout, slowest)
         reply = make_reply(exchange, send)
+        if not query.store:
+            found.size *= PASSES_AT_ONCE
         try:
             async for scored in self._scorer.score(job, found):
                 reply.add(scored)

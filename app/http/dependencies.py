@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Security
+from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader
+from pydantic import BaseModel
 
 from app.health import Health
 from app.http.batch import BatchHandler
+from app.http.queries import check_names
 from app.http.schemas import ProblemDocument
 from app.http.score import ScoreHandler
 from app.inference.registry import Registry
@@ -44,6 +48,30 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": "A problem (RFC 9457)", "content": content} for status in statuses}
 
 
+async def reject_unknown_parameters(request: Request) -> None:
+    """Reject query parameters that the route does not declare, so that a misspelt parameter is never ignored.
+
+    The routers of the pages do not depend on it: mail programs and social networks append parameters such as
+    `utm_source` to the links that people share.
+
+    Raises:
+        InvalidParameter: the detail names the parameter.
+    """
+    if request.url.query:
+        names = [name for name, _ in request.query_params.multi_items()]
+        check_names(names, _declared_parameters(request.scope["route"]))
+
+
+def _declared_parameters(route: APIRoute) -> frozenset[str]:
+    """Return the names of a route's query parameters. A model as a parameter stands for its fields."""
+    names: set[str] = set()
+    for parameter in route.dependant.query_params:
+        kind: Any = parameter.field_info.annotation
+        is_model = inspect.isclass(kind) and issubclass(kind, BaseModel)
+        names |= set(kind.model_fields) if is_model else {parameter.alias}
+    return frozenset(names)
+
+
 _KEY = APIKeyHeader(
     name="X-API-Key",
     auto_error=False,
@@ -53,9 +81,10 @@ _KEY = APIKeyHeader(
 
 def protected_router(tag: str) -> APIRouter:
     """Return a router whose routes document the API key. The middleware checks the key before it calls a route."""
-    return APIRouter(tags=[tag], dependencies=[Security(_KEY)], responses=problem_responses(401))
+    dependencies = [Security(_KEY), Depends(reject_unknown_parameters)]
+    return APIRouter(tags=[tag], dependencies=dependencies, responses=problem_responses(401))
 
 
 def public_router(tag: str) -> APIRouter:
     """Return a router for routes that need no API key: `app.http.auth.is_public`."""
-    return APIRouter(tags=[tag])
+    return APIRouter(tags=[tag], dependencies=[Depends(reject_unknown_parameters)])

@@ -21,6 +21,7 @@ _LONGEST_BOUNDARY = 200
 _LONGEST_PADDING = 16
 _LONGEST_FIELD = 1024
 _MOST_HEADERS = 16
+_MOST_FIELDS = 16
 
 
 def boundary_of(content_type: str) -> bytes:
@@ -73,16 +74,31 @@ class FormReader:
     Args:
         boundary: from the header Content-Type.
         field: name of the field of files.
-        fields: names of the other fields that are read.
+        fields: names of the parameters that are read.
         largest: maximum number of bytes of a part.
-        most: maximum number of parts.
+        most: maximum number of parts; of a stream, maximum number of files.
+        streamed: whether files are processed while later parts arrive. Then no parameter may follow a file.
+
+    Attributes:
+        file_begun: whether the first file has begun.
     """
 
-    def __init__(self, boundary: bytes, field: str, *, fields: frozenset[str], largest: int, most: int) -> None:
+    def __init__(
+        self,
+        boundary: bytes,
+        field: str,
+        *,
+        fields: frozenset[str],
+        largest: int,
+        most: int,
+        streamed: bool = False,
+    ) -> None:
+        self.file_begun = False
         self._field = field
         self._fields = fields
         self._largest = largest
         self._most = most
+        self._streamed = streamed
         self._count = 0
         self._parts: list[Part] = []
         self._part = Part("", True, largest, bytearray())
@@ -146,10 +162,8 @@ class FormReader:
 
     def _on_part_begin(self) -> None:
         self._count += 1
-        if self._count > self._most:
-            if self._fields:
-                raise TooManyFiles(f"the form has more than {self._most} parts")
-            raise BodyTooLarge(f"the form has more than {self._most} files; send the others in further requests")
+        if self._count > self._most and not self._streamed:
+            raise TooManyFiles(f"the form has more than {self._most} parts")
         self._headers = {}
 
     def _on_header_field(self, data: bytes, start: int, end: int) -> None:
@@ -176,11 +190,28 @@ class FormReader:
                 hint="Send the bytes of the part as they are: RFC 7578 does not allow other transfer encodings.",
             )
         if not part.is_file and name not in self._fields and name != "_charset_":
-            known = ", ".join(("file", *sorted(self._fields))) if self._fields else "files, and parameters in the query"
+            known = ", ".join((self._field, *sorted(self._fields)))
             raise InvalidParameter(f"the form has the field {part.shown}; the route reads {known}")
-        if part.is_file and name != self._field and not self._fields:
-            raise MissingFile(f"the form has a file in the field {part.shown}, not in `{self._field}`")
+        if self._streamed:
+            self._check_order(part)
+        self.file_begun = self.file_begun or part.is_file
         self._part = part
+
+    def _check_order(self, part: Part) -> None:
+        if part.is_file and part.name != self._field:
+            raise MissingFile(f"the form has a file in the field {part.shown}, not in `{self._field}`")
+        if part.is_file and not self.file_begun:
+            self._count = 1  # from here on only files are left
+        elif not part.is_file and self.file_begun and part.name != "_charset_":
+            raise InvalidParameter(
+                f"the form has the field {part.shown} behind a file",
+                hint="Put the parameters of the form before its first file, or send them in the query.",
+            )
+        if part.is_file or self.file_begun:
+            if self._count > self._most:
+                raise BodyTooLarge(f"the form has more than {self._most} files; send the others in further requests")
+        elif self._count > _MOST_FIELDS:
+            raise InvalidParameter(f"the form has more than {_MOST_FIELDS} fields before its first file")
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         part = self._part

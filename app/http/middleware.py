@@ -13,11 +13,12 @@ import logging
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any, Protocol
 
 from app.http.auth import ApiKeys, is_public
 from app.http.bodies import ClientLeft, Receive
+from app.http.cors import Cors
 from app.http.errors import Answer, answer_problem, problem_of
 from app.http.queries import LONGEST_QUERY
 from app.problems import MalformedRequest, Problem, Unauthorized
@@ -80,10 +81,18 @@ class RequestMiddleware:
         metrics: counts requests and problems.
         log: gets one line per request.
         keys: the API keys. None: no key is required.
+        cors: the origins whose pages may read the responses. None: no page of another origin.
     """
 
     def __init__(
-        self, app: App, *, score: ScoreHandler, metrics: Metrics, log: AccessLog, keys: ApiKeys | None = None
+        self,
+        app: App,
+        *,
+        score: ScoreHandler,
+        metrics: Metrics,
+        log: AccessLog,
+        keys: ApiKeys | None = None,
+        cors: Cors | None = None,
     ) -> None:
         self.max_body_bytes = score.max_body_bytes
         self._app = app
@@ -91,6 +100,7 @@ class RequestMiddleware:
         self._metrics = metrics
         self._log = log
         self._keys = keys
+        self._cors = cors
         self._process = binascii.hexlify(os.urandom(6))
         self._number = itertools.count()
 
@@ -101,7 +111,9 @@ class RequestMiddleware:
             return
         request = _Request(scope, self._new_id, time.perf_counter())
         scope["request_id"] = request.id
-        if not self._authorize(scope, request):
+        if request.method == "OPTIONS" and (answer := self._preflight(request)) is not None:
+            route, status = "preflight", await _send(send, answer)
+        elif not self._authorize(scope, request):
             route, status = "unauthorized", await _send(send, self._reject(Unauthorized(), request))
         elif scope["path"] == SCORE and scope["method"] == "POST":
             route, status = SCORE, await self._score_streamed(scope, request, receive, send)
@@ -148,7 +160,7 @@ class RequestMiddleware:
             self._finish(request, SCORE, CLIENT_LEFT)
             return
         error = future.exception()
-        answer = _answer(future.result(), request) if error is None else self._reject(error, request)
+        answer = self._answer(future.result(), request) if error is None else self._reject(error, request)
         respond(answer)
         self._finish(request, SCORE, answer.status)
 
@@ -169,7 +181,7 @@ class RequestMiddleware:
         self, scope: MutableMapping[str, Any], request: _Request, receive: Receive, send: Send
     ) -> int:
         try:
-            answer = _answer(await self._score(scope, request.headers, receive), request)
+            answer = self._answer(await self._score(scope, request.headers, receive), request)
         except ClientLeft:
             return CLIENT_LEFT
         except Exception as error:
@@ -187,7 +199,11 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request.id.encode())]
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", request.id.encode()),
+                    *self._extra(request),
+                ]
             elif request.method == "HEAD":
                 message["body"] = b""
             await send(message)
@@ -234,23 +250,34 @@ class RequestMiddleware:
             scope["owner"] = request.facts["key_name"] = owner
         return owner is not None
 
-    @staticmethod
-    def _reject(error: BaseException, request: _Request) -> Answer:
+    def _reject(self, error: BaseException, request: _Request) -> Answer:
         problem = problem_of(error, request.id)
         request.facts["problem"] = problem.type
-        return answer_problem(problem, request.id)
+        answer = answer_problem(problem, request.id)
+        answer.headers.extend(self._extra(request))
+        return answer
 
+    def _answer(self, reply: Reply, request: _Request) -> Answer:
+        request.facts.update(reply.facts)
+        headers = [
+            _JSON,
+            _NO_STORE,
+            (b"content-length", b"%d" % len(reply.body)),
+            (b"x-request-id", request.id.encode()),
+            (b"server-timing", reply.timing.encode()),
+            *self._extra(request),
+        ]
+        return Answer(200, headers, reply.body)
 
-def _answer(reply: Reply, request: _Request) -> Answer:
-    request.facts.update(reply.facts)
-    headers = [
-        _JSON,
-        _NO_STORE,
-        (b"content-length", b"%d" % len(reply.body)),
-        (b"x-request-id", request.id.encode()),
-        (b"server-timing", reply.timing.encode()),
-    ]
-    return Answer(200, headers, reply.body)
+    def _preflight(self, request: _Request) -> Answer | None:
+        """Return the response to a preflight request (CORS), which browsers send without a key."""
+        headers = None if self._cors is None else self._cors.preflight(request.headers)
+        if headers is None:
+            return None
+        return Answer(204, [*headers, (b"x-request-id", request.id.encode()), *self._extra(request)], b"")
+
+    def _extra(self, request: _Request) -> Iterable[tuple[bytes, bytes]]:
+        return () if self._cors is None else self._cors.headers(request.headers.get(b"origin"))
 
 
 async def _send(send: Send, answer: Answer) -> int:

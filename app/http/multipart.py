@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from app.http import npy
 from app.http.forms import FormReader, Part, boundary_of
@@ -24,6 +25,8 @@ from app.scoring.batch import Chunk
 
 FIELDS = frozenset(("model", "alpha", "fit", "include"))
 """Parameters that a form of `POST /score` may have beside its file."""
+BATCH_FIELDS = frozenset(("model", "alpha", "store"))
+"""Parameters that a form of `POST /score/batch` may have before its first file."""
 
 _CRLF2 = b"\r\n\r\n"
 _BOUNDARY = re.compile(r"boundary=([\w'+.-]{1,200})", re.ASCII)
@@ -133,9 +136,22 @@ def _only_part(parameters: str, body: bytes) -> bytes | None:
     return body[start:end] or None
 
 
-def chunks(
-    content_type: str, body: AsyncIterator[bytes], *, size: int, largest_file: int, most_files: int
-) -> AsyncIterator[Chunk]:
+class Chunks(Protocol):
+    """The images of a `POST /score/batch` in chunks, read while they arrive.
+
+    Attributes:
+        size: number of items per chunk. It may change until the first chunk is read.
+    """
+
+    size: int
+
+    async def fields(self) -> Mapping[str, str]:
+        """Return the parameters in front of the first file."""
+
+    def __aiter__(self) -> AsyncIterator[Chunk]: ...
+
+
+def chunks(content_type: str, body: AsyncIterator[bytes], *, size: int, largest_file: int, most_files: int) -> Chunks:
     """Return the images of a body of `POST /score/batch` in chunks of `size`.
 
     Args:
@@ -145,40 +161,94 @@ def chunks(
         largest_file: maximum number of bytes of a file. A larger one becomes a problem of its item.
         most_files: maximum number of files of a form. An array is limited by the bytes of its body.
 
-    Raises (here or while iterating):
+    Raises (here, by `fields` or while iterating):
         UnsupportedMediaType: the body is neither an array nor a form.
         BodyTooLarge: a form has more than `most_files` files.
         MalformedRequest: the body is malformed; the subclass gives the reason.
-        InvalidParameter: the form has a field that is not a file.
+        InvalidParameter: a field is unknown, given twice, invalid, or behind a file.
         WrongArray: the array is not uint8 [N, 28, 28].
     """
     kind = content_type.partition(";")[0].strip().lower()
     if kind in ("application/x-npy", "application/octet-stream", ""):
-        return npy.read_array(body, size, declared=kind == "application/x-npy")
+        return _ArrayChunks(body, size, declared=kind == "application/x-npy")
     if kind == "multipart/form-data":
+        boundary = boundary_of(content_type)
         reader = FormReader(
-            boundary_of(content_type), "files", fields=frozenset(), largest=largest_file, most=most_files
+            boundary, "files", fields=BATCH_FIELDS, largest=largest_file, most=most_files, streamed=True
         )
-        return _files_of(reader, body, size)
+        return _FormChunks(reader, body, size)
     raise UnsupportedMediaType(f"the content type is {kind[:80]}")
 
 
-async def _files_of(reader: FormReader, body: AsyncIterator[bytes], size: int) -> AsyncIterator[Chunk]:
-    chunk, empty = Chunk(), True
-    async for piece in body:
-        empty = empty and not piece
-        for start in range(0, len(piece), _SLICE):
-            reader.feed(piece[start : start + _SLICE])
-            for part in reader.taken():
-                _add(chunk, part)
-                if chunk.count == size:
+class _ArrayChunks:
+    """An npy array, which has no parameters."""
+
+    def __init__(self, body: AsyncIterator[bytes], size: int, *, declared: bool) -> None:
+        self.size = size
+        self._body = body
+        self._declared = declared
+
+    async def fields(self) -> Mapping[str, str]:
+        return {}
+
+    def __aiter__(self) -> AsyncIterator[Chunk]:
+        return npy.read_array(self._body, self.size, declared=self._declared)
+
+
+class _FormChunks:
+    """A form: parameters, then files."""
+
+    def __init__(self, reader: FormReader, body: AsyncIterator[bytes], size: int) -> None:
+        self.size = size
+        self._reader = reader
+        self._parts = self._parse(body)
+        self._fields: dict[str, str] | None = None
+        self._files: list[Part] = []
+
+    async def fields(self) -> Mapping[str, str]:
+        if self._fields is not None:
+            return self._fields
+        self._fields = {}
+        async for parts in self._parts:
+            for part in parts:
+                if part.is_file:
+                    self._files.append(part)
+                elif part.name in self._fields:
+                    raise InvalidParameter(f"the field {part.shown} is given twice")
+                else:
+                    self._fields[part.name] = part.text()
+            if self._reader.file_begun:
+                break
+        return self._fields
+
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        await self.fields()
+        chunk = Chunk()
+        while True:
+            files, self._files = self._files, []
+            for file in files:
+                _add(chunk, file)
+                if chunk.count == self.size:
                     yield chunk
                     chunk = Chunk()
-    if empty:
-        raise EmptyBody("the form has no bytes")
-    reader.finish()
-    if chunk.count:
-        yield chunk
+            try:
+                self._files = await anext(self._parts)
+            except StopAsyncIteration:
+                break
+        if chunk.count:
+            yield chunk
+
+    async def _parse(self, body: AsyncIterator[bytes]) -> AsyncIterator[list[Part]]:
+        """Yield the parts that each slice of the body completes."""
+        empty = True
+        async for piece in body:
+            empty = empty and not piece
+            for start in range(0, len(piece), _SLICE):
+                self._reader.feed(piece[start : start + _SLICE])
+                yield self._reader.taken()
+        if empty:
+            raise EmptyBody("the form has no bytes")
+        self._reader.finish()
 
 
 def _add(chunk: Chunk, part: Part) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import TypeVar
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ValidationError
 
-from app.http.schemas import ScoreQuery
 from app.problems import InvalidParameter, MalformedRequest
 
 Query = TypeVar("Query", bound=BaseModel)
@@ -34,10 +33,22 @@ def parse_query(kind: type[Query], text: bytes) -> Query:
 @lru_cache(maxsize=1024)
 def _parsed(kind: type[Query], text: bytes) -> Query:
     pairs = parse_qsl(text.decode("latin-1"), keep_blank_values=True)
-    members = dict(pairs)
-    if len(members) < len(pairs):
-        raise InvalidParameter("a parameter is given twice")
-    return _validated(kind, members)
+    check_names([name for name, _ in pairs], kind.model_fields)
+    return _validated(kind, dict(pairs))
+
+
+def check_names(names: Sequence[str], known: Collection[str]) -> None:
+    """Reject parameters that a route does not have, and parameters that are given twice.
+
+    Raises:
+        InvalidParameter: the detail names the first such parameter.
+    """
+    for place, name in enumerate(names):
+        if name not in known:
+            offered = f"the parameters {', '.join(sorted(known))}" if known else "no parameters"
+            raise InvalidParameter(f"unknown parameter `{name[:40]}`; the route has {offered}")
+        if name in names[:place]:
+            raise InvalidParameter(f"the parameter `{name}` is given twice")
 
 
 def _validated(kind: type[Query], members: dict[str, str]) -> Query:
@@ -49,7 +60,7 @@ def _validated(kind: type[Query], members: dict[str, str]) -> Query:
         raise InvalidParameter(f"{name[:40]}: {first['msg']}") from None
 
 
-def with_fields(query: ScoreQuery, fields: Mapping[str, str]) -> ScoreQuery:
+def with_fields(query: Query, fields: Mapping[str, str]) -> Query:
     """Return the parameters of a query string together with those of a form.
 
     Raises:
@@ -57,7 +68,8 @@ def with_fields(query: ScoreQuery, fields: Mapping[str, str]) -> ScoreQuery:
     """
     if not fields:
         return query
-    parsed = _validated(ScoreQuery, dict(fields))
+    check_names(list(fields), type(query).model_fields)
+    parsed = _validated(type(query), dict(fields))
     values = {name: getattr(parsed, name) for name in fields}
     for name, value in values.items():
         if name in query.model_fields_set and getattr(query, name) != value:

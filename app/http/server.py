@@ -7,7 +7,7 @@ import time
 from typing import Any, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.http.errors import Answer, answer_problem
 from app.http.middleware import SCORE, RequestMiddleware
@@ -26,6 +26,9 @@ _MAX_URL_BYTES = 2048
 """Longer URLs may exceed uvicorn's own limit, which it reports while it parses."""
 _MAX_PIPELINED = 256
 """Maximum number of requests of one connection that wait for the response to an earlier one."""
+_KEEP_ALIVE_MARGIN_SECONDS = 1.0
+"""Time for which a connection stays open beyond its announced limit. A request that its client sends within the limit
+may take that long to arrive."""
 _MAX_COALESCED_BYTES = 64 * 1024
 """Maximum number of bytes that wait for the end of an event-loop iteration; a long response is sent as it comes."""
 
@@ -113,7 +116,9 @@ class FastExchange:
             return
         pieces = [STATUS_LINE[status], *[b"%b: %b\r\n" % header for header in headers]]
         closes = (b"connection", b"close") in headers
-        if not (self.keep_alive or closes):
+        if self.keep_alive and not closes:
+            pieces.append(protocol.keep_alive_line)
+        elif not closes:
             pieces.append(b"connection: close\r\n")
         protocol.transport.write(b"".join([*pieces, b"\r\n", body]))
         if closes or not self.keep_alive:
@@ -149,6 +154,8 @@ class ServerProtocol(HttpToolsProtocol):
         super().__init__(*given, **named)
         app: Any = self.app
         self._middleware: RequestMiddleware | None = app if isinstance(app, RequestMiddleware) else None
+        self._keep_alive = (b"keep-alive", b"timeout=%d" % self.timeout_keep_alive)
+        self.keep_alive_line = b"%b: %b\r\n" % self._keep_alive
 
     def data_received(self, data: bytes) -> None:
         """Parse what has arrived."""
@@ -320,7 +327,8 @@ class ServerProtocol(HttpToolsProtocol):
         """
         if self.transport.is_closing():
             return
-        wait = period = float(self.timeout_keep_alive)
+        period = float(self.timeout_keep_alive)
+        wait = period + _KEEP_ALIVE_MARGIN_SECONDS
         if self.cycle is None or self.cycle.response_complete:  # else the client waits for the service
             if self._request_incomplete:
                 wait = STALLED_SECONDS
@@ -329,6 +337,21 @@ class ServerProtocol(HttpToolsProtocol):
             self._idle_check = self.loop.call_later(min(wait, period), self.check_idle)
         else:
             self.transport.close()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """Start an ASGI task whose response announces how long the connection stays open, if it stays open."""
+
+        async def announcing(scope: Any, receive: Any, send: Any) -> None:
+            async def announce(message: Any) -> None:
+                if message["type"] == "http.response.start":
+                    headers = list(message.get("headers", ()))
+                    if cycle.keep_alive and (b"connection", b"close") not in headers:
+                        message = {**message, "headers": [*headers, self._keep_alive]}
+                await send(message)
+
+            await app(scope, receive, announce)
+
+        super()._start_asgi_task(cycle, announcing)
 
     def pause_writing(self) -> None:
         """Start the timer for a client that does not read its response."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 
@@ -28,6 +31,20 @@ def choose_device(wanted: str) -> torch.device:
     if int(index or 0) >= count:
         raise DeviceError(f"device {wanted!r} was requested, but there are only {count} CUDA devices here")
     return torch.device("cuda", int(index or 0))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside the block, run torch in this thread as the service does: with one intra-op thread.
+
+    Another number of threads adds in another order, and the scores of a golden image then differ.
+    """
+    before = torch.get_num_threads()
+    use_one_thread()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def use_one_thread() -> None:

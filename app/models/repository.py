@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from app import textfiles
 from app.models.calibration import Calibration, CalibrationError
 from app.models.manifest import Manifest
 
@@ -105,7 +106,7 @@ class Repository:
         if not MODEL_NAME.fullmatch(name):
             return None
         try:
-            text = (self.root / name / "CURRENT").read_text("ascii").strip()
+            text = textfiles.decode((self.root / name / "CURRENT").read_bytes()).strip()
         except FileNotFoundError:
             return None
         except (OSError, UnicodeDecodeError) as error:

@@ -11,7 +11,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -112,7 +112,7 @@ class BatchScorer:
         self._reconstructions = reconstructions
         self._metrics = metrics
 
-    async def score(self, job: BatchJob, chunks: AsyncIterator[Chunk]) -> AsyncIterator[ScoredChunk]:
+    async def score(self, job: BatchJob, chunks: AsyncIterable[Chunk]) -> AsyncIterator[ScoredChunk]:
         """Yield the results of each chunk in order, while later chunks are read and scored.
 
         Raises:

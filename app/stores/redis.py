@@ -15,6 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
+from app import textfiles
 from app.stores.contract import StoreError
 
 _PREFIX = "reconstruction:"
@@ -97,8 +98,8 @@ class _Credentials(CredentialProvider):
 
     def get_credentials(self) -> tuple[str] | tuple[str, str]:
         try:
-            password = self._password_file.read_text().strip()
-        except OSError:
+            password = textfiles.decode(self._password_file.read_bytes()).strip()
+        except (OSError, UnicodeDecodeError):
             raise RedisConnectionError("the file with the store's password cannot be read") from None
         return (self._username, password) if self._username else (password,)
 

@@ -32,6 +32,8 @@ _PAGE_BYTES = 8192
 """A page holds three entries, when the replies in them have no more than 300 bytes."""
 _PAGES_LOGGED = 200
 """Pages in the log after which they are copied to the file; scores wait 3 ms for it, with the usual 1,000 7 ms."""
+_COMPARE_SECONDS = 1.0
+"""Time between two checks that the open file is still the one under its name."""
 _MOST_ROWS = 64
 """Rows of one statement; one of each length is kept prepared."""
 
@@ -87,6 +89,7 @@ class SqliteStore:
         max_entries: the most entries kept; the oldest go first.
         timeout: seconds that each access waits for a lock of another connection. Only a process that checks the file
             after a start of the machine is waited for without a limit.
+        on_reopened: called when the file was deleted or replaced, and has been opened again.
         clock: seconds since the epoch, shared by all processes and kept over a restart.
 
     Raises:
@@ -100,6 +103,7 @@ class SqliteStore:
         ttl_seconds: float,
         max_entries: int,
         timeout: float = 2.0,
+        on_reopened: Callable[[], object] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._path = path
@@ -109,6 +113,10 @@ class SqliteStore:
         self._clock = clock
         self._since_sweep = 0
         self._connection: sqlite3.Connection | None = None
+        self._on_reopened = on_reopened
+        self._opened: tuple[int, int] | None = None
+        """Device and inode of the file that is open."""
+        self._compare_at = 0.0
         self._refuse_foreign_file()
 
     def put(self, entries: Sequence[tuple[str, bytes]]) -> None:
@@ -144,12 +152,19 @@ class SqliteStore:
                 _refuse_foreign(connection)
 
     def _open(self) -> sqlite3.Connection:
+        now = time.monotonic()
+        if now >= self._compare_at:  # not with each access: a system call releases the GIL
+            self._compare_at = now + _COMPARE_SECONDS
+            if self._connection is not None and self._identity() != self._opened:
+                # SQLite itself goes on with a file that no longer has a name, and all entries would be lost.
+                self.close()
         if self._connection is None:
+            replaced = self._opened is not None and self._identity() != self._opened
             self._path.parent.mkdir(parents=True, exist_ok=True)
             # SQLite does not wait its turn when two processes switch a new file to WAL at once: one of them fails.
             with self._beside(".lock").open("a+") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                self._check_after_boot(lock)
+                self._check_after_boot(lock, again=replaced)
                 connection = sqlite3.connect(
                     self._path, timeout=self._timeout, isolation_level=None, cached_statements=_MOST_ROWS + 16
                 )
@@ -159,20 +174,35 @@ class SqliteStore:
                 connection.execute("PRAGMA synchronous=OFF")
                 connection.execute(f"PRAGMA wal_autocheckpoint={_PAGES_LOGGED}")
                 connection.execute(_SCHEMA)
-            self._connection = connection
+            self._connection, self._opened = connection, self._identity()
+            if replaced:
+                _log.warning("the file of the reconstruction store was deleted or replaced, and has been opened again")
+                self._on_reopened()
         return self._connection
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            found = self._path.stat()
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
 
     def _beside(self, ending: str) -> Path:
         return self._path.with_name(self._path.name + ending)
 
-    def _check_after_boot(self, lock: TextIO) -> None:
-        """Move a damaged file aside, unless a process has opened it since the start of the machine: `lock` says so."""
+    def _check_after_boot(self, lock: TextIO, *, again: bool) -> None:
+        """Move a damaged file aside.
+
+        Args:
+            lock: contains the id of the boot in which a process last checked the file.
+            again: whether to check the file even if this was in the current boot.
+        """
         try:
             boot = _BOOT_ID.read_text()
         except OSError:
             boot = ""  # without the boot's id, the first process to open the file checks it
         lock.seek(0)
-        if boot and lock.read() == boot:
+        if boot and lock.read() == boot and not again:
             return
         if self._path.exists() and not _is_sound(self._path, self._timeout):
             for ending in ("-wal", "-shm", ""):  # a log goes with its file, and not after it

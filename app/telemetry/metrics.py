@@ -67,6 +67,10 @@ class Metrics:
         self.reconstructions_dropped = self._counter(
             "anomaly_reconstructions_dropped", "Scores without an id because the reconstruction store failed."
         )
+        self.reconstruction_store_reopened = self._counter(
+            "anomaly_reconstruction_store_reopened",
+            "Times that the store's file was deleted or replaced, and reopened.",
+        )
         self.forward_pass_failures = self._counter("anomaly_forward_pass_failures", "Forward passes that failed.")
         self.log_lines_dropped = self._counter(
             "anomaly_log_lines_dropped", "Log lines dropped because nobody read standard output."

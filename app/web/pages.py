@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import html
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
 import fastapi_offline
 from markdown_it import MarkdownIt
+
+from app.web.explanations import Explanation
 
 _FOLDER = Path(__file__).parent / "page"
 _SWAGGER = ("swagger-ui-bundle.js", "swagger-ui.css")
@@ -78,7 +81,34 @@ def model_card(name: str, version: int, card: str) -> bytes:
     body = body.replace("<th></th>", "<td></td>")
     body = body.replace("<pre>", '<pre tabindex="0" role="group" aria-label="Command">')
     title = html.escape(f"{name}, version {version}")
-    return _CARD.format(title=title, body=body).encode()
+    return _CARD.format(title=title, body=body, root="../", home="../").encode()
+
+
+def problem(explanation: Explanation) -> bytes:
+    """Render the page of one problem type, for `/problems/{name}`."""
+    shown = {name: html.escape(str(value)) for name, value in asdict(explanation).items()}
+    body = (
+        f"<h1>{shown['title']}</h1>\n"
+        f"<p><code>{shown['type']}</code>, status {shown['status']}</p>\n"
+        f"<h2>What it means</h2>\n<p>{shown['meaning']}</p>\n"
+        f"<h2>What to do</h2>\n<p>{shown['advice']}</p>\n"
+        "<p>The member <code>detail</code> of the reply contains what was wrong with the request.</p>\n"
+        '<p><a href="../problems">All problem types</a></p>\n'
+    )
+    return _CARD.format(title=shown["title"], body=body, root="../", home="../").encode()
+
+
+def problem_list(found: Sequence[Explanation]) -> bytes:
+    """Render the page with all problem types, for `/problems`."""
+    rows = "".join(
+        f'<tr><td>{each.status}</td><td><a href="problems/{html.escape(each.name)}">{html.escape(each.name)}</a></td>'
+        f"<td>{html.escape(each.title)}</td></tr>\n"
+        for each in found
+    )
+    head = "<thead><tr><th>Status</th><th>Type</th><th>Title</th></tr></thead>"
+    table = f"<table>{head}<tbody>\n{rows}</tbody></table>"
+    body = f'<h1>Problem types</h1>\n<div class="wide" tabindex="0" role="group" aria-label="Table">{table}</div>\n'
+    return _CARD.format(title="Problem types", body=body, root="", home="./").encode()
 
 
 _CARD = """<!doctype html>
@@ -88,12 +118,12 @@ _CARD = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{title}</title>
-<link rel="icon" href="../page/icon.svg" type="image/svg+xml">
-<link rel="stylesheet" href="../page/page.css">
+<link rel="icon" href="{root}page/icon.svg" type="image/svg+xml">
+<link rel="stylesheet" href="{root}page/page.css">
 </head>
 <body>
 <header class="top">
-<a class="brand" href="../"><img src="../page/icon.svg" alt="" width="28" height="28">
+<a class="brand" href="{home}"><img src="{root}page/icon.svg" alt="" width="28" height="28">
 <span>Reconstruction anomaly</span></a>
 </header>
 <main class="card">

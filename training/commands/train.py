@@ -94,8 +94,10 @@ def train(
         torch_device = choose_device(device)
         data_dir = folder_for(data, data_dir, context)
         data = data or _infer_dataset(data_dir)
-        if data == "folder" and name is None:
-            raise DataError("a folder of PNGs needs --name, the name of the model")
+        if data in ("folder", "idx") and name is None:
+            raise DataError(
+                f"a folder of {'PNGs' if data == 'folder' else 'IDX files'} needs --name, the name of the model"
+            )
         if data == "folder" and normal != "0":
             # Label 1 is the folder of anomalies, which is for evaluation only.
             raise DataError("all PNGs in --data-dir are normal and none in --anomalies-dir; leave --normal out")

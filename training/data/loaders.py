@@ -9,6 +9,7 @@ import socket
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.client import HTTPException
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data.dataset import DataError, Dataset
-from training.data.idx import IMAGES, LABELS, has_idx, read_idx
+from training.data.idx import IMAGES, LABELS, has_idx, read_idx, torchvision_folder
 from training.data.pngs import explain_no_pngs, png_paths, read_pngs
 
 _DIGITS = tuple("0123456789")
@@ -32,7 +33,7 @@ _SHA256 = {
 
 
 def infer_dataset(data_dir: Path | None) -> str:
-    """Return the data set to use if none is named: `folder` for PNGs without IDX files, else `mnist`.
+    """Return the data set to use if none is named: `folder` for PNGs without IDX files, else that of the IDX files.
 
     Args:
         data_dir: folder of the data, if one is given.
@@ -40,8 +41,10 @@ def infer_dataset(data_dir: Path | None) -> str:
     Raises:
         DataError: the folder is missing, or contains neither PNGs nor IDX files.
     """
-    if data_dir is None or has_idx(data_dir):
+    if data_dir is None or has_idx(torchvision_folder(data_dir, "MNIST")):
         return "mnist"
+    if has_idx(torchvision_folder(data_dir, "FashionMNIST")):
+        return FASHION
     if not png_paths(data_dir):
         raise DataError(explain_no_pngs(data_dir, " and no IDX files of MNIST"))
     return "folder"
@@ -79,7 +82,8 @@ def mnist(data_dir: Path | None, _: Path | None = None) -> Dataset:
         DataError: every source is missing, or has other data.
     """
     if data_dir is not None:
-        return idx_folder(data_dir, "mnist", _DIGITS, "digit", "folder of IDX files")
+        folder = torchvision_folder(data_dir, "MNIST")
+        return _verified(idx_folder(folder, "mnist", _DIGITS, "digit", "folder of IDX files"))
     try:
         return openml_mnist()
     except DataError as no_openml:
@@ -140,7 +144,24 @@ def fashion_mnist(data_dir: Path | None, _: Path | None = None) -> Dataset:
     if data_dir is None and not _FASHION_FOLDER.is_dir():
         raise DataError("no Fashion-MNIST found: apt install dataset-fashion-mnist, or give --data-dir")
     source = "folder of IDX files" if data_dir else "Debian package dataset-fashion-mnist"
-    return idx_folder(data_dir or _FASHION_FOLDER, FASHION, _CLOTHES, "garment", source)
+    folder = torchvision_folder(data_dir, "FashionMNIST") if data_dir else _FASHION_FOLDER
+    return _verified(idx_folder(folder, FASHION, _CLOTHES, "garment", source))
+
+
+def own_idx(data_dir: Path | None, _: Path | None = None) -> Dataset:
+    """Load IDX files of the user's own images. The labels are their own names, and no checksum is known.
+
+    Raises:
+        DataError: the folder or a file is missing or damaged.
+    """
+    if data_dir is None:
+        raise DataError("the data set `idx` needs --data-dir: a folder with four IDX files")
+    folder = torchvision_folder(data_dir, "MNIST")
+    names = tuple(str(label) for label in range(256))
+    dataset = idx_folder(folder, "idx", names, "image labelled", "folder of IDX files")
+    if not len(dataset.labels):
+        raise DataError(f"{folder} has IDX files without images")
+    return replace(dataset, label_names=names[: int(dataset.labels.max()) + 1])
 
 
 def fashion_images() -> NDArray[np.uint8] | None:
@@ -159,7 +180,7 @@ def idx_folder(folder: Path, name: str, label_names: tuple[str, ...], noun: str,
         source: origin of the images in words.
 
     Raises:
-        DataError: a file is missing or damaged, or the pixels have another checksum.
+        DataError: a file is missing or damaged.
     """
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
@@ -171,7 +192,7 @@ def idx_folder(folder: Path, name: str, label_names: tuple[str, ...], noun: str,
     labels = np.concatenate([read_idx(folder, stem) for stem in LABELS])
     if len(images) != len(labels):
         raise DataError(f"{folder}: the number of images, {len(images)}, is not the number of labels, {len(labels)}")
-    return _verified(Dataset(name, source, images, labels, label_names, noun, len(parts[IMAGES[0]])))
+    return Dataset(name, source, images, labels, label_names, noun, len(parts[IMAGES[0]]))
 
 
 def png_folder(data_dir: Path | None, anomalies_dir: Path | None) -> Dataset:
@@ -208,6 +229,7 @@ LOADERS: dict[str, Loader] = {
     "mnist-5000": mnist_sample,
     "fashion-mnist": fashion_mnist,
     "folder": png_folder,
+    "idx": own_idx,
 }
 
 
@@ -217,7 +239,10 @@ PACKAGED = frozenset(("mnist-5000",))
 
 def _verified(dataset: Dataset) -> Dataset:
     if dataset.sha256 != _SHA256[dataset.name]:
-        raise DataError(f"these are not the known images and labels of {dataset.name}: the SHA-256 differs")
+        raise DataError(
+            f"these are not the known images and labels of {dataset.name}: the SHA-256 differs; "
+            "for IDX files of your own, give --data idx --name NAME"
+        )
     return dataset
 
 

@@ -42,8 +42,8 @@ def reference_version(model_store: Path, dataset: Dataset, labels: Sequence[int]
     version = repository.current(name) if name != model else None
     if version is None:
         return None
-    # The default name is the same for all folders of PNGs.
-    if dataset.name == "folder" and repository.manifest(name, version).data.sha256 != dataset.sha256:
+    # The default name is the same for all folders of PNGs or IDX files.
+    if dataset.name in ("folder", "idx") and repository.manifest(name, version).data.sha256 != dataset.sha256:
         return None
     return name, version
 

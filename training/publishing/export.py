@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from app.inference.detector import Detector, torchscript_allowed
+from app.inference.device import one_thread
 from app.models.repository import Golden
 from training.networks.reexpressed import reexpressed
 
@@ -53,7 +54,8 @@ def export(scoring: nn.Module, golden_images: NDArray[np.uint8]) -> Exported:
     module = scoring.to("cpu").eval()
     images = np.ascontiguousarray(golden_images[:, None])
     content = _script(reexpressed(module))
-    exported = Detector.open(content, torch.device("cpu")).detect(images)
+    with one_thread():
+        exported = Detector.open(content, torch.device("cpu")).detect(images)
     with torch.inference_mode():
         mse, reconstruction, error_map, reason = (part.numpy() for part in module(torch.from_numpy(images)))
     n = len(images)

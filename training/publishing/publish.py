@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from app.inference.detector import Detector, DetectorError
+from app.inference.device import one_thread
 from app.models.manifest import Manifest
 from app.models.repository import MODEL_NAME, Repository, RepositoryError, is_version, sha256
 from training.publishing.files import (
@@ -169,7 +170,8 @@ def _verify(root: Path, name: str, version: int) -> Manifest:
         artifact = repository.open(name, version)
         for file in artifact.manifest.files:
             repository.read(artifact.manifest, file)
-        Detector.load(artifact, torch.device("cpu"))
+        with one_thread():
+            Detector.load(artifact, torch.device("cpu"))
     except (RepositoryError, DetectorError) as error:
         raise PublishError(str(error)) from error
     return artifact.manifest

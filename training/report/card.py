@@ -136,6 +136,8 @@ def _command(manifest: Manifest) -> str:
     if manifest.data.name == "folder":
         folders = " --data-dir FOLDER_OF_NORMAL_PNGS"
         folders += " --anomalies-dir FOLDER_OF_ANOMALOUS_PNGS" if manifest.data.test_anomalous else ""
+    if manifest.data.name == "idx":
+        folders = " --data-dir FOLDER_OF_IDX_FILES"
     return f"""## Reproduction
 
     python -m training train --recipe {manifest.recipe.name} --normal {normal} --name {manifest.name} \\

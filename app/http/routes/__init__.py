@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.http.routes import models, operation, reconstructions, scores, web
+from app.http.routes import models, operation, problems, reconstructions, scores, web
 
-ROUTERS = (scores.router, reconstructions.router, models.router, operation.router, web.router)
+ROUTERS = (scores.router, reconstructions.router, models.router, operation.router, problems.router, web.router)
 """Every router of the service, for `main` to include."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fastapi import Response
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
 
 from app.health import Readiness
 from app.http.dependencies import ServicesDep, public_router
@@ -27,6 +28,12 @@ async def readyz(services: ServicesDep, response: Response) -> Readiness:
     readiness = services.health.readiness()
     response.status_code = 200 if readiness.ready else 503
     return readiness
+
+
+@router.get("/openapi.json", include_in_schema=False)
+async def openapi(request: Request) -> JSONResponse:
+    """Return the OpenAPI document."""
+    return JSONResponse(request.app.openapi())
 
 
 @router.get("/metrics", response_class=Response, summary="Prometheus metrics")

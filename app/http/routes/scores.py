@@ -65,7 +65,12 @@ _BATCH_BODY = {
                 "schema": {
                     "type": "object",
                     "required": ["files"],
-                    "properties": {"files": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                    "properties": {
+                        "model": {"type": "string"},
+                        "alpha": {"type": "number"},
+                        "store": {"type": "boolean"},
+                        "files": {"type": "array", "items": {"type": "string", "format": "binary"}},
+                    },
                 }
             },
         },

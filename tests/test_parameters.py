@@ -1,0 +1,70 @@
+"""Every route rejects query parameters that it does not have, by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from app.http.routes import ROUTERS, problems, web
+from app.settings import Settings
+from tests.conftest import running
+
+PAGES = (web.router, problems.router)
+"""Routers of pages, which ignore parameters: shared links carry tracking parameters."""
+ROUTES = sorted(
+    (method, route.path)
+    for router in ROUTERS
+    if router not in PAGES
+    for route in router.routes
+    for method in route.methods  # type: ignore[attr-defined]
+)
+
+
+def filled(path: str) -> str:
+    """Return a path with a value for each of its parameters."""
+    values = {"name": "zero-article", "version": "1", "file": "model-card.md", "id": "0" * 44}
+    return re.sub(r"{(\w+)}", lambda found: values[found[1]], path)
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+async def test_an_unknown_parameter_is_rejected_by_name(
+    client: httpx.AsyncClient, zero: bytes, method: str, path: str
+) -> None:
+    """The reply is 422, and its detail names the parameter and not the value."""
+    image = {"content": zero, "headers": {"content-type": "image/png"}} if method == "POST" else {}
+    reply = await client.request(method, f"{filled(path)}?scal=4711", **image)  # type: ignore[arg-type]
+    assert (reply.status_code, reply.json()["type"]) == (422, "/problems/invalid-parameter")
+    assert "`scal`" in reply.json()["detail"] and "4711" not in reply.text
+
+
+async def test_the_detail_lists_the_parameters_of_the_route(client: httpx.AsyncClient) -> None:
+    """The detail names what the route has, in the general path and in that of the scores."""
+    detail = (await client.get(f"/reconstruction/{'0' * 44}?scal=2")).json()["detail"]
+    assert detail == "unknown parameter `scal`; the route has the parameters scale, view"
+    detail = (await client.post("/score?alhpa=0.1", content=b"x")).json()["detail"]
+    assert detail == "unknown parameter `alhpa`; the route has the parameters alpha, fit, include, model"
+    assert (await client.get("/livez?t=1")).json()["detail"] == "unknown parameter `t`; the route has no parameters"
+
+
+async def test_a_parameter_given_twice_is_rejected(client: httpx.AsyncClient) -> None:
+    """No route chooses silently between two values."""
+    reply = await client.get(f"/reconstruction/{'0' * 44}?scale=2&scale=3")
+    assert (reply.status_code, reply.json()["detail"]) == (422, "the parameter `scale` is given twice")
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/page/page.js", "/problems", "/problems/not-found"])
+async def test_pages_ignore_what_links_carry(client: httpx.AsyncClient, path: str) -> None:
+    """A page opens from a link with a tracking parameter."""
+    assert (await client.get(f"{path}?utm_source=mail")).status_code == 200
+
+
+@pytest.mark.filterwarnings("ignore:The `root_path` parameter is deprecated")
+async def test_the_document_names_the_prefix(make_settings: Callable[..., Settings]) -> None:
+    """The OpenAPI document has the gateway's prefix as its server, and none without a prefix."""
+    async with running(make_settings(root_path="/anomaly")) as client:
+        assert (await client.get("/openapi.json")).json()["servers"] == [{"url": "/anomaly"}]
+    async with running(make_settings()) as client:
+        assert "servers" not in (await client.get("/openapi.json")).json()
