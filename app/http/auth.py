@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from app import textfiles
+from app.models import textfiles
 from app.settings import PUBLIC_FOLDERS, PUBLIC_PATHS
 
 _log = logging.getLogger(__name__)

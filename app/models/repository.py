@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from app import textfiles
+from app.models import textfiles
 from app.models.calibration import Calibration, CalibrationError
 from app.models.manifest import Manifest
 

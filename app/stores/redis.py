@@ -15,7 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
-from app import textfiles
+from app.models import textfiles
 from app.stores.contract import StoreError
 
 _PREFIX = "reconstruction:"

@@ -31,12 +31,23 @@ async def post(client: httpx.AsyncClient, url: str, path: str, headers: dict[str
 
 
 @pytest.mark.parametrize(("file", "name"), [("photo.jpg", "JPEG"), ("photo.webp", "WebP"), ("head-of.heic", "HEIC")])
-async def test_another_format_is_named_and_the_hint_suits_fit(client: httpx.AsyncClient, file: str, name: str) -> None:
-    """With fit=mnist a file of another format is 422, named, and the hint accepts any size."""
-    reply = await post(client, "/score?fit=mnist", f"08-other-formats-as-png/{file}", PNG)
+async def test_another_format_is_named(client: httpx.AsyncClient, file: str, name: str) -> None:
+    """Without fit, a file of another format that is sent as PNG is 422 and named."""
+    reply = await post(client, "/score", f"08-other-formats-as-png/{file}", PNG)
     document = assert_problem(reply, 422, "not-a-png")
     assert name in document["detail"]
-    assert "PNG" in document["hint"] and "28x28" not in document["hint"]
+
+
+async def test_fit_recognises_the_format_by_its_bytes(client: httpx.AsyncClient) -> None:
+    """With fit=mnist, JPEG and WebP sent as PNG are decoded; HEIC is named, and the hint accepts any size."""
+    for file in ("photo.jpg", "photo.webp"):
+        reply = await post(client, "/score?fit=mnist", f"08-other-formats-as-png/{file}", PNG)
+        assert reply.status_code in (200, 422), reply.text
+        assert "format" not in reply.json().get("type", "")
+    reply = await post(client, "/score?fit=mnist", "08-other-formats-as-png/head-of.heic", PNG)
+    document = assert_problem(reply, 422, "unsupported-format")
+    assert "HEIC" in document["detail"]
+    assert "28x28" not in document["hint"]
 
 
 ACCEPT_OF_AXIOS = "application/json, text/plain, */*"
