@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
 
-from app import __version__, process, settings
+from app import __version__, listening, process, settings
 from app.health import Health
 from app.http import errors
 from app.http.auth import ApiKeys
@@ -27,7 +27,7 @@ from app.scoring.score import Scorer
 from app.settings import Settings
 from app.stores import Store, open_store
 from app.stores.reconstructions import MAX_RECORD_BYTES, Reconstructions
-from app.telemetry.logs import AccessLog, LineWriter, configure
+from app.telemetry.logs import AccessLog, LineWriter, configure, renderer
 from app.telemetry.metrics import Metrics
 
 _log = logging.getLogger(__name__)
@@ -93,7 +93,8 @@ def create_app(
     for router in ROUTERS:
         app.include_router(router)
     errors.add_handlers(app)
-    log = AccessLog(log_writer, enabled=settings.log_requests)
+    render = renderer(settings.log_format, log_writer)
+    log = AccessLog(log_writer, enabled=settings.log_requests, render=render)
     return RequestMiddleware(app, score=score, metrics=metrics, log=log, keys=_keys(settings))
 
 
@@ -112,7 +113,7 @@ def from_environment() -> RequestMiddleware:
     """Build the application from the environment: the factory that uvicorn calls."""
     process.limit_heaps()
     chosen = settings.from_environment()
-    log_writer = configure(chosen.log_level)
+    log_writer = configure(chosen.log_level, chosen.log_format)
     return create_app(chosen, log_writer=log_writer, on_stopped=process.exit_unless_finished)
 
 
@@ -146,7 +147,8 @@ async def _lifespan(
             if seconds is not None:
                 services.metrics.start_duration.set(seconds)
             readiness = services.health.readiness()
-            _log.info("started", extra={"seconds": seconds and round(seconds, 3), **readiness.model_dump()})
+            facts = {"url": listening.url(settings.host, settings.port), "seconds": seconds and round(seconds, 3)}
+            _log.info("started", extra={**facts, **readiness.model_dump()})
             process.tune_garbage_collector()
             yield
     finally:
@@ -162,4 +164,5 @@ async def _close(services: Services) -> bool:
     stored = await services.reconstructions.aclose(CLOSE_SECONDS)
     if not stored:
         _log.error("shutdown abandoned a write to the reconstruction store that did not finish in time")
+    _log.info("stopped")
     return finished and stored
