@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -135,18 +136,38 @@ def _serve(settings: Settings, sockets: list[socket.socket], *, interruptible: b
     if settings.workers > 1:
         Multiprocess(config, sockets).run()
         return 0
-    server = uvicorn.Server(config)
+    server = _Server(config)
     try:
         server.run(sockets)
     except KeyboardInterrupt:  # raised again after the shutdown
         pass
-    except OSError as error:  # another process has listened on the port since
-        if server.started:
-            raise
-        code = _refuse(listening.explain(error, settings.host, sockets[0].getsockname()[1]))
+    except listening.ListenError as error:
+        code = _refuse(error)
         logging.shutdown()
         os._exit(code)  # the threads of the models would prevent a normal exit
     return 0 if server.started else uvicorn.config.STARTUP_FAILURE
+
+
+class _Server(uvicorn.Server):
+    """Server that fails if it does not listen: uvloop ignores that another process has listened first."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Load the models and listen.
+
+        Raises:
+            ListenError: another process listens on the port since it was checked.
+        """
+        names = [each.getsockname() for each in sockets or ()]
+        error: OSError | None = None
+        try:
+            await super().startup(sockets)
+        except OSError as raised:
+            error = raised
+        if error is None and not all(map(listening.accepts, sockets or ())):
+            error = OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        if error is not None:
+            await self.lifespan.shutdown()
+            raise listening.explain(error, *names[0][:2]) from error
 
 
 def _print_usage(arguments: list[str]) -> int:

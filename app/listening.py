@@ -58,6 +58,14 @@ def _bind(family: int, address: str, port: int) -> socket.socket:
     return created
 
 
+def accepts(bound: socket.socket) -> bool:
+    """Return whether a socket listens."""
+    try:
+        return bound.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != 0
+    except OSError:
+        return False
+
+
 def explain(error: OSError, host: str, port: int) -> ListenError:
     """Return an error of binding or listening in words that say what to change."""
     if error.errno == errno.EADDRINUSE:

@@ -27,7 +27,7 @@ from app.scoring.score import Scorer
 from app.settings import Settings
 from app.stores import Store, open_store
 from app.stores.reconstructions import MAX_RECORD_BYTES, Reconstructions
-from app.telemetry.logs import AccessLog, LineWriter, configure, renderer
+from app.telemetry.logs import AccessLog, LineWriter, configure, text_renderer
 from app.telemetry.metrics import Metrics
 
 _log = logging.getLogger(__name__)
@@ -93,8 +93,8 @@ def create_app(
     for router in ROUTERS:
         app.include_router(router)
     errors.add_handlers(app)
-    render = renderer(settings.log_format, log_writer)
-    log = AccessLog(log_writer, enabled=settings.log_requests, render=render)
+    text = text_renderer(settings.log_format, log_writer)
+    log = AccessLog(log_writer, enabled=settings.log_requests, text=text)
     return RequestMiddleware(app, score=score, metrics=metrics, log=log, keys=_keys(settings))
 
 

@@ -143,8 +143,8 @@ def service_links() -> list[str]:
 
 
 def _is_service_link(name: str, value: str) -> bool:
-    if _SERVICE_LINK_PORT.fullmatch(name):
-        return _SERVICE_LINK_ADDRESS.match(value) is not None
+    if _SERVICE_LINK_PORT.fullmatch(name) and _SERVICE_LINK_ADDRESS.match(value):
+        return True
     return _SERVICE_LINK.fullmatch(name) is not None
 
 

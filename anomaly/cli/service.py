@@ -33,8 +33,8 @@ def serve(
 ) -> None:
     """Run the service.
 
-    The same as `python -m app`, which has no options. Each option sets its environment variable: ANOMALY_HOST, ANOMALY_PORT,
-    ANOMALY_WORKERS, ANOMALY_MODEL_STORE. All other settings come from the environment.
+    The same as `python -m app`, which has no options. Each option sets its environment variable: ANOMALY_HOST,
+    ANOMALY_PORT, ANOMALY_WORKERS, ANOMALY_MODEL_STORE. All other settings come from the environment.
 
     Example: `anomaly serve --port 8001`
     """

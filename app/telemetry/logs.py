@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, ClassVar
 
@@ -26,21 +26,13 @@ _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "task
 
 REQUEST = "request"
 """Event of the access log."""
-_ACCESS_LOGGER = "app.access"
+_REQUEST_MEMBERS = {"level": "info", "event": REQUEST, "logger": "app.access"}
+_REQUEST_JSON = b'Z",%s,' % to_json(_REQUEST_MEMBERS)[1:-1]
 
 
-class IsoTime:
-    """Format times as ISO 8601 in UTC with milliseconds. The text of a second is reused until the next second."""
-
-    def __init__(self) -> None:
-        self._second, self._text = -1, ""
-
-    def __call__(self, seconds: float) -> str:
-        """Return the text for a time in seconds since 1970."""
-        second = int(seconds)
-        if second != self._second:
-            self._second, self._text = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._text}.{int((seconds - second) * 1000):03}Z"
+def iso_time(seconds: float) -> str:
+    """Return a time in seconds since 1970 as ISO 8601 in UTC with milliseconds."""
+    return f"{datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
 
 
 class RecordFormatter(logging.Formatter):
@@ -53,12 +45,11 @@ class RecordFormatter(logging.Formatter):
     def __init__(self, render: Callable[[dict[str, Any]], bytes]) -> None:
         super().__init__()
         self._render = render
-        self._time = IsoTime()
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as one line."""
         line: dict[str, Any] = {
-            "time": self._time(record.created),
+            "time": iso_time(record.created),
             "level": record.levelname.lower(),
             "event": record.getMessage(),
             "logger": record.name,
@@ -136,8 +127,8 @@ def _plain(value: object) -> str:
     return text if text.isprintable() else json.dumps(text)
 
 
-def renderer(log_format: str, writer: LineWriter) -> Callable[[dict[str, Any]], bytes]:
-    """Return what renders the access log.
+def text_renderer(log_format: str, writer: LineWriter) -> TextRenderer | None:
+    """Return what renders the lines as text, or None if they are JSON.
 
     Args:
         log_format: `json`, `text`, or `auto` for `text` on a terminal and `json` elsewhere.
@@ -146,7 +137,7 @@ def renderer(log_format: str, writer: LineWriter) -> Callable[[dict[str, Any]], 
     if log_format == "text" or (log_format == "auto" and writer.is_terminal):
         plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
         return TextRenderer(colors=writer.is_terminal and not plain)
-    return to_json
+    return None
 
 
 def _place(traceback: TracebackType | None) -> str | None:
@@ -265,7 +256,7 @@ def configure(level: str, log_format: str = "auto") -> LineWriter:
 
     Args:
         level: least severe level that is logged.
-        log_format: as for `renderer`.
+        log_format: as for `text_renderer`.
 
     Returns:
         The writer of the lines.
@@ -274,8 +265,8 @@ def configure(level: str, log_format: str = "auto") -> LineWriter:
         if isinstance(handler, LineHandler):
             return handler.writer
     handler = LineHandler(LineWriter())
-    render = renderer(log_format, handler.writer)
-    handler.setFormatter(JsonFormatter() if render is to_json else RecordFormatter(render))
+    text = text_renderer(log_format, handler.writer)
+    handler.setFormatter(JsonFormatter() if text is None else RecordFormatter(text))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).handlers.clear()
@@ -294,17 +285,15 @@ class AccessLog:
     Args:
         writer: writes the lines.
         enabled: whether requests are logged.
-        render: makes a line of its members.
+        text: renders the lines as text. None: the lines are JSON.
     """
 
-    def __init__(
-        self, writer: LineWriter, *, enabled: bool = True, render: Callable[[dict[str, Any]], bytes] = to_json
-    ) -> None:
+    def __init__(self, writer: LineWriter, *, enabled: bool = True, text: TextRenderer | None = None) -> None:
         self.writer = writer
         self._enabled = enabled
-        self._render = render
-        self._time = IsoTime()
+        self._text = text
         self._lines: list[bytes] = []
+        self._second, self._head = -1, b""
 
     def write(self, members: dict[str, Any]) -> None:
         """Log one answered request; the members are JSON values."""
@@ -312,8 +301,15 @@ class AccessLog:
             return
         if not self._lines:
             asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self._queue)
-        head = {"time": self._time(time.time()), "level": "info", "event": REQUEST, "logger": _ACCESS_LOGGER}
-        self._lines.append(self._render({**head, **members}))
+        now = time.time()
+        if self._text is not None:
+            self._lines.append(self._text({"time": iso_time(now), **_REQUEST_MEMBERS, **members}))
+            return
+        # Formatting the time anew for each request would take longer than the rest of the line.
+        second = int(now)
+        if second != self._second:
+            self._second, self._head = second, b'{"time":"%s.' % iso_time(second)[:19].encode()
+        self._lines.append(b"%s%03d%s%s" % (self._head, (now - second) * 1000, _REQUEST_JSON, to_json(members)[1:]))
 
     def flush(self) -> bool:
         """Queue what was collected and wait, within a limit, until it is written. Return whether it was."""
