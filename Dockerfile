@@ -73,5 +73,5 @@ USER 10001:10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=2s --timeout=3s --start-period=60s --retries=3 \
-    CMD ["python", "-ISc", "import socket as s; c = s.create_connection(('127.0.0.1', 8000), 2); c.sendall(b'GET /readyz HTTP/1.0\\r\\n\\r\\n'); raise SystemExit(b' 200 ' not in c.recv(32))"]
+    CMD ["python", "-ISc", "import os, socket as s; p = os.environ.get('ANOMALY_PORT', ''); c = s.create_connection(('127.0.0.1', int(p) if p.isdigit() else 8000), 2); c.sendall(b'GET /readyz HTTP/1.0\\r\\n\\r\\n'); raise SystemExit(b' 200 ' not in c.recv(32))"]
 CMD ["python", "-m", "app"]

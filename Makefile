@@ -1,9 +1,13 @@
 # Everything a reader must run is one word. `make help` lists them.
 
-PYTHON ?= python3
-PORT ?= 8000
-WORKERS ?= 1
+# The first interpreter of a supported version; evaluated only where an environment is created.
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
+	"$$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo "$$name" && break; done)
+# PyTorch's index for CPUs, as in the Dockerfile. `TORCH_INDEX=` installs torch with CUDA from pip's own index.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
+PIP := PYTHONWARNINGS=ignore $(BIN)/pip --disable-pip-version-check install --constraint constraints.txt
+SERVING := .venv/serving
 STAMP := .venv/installed
 # One process more than cores: tests wait for what they started.
 PYTEST = $(BIN)/python -m pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 5 --dist worksteal
@@ -15,20 +19,35 @@ CHECKOV := .venv/checkov/installed
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
-$(STAMP): pyproject.toml constraints.txt
+$(SERVING): pyproject.toml constraints.txt
 	@# Another interpreter's environment made over this one would break it: PYTHON= chooses once, until `make clean`.
-	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	@$(if $(wildcard $(BIN)/pip)$(PYTHON),,$(error no Python 3.11, 3.12 or 3.13 found: install one, or set PYTHON=))\
+		test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+ifneq ($(TORCH_INDEX),)
+	@echo 'Step 1 of 2: torch for CPUs, about 190 MB to download, 15 seconds and more'
+	@# The packages that torch needs follow in step 2: constraints.txt pins them, and this index lacks some versions.
+	@$(PIP) --no-deps --retries 0 --index-url '$(TORCH_INDEX)' torch 2>/dev/null \
+		|| { echo '$(TORCH_INDEX) has no torch or cannot be reached: torch from the index that pip is configured for, up to 3 GB'; \
+			$(PIP) torch; }
+else
+	@echo 'Step 1 of 2: torch with CUDA, about 3 GB to download, some minutes'
+	@$(PIP) torch
+endif
+	@echo 'Step 2 of 2: the packages of the service, about 40 MB to download, half a minute'
+	@$(PIP) --quiet --editable '.[serve]'
+	@touch $(SERVING)
+
+$(STAMP): $(SERVING)
+	@echo 'Training and development tools: about 250 MB to download, a minute or two'
 	@# Python 3.11 and 3.12 bring a pip without --group.
-	$(BIN)/pip install --quiet --disable-pip-version-check 'pip>=25.1'
-	@# pip 26 prints a warning of setuptools about every editable installation.
-	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[train]' --group dev
+	@$(PIP) --quiet 'pip>=25.1'
+	@$(PIP) --quiet --editable '.[train]' --group dev
 	@touch $(STAMP)
 
-install: $(STAMP) ## install into .venv
+install: $(STAMP) ## install everything into .venv: service, training, development tools
 
-serve: $(STAMP) ## serve the shipped model on 127.0.0.1:8000 (PORT=, WORKERS=)
-	ANOMALY_PORT=$(PORT) ANOMALY_WORKERS=$(WORKERS) exec $(BIN)/python -m app
+serve: $(SERVING) ## install what the service needs, and serve the shipped models on 127.0.0.1:8000 (PORT=, WORKERS=)
+	@$(if $(PORT),ANOMALY_PORT=$(PORT)) $(if $(WORKERS),ANOMALY_WORKERS=$(WORKERS)) exec $(BIN)/python -m app
 
 test: $(STAMP) ## run the whole test suite, on up to four cores
 	$(PYTEST)

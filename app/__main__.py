@@ -3,56 +3,101 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import os
 import shutil
 import signal
 import socket
 import sys
-import tempfile
 from types import FrameType
-from typing import Any
 
-_APP = "app.main:from_environment"
-_STARTUP_FAILURE = 3
-"""Exit code if the application could not be started, as of `uvicorn.run`."""
-_shared = ""
-"""The folder of the workers' numbers, while there is one."""
+USAGE = """\
+usage: python -m app [--help]
+
+Run the service. It has no options: settings come from environment variables with the prefix ANOMALY_, for example
+
+  ANOMALY_HOST         Address to listen on. Default: 127.0.0.1.
+  ANOMALY_PORT         Port to listen on. Default: 8000.
+  ANOMALY_WORKERS      Number of processes. Default: 1.
+  ANOMALY_MODEL_STORE  Folder of the model versions. Default: model_store.
+
+docs/configuration.md lists all settings. `anomaly serve` has options for these four.
+Exit codes: 0 after a shutdown, 2 if the service cannot start, 3 if the shutdown abandoned work.
+"""
+
+_metrics_folder = ""
+"""Folder of the metrics that the workers share; empty with one worker."""
 
 
 def _end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    if _shared:
-        shutil.rmtree(_shared, ignore_errors=True)
-    os._exit(128 + number)  # an exception is lost where one comes while something is imported
+    if _metrics_folder:
+        shutil.rmtree(_metrics_folder, ignore_errors=True)
+    os._exit(128 + number)  # an exception raised during an import can get lost
 
 
-# The first process of a container has no default action: what comes before the server listens would be lost.
+# The kernel drops a signal without a handler for the first process of a container, so SIGTERM needs one from here on.
 signal.signal(signal.SIGTERM, _end)
 
+
+def _open_standard_streams() -> None:
+    """Open /dev/null for each closed standard stream: the next opened file would become standard output."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+
+
+_open_standard_streams()
+
 import uvicorn  # noqa: E402
+from uvicorn.supervisors import Multiprocess  # noqa: E402
 
-from app.settings import Settings, SettingsError, from_environment  # noqa: E402
+from app import process  # noqa: E402
+from app.http import listening  # noqa: E402
+from app.models.repository import Repository, RepositoryError  # noqa: E402
+from app.settings import PREFIX, Settings, SettingsError, from_environment, service_links  # noqa: E402
+from app.telemetry.logs import configure  # noqa: E402
 
 
-def main() -> int:
-    """Serve until told to stop. Returns the exit code: 2 when the settings make no start possible."""
-    global _shared  # noqa: PLW0603 - a signal has no other way to it
+def main(arguments: list[str]) -> int:
+    """Run the service until a signal stops it.
+
+    Args:
+        arguments: of the command line.
+
+    Returns:
+        The exit code: 2 if the service cannot start.
+    """
+    global _metrics_folder  # noqa: PLW0603 - the signal handler has no other way to it
+    if arguments:
+        return _print_usage(arguments)
+    interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if interruptible:
+        signal.signal(signal.SIGINT, _end)  # without a traceback of what is imported at the moment
     try:
         settings = from_environment()
-    except SettingsError as error:
+        if not settings.allow_empty:
+            Repository(settings.model_store).require_models()
+        sockets = listening.bind(settings.host, settings.port)
+    except (SettingsError, RepositoryError, listening.ListenError) as error:
         return _refuse(error)
-    # The inference thread has one intra-op thread; OpenMP must not start more beside it.
+    # The workers read the environment again: the port may be one that the system chose, or a variable of Kubernetes.
+    os.environ[f"{PREFIX}PORT"] = str(sockets[0].getsockname()[1])
+    # The inference thread has one intra-op thread; without this, OpenMP starts further threads.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if settings.workers > 1:
-        # prometheus_client decides at import whether its numbers are shared, so this comes before app.main.
-        _shared = os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="metrics-")
+        # prometheus_client reads the variable when it is imported, so this comes before app.main.
+        _metrics_folder = os.environ["PROMETHEUS_MULTIPROC_DIR"] = process.make_metrics_folder()
     try:
-        return _serve(settings)
+        return _serve(settings, sockets, interruptible=interruptible)
     finally:
-        if _shared:
-            shutil.rmtree(_shared, ignore_errors=True)
+        if _metrics_folder:
+            shutil.rmtree(_metrics_folder, ignore_errors=True)
 
 
-def _serve(settings: Settings) -> int:
+def _serve(settings: Settings, sockets: list[socket.socket], *, interruptible: bool) -> int:
     from app.http.auth import KeysError
     from app.inference.device import DeviceError, choose_device
     from app.main import check
@@ -63,50 +108,90 @@ def _serve(settings: Settings) -> int:
         check(settings)
     except (DeviceError, KeysError, StoreError) as error:
         return _refuse(error)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # from here on the server sees to it
-    options: dict[str, Any] = {
-        "factory": True,
-        "host": settings.host,
-        "port": settings.port,
-        "workers": settings.workers,
-        "http": "app.http.server:ServerProtocol",
-        "ws": "none",
-        "access_log": False,
-        "log_config": None,
-        "server_header": False,
-        "date_header": False,
-        # Nothing here depends on the client's address; the gateway's word about it is not needed.
-        "proxy_headers": False,
-        "timeout_keep_alive": settings.keep_alive_seconds,
-        "timeout_graceful_shutdown": 30,
-        # A worker that does not answer is killed: on a busy machine none may be that only starts, or scores a batch.
-        # But while the supervisor waits for one that has just died, it starts no other and hears no signal.
-        "timeout_worker_healthcheck": 15,
-    }
-    if settings.host == "::" and settings.workers == 1:
-        return _serve_both(options)
-    uvicorn.run(_APP, **options)
+    process.limit_heaps()
+    configure(settings.log_level, settings.log_format)
+    if ignored := service_links():
+        event = "variables of Kubernetes Services ignored"
+        logging.getLogger("app").info(event, extra={"variables": ignored})
+    # The server installs its own handlers, and after the shutdown lets these ones act.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if interruptible:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    config = uvicorn.Config(
+        "app.main:from_environment",
+        factory=True,
+        workers=settings.workers,
+        http="app.http.server:ServerProtocol",
+        ws="none",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        date_header=False,
+        # The service does not use the client's address, so it needs no header of a proxy.
+        proxy_headers=False,
+        timeout_keep_alive=settings.keep_alive_seconds,
+        timeout_graceful_shutdown=30,
+        # The supervisor kills a worker that does not reply in time. On a busy machine, a worker that starts or scores a
+        # batch replies late. While the supervisor waits for a dead worker, it starts no other and handles no signal.
+        timeout_worker_healthcheck=15,
+    )
+    if settings.workers > 1:
+        Multiprocess(config, sockets).run()
+        return 0
+    server = _Server(config)
+    try:
+        server.run(sockets)
+    except KeyboardInterrupt:  # raised again after the shutdown
+        pass
+    except listening.ListenError as error:
+        code = _refuse(error)
+        logging.shutdown()
+        os._exit(code)  # the threads of the models would prevent a normal exit
+    return 0 if server.started else uvicorn.config.STARTUP_FAILURE
+
+
+class _Server(uvicorn.Server):
+    """Server that fails if it does not listen: uvloop ignores that another process has listened first."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Load the models and listen.
+
+        Raises:
+            ListenError: another process listens on the port since it was checked.
+        """
+        names = [each.getsockname() for each in sockets or ()]
+        error: OSError | None = None
+        try:
+            await super().startup(sockets)
+        except OSError as raised:
+            error = raised
+        if error is None and not all(map(listening.accepts, sockets or ())):
+            error = OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        if error is not None:
+            await self.lifespan.shutdown()
+            raise listening.explain(error, *names[0][:2]) from error
+
+
+def _print_usage(arguments: list[str]) -> int:
+    if {"-h", "--help"}.isdisjoint(arguments):
+        _write(
+            2,
+            f"error: python -m app has no argument {arguments[0]!r}; settings come from the environment, see --help\n",
+        )
+        return 2
+    _write(1, USAGE)
     return 0
 
 
-def _serve_both(options: dict[str, Any]) -> int:
-    """Serve IPv6 and IPv4 with one process. asyncio alone would listen on IPv6 only, and uvicorn's workers on both."""
-    address = options["host"], options["port"]
-    try:
-        listener = socket.create_server(address, family=socket.AF_INET6, backlog=2048, dualstack_ipv6=True)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        return _refuse(OSError(f"cannot listen on [::]:{options['port']}: {reason}"))
-    server = uvicorn.Server(uvicorn.Config(_APP, **options))
-    with listener, contextlib.suppress(KeyboardInterrupt):
-        server.run(sockets=[listener])
-    return 0 if server.started else _STARTUP_FAILURE
-
-
 def _refuse(error: Exception) -> int:
-    sys.stderr.write(f"cannot start: {error}\n")
+    _write(2, f"cannot start: {error}\n")
     return 2
 
 
+def _write(descriptor: int, text: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it
+        os.write(descriptor, text.encode(errors="backslashreplace"))
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from app import __version__, process, settings
 from app.health import Health
-from app.http import errors
+from app.http import errors, listening
 from app.http.auth import ApiKeys
 from app.http.batch import BatchHandler
 from app.http.cors import Cors
@@ -29,7 +29,7 @@ from app.scoring.score import Scorer
 from app.settings import Settings
 from app.stores import Store, open_store
 from app.stores.reconstructions import MAX_RECORD_BYTES, Reconstructions
-from app.telemetry.logs import AccessLog, LineWriter, configure
+from app.telemetry.logs import AccessLog, LineWriter, configure, text_renderer
 from app.telemetry.metrics import Metrics
 
 _log = logging.getLogger(__name__)
@@ -124,7 +124,8 @@ def create_app(
         app.include_router(router)
     errors.add_handlers(app)
     cors = Cors(settings.cors_origins.split(",")) if settings.cors_origins else None
-    log = AccessLog(log_writer, enabled=settings.log_requests)
+    text = text_renderer(settings.log_format, log_writer)
+    log = AccessLog(log_writer, enabled=settings.log_requests, text=text)
     return Application(app, services, log=log, keys=_keys(settings, clock), cors=cors)
 
 
@@ -143,7 +144,7 @@ def from_environment() -> Application:
     """Build the application from the environment: the factory that uvicorn calls."""
     process.limit_heaps()
     chosen = settings.from_environment()
-    log_writer = configure(chosen.log_level)
+    log_writer = configure(chosen.log_level, chosen.log_format)
     return create_app(chosen, log_writer=log_writer, on_stopped=process.exit_unless_finished)
 
 
@@ -178,7 +179,8 @@ async def _lifespan(
             if seconds is not None:
                 services.metrics.start_duration.set(seconds)
             readiness = services.health.readiness()
-            _log.info("started", extra={"seconds": seconds and round(seconds, 3), **readiness.model_dump()})
+            facts = {"url": listening.url(settings.host, settings.port), "seconds": seconds and round(seconds, 3)}
+            _log.info("started", extra={**facts, **readiness.model_dump()})
             process.tune_garbage_collector()
             yield
     finally:
@@ -194,4 +196,5 @@ async def _close(services: Services) -> bool:
     stored = await services.reconstructions.aclose(CLOSE_SECONDS)
     if not stored:
         _log.error("shutdown abandoned a write to the reconstruction store that did not finish in time")
+    _log.info("stopped")
     return finished and stored

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import fcntl
 import functools
 import gc
 import logging
 import os
+import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -23,6 +26,7 @@ EXIT_ABANDONED = 3
 _COLLECT_AFTER = 20_000, 20, 50
 """Thresholds of the garbage collector's generations, see `gc.set_threshold`."""
 _EXIT_SECONDS = 5.0
+_METRICS_PREFIX = "anomaly-metrics-"
 _M_ARENA_MAX = -8
 _STAT = Path("/proc/self/stat")
 
@@ -53,6 +57,26 @@ def tune_garbage_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_COLLECT_AFTER)
+
+
+def make_metrics_folder() -> str:
+    """Create the folder of the metrics that the workers share, and remove the folders of killed supervisors.
+
+    This process holds a lock on the folder until it ends, so another process can tell whether the folder is in use.
+    """
+    parent = Path(tempfile.gettempdir())
+    for stale in parent.glob(f"{_METRICS_PREFIX}*"):
+        with suppress(OSError):  # it is in use, belongs to another user, or is no folder
+            lock = os.open(stale, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(stale, ignore_errors=True)
+            finally:
+                os.close(lock)
+    # Locked before it has the name that others look for.
+    created = Path(tempfile.mkdtemp(prefix=f".{_METRICS_PREFIX}"))
+    fcntl.flock(os.open(created, os.O_RDONLY | os.O_DIRECTORY), fcntl.LOCK_EX)
+    return str(created.rename(parent / created.name.removeprefix(".")))
 
 
 def process_age() -> float | None:

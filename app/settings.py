@@ -13,7 +13,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 PREFIX = "ANOMALY_"
 OF_THE_COMMAND = frozenset(("ANOMALY_URL", "ANOMALY_KEY", "ANOMALY_KEY_FILE", "ANOMALY_DATA_DIR"))
 """Variables of the command `anomaly` and of training, which can be set in the shell that starts the service."""
-
+_SERVICE_LINK = re.compile(
+    rf"{PREFIX}(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)", re.ASCII
+)
+_SERVICE_LINK_PORT = re.compile(rf"{PREFIX}(\w+_)?PORT", re.ASCII)
+_SERVICE_LINK_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 
 PUBLIC_PATHS = frozenset(("/", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/problems"))
 """Paths that need no API key: probes, metrics, and the files that a browser loads before it can send a key."""
@@ -50,6 +54,9 @@ class Settings(BaseSettings):
 
     model_store: Path = Path("model_store")
     """Folder of the model versions; only ever read."""
+    allow_empty: bool = False
+    """Whether the service starts although the model store is missing or contains no model. It serves models that arrive
+    later."""
     default_model: str = Field("zero", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     """The model that answers when a request names none."""
     device: str = "auto"
@@ -119,6 +126,8 @@ class Settings(BaseSettings):
     """One JSON line on standard output for each request, but for probes that went well."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe event that is logged."""
+    log_format: Literal["auto", "json", "text"] = "auto"
+    """Format of the log: `json`, `text`, or `auto`, which is `text` on a terminal and `json` elsewhere."""
 
     @field_validator("model_store")
     @classmethod
@@ -145,17 +154,35 @@ class Settings(BaseSettings):
         return prefix
 
 
+def service_links() -> list[str]:
+    """Return the names of the variables that Kubernetes sets in each pod for Services whose name begins with `anomaly`.
+
+    `ANOMALY_PORT` is one of them if its value is an address like `tcp://10.0.0.1:8000`.
+    """
+    return sorted(name for name, value in os.environ.items() if _is_service_link(name.upper(), value))
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    if _SERVICE_LINK_PORT.fullmatch(name) and _SERVICE_LINK_ADDRESS.match(value):
+        return True
+    return _SERVICE_LINK.fullmatch(name) is not None
+
+
 def from_environment() -> Settings:
-    """Read the settings.
+    """Read the settings. Variables that Kubernetes sets for Services are ignored.
 
     Raises:
         SettingsError: a variable with the prefix is unknown, or a value does not fit. The message names it.
     """
     known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields} | OF_THE_COMMAND
-    unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
+    ignored = {name.upper() for name in service_links()}
+    given = {name for name in os.environ if name.upper().startswith(PREFIX)}
+    unknown = sorted(name for name in given if name.upper() not in known | ignored)
     if unknown:
         raise SettingsError(f"unknown setting {', '.join(unknown)}; docs/configuration.md lists the known ones")
     try:
+        if f"{PREFIX}PORT" in ignored:
+            return Settings(port=Settings.model_fields["port"].default)
         return Settings()
     except ValidationError as error:
         first = error.errors()[0]

@@ -36,7 +36,7 @@ def workers_of(server: Server) -> list[psutil.Process]:
 def test_two_workers_are_one_service(make_server: Callable[..., Server], zero: bytes, tmp_path: Path) -> None:
     """Ids of one worker are found by all, /metrics is the same whoever answers, a killed worker comes back."""
     server = make_server(ANOMALY_WORKERS="2", TMPDIR=str(tmp_path)).start()
-    assert list(tmp_path.glob("metrics-*"))
+    assert list(tmp_path.glob("anomaly-metrics-*"))
     wait_until(lambda: series(server, "anomaly_start_duration_seconds") > 0 and len(workers_of(server)) == 2)
     replies = [server.post("/score", content=zero, headers=PNG, timeout=30) for _ in range(40)]
     assert {reply.status_code for reply in replies} == {200}
@@ -53,7 +53,7 @@ def test_two_workers_are_one_service(make_server: Callable[..., Server], zero: b
     wait_until(lambda: _answers(server))
     assert series(server, "anomaly_scores_total") == 40.0
     assert server.stop() == 0
-    assert not list(tmp_path.glob("metrics-*"))
+    assert not list(tmp_path.glob("*metrics-*"))
 
 
 def _readiness(server: Server) -> set[int]:
@@ -85,7 +85,8 @@ def test_a_stop_drains_every_worker(make_server: Callable[..., Server], zero: by
 def test_every_worker_says_by_itself_that_it_is_ready(make_server: Callable[..., Server], tmp_path: Path) -> None:
     """`ready` is 1 as soon as all workers are, also those that nobody has asked."""
     store = tmp_path / "store"
-    server = make_server(ANOMALY_WORKERS="2", ANOMALY_MODEL_STORE=str(store), ANOMALY_DEFAULT_MODEL="zero-article")
+    environment = {"ANOMALY_DEFAULT_MODEL": "zero-article", "ANOMALY_ALLOW_EMPTY": "true"}
+    server = make_server(ANOMALY_WORKERS="2", ANOMALY_MODEL_STORE=str(store), **environment)
     server.start(wait=False)
     wait_until(lambda: server.log().count('"event": "started"') == 2)
     model_stores.copy(store, 1)

@@ -47,22 +47,19 @@ def service_code(feature: str, image: str, extra: str) -> Iterator[None]:
         raise _missing(feature, str(error.name), extra) from error
 
 
-def run_service(variables: dict[str, str], model_store: Path) -> None:
+def run_service(variables: dict[str, str]) -> None:
     """Replace this process by `python -m app`.
 
     Args:
         variables: environment variables to add.
-        model_store: model store of the service.
 
     Raises:
-        NotInstalled: there is no checkout, no model store, or a dependency is missing.
+        NotInstalled: there is no checkout, or a dependency is missing.
     """
     folder = _checkout("`anomaly serve`", "anomaly-api")
     for package in ("fastapi", "torch", "uvicorn"):
         if find_spec(package) is None:
             raise _missing("`anomaly serve`", package, "serve")
-    if not model_store.is_dir():
-        raise NotInstalled(f"there is no model store {str(model_store)!r}; choose one with --model-store")
     path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
     # -P: a folder `app` in the working directory is not the service.
     os.execve(sys.executable, [sys.executable, "-P", "-m", "app"], {**os.environ, **variables, "PYTHONPATH": path})  # noqa: S606

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -34,16 +33,15 @@ def serve(
 ) -> None:
     """Run the service.
 
-    The same as `python -m app`. Each option sets its environment variable: ANOMALY_HOST, ANOMALY_PORT,
-    ANOMALY_WORKERS, ANOMALY_MODEL_STORE. All other settings come from the environment.
+    The same as `python -m app`, which has no options. Each option sets its environment variable: ANOMALY_HOST,
+    ANOMALY_PORT, ANOMALY_WORKERS, ANOMALY_MODEL_STORE. All other settings come from the environment.
 
     Example: `anomaly serve --port 8001`
     """
     with plain_errors():
         options = {"HOST": host, "PORT": port, "WORKERS": workers, "MODEL_STORE": model_store}
         variables = {f"ANOMALY_{name}": str(value) for name, value in options.items() if value is not None}
-        store = Path(variables.get("ANOMALY_MODEL_STORE") or os.environ.get("ANOMALY_MODEL_STORE") or "model_store")
-        run_service(variables, store)
+        run_service(variables)
 
 
 def training(context: typer.Context) -> None:

@@ -228,7 +228,6 @@ class RequestMiddleware:
             return  # several per second, without information
         self._log.write(
             {
-                "time": time.time(),
                 "request_id": request.id,
                 "method": request.method,
                 "route": route,

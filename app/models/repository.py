@@ -80,6 +80,25 @@ class Repository:
         folders = (path.parent for path in self.root.glob("*/CURRENT"))
         return sorted(folder.name for folder in folders if MODEL_NAME.fullmatch(folder.name))
 
+    def require_models(self) -> None:
+        """Check that at least one model has a current version.
+
+        Raises:
+            RepositoryError: there is none. The message contains the absolute path of the model store.
+        """
+        path = self.root.absolute()
+        what_to_do = "set ANOMALY_MODEL_STORE, or ANOMALY_ALLOW_EMPTY=true if the models arrive later"
+        try:
+            empty = not any(path.iterdir())
+        except FileNotFoundError as error:
+            raise RepositoryError(f"there is no model store {path}; {what_to_do}") from error
+        except OSError as error:
+            raise RepositoryError(f"the model store {path} cannot be read: {error.strerror}") from error
+        if empty:
+            raise RepositoryError(f"the model store {path} is empty; {what_to_do}")
+        if not self.names():
+            raise RepositoryError(f"{path} contains no model with a current version (NAME/CURRENT); {what_to_do}")
+
     def lacks(self, name: str) -> bool:
         """Return whether a model's folder is gone for certain: the store can be read, and it is not there."""
         try:

@@ -1,4 +1,8 @@
-"""Structured logs: one JSON object a line on standard output. Never an image, a key or a path of the machine."""
+"""Structured logs on standard output: one line per request or event, as JSON or as text for a terminal.
+
+Every line has `time`, `level`, `event` and `logger`, then the members of its event. No line contains an image, a key or
+a path of the machine.
+"""
 
 from __future__ import annotations
 
@@ -8,33 +12,132 @@ import logging
 import os
 import select
 import threading
+import time
 from collections import deque
+from collections.abc import Callable
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic_core import to_json
 
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
-class JsonFormatter(logging.Formatter):
-    """Turns a log record into one JSON object; what was given as `extra` becomes members of it."""
+REQUEST = "request"
+"""Event of the access log."""
+_REQUEST_MEMBERS = {"level": "info", "event": REQUEST, "logger": "app.access"}
+_REQUEST_JSON = b'Z",%s,' % to_json(_REQUEST_MEMBERS)[1:-1]
+
+
+def iso_time(seconds: float) -> str:
+    """Return a time in seconds since 1970 as ISO 8601 in UTC with milliseconds."""
+    return f"{datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
+
+
+class RecordFormatter(logging.Formatter):
+    """Format a log record; the values passed as `extra` become members of the line.
+
+    Args:
+        render: makes the line.
+    """
+
+    def __init__(self, render: Callable[[dict[str, Any]], bytes]) -> None:
+        super().__init__()
+        self._render = render
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record as one line of JSON."""
+        """Return the record as one line."""
         line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "time": iso_time(record.created),
             "level": record.levelname.lower(),
-            "logger": record.name,
             "event": record.getMessage(),
+            "logger": record.name,
         }
         line.update((key, value) for key, value in vars(record).items() if key not in _OWN)
         if record.exc_info and record.exc_info[0] is not None:
-            # Neither its words nor the stack: both hold paths, and words may hold what a client sent.
+            # The message and the stack contain paths, and the message may contain what a client sent.
             line["error"] = record.exc_info[0].__name__
             line["at"] = _place(record.exc_info[2])
-        return json.dumps(line, default=str)
+        return self._render(line).decode()
+
+
+class JsonFormatter(RecordFormatter):
+    """Format a log record as one JSON object."""
+
+    def __init__(self) -> None:
+        super().__init__(_json)
+
+
+def _json(members: dict[str, Any]) -> bytes:
+    return json.dumps(members, default=str).encode()
+
+
+class TextRenderer:
+    """Render the members of a line for a person who reads a terminal.
+
+    Args:
+        colors: whether to use colors.
+    """
+
+    _LEVELS: ClassVar = {"warning": "33", "error": "31", "critical": "31"}
+    _STATUSES: ClassVar = {2: "32", 3: "36", 4: "33", 5: "31"}
+
+    def __init__(self, *, colors: bool) -> None:
+        self._colors = colors
+
+    def __call__(self, members: dict[str, Any]) -> bytes:
+        """Return the line: local time, level unless it is `info`, event or request, then `name=value`.
+
+        Empty members and the times of the stages, `*_us`, are left out.
+        """
+        rest = dict(members)
+        at, level, event, _ = (rest.pop(name, "") for name in ("time", "level", "event", "logger"))
+        head = [self._paint("2", _local(str(at)))]
+        if event == REQUEST and "status" in rest:
+            method, route, status, seconds = (rest.pop(name, "") for name in ("method", "route", "status", "seconds"))
+            took = f"{1000 * float(seconds or 0):.1f} ms"
+            head += [self._paint(self._STATUSES.get(int(status) // 100, "31"), str(status)), f"{method} {route}", took]
+        else:
+            color = self._LEVELS.get(str(level), "")
+            head += ([self._paint(color, str(level))] if color else []) + [self._paint("1", _plain(event))]
+            if "url" in rest:
+                head.append(self._paint("4", _plain(rest.pop("url"))))
+        rest["request_id"] = rest.pop("request_id", None)  # of the least interest to a reader
+        shown = {name: value for name, value in rest.items() if value not in (None, []) and not name.endswith("_us")}
+        pairs = (f"{self._paint('2', f'{name}=')}{_plain(value)}" for name, value in shown.items())
+        return " ".join([*head, *pairs]).encode(errors="backslashreplace")
+
+    def _paint(self, code: str, text: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self._colors and code else text
+
+
+def _local(time_of_line: str) -> str:
+    try:
+        return datetime.fromisoformat(time_of_line).astimezone().strftime("%H:%M:%S.%f")[:-3]
+    except ValueError:
+        return time_of_line
+
+
+def _plain(value: object) -> str:
+    """Return a value in one line without control characters, which could change the terminal."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if text.isprintable() else json.dumps(text)
+
+
+def text_renderer(log_format: str, writer: LineWriter) -> TextRenderer | None:
+    """Return what renders the lines as text, or None if they are JSON.
+
+    Args:
+        log_format: `json`, `text`, or `auto` for `text` on a terminal and `json` elsewhere.
+        writer: writes the lines.
+    """
+    if log_format == "text" or (log_format == "auto" and writer.is_terminal):
+        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+        return TextRenderer(colors=writer.is_terminal and not plain)
+    return None
 
 
 def _place(traceback: TracebackType | None) -> str | None:
@@ -76,6 +179,14 @@ class LineWriter:
         self._pending_bytes = 0
         self._writing = False
         self._thread: threading.Thread | None = None
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the descriptor is a terminal."""
+        try:
+            return os.isatty(self._descriptor)
+        except OSError:
+            return False
 
     def write(self, lines: bytes, count: int = 1) -> None:
         """Queue complete lines, or drop and count them if too many bytes wait. Any thread may call it."""
@@ -140,28 +251,49 @@ class LineHandler(logging.Handler):
         self.writer.flush()
 
 
-def configure(level: str) -> LineWriter:
-    """Send the records of every logger of the process to standard output as JSON. Return what writes them."""
+def configure(level: str, log_format: str = "auto") -> LineWriter:
+    """Send the records of all loggers of the process to standard output. A second call changes nothing.
+
+    Args:
+        level: least severe level that is logged.
+        log_format: as for `text_renderer`.
+
+    Returns:
+        The writer of the lines.
+    """
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, LineHandler):
+            return handler.writer
     handler = LineHandler(LineWriter())
-    handler.setFormatter(JsonFormatter())
+    text = text_renderer(log_format, handler.writer)
+    handler.setFormatter(JsonFormatter() if text is None else RecordFormatter(text))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
+    if level == "info":  # the service logs its own start and stop
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
     return handler.writer
 
 
 class AccessLog:
-    """Log one line per request. Lines are collected for 50 ms and queued together.
+    """Log one line per request, with the members of every log line. Lines are collected for 50 ms and queued together.
 
     The logging module would cost more per request than scoring an image in a full micro-batch. A process that is killed
     loses the lines of the last 50 ms; a process that shuts down loses none, unless nobody reads its output.
+
+    Args:
+        writer: writes the lines.
+        enabled: whether requests are logged.
+        text: renders the lines as text. None: the lines are JSON.
     """
 
-    def __init__(self, writer: LineWriter, *, enabled: bool = True) -> None:
+    def __init__(self, writer: LineWriter, *, enabled: bool = True, text: TextRenderer | None = None) -> None:
         self.writer = writer
         self._enabled = enabled
+        self._text = text
         self._lines: list[bytes] = []
+        self._second, self._head = -1, b""
 
     def write(self, members: dict[str, Any]) -> None:
         """Log one answered request; the members are JSON values."""
@@ -169,7 +301,15 @@ class AccessLog:
             return
         if not self._lines:
             asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self.queue)
-        self._lines.append(to_json(members))
+        now = time.time()
+        if self._text is not None:
+            self._lines.append(self._text({"time": iso_time(now), **_REQUEST_MEMBERS, **members}))
+            return
+        # Formatting the time anew for each request would take longer than the rest of the line.
+        second = int(now)
+        if second != self._second:
+            self._second, self._head = second, b'{"time":"%s.' % iso_time(second)[:19].encode()
+        self._lines.append(b"%s%03d%s%s" % (self._head, (now - second) * 1000, _REQUEST_JSON, to_json(members)[1:]))
 
     def flush(self) -> bool:
         """Queue what was collected and wait, within a limit, until it is written. Return whether it was."""

@@ -400,7 +400,8 @@ def test_a_service_without_a_model_is_said_to_be(
 ) -> None:
     """Where nothing can be served the page says that no model is ready, and tries again when told."""
     (tmp_path / "empty").mkdir()
-    server = make_server(ANOMALY_MODEL_STORE=str(tmp_path / "empty")).start(wait=False)
+    environment = {"ANOMALY_MODEL_STORE": str(tmp_path / "empty"), "ANOMALY_ALLOW_EMPTY": "true"}
+    server = make_server(**environment).start(wait=False)
     server.wait_ready("/livez")
     page = open_page(server.url, wait=False)
     expect(page.locator("#trouble")).to_contain_text("No model is ready")

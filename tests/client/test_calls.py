@@ -128,7 +128,8 @@ def test_ready(server: Server, call: Call, make_server: Callable[..., Server], t
     """`ready` is true for a service that can score, and false with the reasons for one that cannot."""
     assert call(server.url, "ready")
     (tmp_path / "store").mkdir()
-    empty = make_server(ANOMALY_MODEL_STORE=str(tmp_path / "store")).start(wait=False)
+    environment = {"ANOMALY_MODEL_STORE": str(tmp_path / "store"), "ANOMALY_ALLOW_EMPTY": "true"}
+    empty = make_server(**environment).start(wait=False)
     empty.wait_ready("/livez")
     found = call(empty.url, "ready")
     assert not found
