@@ -1,12 +1,21 @@
-"""Where reconstructions are kept for a while: the kinds of store, by the scheme of their URL."""
+"""Opens the backend of the reconstruction store that a URL names."""
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from pathlib import Path
 
-from app.stores.contract import Store, StoreError
+from app.stores.contract import Store, StoreError, StoreLimits
 
-__all__ = ["Store", "StoreError", "open_store"]
+__all__ = ["BACKENDS", "Store", "StoreError", "open_store"]
+
+BACKENDS = {
+    "sqlite": "app.stores.sqlite",
+    "redis": "app.stores.redis",
+}
+"""Module of each backend, by URL scheme. A module is imported when its backend is opened, and has a function `open_url`
+that takes the URL and the limits."""
 
 
 def open_store(
@@ -18,40 +27,18 @@ def open_store(
     password_file: Path | None = None,
     timeout: float = 2.0,
 ) -> Store:
-    """Make the store that a URL names; the first use connects.
+    """Build the backend that a URL names; its first use connects.
 
     Args:
-        url: `sqlite:///relative/path`, `sqlite:////absolute/path`, `redis://host:port/database`.
-        ttl_seconds: how long an entry lives.
-        max_bytes: about the most bytes that are kept; the oldest entries go first. A Redis server has a bound of its
-            own (`maxmemory`), shared by all that use it; this one does not apply there.
-        entry_bytes: an upper bound of one entry's size.
-        password_file: holds the password of the Redis server.
-        timeout: seconds for connecting to a Redis server and for each of its answers, or for a lock of a SQLite file.
+        url: begins with the scheme of a backend.
+        ttl_seconds, max_bytes, entry_bytes, password_file, timeout: as for `StoreLimits`.
 
     Raises:
-        StoreError: the URL names no kind of store that there is, or is not as that kind has it.
+        StoreError: no backend has this scheme, or the URL does not have the form of its backend.
     """
-    kind = url.partition("://")[0]
-    if kind not in ("sqlite", "redis"):
-        raise StoreError("the store's URL begins with neither sqlite:// nor redis://")  # it may hold a password
-    if kind == "redis":
-        return _open_redis(url, ttl_seconds, password_file, timeout)
-    return _open_sqlite(url, ttl_seconds, password_file, max(1, max_bytes // entry_bytes), timeout)
-
-
-def _open_sqlite(url: str, ttl_seconds: float, password_file: Path | None, max_entries: int, timeout: float) -> Store:
-    from app.stores.sqlite import SqliteStore
-
-    if password_file is not None:
-        raise StoreError("a SQLite file has no password")
-    path = Path(url.partition("://")[2].removeprefix("/"))
-    if not path.name:
-        raise StoreError("the store's URL names no file: sqlite:///path")
-    return SqliteStore(path, ttl_seconds=ttl_seconds, max_entries=max_entries, timeout=timeout)
-
-
-def _open_redis(url: str, ttl_seconds: float, password_file: Path | None, timeout: float) -> Store:
-    from app.stores.redis import RedisStore
-
-    return RedisStore(url, ttl_seconds=ttl_seconds, password_file=password_file, timeout=timeout)
+    module = BACKENDS.get(url.partition("://")[0])
+    if module is None:
+        known = " or ".join(f"{scheme}://" for scheme in BACKENDS)
+        raise StoreError(f"the store URL does not begin with {known}")  # the URL may contain a password
+    open_url: Callable[[str, StoreLimits], Store] = importlib.import_module(module).open_url
+    return open_url(url, StoreLimits(ttl_seconds, max_bytes, entry_bytes, password_file, timeout))

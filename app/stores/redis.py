@@ -15,9 +15,14 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
-from app.stores.contract import StoreError
+from app.stores.contract import StoreError, StoreLimits
 
 _PREFIX = "reconstruction:"
+
+
+def open_url(url: str, limits: StoreLimits) -> RedisStore:
+    """Build the store for `redis://host:port/database`."""
+    return RedisStore(url, ttl_seconds=limits.ttl_seconds, password_file=limits.password_file, timeout=limits.timeout)
 
 
 class RedisStore:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TextIO, TypeVar
 
-from app.stores.contract import StoreError
+from app.stores.contract import StoreError, StoreLimits
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +41,17 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def open_url(url: str, limits: StoreLimits) -> SqliteStore:
+    """Build the store for `sqlite:///relative/path` or `sqlite:////absolute/path`."""
+    if limits.password_file is not None:
+        raise StoreError("a SQLite file has no password: unset ANOMALY_STORE_PASSWORD_FILE")
+    path = Path(url.partition("://")[2].removeprefix("/"))
+    if not path.name:
+        raise StoreError("the store URL names no file; its form is sqlite:///path")
+    max_entries = max(1, limits.max_bytes // limits.entry_bytes)
+    return SqliteStore(path, ttl_seconds=limits.ttl_seconds, max_entries=max_entries, timeout=limits.timeout)
 
 
 def _is_sound(path: Path, timeout: float) -> bool:

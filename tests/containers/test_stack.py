@@ -645,7 +645,6 @@ def test_prometheus_sees_every_replica(stack: Stack) -> None:
         "anomaly_score_stage_duration_seconds_count",
         "anomaly_forward_pass_images_count",
         "anomaly_queue_images",
-        "anomaly_score_shed_total",
         "anomaly_score_mse_count",
         "anomaly_scores_total",
         "anomaly_reconstruction_store_up",
