@@ -71,7 +71,7 @@ class Metrics:
         )
         self.forward_pass_failures = self._counter("anomaly_forward_pass_failures", "Forward passes that failed.")
         self.log_lines_dropped = self._counter(
-            "anomaly_log_lines_dropped", "Log lines dropped because nobody read standard output."
+            "anomaly_log_lines_dropped", "Log lines dropped because standard output was not read."
         )
         self.model_load_failures = self._counter("anomaly_model_load_failures", "Versions rejected.", "model")
         self.model_version_rejected = self._gauge(
