@@ -263,7 +263,7 @@ class WrongSize(InvalidImage):
 
 
 class ImageTooLarge(InvalidImage):
-    """The image declares more pixels than `fit=mnist` accepts."""
+    """The image declares more pixels than the service accepts."""
 
     type, title = "/problems/image-too-large", "The image has too many pixels"
     hint = "Scale the image down before sending it."
