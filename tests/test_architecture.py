@@ -33,10 +33,15 @@ def imports_of(path: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("package", "homes"),
     [
-        ("torch", {"app.inference.detector"}),
+        ("torch", {"app.inference.detector", "app.inference.device"}),
         (
             "fastapi",
-            {"app.main", "app.http.dependencies", *(name for name in SERVICE if name.startswith("app.http.routes."))},
+            {
+                "app.main",
+                "app.http.dependencies",
+                "app.http.errors",
+                *(name for name in SERVICE if name.startswith("app.http.routes.")),
+            },
         ),
         ("sqlite3", {"app.stores.sqlite"}),
         ("prometheus_client", {"app.telemetry.metrics"}),
