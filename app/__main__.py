@@ -10,16 +10,17 @@ import tempfile
 from types import FrameType
 
 _shared = ""
-"""The folder of the workers' numbers, while there is one."""
+"""Folder of the metrics that the workers share; empty if there is one worker."""
 
 
 def _end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
     if _shared:
         shutil.rmtree(_shared, ignore_errors=True)
-    os._exit(128 + number)  # an exception is lost where one comes while something is imported
+    os._exit(128 + number)  # an exception that is raised during an import may be lost
 
 
-# The first process of a container has no default action: what comes before the server listens would be lost.
+# The kernel ignores signals without a handler for the first process of a container: a SIGTERM before the server listens
+# would be lost.
 signal.signal(signal.SIGTERM, _end)
 
 import uvicorn  # noqa: E402
@@ -28,16 +29,16 @@ from app.settings import Settings, SettingsError, from_environment  # noqa: E402
 
 
 def main() -> int:
-    """Serve until told to stop. Returns the exit code: 2 when the settings make no start possible."""
-    global _shared  # noqa: PLW0603 - a signal has no other way to it
+    """Serve until SIGTERM or SIGINT. Return the exit code: 2 if the settings are invalid."""
+    global _shared  # noqa: PLW0603 - the signal handler reads it
     try:
         settings = from_environment()
     except SettingsError as error:
         return _refuse(error)
-    # The inference thread has one intra-op thread; OpenMP must not start more beside it.
+    # The inference thread has one intra-op thread; OpenMP must not add more threads.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if settings.workers > 1:
-        # prometheus_client decides at import whether its numbers are shared, so this comes before app.main.
+        # prometheus_client decides at import whether metrics are shared, so set this before app.main is imported.
         _shared = os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="metrics-")
     try:
         return _serve(settings)
@@ -57,7 +58,7 @@ def _serve(settings: Settings) -> int:
         check(settings)
     except (DeviceError, KeysError, StoreError) as error:
         return _refuse(error)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # from here on the server sees to it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # from here on, uvicorn handles it
     uvicorn.run(
         "app.main:from_environment",
         factory=True,
@@ -70,11 +71,11 @@ def _serve(settings: Settings) -> int:
         log_config=None,
         server_header=False,
         date_header=False,
-        # Nothing here depends on the client's address; the gateway's word about it is not needed.
+        # The service does not use the client's address, so it need not trust the gateway's headers.
         proxy_headers=False,
         timeout_graceful_shutdown=30,
-        # A worker that does not answer is killed: on a busy machine none may be that only starts, or scores a batch.
-        # But while the supervisor waits for one that has just died, it starts no other and hears no signal.
+        # The supervisor kills a worker that does not reply in time. On a busy machine, a worker that starts or scores a
+        # batch may be slow. While the supervisor waits for a dead worker, it starts none and handles no signal.
         timeout_worker_healthcheck=15,
     )
     return 0

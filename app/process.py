@@ -47,8 +47,8 @@ def release_free_memory() -> None:
 def tune_garbage_collector() -> None:
     """Exclude all objects that exist now from garbage collection, and collect less often from now on.
 
-    What exists after the start lives as long as the process. Most later objects are freed by refcounting, and thousands
-    of open connections need not be traversed every few requests.
+    Objects that exist after the start live as long as the process. Most later objects are freed by refcounting, and
+    thousands of open connections need not be traversed every few requests.
     """
     gc.collect()
     gc.freeze()
@@ -99,7 +99,7 @@ def exit_abandoned() -> None:
 def exit_unless_finished(finished: bool) -> None:
     """End the process at once if its shutdown abandoned work, else in five seconds if it has not ended by itself.
 
-    Python joins some threads before it exits, and so would wait for ever for a thread that hangs.
+    Python joins some threads before it exits, so a thread that hangs would prevent the exit.
     """
     if not finished:
         exit_abandoned()

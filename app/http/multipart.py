@@ -1,4 +1,4 @@
-"""Finds the images in a request body: a PNG, a form (RFC 7578) or an array; and the parameters beside a form's file."""
+"""Finds the images in a request body: a PNG, a form (RFC 7578) or an array; and the parameters of a form."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from app.problems import (
 from app.scoring.batch import Chunk
 
 FIELDS = frozenset(("model", "alpha", "fit", "include"))
-"""Parameters that a form of `POST /score` may have beside its file."""
+"""Parameters that a form of `POST /score` may have in addition to its file."""
 
 _CRLF2 = b"\r\n\r\n"
 _BOUNDARY = re.compile(r"boundary=([\w'+.-]{1,200})", re.ASCII)
@@ -50,7 +50,7 @@ class Form:
 
     Attributes:
         image: the bytes of the file.
-        fields: parameters beside the file, by name; the names are among `FIELDS`.
+        fields: parameters of a form, by name; the names are among `FIELDS`.
     """
 
     image: bytes

@@ -222,7 +222,7 @@ class Reconstructions:
         return True
 
     def _write(self, put: _Put, records: Sequence[tuple[str, Record]]) -> None:
-        if put not in self._puts:  # its deadline has passed, so nobody waits for it
+        if put not in self._puts:  # its deadline has passed, so its scores have been returned without ids
             return
         failure: Exception | None = None
         try:

@@ -156,7 +156,7 @@ class Metrics:
 
 
 def _forget_dead(folder: Path) -> None:
-    """Drop the gauges of killed workers, which would be summed for ever."""
+    """Delete the gauges of killed workers, which would be summed forever."""
     for pid in {path.stem.rpartition("_")[2] for path in folder.glob("gauge_live*_*.db")}:
         try:
             os.kill(int(pid), 0)
