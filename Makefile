@@ -5,10 +5,12 @@ PORT ?= 8000
 WORKERS ?= 1
 BIN := .venv/bin
 STAMP := .venv/installed
+# One process more than cores: tests wait for what they started.
+PYTEST = $(BIN)/python -m pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 5 --dist worksteal
 CHECKOV := .venv/checkov/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-containers check check-kubernetes checkov format secrets train calibration-page screenshots constraints bench clean
+.PHONY: help install serve test test-fast test-containers check check-kubernetes checkov format secrets train calibration-page screenshots constraints bench clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -29,8 +31,10 @@ serve: $(STAMP) ## serve the shipped model on 127.0.0.1:8000 (PORT=, WORKERS=)
 	ANOMALY_PORT=$(PORT) ANOMALY_WORKERS=$(WORKERS) exec $(BIN)/python -m app
 
 test: $(STAMP) ## run the whole test suite, on up to four cores
-	@# One process more than cores: tests wait for what they started.
-	$(BIN)/python -m pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 5 --dist worksteal
+	$(PYTEST)
+
+test-fast: $(STAMP) ## run the tests that start no process, container or browser (under 2 minutes on 2 cores)
+	$(PYTEST) -m 'not process and not long'
 
 test-containers: $(STAMP) ## build the images, start docker-compose.yml on a real engine, put faults under load (as root, or with an engine)
 	bash tests/containers/run

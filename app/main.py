@@ -20,6 +20,7 @@ from app.http.dependencies import Services
 from app.http.middleware import RequestMiddleware
 from app.http.routes import ROUTERS
 from app.http.score import ScoreHandler
+from app.inference.loader import VersionLoader
 from app.inference.registry import Registry
 from app.models.repository import Repository
 from app.scoring.batch import BatchScorer
@@ -36,6 +37,22 @@ CLOSE_SECONDS = 5.0
 """How long a shutdown waits, after the server has closed its connections, for each of the threads."""
 
 
+class Application(RequestMiddleware):
+    """The application that a server runs.
+
+    Args:
+        framework: handles all requests but `POST /score`.
+        services: the objects behind the routes.
+        log: gets one line per request.
+        keys: the API keys. None: no key is required.
+    """
+
+    def __init__(self, framework: FastAPI, services: Services, *, log: AccessLog, keys: ApiKeys | None) -> None:
+        super().__init__(framework, score=services.score, metrics=services.metrics, log=log, keys=keys)
+        self.framework = framework
+        self.services = services
+
+
 def create_app(
     settings: Settings,
     *,
@@ -43,7 +60,7 @@ def create_app(
     log_writer: LineWriter | None = None,
     on_stopped: Callable[[bool], object] = lambda _: None,
     clock: Callable[[], float] = time.monotonic,
-) -> RequestMiddleware:
+) -> Application:
     """Build the application; its lifespan loads the models.
 
     Args:
@@ -67,7 +84,14 @@ def create_app(
         clock=clock,
     )
     scorer = Scorer(reconstructions, metrics, settings.root_path)
-    registry = Registry(Repository(settings.model_store), settings, metrics, scorer.on_batch_done, clock)
+    loader = VersionLoader(
+        Repository(settings.model_store),
+        settings,
+        metrics,
+        prepare=scorer.prepare,
+        on_batch_done=scorer.on_batch_done,
+    )
+    registry = Registry(loader, settings, metrics, clock)
     score = ScoreHandler(registry, scorer, settings)
     batch = BatchHandler(registry, BatchScorer(reconstructions, metrics, settings.root_path), metrics, settings)
     services = Services(
@@ -94,7 +118,7 @@ def create_app(
         app.include_router(router)
     errors.add_handlers(app)
     log = AccessLog(log_writer, enabled=settings.log_requests)
-    return RequestMiddleware(app, score=score, metrics=metrics, log=log, keys=_keys(settings))
+    return Application(app, services, log=log, keys=_keys(settings, clock))
 
 
 def check(settings: Settings) -> None:
@@ -108,7 +132,7 @@ def check(settings: Settings) -> None:
     _store(settings)
 
 
-def from_environment() -> RequestMiddleware:
+def from_environment() -> Application:
     """Build the application from the environment: the factory that uvicorn calls."""
     process.limit_heaps()
     chosen = settings.from_environment()
@@ -116,8 +140,8 @@ def from_environment() -> RequestMiddleware:
     return create_app(chosen, log_writer=log_writer, on_stopped=process.exit_unless_finished)
 
 
-def _keys(settings: Settings) -> ApiKeys | None:
-    return None if settings.api_keys_file is None else ApiKeys(settings.api_keys_file)
+def _keys(settings: Settings, clock: Callable[[], float] = time.monotonic) -> ApiKeys | None:
+    return None if settings.api_keys_file is None else ApiKeys(settings.api_keys_file, clock=clock)
 
 
 def _store(settings: Settings) -> Store:

@@ -13,17 +13,16 @@ from collections.abc import Callable
 from typing import Any
 
 import app.__main__ as service
-from app import main
+from app import process
 from app.concurrency import batcher
-from app.http import bodies, middleware, server
+from app.http import batch, bodies, middleware, multipart, server
 from app.images import png
 from app.inference import version
-from app.scoring import batch, score
-from app.telemetry import logs, metrics
+from app.telemetry import logs
 
 
 def _replies_in_two_pieces() -> None:
-    server._Joined = lambda transport, _loop: transport
+    server.CoalescingTransport = lambda transport, _loop: transport
 
 
 def _every_png_checked_chunk_by_chunk() -> None:
@@ -31,15 +30,13 @@ def _every_png_checked_chunk_by_chunk() -> None:
 
 
 def _every_image_queued_alone() -> None:
-    arrive, take_in = score.Scorer._arrive, score.Scorer._take_in
+    enqueue = batcher.MicroBatcher.enqueue
 
-    def at_once(self: score.Scorer, serving: version.Serving, *given: Any, **chosen: Any) -> Any:
-        future = arrive(self, serving, *given, **chosen)
-        take_in(self, serving)
-        return future
+    def at_once(self: batcher.MicroBatcher[Any], item: Any) -> None:
+        enqueue(self, item)
+        self._admit(asyncio.get_running_loop())
 
-    score.Scorer._arrive = at_once
-    score.Scorer._take_in = lambda _self, _serving: None
+    batcher.MicroBatcher.enqueue = at_once
 
 
 def _one_pass_at_once() -> None:
@@ -48,34 +45,37 @@ def _one_pass_at_once() -> None:
 
 def _collector_looks_at_all() -> None:
     gc.freeze = lambda: None
-    main._COLLECT_AFTER = gc.get_threshold()
+    process._COLLECT_AFTER = gc.get_threshold()
 
 
 def _score_behind_the_framework() -> None:
-    async def through(self: middleware.Edge, *given: Any) -> int:
+    async def through(self: middleware.RequestMiddleware, *given: Any) -> int:
         return await self._framework(*given)
 
-    middleware.Edge._fast = through
+    middleware.RequestMiddleware._score_streamed = through
     _every_score_in_messages()
 
 
 def _every_score_in_messages() -> None:
-    server.Protocol._may_be_whole = lambda _self: False
+    server.ServerProtocol._takes_fast_path = lambda _self: False
 
 
 class _Timers:
-    """Stands in for `app.concurrency.deadlines.Deadlines`, with a timer for each thing."""
+    """Stands in for `app.concurrency.deadlines.Deadlines`, with a timer per operation."""
 
-    def __init__(self, seconds: float, missed: Callable[[Any], object]) -> None:
-        self._seconds, self._missed = seconds, missed
+    def __init__(self, seconds: float, on_missed: Callable[[Any], object], _: object = None) -> None:
+        self._seconds, self._on_missed = seconds, on_missed
         self._timers: dict[Any, asyncio.TimerHandle] = {}
 
-    def begin(self, key: object) -> None:
-        self._timers[key] = asyncio.get_running_loop().call_later(self._seconds, self._missed, key)
+    def begin(self, key: object, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        loop = loop or asyncio.get_running_loop()
+        self._timers[key] = loop.call_later(self._seconds, self._on_missed, key)
 
-    def end(self, key: object) -> None:
-        if key in self._timers:
-            self._timers.pop(key).cancel()
+    def end(self, key: object) -> bool:
+        timer = self._timers.pop(key, None)
+        if timer is not None:
+            timer.cancel()
+        return timer is not None
 
 
 def _a_timer_for_every_deadline() -> None:
@@ -83,27 +83,23 @@ def _a_timer_for_every_deadline() -> None:
 
 
 def _every_form_parsed_in_full() -> None:
-    bodies._only_part = lambda _parameters, _body: None
+    multipart._only_part = lambda _parameters, _body: None
 
 
 def _event_loop_in_between() -> None:
     begin = batcher.MicroBatcher.__init__
 
-    def patient(self: batcher.MicroBatcher[Any, Any], *given: Any, **chosen: Any) -> None:
+    def patient(self: batcher.MicroBatcher[Any], *given: Any, **chosen: Any) -> None:
         # Above 0, and yet no delay: the next micro-batch is asked for by the event loop.
         begin(self, *given, **{**chosen, "max_delay": 1e-9})
 
-    def run(self: version.Serving, items: list[Any], done: Any) -> None:
-        detections = self._counted(functools.partial(self._detect, items), len(items))
-        loop = done.args[0]
-        loop.call_soon_threadsafe(self._finish, self, items, detections, done)
+    def run(self: version.ModelVersion, requests: list[Any], resolve: Any) -> None:
+        detections = self._count_failure(functools.partial(self._detect, requests), len(requests))
+        loop = resolve.args[0]
+        loop.call_soon_threadsafe(self._on_batch_done, self, requests, detections, resolve)
 
     batcher.MicroBatcher.__init__ = patient
-    version.Serving._run = run
-
-
-def _every_value_counted_at_once() -> None:
-    metrics._MOST_HELD = 1
+    version.ModelVersion._run_batch = run
 
 
 def _a_write_for_every_log_line() -> None:
@@ -111,7 +107,7 @@ def _a_write_for_every_log_line() -> None:
 
     def at_once(self: logs.AccessLog, members: dict[str, object]) -> None:
         write(self, members)
-        self.flush()
+        self._queue()
 
     logs.AccessLog.write = at_once
 
@@ -135,9 +131,8 @@ TRICKS: dict[str, tuple[str, Callable[[], None]]] = {
         "from the queue to the store without the event loop (measured on 16 connections)",
         _event_loop_in_between,
     ),
-    "counts": ("histograms count when somebody looks, or for 500 values at once", _every_value_counted_at_once),
     "form": ("a form with one file is cut, not parsed (measured with multipart bodies)", _every_form_parsed_in_full),
-    "log": ("log lines are gathered for 50 ms and written at once", _a_write_for_every_log_line),
+    "log": ("log lines are collected for 50 ms and queued together", _a_write_for_every_log_line),
 }
 """By name: what the trick is, and how it is taken out."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import multiprocessing.process
 import os
 import shutil
 import signal
@@ -11,7 +13,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,9 +23,10 @@ import hypothesis
 import psutil
 import pytest
 
-from app.http.middleware import RequestMiddleware
-from app.main import create_app
+from app.http.dependencies import Services
+from app.main import Application, create_app
 from app.settings import Settings
+from tests.waiting import wait_until
 
 # No test fails because a machine is slow: Hypothesis' own limit of 200 ms an example is one.
 hypothesis.settings.register_profile("unhurried", deadline=None)
@@ -37,14 +39,59 @@ TRUSTS_NOBODY = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """Nothing is encrypted on loopback, and loading the world's authorities takes 46 ms of a processor for each client."""
 
 
+PROCESS_FIXTURES = frozenset(
+    ("anomaly", "browser", "installed", "make_server", "redis_server", "rendered", "server", "shared_redis", "tiny")
+)
+"""Fixtures that start a process. A test that uses one of them gets the marker `process`."""
+PROCESS_PATHS = tuple(
+    f"tests/{path}"
+    for path in (
+        "browser/", "containers/", "deploy/", "test_gateway_start.py", "test_process.py", "test_secrets.py",
+        "test_tutorial.py", "test_wheel.py", "test_workers.py",
+    )
+)  # fmt: skip
+"""Folders and modules whose tests all get the marker `process`."""
+_running_unmarked = ""
+"""Name of the running test, if it does not have the marker `process`."""
+
+
 def pytest_configure() -> None:
-    """Let the processes that tests start be interrupted, even when the tests run in the background, deaf to Ctrl-C."""
+    """Make processes of tests interruptible, and reject processes of tests without the marker `process`."""
+    # Of tests in the background, a process would inherit that SIGINT is ignored.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    for owner, name in ((subprocess.Popen, "__init__"), (multiprocessing.process.BaseProcess, "start"), (os, "fork")):
+        setattr(owner, name, _unless_unmarked(getattr(owner, name)))
+
+
+def _unless_unmarked(start: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(start)
+    def checked(*given: Any, **named: Any) -> Any:
+        assert not _running_unmarked, f"{_running_unmarked} starts a process, but has no marker `process`"
+        return start(*given, **named)
+
+    return checked
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Note the running test, its fixtures included, if it may start no process."""
+    global _running_unmarked  # noqa: PLW0603
+    _running_unmarked = "" if item.get_closest_marker("process") else item.nodeid
+    try:
+        return (yield)  # type: ignore[return-value]
+    finally:
+        _running_unmarked = ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the tests that take long; the order of all others stays."""
+    """Mark the tests that start a process, and start with the tests that take long."""
+    for item in items:
+        parameters = getattr(item, "callspec", None)
+        uses_redis = parameters is not None and parameters.params.get("make_store") == "redis"
+        fixtures = PROCESS_FIXTURES.intersection(getattr(item, "fixturenames", ()))
+        if fixtures or uses_redis or item.nodeid.startswith(PROCESS_PATHS):
+            item.add_marker("process")
     items.sort(key=lambda item: "long" not in item.keywords)
 
 
@@ -57,7 +104,7 @@ def pytest_report_header() -> str:
 
 
 @asynccontextmanager
-async def lifespan(app: RequestMiddleware) -> AsyncIterator[None]:
+async def lifespan(app: Application) -> AsyncIterator[None]:
     """Run an application's start-up and shut-down around a block, as a server does."""
     inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     outbox: asyncio.Queue[Any] = asyncio.Queue()
@@ -129,9 +176,10 @@ def six() -> bytes:
     return (EXAMPLES / "six.png").read_bytes()
 
 
-def services(client: httpx.AsyncClient) -> Any:
+def services(client: httpx.AsyncClient) -> Services:
     """Return the services behind a client made by `running`."""
-    return client.app._app.state.services  # type: ignore[attr-defined]
+    found: Services = client.app.services  # type: ignore[attr-defined]
+    return found
 
 
 @contextlib.contextmanager
@@ -199,13 +247,14 @@ class Server:
 
     def wait_ready(self, path: str = "/readyz", seconds: float = 60) -> None:
         """Return when `path` answers 200; fail with the log when it does not."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until and self.process is not None and self.process.poll() is None:
+
+        def ready() -> bool:
+            assert self.process is not None and self.process.poll() is None, f"the server has ended:\n{self.log()}"
             with contextlib.suppress(httpx.TransportError):
-                if self.get(path, timeout=5).status_code == 200:
-                    return
-            time.sleep(0.05)  # /readyz is there to be asked; nothing calls back
-        raise AssertionError(f"the server did not become ready:\n{self.log()}")
+                return self.get(path, timeout=5).status_code == 200
+            return False
+
+        wait_until(ready, seconds, describe=self.log)
 
     def client(self, **options: Any) -> httpx.Client:
         """Return a client of the service, with connections of its own."""

@@ -33,7 +33,7 @@ def imports_of(path: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("package", "homes"),
     [
-        ("torch", {"app.inference.detector", "app.inference.device"}),
+        ("torch", {"app.inference.buffers", "app.inference.detector", "app.inference.device"}),
         (
             "fastapi",
             {

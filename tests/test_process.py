@@ -30,6 +30,7 @@ from app.stores import BACKENDS
 from benchmarks.open_loop import drive
 from tests import model_stores, pngs
 from tests.conftest import ROOT, Server
+from tests.waiting import wait_until
 
 PNG = {"content-type": "image/png"}
 
@@ -57,10 +58,7 @@ def under_load(server: Server, png: bytes, *, answered: int, clients: int = 6) -
     with concurrent.futures.ThreadPoolExecutor(clients) as pool:
         futures = [pool.submit(load, server, png, ids, done) for _ in range(clients)]
         try:
-            until = time.monotonic() + 60
-            while len(ids) < answered:
-                assert time.monotonic() < until, f"only {len(ids)} ids in a minute:\n{server.log()}"
-                time.sleep(0.01)
+            wait_until(lambda: len(ids) >= answered, 60, describe=server.log)
             yield ids
         finally:
             done.set()
@@ -70,13 +68,16 @@ def under_load(server: Server, png: bytes, *, answered: int, clients: int = 6) -
 
 def found(client: httpx.Client, key: str) -> bool:
     """Return whether an id is known, once the store can say so: just started and busy, it may be too slow at first."""
-    until = time.monotonic() + 30
-    while (response := client.get(f"/reconstruction/{key}")).status_code == 503:
-        assert response.json()["type"] == "/problems/store-unavailable"
-        assert time.monotonic() < until, "the store does not come back"
-        time.sleep(0.2)
-    assert response.status_code in (200, 404), response.text
-    return response.status_code == 200
+    statuses: list[int] = []
+
+    def known() -> bool:
+        response = client.get(f"/reconstruction/{key}")
+        statuses.append(response.status_code)
+        assert response.status_code in (200, 404) or response.json()["type"] == "/problems/store-unavailable"
+        return response.status_code != 503
+
+    wait_until(known)
+    return statuses[-1] == 200
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -135,9 +136,7 @@ def test_draining_serves_while_unready(make_server: Callable[..., Server], zero:
     server = make_server(ANOMALY_DRAIN_SECONDS="10").start()
     server.process.terminate()
     with server.client() as client:
-        until = time.monotonic() + 8
-        while client.get("/readyz").status_code == 200:
-            assert time.monotonic() < until, "still ready"
+        wait_until(lambda: client.get("/readyz").status_code != 200, 8)
         assert client.post("/score", content=zero, headers=PNG).status_code == 200
     assert server.process.wait(60) in (0, -15)
 
@@ -182,10 +181,7 @@ def test_it_can_be_stopped_before_it_serves(make_server: Callable[..., Server]) 
     """
     server = make_server().start(wait=False)
     status = Path(f"/proc/{server.process.pid}/status")
-    until = time.monotonic() + 30
-    while not int(status.read_text().partition("SigCgt:")[2].split()[0], 16) >> (signal.SIGTERM - 1) & 1:
-        assert time.monotonic() < until
-        time.sleep(0.001)
+    wait_until(lambda: int(status.read_text().partition("SigCgt:")[2].split()[0], 16) >> (signal.SIGTERM - 1) & 1)
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(10) == 128 + signal.SIGTERM
     assert server.log() == ""
@@ -371,10 +367,7 @@ def test_a_batch_client_that_never_reads_loses_its_place(make_server: Callable[.
         connection.connect(("127.0.0.1", server.port))
         connection.settimeout(120)
         connection.sendall(content)
-        until = time.monotonic() + 120
-        while '"client_left":true' not in server.log():
-            assert time.monotonic() < until, server.log()
-            time.sleep(0.1)
+        wait_until(lambda: '"client_left":true' in server.log(), 120, describe=server.log)
         small = batch_of(1, accept)
         with socket.create_connection(("127.0.0.1", server.port), timeout=30) as other:
             other.sendall(small)
@@ -445,8 +438,7 @@ def test_memory_stays_flat_when_versions_change(
 
         def promote(version: int) -> None:
             model_stores.promote(store, version, "zero")
-            while client.get("/readyz").json()["version"] != version:
-                time.sleep(0.02)  # /readyz has to be polled
+            wait_until(lambda: client.get("/readyz").json()["version"] == version)
             assert client.post("/score", content=zero, headers=PNG).status_code == 200
 
         for version in (2, 3, 4, 5, 6):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from tests import model_stores
 from tests.conftest import Server
+from tests.waiting import wait_until
 
 PNG = {"content-type": "image/png"}
 
@@ -32,20 +32,12 @@ def workers_of(server: Server) -> list[psutil.Process]:
     return [child for child in alive if "spawn_main" in " ".join(child.cmdline())]
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    """Return once a condition holds; fail when it does not in time."""
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.1)
-
-
 @pytest.mark.long
 def test_two_workers_are_one_service(make_server: Callable[..., Server], zero: bytes, tmp_path: Path) -> None:
     """Ids of one worker are found by all, /metrics is the same whoever answers, a killed worker comes back."""
     server = make_server(ANOMALY_WORKERS="2", TMPDIR=str(tmp_path)).start()
     assert list(tmp_path.glob("metrics-*"))
-    wait_for(lambda: series(server, "anomaly_start_duration_seconds") > 0 and len(workers_of(server)) == 2)
+    wait_until(lambda: series(server, "anomaly_start_duration_seconds") > 0 and len(workers_of(server)) == 2)
     replies = [server.post("/score", content=zero, headers=PNG, timeout=30) for _ in range(40)]
     assert {reply.status_code for reply in replies} == {200}
     for reply in replies:
@@ -57,8 +49,8 @@ def test_two_workers_are_one_service(make_server: Callable[..., Server], zero: b
 
     victim = workers_of(server)[0]
     victim.send_signal(signal.SIGKILL)
-    wait_for(lambda: len([w for w in workers_of(server) if w.is_running() and w.pid != victim.pid]) == 2)
-    wait_for(lambda: _answers(server))
+    wait_until(lambda: len([w for w in workers_of(server) if w.is_running() and w.pid != victim.pid]) == 2)
+    wait_until(lambda: _answers(server))
     assert series(server, "anomaly_scores_total") == 40.0
     assert server.stop() == 0
     assert not list(tmp_path.glob("metrics-*"))
@@ -79,12 +71,12 @@ def _answers(server: Server) -> bool:
 def test_a_stop_drains_every_worker(make_server: Callable[..., Server], zero: bytes) -> None:
     """After SIGTERM each worker says 503 on /readyz, still scores, and ends by itself."""
     server = make_server(ANOMALY_WORKERS="2", ANOMALY_DRAIN_SECONDS="15").start()
-    wait_for(lambda: server.log().count('"event": "started"') == 2)
+    wait_until(lambda: server.log().count('"event": "started"') == 2)
     assert _readiness(server) == {200}
     assert server.process is not None
     server.process.terminate()
     # uvicorn's supervisor looks for signals twice a second, then tells the workers.
-    wait_for(lambda: _readiness(server) == {503}, seconds=10)
+    wait_until(lambda: _readiness(server) == {503}, seconds=10)
     scores = [server.post("/score", content=zero, headers=PNG, timeout=5).status_code for _ in range(10)]
     assert set(scores) == {200}
     assert server.process.wait(60) == 0
@@ -95,9 +87,9 @@ def test_every_worker_says_by_itself_that_it_is_ready(make_server: Callable[...,
     store = tmp_path / "store"
     server = make_server(ANOMALY_WORKERS="2", ANOMALY_MODEL_STORE=str(store), ANOMALY_DEFAULT_MODEL="zero-article")
     server.start(wait=False)
-    wait_for(lambda: server.log().count('"event": "started"') == 2)
+    wait_until(lambda: server.log().count('"event": "started"') == 2)
     model_stores.copy(store, 1)
-    wait_for(lambda: server.log().count('"event": "version serves"') == 2)
+    wait_until(lambda: server.log().count('"event": "version serves"') == 2)
     # On one connection: it is one worker that is asked, for both.
     with server.client(timeout=30) as client:
-        wait_for(lambda: "\nanomaly_ready 1.0\n" in client.get("/metrics").text)
+        wait_until(lambda: "\nanomaly_ready 1.0\n" in client.get("/metrics").text)

@@ -1,6 +1,6 @@
 """Dynamic batching: groups concurrent requests into micro-batches for one worker thread.
 
-enqueue > queue > run_batch, in the worker's thread, in order of arrival > resolve, from any thread > futures
+enqueue > prepare > queue > run_batch, in the worker's thread, in order > resolve, from any thread > futures
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ each item in order."""
 class MicroBatcher(Generic[Item]):
     """A bounded queue whose items are processed in micro-batches.
 
+    Items that arrive in one event-loop iteration are prepared and queued together, for larger micro-batches.
+
     There is no batching delay by default: a micro-batch contains the items that wait when the worker's thread turns to
     this batcher. The thread pulls micro-batches from the queue itself, and `run_batch` may pass a micro-batch on to
     another thread. So the event loop, which is busy under load, schedules a request once: when there are results.
@@ -44,6 +46,7 @@ class MicroBatcher(Generic[Item]):
         run_batch: gets 1 to `max_size` items in the worker's thread and must call its second argument once, or raise.
             It gets the next items as soon as it has returned. An exception among the results is set for its item alone.
         worker: the thread. The batcher is a lane of its own.
+        prepare: called on the event loop for each accepted item before it is queued. An exception becomes its result.
         max_size: maximum number of items per micro-batch.
         max_waiting: maximum number of items in the queue.
         deadline: seconds after which an unfinished item gets `DeadlineExceeded`.
@@ -56,6 +59,7 @@ class MicroBatcher(Generic[Item]):
         run_batch: Callable[[list[Item], Resolve], object],
         worker: LaneWorker,
         *,
+        prepare: Callable[[Item], object] = lambda _: None,
         max_size: int,
         max_waiting: int,
         deadline: float,
@@ -64,10 +68,12 @@ class MicroBatcher(Generic[Item]):
     ) -> None:
         self._run_batch = run_batch
         self._worker = worker
+        self._prepare = prepare
         self._max_size = max_size
         self._max_waiting = max_waiting
         self._max_delay = max_delay
         self._clock = clock
+        self._arrivals: list[Item] = []
         self._waiting: deque[Item] = deque()
         self._deadlines: Deadlines[asyncio.Future[Any]] = Deadlines(deadline, _set_deadline_exceeded, clock)
         # Guards the decision between "a turn is scheduled" and "the queue is empty" against a race condition.
@@ -80,8 +86,8 @@ class MicroBatcher(Generic[Item]):
 
     @property
     def waiting(self) -> int:
-        """Number of items in the queue."""
-        return len(self._waiting)
+        """Number of items that have been accepted and are not in a micro-batch."""
+        return len(self._arrivals) + len(self._waiting)
 
     @property
     def busy_seconds(self) -> float:
@@ -98,24 +104,13 @@ class MicroBatcher(Generic[Item]):
         """
         if self._closed is not None:
             raise ModelUnavailable("the model version is being retired")
-        self.check_room()
-        with self._lock:
-            self._waiting.append(item)
-            first, self._turn_scheduled = not self._turn_scheduled, True
-        self._unfinished += 1
-        if first:
-            self._busy_since = self._clock()
-            loop = asyncio.get_running_loop()
-            loop.call_soon(self._schedule_turn, loop)  # after the other items of this event-loop iteration
-        elif self._delay is not None and len(self._waiting) >= self._max_size:
-            self._delay.cancel()
-            self._submit_turn(asyncio.get_running_loop())
-        self._deadlines.begin(item.future)
-
-    def check_room(self, coming: int = 0) -> None:
-        """Raise `Overloaded` if the queue has no room for one more item behind `coming` others."""
-        if self.waiting + coming >= self._max_waiting:
+        if self.waiting >= self._max_waiting:
             raise Overloaded(f"{self._max_waiting} images are waiting already")
+        if not self._arrivals:
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self._admit, loop)  # after the other items of this event-loop iteration
+        self._arrivals.append(item)
+        self._unfinished += 1
 
     async def aclose(self) -> None:
         """Reject new items and wait until the accepted items have their results."""
@@ -125,6 +120,29 @@ class MicroBatcher(Generic[Item]):
             await self._closed.wait()
         # The owner's bound method refers back to the owner: break that cycle, so that refcounting frees both at once.
         self._run_batch = _raise_closed
+
+    def _admit(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Prepare and queue the items that arrived in one event-loop iteration."""
+        arrivals, self._arrivals = self._arrivals, []
+        idle = False
+        for item in arrivals:
+            try:
+                if item.future.done():  # cancelled
+                    raise asyncio.CancelledError
+                self._prepare(item)
+            except (Exception, asyncio.CancelledError) as error:
+                self._finish([item.future], [error])
+                continue
+            self._deadlines.begin(item.future)
+            with self._lock:
+                self._waiting.append(item)
+                idle, self._turn_scheduled = idle or not self._turn_scheduled, True
+        if idle:
+            self._busy_since = self._clock()
+            self._schedule_turn(loop)
+        elif self._delay is not None and len(self._waiting) >= self._max_size:
+            self._delay.cancel()
+            self._submit_turn(loop)
 
     def _schedule_turn(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._max_delay and len(self._waiting) < self._max_size:
@@ -175,6 +193,10 @@ class MicroBatcher(Generic[Item]):
                 raise RuntimeError(f"{len(futures)} items in, {len(results)} results out")
         except Exception as error:
             results = _failures(error, len(futures))
+        self._finish(futures, results)
+        futures.clear()
+
+    def _finish(self, futures: Sequence[asyncio.Future[Any]], results: Sequence[Any]) -> None:
         for future, result in zip(futures, results, strict=True):
             self._deadlines.end(future)
             if future.done():
@@ -184,7 +206,6 @@ class MicroBatcher(Generic[Item]):
             else:
                 future.set_result(result)
         self._unfinished -= len(futures)
-        futures.clear()
         if self._closed is not None and not self._unfinished:
             self._closed.set()
 

@@ -36,7 +36,7 @@ class ApiKeys:
 
     Args:
         path: the file.
-        clock: returns monotonic seconds.
+        clock: monotonic seconds.
 
     Raises:
         KeysError: the file cannot be used.

@@ -30,6 +30,9 @@ class BatchHandler:
         scorer: scores the chunks.
         metrics: counts the times of requests.
         settings: limits.
+
+    Attributes:
+        running: number of batch requests that are being handled.
     """
 
     def __init__(self, registry: Registry, scorer: BatchScorer, metrics: Metrics, settings: Settings) -> None:
@@ -37,7 +40,7 @@ class BatchHandler:
         self._scorer = scorer
         self._metrics = metrics
         self._settings = settings
-        self._running = 0
+        self.running = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Handle one request. A client that disconnects, or does not read its reply, ends it silently.
@@ -45,15 +48,15 @@ class BatchHandler:
         Raises:
             Problem: the request is rejected; nothing has been sent.
         """
-        if self._running >= self._settings.batch_max_requests:
-            raise Overloaded(f"{self._running} batch requests are being handled already")
-        self._running += 1
+        if self.running >= self._settings.batch_max_requests:
+            raise Overloaded(f"{self.running} batch requests are being handled already")
+        self.running += 1
         try:
             await self._handle(scope, receive, send)
         except ClientLeft:
             scope.get("facts", {})["client_left"] = True
         finally:
-            self._running -= 1
+            self.running -= 1
 
     async def _handle(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         headers, settings = dict(scope["headers"]), self._settings

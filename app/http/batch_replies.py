@@ -19,7 +19,7 @@ from app.http.negotiation import negotiate
 from app.problems import Problem
 from app.scoring.batch import BatchJob, ScoredChunk
 from app.scoring.verdict import Verdict, reconstruction_path
-from app.telemetry.metrics import logged_stages, server_timing
+from app.telemetry.metrics import stage_times
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
@@ -53,7 +53,7 @@ class BatchExchange:
         """Return the members of the access log line."""
         manifest, tally = self.job.rule.manifest, self.job.tally
         counts = {"count": tally.count, "anomalous": tally.anomalous, "failed": tally.failed}
-        return {"model": manifest.name, "version": manifest.version, **counts, **logged_stages(tally.seconds)}
+        return {"model": manifest.name, "version": manifest.version, **counts, **stage_times(tally.seconds)[1]}
 
 
 class BatchReply(Protocol):
@@ -243,7 +243,7 @@ def _start(job: BatchJob, kind: bytes, length: int | None = None) -> dict[str, A
         (b"x-alpha", repr(rule.alpha).encode()),
     ]
     if length is not None:
-        timing = server_timing(job.tally.seconds).encode()
+        timing = stage_times(job.tally.seconds)[0].encode()
         headers += [(b"content-length", b"%d" % length), (b"server-timing", timing)]
     return {"type": "http.response.start", "status": 200, "headers": headers}
 

@@ -27,11 +27,12 @@ class BodyReader:
 
     Args:
         timeout: time limit for a complete body, in seconds.
+        clock: monotonic seconds.
     """
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._timeout = timeout
-        self._deadlines: Deadlines[asyncio.Task[Any]] = Deadlines(timeout, self._interrupt)
+        self._deadlines: Deadlines[asyncio.Task[Any]] = Deadlines(timeout, self._interrupt, clock)
         self._interrupted: set[asyncio.Task[Any]] = set()
 
     async def read(self, receive: Receive, *, declared: bytes | None, limit: int) -> bytes:
@@ -79,7 +80,13 @@ class BodyReader:
 
 
 async def pieces(
-    receive: Receive, *, declared: bytes | None, limit: int, timeout: float, slowest: float
+    receive: Receive,
+    *,
+    declared: bytes | None,
+    limit: int,
+    timeout: float,
+    slowest: float,
+    clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[bytes]:
     """Yield a request body as it arrives.
 
@@ -90,6 +97,7 @@ async def pieces(
         timeout: time limit for each piece, in seconds.
         slowest: minimum rate in bytes per second. The total waiting time may be `timeout` plus the time that the
             received bytes take at this rate.
+        clock: monotonic seconds.
 
     Raises:
         BodyTooLarge, BodyTimeout, ClientLeft: as for `BodyReader.read`.
@@ -98,14 +106,14 @@ async def pieces(
     size, waited, more = 0, 0.0, True
     while more:
         # Only the time spent waiting for the client counts, not the time the service takes between two pieces.
-        began = time.monotonic()
+        began = clock()
         try:
             async with asyncio.timeout(min(timeout, timeout + size / slowest - waited)):
                 message = await receive()
         except TimeoutError:
             detail = f"no bytes arrived for {timeout:g} s, or fewer than {slowest:g} bytes per second"
             raise BodyTimeout(detail) from None
-        waited += time.monotonic() - began
+        waited += clock() - began
         if message["type"] == "http.disconnect":
             raise ClientLeft
         piece, more = message.get("body", b""), message.get("more_body", False)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from app.concurrency.lanes import LaneWorker
 from app.http.bodies import BodyReader, ClientLeft, Receive, decoded
@@ -17,7 +18,7 @@ from app.images import fit
 from app.inference.registry import Registry
 from app.inference.version import ModelVersion
 from app.problems import BodyTooLarge, DeadlineExceeded, Overloaded
-from app.scoring.score import Reply, Scorer, ScoreRequest
+from app.scoring.score import Reply, Scorer
 from app.scoring.verdict import DecisionRule, Fitted
 from app.settings import Settings
 
@@ -45,6 +46,7 @@ class ScoreHandler:
         self._fit_max_waiting = settings.fit_max_waiting
         self._deadline = settings.deadline_ms / 1000
         self._fits = 0
+        self._rules: WeakKeyDictionary[ModelVersion, DecisionRule] = WeakKeyDictionary()  # of requests without alpha
         # Large images are decoded one at a time, off the event loop: memory stays bounded and scores continue.
         self._fitter = LaneWorker("fit")
         self._bodies = BodyReader(settings.body_timeout_ms / 1000)
@@ -68,10 +70,18 @@ class ScoreHandler:
         query = _query_of(scope)
         if query.fit == "mnist" or len(body) > self.max_body_bytes or b"content-encoding" in headers:
             return None
-        image, version = plain_image_of(_content_type(headers), body), self._registry.loaded(query.model)
+        kind = headers.get(b"content-type")
+        image = body if kind == b"image/png" else plain_image_of(_content_type(headers), body)
+        version = self._registry.loaded(query.model)
         if image is None or version is None:
             return None
-        return self._submit(version, image, query, scope.get("owner"))
+        return self._scorer.submit(
+            version,
+            image,
+            self._rule(version, query.alpha),
+            owner=scope.get("owner"),
+            include_reconstruction=query.include == "reconstruction",
+        )
 
     async def __call__(
         self, scope: MutableMapping[str, Any], headers: Mapping[bytes, bytes], receive: Receive
@@ -90,28 +100,28 @@ class ScoreHandler:
         else:
             image, query, fitted, seconds = await self._receive(query, headers, receive, self.max_body_bytes)
         version = await self._registry.select(query.model)
-        future = self._submit(version, image, query, scope.get("owner"), fitted=fitted, decode_seconds=seconds)
+        future = self._scorer.submit(
+            version,
+            image,
+            self._rule(version, query.alpha),
+            owner=scope.get("owner"),
+            include_reconstruction=query.include == "reconstruction",
+            fitted=fitted,
+            decode_seconds=seconds,
+        )
         return await _unless_disconnected(future, receive)
 
     def close(self) -> None:
         """End the thread that fits images, once it has finished its image."""
         self._fitter.close(timeout=0)
 
-    def _submit(
-        self,
-        version: ModelVersion,
-        image: bytes,
-        query: ScoreQuery,
-        owner: str | None,
-        *,
-        fitted: Fitted | None = None,
-        decode_seconds: float = 0.0,
-    ) -> asyncio.Future[Reply]:
-        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        rule = DecisionRule.for_alpha(version.manifest, version.calibration, query.alpha)
-        include = query.include == "reconstruction"
-        self._scorer.submit(version, ScoreRequest(image, rule, owner, include, fitted, future, decode_seconds))
-        return future
+    def _rule(self, version: ModelVersion, alpha: float | None) -> DecisionRule:
+        rule = self._rules.get(version)
+        if rule is None or alpha is not None:
+            rule = DecisionRule.for_alpha(version.manifest, version.calibration, alpha)
+            if alpha is None:
+                self._rules[version] = rule
+        return rule
 
     def _is_large(self, headers: Mapping[bytes, bytes]) -> bool:
         declared = headers.get(b"content-length", b"")

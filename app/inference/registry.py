@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from app.concurrency.lanes import LaneWorker
-from app.inference.detector import Detector, DetectorError
-from app.inference.device import choose_device, use_one_thread
+from app.inference.detector import DetectorError
 from app.inference.extras import ExtraVersions
-from app.inference.version import ModelVersion, OnBatchDone
-from app.models.repository import Repository, RepositoryError
+from app.inference.loader import VersionLoader
+from app.inference.version import ModelVersion
+from app.models.repository import RepositoryError
 from app.problems import ModelNotFound, ModelUnavailable
 from app.process import release_free_memory
 from app.settings import Settings
@@ -24,8 +22,6 @@ from app.telemetry.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 
-CHUNKS_AT_ONCE = 2
-"""Chunks of all batch requests that are submitted to the inference thread: one is scored, one follows without delay."""
 REJECTED_SECONDS = 30.0
 """How long a version stays rejected before it is read again: a full disk or a missing GPU may be temporary."""
 _FAILURES_UNREADY = 3
@@ -42,50 +38,40 @@ class _Rejection:
 class Registry:
     """Every model of the model store, each with its current version. Build it, then `start` it.
 
-    One inference thread serves all versions in turn.
-
     Args:
-        repository: reads the model store.
-        settings: device, micro-batches, queue, how often to poll for new versions.
-        metrics: micro-batch sizes, versions, failures.
-        on_batch_done: gets the detections of each micro-batch.
+        loader: loads versions.
+        settings: default model, queue, how often to poll for new versions.
+        metrics: versions and rejections.
         clock: monotonic seconds.
 
-    Raises:
-        DeviceError: the requested device does not exist.
+    Attributes:
+        repository: the model store.
+        extras: the versions besides the current ones.
     """
 
     def __init__(
-        self,
-        repository: Repository,
-        settings: Settings,
-        metrics: Metrics,
-        on_batch_done: OnBatchDone,
-        clock: Callable[[], float] = time.monotonic,
+        self, loader: VersionLoader, settings: Settings, metrics: Metrics, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.repository = repository
-        self.device = choose_device(settings.device)
+        self.repository = loader.repository
+        self.device = loader.device
         self.default_model = settings.default_model
-        self._settings = settings
-        self._metrics = metrics
-        self._on_batch_done = on_batch_done
-        self._clock = clock
-        self._worker = LaneWorker("inference", use_one_thread)
-        self._loader = LaneWorker("load", use_one_thread)
-        self._current: dict[str, ModelVersion] = {}
         self.extras = ExtraVersions(
-            self._load,
+            loader.load,
             self._retire,
             max_versions=settings.max_extra_versions,
             max_waiting=settings.queue_max_images,
             deadline=settings.deadline_ms / 1000,
             clock=clock,
         )
+        self._loader = loader
+        self._settings = settings
+        self._metrics = metrics
+        self._clock = clock
+        self._current: dict[str, ModelVersion] = {}
         self._rejected: dict[str, _Rejection] = {}
         self._store_missing = False
         self._retiring: set[asyncio.Task[None]] = set()
         self._watcher: asyncio.Task[None] | None = None
-        self._chunk_slots = asyncio.Semaphore(CHUNKS_AT_ONCE)
 
     async def start(self) -> None:
         """Load the current versions and start polling. A rejected version is logged, not raised."""
@@ -105,8 +91,7 @@ class Registry:
                 await asyncio.gather(*(version.queue.aclose() for version in self._all()), *self._retiring)
         except TimeoutError:
             return False
-        loaded = await asyncio.to_thread(self._loader.close, timeout)
-        return await asyncio.to_thread(self._worker.close, timeout) and loaded
+        return await self._loader.aclose(timeout)
 
     @property
     def waiting(self) -> int:
@@ -201,7 +186,7 @@ class Registry:
             rejected = self._rejected.get(name)
             if rejected is not None and rejected.version == wanted and self._clock() < rejected.until:
                 return
-            fresh = await self.extras.take(name, wanted) or await self._load(name, wanted)
+            fresh = await self.extras.take(name, wanted) or await self._loader.load(name, wanted)
         except (RepositoryError, DetectorError) as error:
             self._reject(name, wanted, str(error))
             return
@@ -221,27 +206,6 @@ class Registry:
             _log.error("version rejected: %s", reason, extra={"model": name, "version": version}, exc_info=True)
             self._metrics.model_load_failures.labels(name).inc()
         self._rejected[name] = _Rejection(version, reason, self._clock() + REJECTED_SECONDS)
-
-    async def _load(self, name: str, number: int) -> ModelVersion:
-        artifact = await asyncio.to_thread(self.repository.open, name, number)
-        load = functools.partial(
-            Detector.load,
-            artifact,
-            self.device,
-            _warm_up_sizes(max(self._settings.microbatch_max_size, self._settings.batch_chunk_images)),
-            step=self._settings.batch_chunk_images,
-            others_waiting=self._worker.others_waiting,
-        )
-        detector = await self._loader.run(load)
-        return ModelVersion(
-            artifact,
-            detector,
-            self._worker,
-            self._settings,
-            self._metrics,
-            on_batch_done=self._on_batch_done,
-            chunk_slots=self._chunk_slots,
-        )
 
     def _retire(self, version: ModelVersion) -> None:
         async def retire() -> None:
@@ -274,11 +238,3 @@ def _release_memory_soon(loop: asyncio.AbstractEventLoop) -> None:
     """Return the memory of a version to the operating system, once it has been freed. Any thread may call it."""
     with contextlib.suppress(RuntimeError):  # the loop is closed
         loop.call_soon_threadsafe(loop.call_later, _RETIRE_SECONDS, loop.run_in_executor, None, release_free_memory)
-
-
-def _warm_up_sizes(largest: int) -> list[int]:
-    sizes, size = [], 1
-    while size < largest:
-        sizes.append(size)
-        size *= 2
-    return [*sizes, largest]

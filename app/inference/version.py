@@ -82,6 +82,8 @@ class ChunkScores:
 
 EMPTY_CHUNK = ChunkScores(np.zeros(0, np.float32), [], _NO_PLANES, _NO_PEAKS)
 
+Prepare = Callable[[Any], object]
+"""Sets `image` of a request to its pixels and `queued_at` to the time, on the event loop; may raise a problem."""
 OnBatchDone = Callable[["ModelVersion", Sequence[Any], Sequence[Detection], Resolve], object]
 """Turns the detections of a micro-batch into the results of its requests, and calls `Resolve` with them.
 
@@ -98,11 +100,13 @@ class ModelVersion:
         worker: the inference thread, shared by all versions.
         settings: micro-batch size and delay, queue length, deadline.
         metrics: counts micro-batches and failures.
+        prepare: sets the pixels of each request before it is queued.
         on_batch_done: gets the detections of each micro-batch.
         chunk_slots: limits the chunks of all batch requests that are submitted to the worker.
 
     Attributes:
         manifest, calibration: of the version.
+        detector: the autoencoder.
         failures: number of consecutive forward passes that failed.
         queue: takes images of single scores; their futures get the results of `on_batch_done` or a problem.
     """
@@ -115,6 +119,7 @@ class ModelVersion:
         settings: Settings,
         metrics: Metrics,
         *,
+        prepare: Prepare,
         on_batch_done: OnBatchDone,
         chunk_slots: asyncio.Semaphore,
     ) -> None:
@@ -122,7 +127,7 @@ class ModelVersion:
         self.calibration = artifact.calibration
         self.failures = 0
         self._golden = np.ascontiguousarray(artifact.golden.images[:1])
-        self._detector = detector
+        self.detector = detector
         self._worker = worker
         self._metrics = metrics
         self._step = settings.batch_chunk_images
@@ -131,6 +136,7 @@ class ModelVersion:
         self.queue: MicroBatcher[ImageRequest] = MicroBatcher(
             self._run_batch,
             worker,
+            prepare=prepare,
             max_size=settings.microbatch_max_size,
             max_waiting=settings.queue_max_images,
             deadline=settings.deadline_ms / 1000,
@@ -160,7 +166,7 @@ class ModelVersion:
     async def probe(self) -> None:
         """Score one golden image outside the queue; a success clears the count of failures."""
         with contextlib.suppress(Exception):
-            detect = functools.partial(self._detector.draw, self._golden)
+            detect = functools.partial(self.detector.draw, self._golden)
             await self._worker.run(functools.partial(self._count_failure, detect, 1), lane=self)
 
     async def _score_chunk(self, pixels: bytearray, since: float, *, draw: bool) -> ChunkScores:
@@ -197,10 +203,10 @@ class ModelVersion:
         images = np.frombuffer(pixels, np.uint8).reshape(-1, 1, 28, 28)
         planes, peak = _NO_PLANES, _NO_PEAKS
         if draw:
-            found = self._detector.draw(images)
+            found = self.detector.draw(images)
             mse, codes, planes, peak = found.mse, found.reason, found.planes, found.peak
         else:
-            mse, codes = self._detector.score(images)
+            mse, codes = self.detector.score(images)
         reasons: list[str | None] = [None] * len(codes)
         for place in np.flatnonzero(codes).tolist():
             reasons[place] = self.manifest.reasons[codes[place] - 1]
@@ -209,7 +215,7 @@ class ModelVersion:
     def _detect(self, requests: list[ImageRequest]) -> list[Detection]:
         started = time.perf_counter()
         pixels = bytearray().join([request.image for request in requests])
-        found = self._detector.draw(np.frombuffer(pixels, np.uint8).reshape(len(requests), 1, 28, 28))
+        found = self.detector.draw(np.frombuffer(pixels, np.uint8).reshape(len(requests), 1, 28, 28))
         forward = time.perf_counter() - started
         reasons = (None, *self.manifest.reasons)
         rows = zip(requests, found.mse.tolist(), found.reason.tolist(), found.peak.tolist(), found.planes, strict=True)

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from app.inference.registry import CHUNKS_AT_ONCE
+from app.inference.loader import CHUNKS_AT_ONCE
 from app.inference.version import EMPTY_CHUNK, ChunkScores, ModelVersion
 from app.problems import InternalError, Problem
 from app.scoring.verdict import DecisionRule
-from app.stores.reconstructions import Reconstructions, Record, new_ids, owned
+from app.stores.reconstructions import Reconstructions, Record, new_ids
 from app.telemetry.metrics import STAGES, Metrics
 
 PASSES_AT_ONCE = 4
@@ -183,6 +183,5 @@ class BatchScorer:
                 ids[place] = None
                 continue
             reply = job.rule.reply(verdict, id, self.prefix)
-            record = Record(reply, found.planes[place].tobytes(), float(found.peak[place]))
-            records.append((owned(job.owner, id), record))
+            records.append(Record(reply, found.planes[place].tobytes(), float(found.peak[place]), id, job.owner))
         return ids if await self._reconstructions.stored(records) else [None] * len(ids)

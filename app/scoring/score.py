@@ -22,8 +22,8 @@ from app.images import pictures, png
 from app.inference.version import Detection, ModelVersion
 from app.problems import InternalError
 from app.scoring.verdict import DecisionRule, Fitted
-from app.stores.reconstructions import PIXELS, Reconstructions, Record, new_ids, owned
-from app.telemetry.metrics import Metrics, logged_stages, server_timing
+from app.stores.reconstructions import PIXELS, Reconstructions, Record, new_ids
+from app.telemetry.metrics import Metrics, stage_times
 
 
 @dataclass(slots=True, eq=False)
@@ -56,18 +56,13 @@ class Reply(NamedTuple):
 
     Attributes:
         body: JSON, as `app.http.schemas.ScoreResponse` describes it.
-        stages: seconds of each of `metrics.STAGES`.
+        timing: the value of the header Server-Timing.
         facts: members of the access log line.
     """
 
     body: bytes
-    stages: tuple[float, float, float, float]
+    timing: str
     facts: dict[str, Any]
-
-    @property
-    def timing(self) -> str:
-        """The value of the header Server-Timing."""
-        return server_timing(self.stages)
 
 
 class _Scored(NamedTuple):
@@ -93,35 +88,38 @@ class Scorer:
         self._reconstructions = reconstructions
         self._metrics = metrics
         self._prefix = prefix
-        self._arrivals: dict[ModelVersion, list[ScoreRequest]] = {}
 
-    def submit(self, version: ModelVersion, request: ScoreRequest) -> None:
-        """Accept an image; its future receives the reply.
+    def submit(
+        self,
+        version: ModelVersion,
+        image: bytes,
+        rule: DecisionRule,
+        *,
+        owner: str | None = None,
+        include_reconstruction: bool = False,
+        fitted: Fitted | None = None,
+        decode_seconds: float = 0.0,
+    ) -> asyncio.Future[Reply]:
+        """Accept an image. Arguments as for `ScoreRequest`.
 
         Raises:
-            Overloaded: the queue is full. It is checked before the image is decoded, so that load shedding stays cheap.
+            Overloaded: the queue is full. This is checked before the image is decoded, so that load shedding is cheap.
         """
-        arrivals = self._arrivals.get(version)
-        version.queue.check_room(len(arrivals or ()))
-        if arrivals is None:
-            self._arrivals[version] = arrivals = []
-            asyncio.get_running_loop().call_soon(self._enqueue_arrivals, version)
-        arrivals.append(request)
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        version.queue.enqueue(ScoreRequest(image, rule, owner, include_reconstruction, fitted, future, decode_seconds))
+        return future
 
-    def _enqueue_arrivals(self, version: ModelVersion) -> None:
-        """Queue all images of one event-loop iteration together: larger micro-batches cost less per image."""
-        for request in self._arrivals.pop(version):
-            if request.future.done():  # the client has disconnected
-                continue
-            began = time.perf_counter()
-            try:
-                if request.fitted is None:
-                    request.image = png.decode(request.image)
-                request.queued_at = time.perf_counter()
-                request.decode_seconds += request.queued_at - began
-                version.queue.enqueue(request)
-            except Exception as error:  # the caller tells problems from failures
-                request.future.set_exception(error)
+    def prepare(self, request: ScoreRequest) -> None:
+        """Decode the image of an accepted request.
+
+        Raises:
+            InvalidImage: one of its kinds.
+        """
+        began = time.perf_counter()
+        if request.fitted is None:
+            request.image = png.decode(request.image)
+        request.queued_at = time.perf_counter()
+        request.decode_seconds += request.queued_at - began
 
     def on_batch_done(
         self,
@@ -140,17 +138,21 @@ class Scorer:
         batch: list[_Scored] = []
         for place, p_value, id in zip(places, p_values, new_ids(len(places)), strict=True):
             request, detection = requests[place], detections[place]
-            verdict = request.rule.verdict(detection.mse, p_value, detection.reason)
-            document = request.rule.document(verdict, id, self._prefix, request.fitted)
+            document = request.rule.judge(
+                detection.mse, p_value, detection.reason, id, prefix=self._prefix, fitted=request.fitted
+            )
             batch.append(_Scored(place, request, detection, document, to_json(document)))
         if not batch:
             resolve(functools.partial(self._replies, len(requests), batch, 0.0, stored=True))
             return
         self._reconstructions.put(
             [
-                (
-                    owned(scored.request.owner, scored.document["id"]),
-                    Record(scored.body, scored.detection.pixels, scored.detection.error_peak),
+                Record(
+                    scored.body,
+                    scored.detection.pixels,
+                    scored.detection.error_peak,
+                    scored.document["id"],
+                    scored.request.owner,
                 )
                 for scored in batch
             ],
@@ -163,9 +165,9 @@ class Scorer:
         self, size: int, batch: Sequence[_Scored], store_seconds: float, *, stored: bool
     ) -> list[Reply | Exception]:
         """Return a reply or an error for each of `size` requests. Runs on the event loop."""
-        results: list[Reply | Exception] = [
-            InternalError("the model returned a score that is not finite") for _ in range(size)
-        ]
+        results: list[Any] = [None] * size
+        for place in set(range(size)) - {scored.place for scored in batch} if len(batch) < size else ():
+            results[place] = InternalError("the model returned a score that is not finite")
         for place, request, detection, document, body in batch:
             if not stored:
                 document["id"] = document["reconstruction"] = None
@@ -173,26 +175,29 @@ class Scorer:
             if request.include_reconstruction:
                 body = _with_reconstruction(document, detection)  # noqa: PLW2901
             stages = (request.decode_seconds, detection.queue_seconds, detection.forward_seconds, store_seconds)
+            timing, logged = stage_times(stages)
             facts = {
                 "model": document["model"],
                 "version": document["version"],
                 "is_anomaly": document["is_anomaly"],
                 "mse": document["mse"],
-                **logged_stages(stages),
+                **logged,
             }
-            results[place] = Reply(body, stages, facts)
+            results[place] = Reply(body, timing, facts)
         self._count(size, batch, store_seconds)
         return results
 
     def _count(self, size: int, batch: Sequence[_Scored], store_seconds: float) -> None:
-        self._metrics.forward_passes([size])
-        if not batch:
-            return
-        anomalous = sum(scored.document["is_anomaly"] for scored in batch)
-        self._metrics.scores(batch[0].document["model"], [scored.detection.mse for scored in batch], anomalous)
         decode = sum(scored.request.decode_seconds for scored in batch)
-        queue = max(scored.detection.queue_seconds for scored in batch)
-        self._metrics.micro_batch((decode, queue, batch[0].detection.forward_seconds, store_seconds))
+        queue = max((scored.detection.queue_seconds for scored in batch), default=0.0)
+        forward = batch[0].detection.forward_seconds if batch else 0.0
+        self._metrics.micro_batch(
+            size,
+            (decode, queue, forward, store_seconds),
+            batch[0].document["model"] if batch else None,
+            [scored.detection.mse for scored in batch],
+            sum(scored.document["is_anomaly"] for scored in batch),
+        )
 
 
 def _with_reconstruction(document: dict[str, Any], detection: Detection) -> bytes:

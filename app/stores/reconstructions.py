@@ -39,11 +39,15 @@ class Record(NamedTuple):
         reply: the JSON document that `POST /score` returned.
         pixels: input, reconstruction and error map, uint8 [3, 28, 28], as bytes.
         error_peak: the squared error that 255 stands for in the error map.
+        id: names the record; empty once it has been read.
+        owner: name of the API key, or None; only keys of the same name find the record.
     """
 
     reply: bytes
     pixels: bytes
     error_peak: float
+    id: str = ""
+    owner: str | None = None
 
     @property
     def input(self) -> bytes:
@@ -100,6 +104,7 @@ class _Put:
 
     size: int
     on_stored: Callable[[bool], object]
+    expired: bool = False
 
 
 class Reconstructions:
@@ -137,7 +142,7 @@ class Reconstructions:
         self._waiting = 0
         # Guards the state of the breaker: the store's thread and the inference thread both change it.
         self._lock = threading.Lock()
-        self._puts: Deadlines[_Put] = Deadlines(timeout, lambda put: self._report(put, TimeoutError()), clock)
+        self._puts: Deadlines[_Put] = Deadlines(timeout, self._expire, clock)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -145,11 +150,11 @@ class Reconstructions:
         """Whether the last write succeeded and no read has failed since."""
         return not self._down
 
-    def put(self, records: Sequence[tuple[str, Record]], on_stored: Callable[[bool], object]) -> None:
+    def put(self, records: Sequence[Record], on_stored: Callable[[bool], object]) -> None:
         """Store all records under their ids, or none. Any thread may call it; it does not block.
 
         Args:
-            records: each with its id.
+            records: at least one.
             on_stored: called once, in any thread: with False if the store is down or slow, and the records are counted
                 as dropped. A slow store may have stored them nevertheless.
         """
@@ -160,7 +165,7 @@ class Reconstructions:
             return
         self._worker.submit(functools.partial(self._write, put, records))
 
-    async def stored(self, records: Sequence[tuple[str, Record]]) -> bool:
+    async def stored(self, records: Sequence[Record]) -> bool:
         """Store records as `put` does, and return whether they were stored."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[bool] = loop.create_future()
@@ -172,13 +177,13 @@ class Reconstructions:
         self.put(records, lambda stored: loop.call_soon_threadsafe(report, stored))
         return await future
 
-    async def find(self, id: str) -> Record | None:
-        """Return the record under an id, or None.
+    async def find(self, id: str, owner: str | None = None) -> Record | None:
+        """Return the record of an owner under an id, or None.
 
         Raises:
             StoreError: the store did not answer in time.
         """
-        content = await self._within_timeout(lambda: self._store.get(id))
+        content = await self._within_timeout(lambda: self._store.get(owned(owner, id)))
         try:
             return None if content is None else unpack(content)
         except ValueError:
@@ -221,12 +226,16 @@ class Reconstructions:
         self._puts.begin(put, self._loop)
         return True
 
-    def _write(self, put: _Put, records: Sequence[tuple[str, Record]]) -> None:
-        if put not in self._puts:  # its deadline has passed, so its scores have been returned without ids
+    def _expire(self, put: _Put) -> None:
+        put.expired = True
+        self._report(put, TimeoutError())
+
+    def _write(self, put: _Put, records: Sequence[Record]) -> None:
+        if put.expired:  # its scores have been returned without ids
             return
         failure: Exception | None = None
         try:
-            self._store.put([(id, record.pack()) for id, record in records])
+            self._store.put([(owned(record.owner, record.id), record.pack()) for record in records])
         except Exception as error:
             failure = error
         if self._puts.end(put):

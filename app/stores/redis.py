@@ -108,7 +108,7 @@ class _Credentials(CredentialProvider):
         return (self._username, password) if self._username else (password,)
 
 
-_REASON = re.compile(r"(?:^|caused error: \(['\"])([A-Z]+) ")
+_REASON = re.compile(r"(?:^|caused error: (?:\(['\"])?)([A-Z]+) ")
 """The error code of Redis, in capitals: at the start of the message, or after the command that caused it."""
 
 

@@ -168,15 +168,16 @@ class AccessLog:
         if not self._enabled:
             return
         if not self._lines:
-            asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self._queue)
+            asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self.queue)
         self._lines.append(to_json(members))
 
     def flush(self) -> bool:
         """Queue what was collected and wait, within a limit, until it is written. Return whether it was."""
-        self._queue()
+        self.queue()
         return self.writer.flush()
 
-    def _queue(self) -> None:
+    def queue(self) -> None:
+        """Pass the collected lines to the writer."""
         lines, self._lines = self._lines, []
         if lines:
             self.writer.write(b"\n".join([*lines, b""]), len(lines))

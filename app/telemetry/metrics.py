@@ -20,26 +20,22 @@ _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.
 _BATCH_SECONDS = (0.001, 0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 _MSE = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 4.0)
+_ALERTED_PROBLEMS = ("overloaded", "internal-error", "deadline-exceeded", "model-unavailable")
+"""Exported from the start: a rate needs the value before the first problem."""
 STAGES = ("decode", "queue", "forward", "store")
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _TIMING = ", ".join(f"{stage};dur=%.3f" for stage in STAGES)
 
 
-def logged_stages(stages: Sequence[float]) -> dict[str, int]:
-    """Return the seconds of each of `STAGES` as members of a log line, in microseconds."""
+def stage_times(stages: Sequence[float]) -> tuple[str, dict[str, int]]:
+    """Return the seconds of each of `STAGES` as the header Server-Timing (W3C) in ms and as log members in µs."""
     decode, queue, forward, store = stages
-    return {
+    return _TIMING % (1e3 * decode, 1e3 * queue, 1e3 * forward, 1e3 * store), {
         "decode_us": int(1e6 * decode),
         "queue_us": int(1e6 * queue),
         "forward_us": int(1e6 * forward),
         "store_us": int(1e6 * store),
     }
-
-
-def server_timing(stages: Sequence[float]) -> str:
-    """Return the value of the header Server-Timing (W3C) for the seconds of each of `STAGES`, in milliseconds."""
-    decode, queue, forward, store = stages
-    return _TIMING % (1e3 * decode, 1e3 * queue, 1e3 * forward, 1e3 * store)
 
 
 class Metrics:
@@ -49,6 +45,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._requests = self._counter("anomaly_http_requests", "Requests answered.", "route", "status")
         self._problems = self._counter("anomaly_problems", "Requests answered with a problem (RFC 9457).", "type")
+        for name in _ALERTED_PROBLEMS:
+            self._problems.labels(name)
         self._seconds = self._histogram(
             "anomaly_http_request_duration_seconds", "Time from request to response.", _SECONDS, "route"
         )
@@ -114,10 +112,23 @@ class Metrics:
         for size in sizes:
             self._forward_images.observe(size)
 
-    def micro_batch(self, stages: Iterable[float]) -> None:
-        """Count the seconds of a micro-batch in each of `STAGES`."""
-        for histogram, seconds in zip(self._stages, stages, strict=True):
-            histogram.observe(seconds)
+    def micro_batch(
+        self, size: int, stages: Iterable[float], model: str | None, mses: Sequence[float], anomalous: int
+    ) -> None:
+        """Count a micro-batch.
+
+        Args:
+            size: number of images.
+            stages: seconds in each of `STAGES`.
+            model: its name; None if no image has a finite score.
+            mses: the finite scores.
+            anomalous: number of scores above their threshold.
+        """
+        self._forward_images.observe(size)
+        if model is not None:
+            self.scores(model, mses, anomalous)
+            for histogram, seconds in zip(self._stages, stages, strict=True):
+                histogram.observe(seconds)
 
     def batch(self, stages: Iterable[float]) -> None:
         """Count the seconds of a batch request in each of `STAGES`."""

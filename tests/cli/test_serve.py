@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from anomaly import Client, ConnectionFailed
 from anomaly.cli import checkout
 from tests.cli.conftest import Anomaly, environment
 from tests.conftest import EXAMPLES, MODEL_STORE, ROOT, free_port
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -35,12 +35,9 @@ def serving(folder: Path, *options: str) -> Iterator[str]:
     command = [sys.executable, "-m", "anomaly.cli", "serve", "--port", str(port), *options]
     with subprocess.Popen(command, cwd=folder, env=environment(ANOMALY_LOG_REQUESTS="false")) as process:
         try:
-            until = time.monotonic() + 60
             with Client(f"http://127.0.0.1:{port}") as service:
-                while not _ready(service):
-                    assert time.monotonic() < until
-                    assert process.poll() is None
-                    time.sleep(0.05)
+                wait_until(lambda: process.poll() is not None or _ready(service), 60)
+            assert process.poll() is None
             yield f"http://127.0.0.1:{port}"
             process.terminate()
             assert process.wait(30) in (0, -15)

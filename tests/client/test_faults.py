@@ -16,6 +16,7 @@ import pytest
 
 from anomaly import NO_RETRY, AsyncClient, Client, Retry, Score, TimedOut, UnexpectedReply
 from anomaly.client import errors, wire
+from tests.waiting import until
 
 GOOD = (
     b'{"id": null, "model": "zero", "version": 1, "mse": 0.1, "threshold": 0.2, "alpha": 0.01, "p_value": 0.5,'
@@ -106,8 +107,7 @@ async def test_who_was_cancelled_while_waiting_for_a_connection_is_not_sent() ->
     """Only what is under way goes on without its caller; closing the client ends that too."""
     async with slow() as (server, url), AsyncClient(url, retry=NO_RETRY) as service:
         calls = [asyncio.create_task(service.score(b"png")) for _ in range(100)]
-        while server.asked < 64:
-            await asyncio.sleep(0.01)
+        await until(lambda: server.asked == 64)
         for call in calls:
             call.cancel()
         ends = await asyncio.gather(*calls, return_exceptions=True)

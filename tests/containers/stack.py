@@ -17,6 +17,7 @@ from typing import Any
 
 from tests.conftest import EXAMPLES
 from tests.containers.images import run
+from tests.waiting import wait_until
 
 CONNECTIONS = 16
 PNG = {"content-type": "image/png"}
@@ -166,13 +167,16 @@ class Stack:
 
     def logged(self, service: str, text: str) -> str:
         """Return the first line with `text` in the logs of a service; it may be written a moment after the reply."""
-        for _ in range(50):
+        found: list[str] = []
+
+        def look() -> bool:
             for name, written in self.written.texts().items():
-                for line in written.splitlines():
-                    if name.startswith(f"{service}.") and text in line:
-                        return line
-            time.sleep(0.1)  # the followers write files, and a file cannot be waited for
-        raise AssertionError(f"no line of {service} holds {text!r}")
+                if name.startswith(f"{service}."):
+                    found.extend(line for line in written.splitlines() if text in line)
+            return bool(found)
+
+        wait_until(look, describe=lambda: f"no line of {service} contains {text!r}")
+        return found[0]
 
     def connect(self, timeout: float = 30) -> http.client.HTTPSConnection:
         """Open a TLS connection to the gateway that trusts the trial certificate and nothing else."""

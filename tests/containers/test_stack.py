@@ -27,6 +27,7 @@ from app.settings import Settings
 from tests.conftest import EXAMPLES, ROOT
 from tests.containers.images import run
 from tests.containers.stack import BATCH_MAX_BYTES, PNG_, PROJECT, SCAN, TRAIN, Load, Stack
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.containers
 IMAGES = ("api", "gateway", "redis", "prometheus", "train")
@@ -408,13 +409,7 @@ def test_slow_clients_are_let_go(stack: Stack) -> None:
 
 def until(stack: Stack, key: str, wanted: int) -> None:
     """Return when every replica answers a key with a status; fail after ten seconds."""
-    in_a_row = 0
-    for _ in range(100):
-        in_a_row = in_a_row + 1 if stack.ask("GET", "/models", key=key)[0] == wanted else 0
-        if in_a_row == 8:
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"no {wanted} within ten seconds")
+    wait_until(lambda: all(stack.ask("GET", "/models", key=key)[0] == wanted for _ in range(8)), 10)
 
 
 def replace(path: Path, text: str) -> None:
@@ -435,10 +430,16 @@ def test_key_files_are_read_alike(stack: Stack, tmp_path: Path) -> None:
     for service in ("gateway", "api"):
         assert json.loads(stack.logged(service, headers["x-request-id"]))["key_name"] == "commented"
     replace(path, f"{before}{digest}\n{sha256(b'third').hexdigest()} third\n")
-    time.sleep(3.5)
+    (gateway,) = stack.containers("gateway")
+
+    def all_have_checked() -> bool:
+        stack.ask("GET", "/models", key="commented")  # a replica checks the file when a request comes
+        written = [stack.logs(replica) for replica in stack.containers("api")]
+        return "not changed: line 2 of" in stack.logs(gateway) and all("API keys not changed" in log for log in written)
+
+    wait_until(all_have_checked)
     assert stack.ask("GET", "/models", key="third")[0] == 401
     assert stack.ask("GET", "/models", key="commented")[0] == 200
-    assert "not changed: line 2 of" in stack.logs(stack.containers("gateway")[0])
     replace(path, before)
     until(stack, "commented", 401)
     tmp_path.chmod(0o755)
@@ -472,12 +473,7 @@ def test_reconstructions_of_another_key_are_not_found(stack: Stack) -> None:
     path = stack.secrets / "keys" / "api_keys"
     before, (_, _, reply) = path.read_text(), stack.score()
     other = stack.secret_tool("key", "other")
-    for _ in range(40):
-        status, _, _ = stack.ask("GET", reply["reconstruction"], key=other)
-        if status == 404:
-            break
-        time.sleep(0.25)
-    assert status == 404
+    wait_until(lambda: stack.ask("GET", reply["reconstruction"], key=other)[0] == 404, 10)
     assert stack.ask("GET", reply["reconstruction"])[0] == 200
     replace(path, before)
 
@@ -532,14 +528,9 @@ def test_a_version_change_fails_nobody(stack: Stack, faults: list[tuple[str, Loa
     for fault, version in (("version 1 to 2", 2), ("version back to 1", 1)):
         with stack.under_load(after=0) as load:
             promote(version)
-            in_a_row = 0
-            for _ in range(100):
-                in_a_row = in_a_row + 1 if stack.score()[2]["version"] == version else 0
-                if in_a_row == 8:
-                    break
-                time.sleep(0.1)
+            wait_until(lambda version=version: all(stack.score()[2]["version"] == version for _ in range(8)), 20)
         faults.append((fault, load))
-        assert load.failures == [] and load.versions == {1, 2} and in_a_row == 8
+        assert load.failures == [] and load.versions == {1, 2}
 
 
 def test_a_redis_restart_fails_nobody(stack: Stack, faults: list[tuple[str, Load]], notes: list[str]) -> None:
@@ -552,8 +543,7 @@ def test_a_redis_restart_fails_nobody(stack: Stack, faults: list[tuple[str, Load
         known = list(load.ids)
         went = time.monotonic()
         stack.compose("restart", "redis")
-        while "fine" not in stack.execute(redis, "sh", "-c", "healthy && echo fine", check=False):
-            time.sleep(0.1)
+        wait_until(lambda: "fine" in stack.execute(redis, "sh", "-c", "healthy && echo fine", check=False), 60)
         back = time.monotonic()
     faults.append(("redis restarted", load))
     assert load.failures == []
@@ -631,12 +621,8 @@ def test_prometheus_sees_every_replica(stack: Stack) -> None:
         return [line for line in said.splitlines() if "=>" in line]
 
     def wait_for(expression: str, count: int) -> None:
-        # Looked at every five seconds: what a replica knows now may be here only then.
-        for _ in range(60):
-            if len(query(expression)) >= count:
-                return
-            time.sleep(0.5)
-        raise AssertionError(f"{expression} has not {count} series")
+        # Prometheus scrapes every five seconds.
+        wait_until(lambda: len(query(expression)) >= count, 40, describe=lambda: f"{count} series of {expression}")
 
     wait_for('up{job="api"} == 1', 2)
     wait_for('up{job="gateway"} == 1', 1)
@@ -645,6 +631,7 @@ def test_prometheus_sees_every_replica(stack: Stack) -> None:
         "anomaly_score_stage_duration_seconds_count",
         "anomaly_forward_pass_images_count",
         "anomaly_queue_images",
+        "anomaly_problems_total",
         "anomaly_score_mse_count",
         "anomaly_scores_total",
         "anomaly_reconstruction_store_up",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from app.models.repository import Repository
 from tests.conftest import Server
 from tests.training.commands import run
 from tests.training.conftest import CPU, small_files, write_pngs
+from tests.waiting import wait_until
 from training.evaluation.calibrate import score
 
 
@@ -191,10 +191,8 @@ def test_a_running_service_answers_with_the_new_threshold(store, thin, tmp_path,
     try:
         before = server.post("/score", files={"file": zero}).json()
         assert run("calibrate", "small", "--data-dir", thin[0], "--promote", "--model-store", store)[0] == 0
-        after, until = before, time.monotonic() + 20
-        while after["version"] == 1 and time.monotonic() < until:
-            time.sleep(0.05)
-            after = server.post("/score", files={"file": zero}).json()
+        wait_until(lambda: server.get("/readyz").json()["version"] == 2, 20)
+        after = server.post("/score", files={"file": zero}).json()
         assert (before["version"], after["version"]) == (1, 2)
         assert after["mse"] == before["mse"]
         assert after["threshold"] == Repository(store).manifest("small", 2).threshold != before["threshold"]

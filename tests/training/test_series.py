@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from typer.testing import CliRunner
 
 from app.models.repository import Repository
 from tests.training.conftest import CPU, MODEL_STORE, ROOT, small_job
+from tests.waiting import wait_until
 from training.__main__ import app
 from training.pipeline.make import TrainingJob
 from training.pipeline.series import Source, result_of, result_path
@@ -192,9 +192,12 @@ def test_a_damaged_result_is_named(digits, tmp_path, content):
 
 def wait_for_the_end_of(group: int) -> None:
     """Wait until a process group has no process; fail after 20 seconds."""
-    until = time.monotonic() + 20
-    with suppress(ProcessLookupError):
-        while True:
+
+    def has_ended() -> bool:
+        try:
             os.killpg(group, 0)
-            assert time.monotonic() < until, "a process of the series lives on"
-            time.sleep(0.1)
+        except ProcessLookupError:
+            return True
+        return False
+
+    wait_until(has_ended, 20)

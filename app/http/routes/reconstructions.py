@@ -14,7 +14,7 @@ from app.http.schemas import ScoreResponse
 from app.images import pictures
 from app.problems import NO_STORE, ReconstructionNotFound, StoreUnavailable
 from app.stores import StoreError
-from app.stores.reconstructions import Record, owned
+from app.stores.reconstructions import Record
 
 router = protected_router("Scores")
 
@@ -45,9 +45,7 @@ async def reconstruction(
     """
     media_type = negotiate(request.scope["headers"], _TYPES)
     try:
-        record = (
-            await services.reconstructions.find(owned(request.scope.get("owner"), id)) if _ID.fullmatch(id) else None
-        )
+        record = await services.reconstructions.find(id, request.scope.get("owner")) if _ID.fullmatch(id) else None
     except StoreError:
         raise StoreUnavailable("the store cannot look up this id now") from None
     if record is None:

@@ -19,8 +19,9 @@ from app.http.routes import ROUTERS
 from app.images import pictures, png
 from app.settings import Settings
 from tests import model_stores, pngs
-from tests.app.test_score import assert_problem, raw
 from tests.conftest import ROOT, running, services
+from tests.requests import assert_problem, raw
+from tests.waiting import until
 
 
 def picture(response: httpx.Response) -> Image.Image:
@@ -35,8 +36,9 @@ async def test_views_show_what_was_scored(client: httpx.AsyncClient, zero: bytes
     path = reply["reconstruction"]
     given = np.frombuffer(png.decode(zero), np.uint8).reshape(28, 28)
     assert np.array_equal(np.asarray(picture(await client.get(f"{path}?view=input"))), given)
-    detector = services(client).registry.current("zero-article")._detector
-    found = detector.detect(given.reshape(1, 1, 28, 28).copy())
+    version = services(client).registry.current("zero-article")
+    assert version is not None
+    found = version.detector.detect(given.reshape(1, 1, 28, 28).copy())
     redrawn = np.asarray(picture(await client.get(path))).astype(float) / 255
     assert np.abs(redrawn - found.reconstruction[0, 0]).max() <= 0.5 / 255 + 1e-6
     error = np.rint(found.error_map[0] / found.error_map[0].max() * 255).astype(np.uint8)
@@ -68,8 +70,7 @@ async def test_drawing_a_panel_holds_up_nothing(
     monkeypatch.setattr(pictures, "panel", slowly)
     path = (await raw(client, zero)).json()["reconstruction"]
     panel = asyncio.create_task(client.get(f"{path}?view=panel&scale=16"))
-    while not drawing.is_set():
-        await asyncio.sleep(0.01)
+    await until(drawing.is_set)
     assert (await raw(client, zero)).status_code == 200
     answered.set()
     assert (await panel).status_code == 200

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.http.negotiation import choose
-from tests.app.test_score import assert_problem
+from tests.requests import assert_problem
 
 PICTURE = ("image/png", "application/json")
 BATCH = ("application/json", "application/x-ndjson", "application/x-npy")

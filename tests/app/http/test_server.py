@@ -15,6 +15,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from app.http import server
+from tests.waiting import until
 
 
 async def large(scope: Any, receive: Any, send: Any) -> None:
@@ -48,16 +49,14 @@ async def _taken(reads: bool) -> tuple[int, float]:
         await loop.sock_connect(client, listener.sockets[0].getsockname())
         await loop.sock_sendall(client, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         async with asyncio.timeout(60):
-            while not state.tasks:
-                await asyncio.sleep(0.01)
+            await until(lambda: state.tasks)
             before = time.monotonic()
             with contextlib.suppress(ConnectionResetError):
                 while reads and (content := await loop.sock_recv(client, 65536)):
                     size += len(content)
-                    await asyncio.sleep(0.006)
+                    await asyncio.sleep(0.006)  # a slow reader: the claim is about the time between two reads
                     longest, before = max(longest, time.monotonic() - before), time.monotonic()
-            while state.connections or state.tasks:
-                await asyncio.sleep(0.01)
+            await until(lambda: not (state.connections or state.tasks))
     listener.close()
     await listener.wait_closed()
     return size, longest
@@ -362,13 +361,22 @@ async def test_a_client_that_does_not_go_on_is_let_go_of(monkeypatch: pytest.Mon
         assert (await reader.read()).count(b"HTTP/1.1 ") == begun.count(b"POST")
 
 
-async def test_a_client_is_not_let_go_of_while_it_waits() -> None:
-    """A reply that takes longer than a connection may be idle is sent, and the connection goes on."""
+async def test_a_connection_is_not_idle_while_its_client_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The idle check keeps a connection whose response takes longer than the idle time, and the response is sent."""
+    checks = 0
+    check_idle = server.ServerProtocol.check_idle
+
+    def counted(protocol: server.ServerProtocol) -> None:
+        nonlocal checks
+        checks += 1
+        check_idle(protocol)
 
     async def slow(scope: Any, receive: Any, send: Any) -> None:
-        await asyncio.sleep(0.3)
+        before = checks
+        await until(lambda: checks >= before + 3)
         await echo(scope, receive, send)
 
+    monkeypatch.setattr(server.ServerProtocol, "check_idle", counted)
     async with connected(slow, timeout_keep_alive=0.1) as (side, reader):
         for _ in range(2):
             side.data_received(ASKED)
@@ -384,5 +392,4 @@ async def test_closing_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -
             await asyncio.sleep(0)
         assert not side.flow.write_paused
         side.transport.close()
-        while side.connections:
-            await asyncio.sleep(0.01)
+        await until(lambda: not side.connections)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import gzip
 import io
 import random
+import sqlite3
 import threading
 import zlib
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,10 +24,10 @@ from PIL import Image
 from app.http import queries, score
 from app.settings import Settings
 from tests import pngs
-from tests.app.test_images import BOMBS, REFUSED
+from tests.app.images.test_png import BOMBS, REFUSED
 from tests.conftest import running, services
+from tests.requests import PNG, assert_problem, form, raw
 
-PNG = {"content-type": "image/png"}
 FIELDS = {
     "id",
     "model",
@@ -37,27 +40,6 @@ FIELDS = {
     "reason",
     "reconstruction",
 }
-
-
-async def raw(client: httpx.AsyncClient, png: bytes, query: str = "") -> httpx.Response:
-    return await client.post(f"/score{query}", content=png, headers=PNG)
-
-
-async def form(client: httpx.AsyncClient, *parts: tuple[str, str | None, bytes]) -> httpx.Response:
-    content_type, body = pngs.multipart(*parts)
-    return await client.post("/score", content=body, headers={"content-type": content_type})
-
-
-def assert_problem(response: httpx.Response, status: int, type: str) -> dict[str, Any]:
-    """A problem has its media type, status and type, says what to do, and names the request."""
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/problem+json"
-    document: dict[str, Any] = response.json()
-    assert document["type"] == f"/problems/{type}"
-    assert document["status"] == status
-    assert document["title"]
-    assert document["instance"].endswith(response.headers["x-request-id"])
-    return document
 
 
 async def test_reply_has_every_field(client: httpx.AsyncClient, zero: bytes) -> None:
@@ -91,21 +73,20 @@ async def test_a_boundary_inside_the_image_is_not_the_end(client: httpx.AsyncCli
 
 
 @pytest.mark.parametrize("name", [name for name in REFUSED if name != "no bytes"])
-async def test_bad_images_are_problems(client: httpx.AsyncClient, name: str) -> None:
+async def test_bad_images_are_problems(client: httpx.AsyncClient, tmp_path: Path, name: str) -> None:
     """Each bad image is a 422 with its own type in both body forms, and nothing is stored."""
     png, kind = REFUSED[name]
     for response in (await raw(client, png), await form(client, ("file", "a.png", png))):
         document = assert_problem(response, 422, kind.type.removeprefix("/problems/"))
         assert document["hint"]
-    assert await stored(client) == 0
+    assert await stored(client, tmp_path / "reconstructions.db") == 0
 
 
-async def stored(client: httpx.AsyncClient) -> int:
-    """Return how many reconstructions the store holds."""
-    store = services(client).reconstructions._store
-    count: int = await services(client).reconstructions._worker.run(
-        lambda: store._answer(lambda connection: connection.execute("SELECT count(*) FROM entries").fetchone()[0])
-    )
+async def stored(client: httpx.AsyncClient, store: Path) -> int:
+    """Return the number of reconstructions in the file of the store."""
+    await services(client).reconstructions.check()  # the store's thread has finished every write before it
+    with contextlib.closing(sqlite3.connect(store)) as connection:
+        count: int = connection.execute("SELECT count(*) FROM entries").fetchone()[0]
     return count
 
 
@@ -238,7 +219,7 @@ async def test_reconstruction_can_be_included(client: httpx.AsyncClient, zero: b
 
 async def test_framework_route_is_the_same(client: httpx.AsyncClient, zero: bytes) -> None:
     """The documented route, reached through the framework, answers as the direct path does."""
-    inside = httpx.AsyncClient(transport=httpx.ASGITransport(client.app._app), base_url="http://test")  # type: ignore[attr-defined]
+    inside = httpx.AsyncClient(transport=httpx.ASGITransport(client.app.framework), base_url="http://test")  # type: ignore[attr-defined]
     async with inside:
         assert (await raw(inside, zero)).json()["mse"] == (await raw(client, zero)).json()["mse"]
         response = await raw(inside, b"nonsense")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from app.stores.record import SIZE_BOUND, Record, unpack
 from hypothesis import given
 from hypothesis import strategies as st
+
+from app.stores.reconstructions import MAX_RECORD_BYTES, Record, unpack
 
 
 @given(
@@ -17,7 +18,7 @@ def test_a_record_survives_packing(reply: bytes, planes: bytes, peak: float) -> 
     """Packing and unpacking a record changes nothing, and no record is above the bound that stores count with."""
     record = Record(reply, planes, peak)
     assert unpack(record.pack()) == record
-    assert len(record.pack()) <= SIZE_BOUND
+    assert len(record.pack()) <= MAX_RECORD_BYTES
     assert record.input + record.reconstruction + record.error_map == planes
 
 

@@ -15,7 +15,7 @@ import torch
 from app.inference.detector import Detector
 from app.inference.device import choose_device, use_one_thread
 from app.models.repository import Artifact, Repository
-from tests.app.test_bulk import digits
+from tests.app.http.test_batch import digits
 from tests.conftest import MODEL_STORE
 
 CPU = torch.device("cpu")

@@ -24,9 +24,22 @@ from uvicorn.server import ServerState
 
 from app.http.middleware import RequestMiddleware
 from app.http.server import ServerProtocol
-from app.main import create_app
+from app.inference.detector import Detector, Pictures
+from app.main import Application, create_app
 from app.settings import Settings
 from tests.conftest import MODEL_STORE, lifespan
+from tests.waiting import until
+
+
+class CountingProtocol(ServerProtocol):
+    """A connection that counts the bytes it has read."""
+
+    received = 0
+
+    def data_received(self, data: bytes) -> None:
+        """Count and parse what has arrived."""
+        super().data_received(data)
+        self.received += len(data)
 
 
 @dataclass
@@ -34,13 +47,21 @@ class Side:
     """The server's side of all connections."""
 
     port: int
-    app: RequestMiddleware
+    app: Application
     state: ServerState
     short: int = 0
     """Number of requests that took the fast path."""
     general: bool = False
     """Whether every request must take the general path."""
-    protocols: list[ServerProtocol] = field(default_factory=list)
+    protocols: list[CountingProtocol] = field(default_factory=list)
+
+    async def has_read(self, count: int) -> None:
+        """Wait until the newest connection has read so many bytes, or has been closed."""
+        await until(lambda: self.protocols and (self.protocols[-1].received >= count or not self.state.connections))
+
+    async def is_idle(self) -> None:
+        """Wait until no connection is open and no request is being handled."""
+        await until(lambda: not (self.state.connections or self.state.tasks))
 
 
 @asynccontextmanager
@@ -53,7 +74,7 @@ async def serving(settings: Settings, monkeypatch: pytest.MonkeyPatch, **chosen:
         side = Side(0, app, state)
 
         def make() -> ServerProtocol:
-            side.protocols.append(ServerProtocol(config, state, {}))
+            side.protocols.append(CountingProtocol(config, state, {}))
             return side.protocols[-1]
 
         takes_fast_path = ServerProtocol._takes_fast_path
@@ -116,11 +137,14 @@ async def read(reader: asyncio.StreamReader) -> Got:
 
 async def ask(side: Side, *pieces: bytes) -> Got:
     """Send a request piece by piece, each seen by the server before the next one is sent, and read the reply."""
+    known, sent = len(side.protocols), 0
     reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
-    for place, piece in enumerate(pieces):
-        if place:
-            await asyncio.sleep(0.05)  # the server sends nothing that would say that it has the piece before
+    for piece in pieces:
+        if sent:
+            await until(lambda: len(side.protocols) > known)
+            await side.has_read(sent)
         writer.write(piece)
+        sent += len(piece)
     async with asyncio.timeout(30):
         got = await read(reader)
     writer.close()
@@ -198,8 +222,7 @@ async def test_a_body_that_pauses_takes_the_general_path(
             reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
             writer.write(asked[:-50])
             async with asyncio.timeout(30):
-                while not side.state.tasks:
-                    await asyncio.sleep(0.01)
+                await until(lambda: side.state.tasks)
                 writer.write(rest)
                 assert (await read(reader)).status == status
             writer.close()
@@ -208,13 +231,21 @@ async def test_a_body_that_pauses_takes_the_general_path(
 
 async def test_a_disconnect_cancels_the_score(side: Side, zero: bytes) -> None:
     """An image whose client leaves before its micro-batch begins is neither scored nor stored, on both paths."""
-    registry = side.app._app.state.services.registry
+    registry = side.app.services.registry
     version = registry.current(registry.default_model)
+    assert version is not None
     gate, begun = threading.Event(), threading.Event()
 
-    def block() -> None:
-        begun.set()
-        gate.wait(30)
+    class Blocking:
+        def __init__(self, detector: Detector) -> None:
+            self._detector = detector
+
+        def draw(self, images: Any) -> Pictures:
+            begun.set()
+            gate.wait(30)
+            return self._detector.draw(images)
+
+    version.detector = Blocking(version.detector)  # type: ignore[assignment]
 
     async def count(name: str) -> float:
         reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
@@ -226,21 +257,19 @@ async def test_a_disconnect_cancels_the_score(side: Side, zero: bytes) -> None:
     for side.general in (False, True):
         begun.clear()
         gate.clear()
-        version._worker.submit(block)
-        await asyncio.to_thread(begun.wait, 30)
+        probe = asyncio.create_task(version.probe())  # a forward pass that is no score
+        await until(begun.is_set)
         scored, left = await count("anomaly_scores_total"), await count('anomaly_http_requests_total{route="/score",st')
         clients = [await asyncio.open_connection("127.0.0.1", side.port) for _ in range(20)]
         for _, writer in clients:
             writer.write(request(zero))
         async with asyncio.timeout(30):
-            while version.queue.waiting < 20:
-                await asyncio.sleep(0.01)
+            await until(lambda: version.queue.waiting == 20)
             for _, writer in clients:
                 writer.transport.abort()
-            while side.state.connections or side.state.tasks:
-                await asyncio.sleep(0.01)
+            await side.is_idle()
         gate.set()
-        await asyncio.gather(*[version.probe() for _ in range(2)])
+        await asyncio.gather(probe, *[version.probe() for _ in range(2)])
         assert await count("anomaly_scores_total") == scored
         assert await count('anomaly_http_requests_total{route="/score",st') == left + 20
 
@@ -316,12 +345,15 @@ async def test_urls_that_are_too_long_are_refused(
     asked = request(zero, query="?" + "a" * length)
     cut = asked.index(b"\r\n\r\n") + 4
     for pieces in ([asked], [asked[:cut], asked[cut:]]):
+        known, sent = len(side.protocols), 0
         reader, writer = await asyncio.open_connection("127.0.0.1", side.port, limit=2**20)
         async with asyncio.timeout(30):
             for piece in pieces:
                 writer.write(piece)
                 await writer.drain()
-                await asyncio.sleep(0.05)  # so that the pieces are read one by one
+                sent += len(piece)
+                await until(lambda known=known: len(side.protocols) > known)
+                await side.has_read(sent)
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
         writer.close()
         assert head.startswith(b"http/1.1 400 ")
@@ -347,9 +379,9 @@ async def test_refused_requests_take_turns_with_others(side: Side) -> None:
     """Of many requests in one piece one is answered a turn, so that others are not held up by them."""
     reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
     writer.write(request(b"no PNG", "text/plain") * 50)
-    turns = 0
+    turns, metrics = 0, side.app.services.metrics
     async with asyncio.timeout(30):
-        while side.app._metrics._requests.labels("/score", 415)._value.get() < 50:
+        while b'anomaly_http_requests_total{route="/score",status="415"} 50.0' not in metrics.exposition():
             await asyncio.sleep(0)
             turns += 1
         assert [(await read(reader)).status for _ in range(50)] == [415] * 50
@@ -367,8 +399,7 @@ async def test_connections_are_let_go_of_at_once(side: Side, zero: bytes) -> Non
         gone = [weakref.ref(protocol) for protocol in side.protocols]
         side.protocols.clear()
         async with asyncio.timeout(30):
-            while side.state.connections or any(each() for each in gone):
-                await asyncio.sleep(0.01)
+            await until(lambda: not side.state.connections and not any(each() for each in gone))
     finally:
         gc.enable()
     assert len(gone) == side.short == 3
@@ -401,11 +432,13 @@ async def test_a_connection_goes_on(side: Side, zero: bytes) -> None:
     """One request after the other on one connection; what comes in pieces and other routes in between."""
     reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
     async with asyncio.timeout(30):
+        sent = 0
         for place in range(9):
             asked = [request(zero), b"GET /models HTTP/1.1\r\nhost: x\r\n\r\n", request(zero)][place % 3]
             for piece in [asked[:-50], asked[-50:]] if place % 3 == 2 else [asked]:
                 writer.write(piece)
-                await asyncio.sleep(0.02)  # so that the pieces are read one by one
+                sent += len(piece)
+                await side.has_read(sent)
             assert (await read(reader)).status == 200
     writer.close()
     assert side.short == 6
@@ -466,8 +499,7 @@ async def test_a_client_that_leaves_harms_nobody(side: Side, zero: bytes, caplog
             writer.transport.abort()
         async with asyncio.timeout(30):
             assert (await ask(side, request(zero))).status == 200
-            while side.state.connections:
-                await asyncio.sleep(0.01)
+            await until(lambda: not side.state.connections)
     assert side.short == 6
     assert caplog.records == []
 

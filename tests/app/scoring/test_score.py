@@ -96,7 +96,7 @@ async def test_another_key_does_not_find_it(kept):
     ((reply,)) = await finished(kept, ({**PLAIN, "owner": "line-1"}, detection(0.2)))
     key = json.loads(reply.body)["id"]
     assert await kept.find(key) is None
-    assert await kept.find(f"line-1/{key}") is not None
+    assert await kept.find(key, "line-1") is not None
 
 
 @pytest.mark.parametrize("mse", [math.nan, math.inf])
@@ -113,9 +113,10 @@ async def test_what_cannot_be_kept_has_no_id(tmp_path):
     """Without a store the verdict is the same, and `id` and `reconstruction` are null."""
     (tmp_path / "file").write_text("no folder")
     store = SqliteStore(tmp_path / "file" / "r.db", ttl_seconds=60, max_entries=100)
-    kept = Reconstructions(store, Metrics(), timeout=5, max_waiting=100)
+    now = [0.0]
+    kept = Reconstructions(store, Metrics(), timeout=5, max_waiting=100, clock=lambda: now[0])
     await kept.check()
-    kept._retry_at = 0.0  # so that the store is asked again at once
+    now[0] += 60  # the next write probes the store again
     ((reply,)) = await finished(kept, (PLAIN, detection(0.3)))
     said = json.loads(reply.body)
     assert (said["id"], said["reconstruction"], said["is_anomaly"]) == (None, None, True)

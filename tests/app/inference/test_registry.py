@@ -10,7 +10,7 @@ import re
 import shutil
 import threading
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,9 @@ from app.models.repository import Artifact, Repository
 from app.settings import Settings
 from app.telemetry.logs import JsonFormatter
 from tests import model_stores
-from tests.app.test_score import assert_problem, raw
 from tests.conftest import running, services
-
-
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 10) -> None:
-    """Return when `condition` holds; fail when it does not within `seconds`."""
-    async with asyncio.timeout(seconds):
-        while not await condition():
-            await asyncio.sleep(0.02)
+from tests.requests import assert_problem, raw
+from tests.waiting import until
 
 
 async def version_of(client: httpx.AsyncClient) -> int | None:
@@ -254,7 +248,6 @@ async def test_whatever_is_off_with_one_model_the_others_are_looked_at(
 ) -> None:
     """An error that nobody thought of refuses the version that it came with; and a refusal is looked at again."""
     store = model_stores.copy(tmp_path / "store", 1)
-    model_stores.copy(store, 1, name="aaa")
     wrong = [UnicodeError("of /some/path")]
 
     class Odd(Repository):
@@ -266,8 +259,8 @@ async def test_whatever_is_off_with_one_model_the_others_are_looked_at(
     monkeypatch.setattr(registry, "REJECTED_SECONDS", 0.0)
     async with running(make_settings(model_store=store, watch_seconds=300)) as client:
         its = services(client).registry
-        its.repository = Odd(store)
-        its._retire(its._current.pop("aaa"))
+        its.repository = its._loader.repository = Odd(store)
+        model_stores.copy(store, 1, name="aaa")
         model_stores.copy(store, 2)
         await its.refresh()
         assert its.rejection("aaa") == "aaa@1: it cannot be loaded (UnicodeError)"
@@ -284,7 +277,7 @@ async def test_a_refused_request_holds_no_version(
     store = model_stores.copy(tmp_path / "store", 1, 2, current=1)
     async with running(make_settings(model_store=store, deadline_ms=30_000)) as client:
         assert_problem(await raw(client, zero, "?model=zero-article@2&alpha=1e-9"), 422, "unsupported-alpha")
-        assert services(client).score._scorer._arrivals == {}
+        assert all(version.queue.waiting == 0 for version in services(client).registry.extras.versions())
 
 
 class Slow:
@@ -305,6 +298,12 @@ class Slow:
         return self._repository.open(name, version)
 
 
+def slowed(registry: Any, gate: threading.Event) -> Slow:
+    """Make a registry read its versions through `Slow`."""
+    registry.repository = registry._loader.repository = slow = Slow(registry.repository, gate)
+    return slow
+
+
 async def test_a_refused_version_is_read_once(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
 ) -> None:
@@ -314,7 +313,7 @@ async def test_a_refused_version_is_read_once(
     async with running(make_settings(model_store=store, deadline_ms=30_000)) as client:
         gate = threading.Event()
         gate.set()
-        services(client).registry.repository = counting = Slow(services(client).registry.repository, gate)
+        counting = slowed(services(client).registry, gate)
         for _ in range(3):
             replies = await asyncio.gather(*(raw(client, zero, "?model=zero-article@2") for _ in range(5)))
             for reply in replies:
@@ -331,7 +330,7 @@ async def test_waiting_for_a_version_is_bounded(
     chosen = make_settings(model_store=store, deadline_ms=300, queue_max_images=4, max_extra_versions=2)
     async with running(chosen) as client:
         gate = threading.Event()
-        services(client).registry.repository = counting = Slow(services(client).registry.repository, gate)
+        counting = slowed(services(client).registry, gate)
         replies = await asyncio.gather(*(raw(client, zero, query) for _ in range(10)))
         assert sorted(reply.status_code for reply in replies) == [503] * 6 + [504] * 4
         assert_problem(await raw(client, zero, "?model=zero-article@3"), 504, "deadline-exceeded")
@@ -383,7 +382,8 @@ class Faulty:
 
 def break_model(client: httpx.AsyncClient, fault: Callable[[Pictures], Pictures]) -> Faulty:
     serving = services(client).registry.current("zero-article")
-    serving._detector = faulty = Faulty(serving._detector, fault)
+    assert serving is not None
+    serving.detector = faulty = Faulty(serving.detector, fault)
     return faulty
 
 
@@ -474,15 +474,17 @@ async def test_a_hanging_model_is_504_and_unready(make_settings: Callable[..., S
 async def test_stopping_answers_what_was_accepted(make_settings: Callable[..., Settings], zero: bytes) -> None:
     """Requests accepted before the stop get their scores while the application shuts down."""
     gate = threading.Event()
+    begun: list[int] = []
 
     def wait(found: Pictures) -> Pictures:
+        begun.append(len(found.mse))
         gate.wait(30)
         return found
 
     async with running(make_settings()) as client:
         break_model(client, wait)
         tasks: list[asyncio.Task[Any]] = [asyncio.create_task(raw(client, zero)) for _ in range(20)]
-        await asyncio.sleep(0.1)
+        await until(lambda: sum(begun) + services(client).registry.waiting == 20)
         asyncio.get_running_loop().call_later(0.2, gate.set)
     assert [task.result().status_code for task in tasks] == [200] * 20
 
@@ -496,7 +498,7 @@ async def test_a_promotion_reuses_loaded_versions(
         its = services(client).registry
         gate = threading.Event()
         gate.set()
-        its.repository = counting = Slow(its.repository, gate)
+        counting = slowed(its, gate)
         assert (await raw(client, zero, "?model=zero-article@2")).json()["version"] == 2
         for current in (2, 1, 2):
             model_stores.promote(store, current)

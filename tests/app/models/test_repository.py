@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from app.models.repository import Repository, RepositoryError, sha256
-from tests.conftest import unprivileged
+from tests.conftest import MODEL_STORE, unprivileged
 
-SHIPPED = Path(__file__).parent.parent.parent / "model_store"
+SHIPPED = MODEL_STORE
 NAME = "zero-article"
 
 

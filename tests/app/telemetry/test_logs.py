@@ -30,7 +30,7 @@ async def test_a_slow_reader_gets_every_line() -> None:
     try:
         reader = threading.Timer(0.2, read_all, (reads, got))
         reader.start()
-        log._queue()
+        log.queue()
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
         assert log.flush()
     finally:
@@ -50,7 +50,7 @@ async def test_an_unread_pipe_blocks_nobody_and_drops_are_counted() -> None:
         log.write({"number": number, "padding": "x" * 200})
         if number % 100 == 99:
             await asyncio.sleep(0)
-            log._queue()
+            log.queue()
     assert not log.writer.flush(timeout=0.1)
     assert time.monotonic() - began < 5
     assert 0 < writer.dropped < 4000
@@ -79,7 +79,7 @@ async def test_a_closed_or_full_non_blocking_pipe_raises_no_error() -> None:
     log = AccessLog(writer)
     for number in range(2000):
         log.write({"number": number, "padding": "x" * 200})
-    log._queue()
+    log.queue()
     assert not log.writer.flush(timeout=0.1)
     os.close(reads)
     assert log.writer.flush(timeout=10)

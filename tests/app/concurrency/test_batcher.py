@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from app.concurrency.batcher import MicroBatcher, Resolve
 from app.concurrency.lanes import LaneWorker
 from app.problems import DeadlineExceeded, InternalError, ModelUnavailable, Overloaded
+from tests.waiting import until
 
 
 class Item(int):
@@ -67,9 +68,7 @@ def batcher_of(
 
 async def begun(squares: Squares, count: int) -> None:
     """Wait until so many micro-batches have begun."""
-    async with asyncio.timeout(30):
-        while len(squares.batches) < count:
-            await asyncio.sleep(0.001)
+    await until(lambda: len(squares.batches) >= count)
 
 
 @given(
@@ -121,7 +120,8 @@ async def test_what_waits_goes_together(worker: LaneWorker) -> None:
     await begun(run, 1)
     assert (run.batches, batcher.waiting) == ([[0, 1, 2, 3]], 2)
     tasks += [asyncio.create_task(submit(batcher, 6))]
-    await asyncio.sleep(0)
+    while batcher.waiting < 3 or batcher._arrivals:
+        await asyncio.sleep(0)
     run.gate.set()
     assert await asyncio.gather(*tasks) == [0, 1, 4, 9, 16, 25, 36]
     assert run.batches == [[0, 1, 2, 3], [4, 5, 6]]
@@ -158,7 +158,7 @@ async def test_batchers_of_one_thread_take_turns(worker: LaneWorker) -> None:
 
     batchers = [batcher_of(work_of(name), worker, max_size=1) for name in "ab"]
     tasks = [asyncio.create_task(submit(batcher, n)) for batcher in batchers for n in range(3)]
-    await asyncio.sleep(0.01)
+    await until(lambda: order and [batcher.waiting for batcher in batchers] == [2, 3])
     gate.set()
     await asyncio.gather(*tasks)
     assert order == ["a", "b", "a", "b", "a", "b"]
@@ -172,7 +172,7 @@ async def test_full_queue_refuses_at_once(worker: LaneWorker) -> None:
     tasks = [asyncio.create_task(submit(batcher, 0))]
     await begun(run, 1)
     tasks += [asyncio.create_task(submit(batcher, item)) for item in (1, 2)]
-    await asyncio.sleep(0.01)
+    await until(lambda: batcher.waiting == 2)
     with pytest.raises(Overloaded):
         await submit(batcher, 3)
     run.gate.set()
@@ -186,8 +186,7 @@ async def test_deadline_is_kept_while_waiting_and_while_running(worker: LaneWork
     batcher = batcher_of(run, worker, max_size=1, deadline=0.05)
     while not run.batches:  # a thread that is slow to begin finds that nobody waits any more
         first = asyncio.create_task(submit(batcher, 1))
-        while not (run.batches or first.done()):
-            await asyncio.sleep(0.001)
+        await until(lambda first=first: run.batches or first.done())
         first.add_done_callback(asyncio.Task.exception)
     second = asyncio.create_task(submit(batcher, 2))
     for task in (first, second):
@@ -208,13 +207,11 @@ async def test_busy_seconds_say_how_long_the_thread_has_not_answered(worker: Lan
     await begun(run, 1)
     now[0] = 103.0
     tasks += [asyncio.create_task(submit(batcher, 2))]
-    await asyncio.sleep(0.01)
+    await until(lambda: batcher.waiting == 1)
     assert batcher.busy_seconds == 3.0
     run.gate.set()
     await asyncio.gather(*tasks)
-    async with asyncio.timeout(30):
-        while batcher.busy_seconds:  # the thread says it a moment after the results
-            await asyncio.sleep(0.001)
+    await until(lambda: batcher.busy_seconds == 0.0)  # the thread resets it after it has resolved the results
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), SystemExit()], ids=["an error", "what ends a program"])
@@ -243,7 +240,7 @@ async def test_closing_answers_what_was_accepted(worker: LaneWorker) -> None:
     tasks = [asyncio.create_task(submit(batcher, item)) for item in range(3)]
     await asyncio.sleep(0)
     closing = asyncio.create_task(batcher.aclose())
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0)
     assert not closing.done()
     with pytest.raises(ModelUnavailable):
         await submit(batcher, 9)
@@ -266,7 +263,7 @@ async def test_ten_thousand_callers_who_leave_hold_nothing(worker: LaneWorker) -
     first = asyncio.create_task(submit(batcher, 3))
     await begun(run, 1)
     tasks = [asyncio.create_task(submit(batcher, item)) for item in range(10_000)]
-    await asyncio.sleep(0.01)
+    await until(lambda: batcher.waiting == 10_000)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -283,7 +280,8 @@ async def test_a_delay_gathers_company(worker: LaneWorker) -> None:
     run = Squares()
     batcher = batcher_of(run, worker, max_delay=0.05)
     first = asyncio.create_task(submit(batcher, 1))
-    await asyncio.sleep(0.01)
+    for _ in range(3):  # the first item is queued, and its delay has begun
+        await asyncio.sleep(0)
     second = asyncio.create_task(submit(batcher, 2))
     assert await asyncio.gather(first, second) == [1, 4]
     assert run.batches == [[1, 2]]
@@ -303,7 +301,8 @@ async def test_a_full_batch_waits_for_nobody(worker: LaneWorker) -> None:
     async with asyncio.timeout(30):
         assert await asyncio.gather(*(submit(batcher, item) for item in range(4))) == [0, 1, 4, 9]
         early = asyncio.create_task(submit(batcher, 4))
-        await asyncio.sleep(0.01)
+        for _ in range(3):  # the item is queued, and its delay has begun
+            await asyncio.sleep(0)
         assert await asyncio.gather(early, *(submit(batcher, item) for item in range(5, 8))) == [16, 25, 36, 49]
 
 
@@ -339,7 +338,7 @@ async def test_the_next_batch_runs_while_the_one_before_is_passed_on(worker: Lan
     assert await submit(batcher, 2) == 2
     assert not slow.done()
     closing = asyncio.create_task(batcher.aclose())
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0)
     assert not closing.done()
     threading.Thread(target=passed_on[0]).start()
     await closing

@@ -13,8 +13,8 @@ from app.http import bodies
 from app.http.multipart import read_form
 from app.images import png
 from app.problems import BodyTooLarge
-from tests.app.test_score import assert_problem
 from tests.conftest import ROOT
+from tests.requests import assert_problem
 
 CASES = ROOT / "tests" / "cases"
 FORM = {"content-type": "multipart/form-data; boundary=XX"}

@@ -1,4 +1,4 @@
-"""Bodies: the fast cut agrees with the reader of forms, which follows RFC 7578; content encodings."""
+"""Bodies: their time limit, their content encoding, and the forms (RFC 7578) in them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ import gzip
 import random
 import time
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from app.http.bodies import decoded, decoded_pieces
+from app.http.bodies import BodyReader, decoded, decoded_pieces
 from app.http.forms import FormReader
-from app.http.multipart import Form, chunks, image_of, plain_image_of, read_form
+from app.http.multipart import Form, chunks, plain_image_of, read_form
 from app.problems import (
+    BodyTimeout,
     BodyTooLarge,
     EmptyBody,
     InvalidParameter,
@@ -30,6 +32,7 @@ from app.problems import (
     UnsupportedMediaType,
 )
 from tests import pngs
+from tests.waiting import advance, virtual_time
 
 HEAD = b'Content-Disposition: form-data; name="file"; filename="a.png"'
 BODY = b"--B\r\n%b\r\n\r\n%b\r\n--B--\r\n"
@@ -39,7 +42,7 @@ def assert_alike(body: bytes) -> None:
     """What is cut out at once, the parser finds: quotes around the boundary, which mean nothing, leave it to that."""
     found = plain_image_of("multipart/form-data; boundary=B", body) if body else None
     if found is not None:
-        assert asyncio.run(image_of('multipart/form-data; boundary="B"', body)) == found
+        assert read_form('multipart/form-data; boundary="B"', body).image == found
 
 
 @pytest.mark.parametrize(
@@ -337,3 +340,78 @@ def test_other_encodings_are_415(encoding: bytes) -> None:
     with pytest.raises(UnsupportedEncoding, match=encoding.decode()) as caught:
         decoded(encoding, b"x", limit=10)
     assert caught.value.headers()["accept-encoding"] == "gzip, deflate"
+
+
+def incomplete(*bodies: bytes) -> Any:
+    """Return an ASGI channel with these pieces of a body whose last piece never arrives."""
+    left = list(bodies)
+
+    async def receive() -> MutableMapping[str, Any]:
+        if not left:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": left.pop(0), "more_body": True}
+
+    return receive
+
+
+@virtual_time
+async def test_a_slow_body_is_rejected_and_its_task_continues() -> None:
+    """A body that is incomplete after the time limit is a `BodyTimeout`, and leaves the task that read it usable."""
+    clock = asyncio.get_running_loop().time
+    reader = BodyReader(0.05, clock)
+    with pytest.raises(BodyTimeout, match=r"0\.05 s"):
+        await reader.read(incomplete(b"a", b"b"), declared=None, limit=10)
+    assert clock() == pytest.approx(0.05, abs=0.0015)
+    await asyncio.sleep(0)
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+
+
+@virtual_time
+async def test_each_body_has_its_own_time_limit() -> None:
+    """Of three tasks that read at once, the two with incomplete bodies are interrupted one after the other."""
+    reader = BodyReader(0.05, asyncio.get_running_loop().time)
+    ends: list[str] = []
+
+    async def read(name: str, wait: float) -> None:
+        await advance(wait)
+        try:
+            await reader.read(incomplete(b"a"), declared=None, limit=10)
+        except BodyTimeout:
+            ends.append(name)
+
+    async def complete() -> bytes:
+        async def receive() -> MutableMapping[str, Any]:
+            return {"type": "http.request", "body": b"abc", "more_body": False}
+
+        body = await reader.read(receive, declared=b"3", limit=10)
+        await advance(0.1)
+        return body
+
+    *_, body = await asyncio.gather(read("second", 0.02), read("first", 0.0), complete())
+    assert ends == ["first", "second"]
+    assert body == b"abc"
+
+
+@virtual_time
+async def test_a_cancelled_reader_is_cancelled() -> None:
+    """A task that another caller cancels while it reads raises `CancelledError`, and its deadline is forgotten."""
+    reader = BodyReader(0.03, asyncio.get_running_loop().time)
+    task = asyncio.create_task(reader.read(incomplete(), declared=None, limit=10))
+    await advance(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not reader._deadlines
+
+
+async def test_a_cancellation_takes_precedence_over_the_time_limit() -> None:
+    """If a task is cancelled in the moment in which its body times out, it raises `CancelledError`."""
+    reader = BodyReader(0.03)
+    task = asyncio.create_task(reader.read(incomplete(), declared=None, limit=10))
+    await asyncio.sleep(0)
+    reader._interrupt(task)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

@@ -27,6 +27,7 @@ from app.stores.redis import RedisStore
 from app.stores.sqlite import SqliteStore
 from app.telemetry.metrics import Metrics
 from tests.conftest import ROOT, free_port
+from tests.waiting import until
 
 ENTRY = 4096
 ENTRIES = 1000
@@ -144,8 +145,7 @@ async def test_an_expired_entry_is_none(make_store: OpenStore) -> None:
     (entry,) = entries("brief", 1)
     store.put([entry])
     assert store.get(entry[0]) == entry[1]
-    await asyncio.sleep(0.5)
-    assert store.get(entry[0]) is None
+    await until(lambda: store.get(entry[0]) is None)
 
 
 async def test_two_stores_share_their_entries(make_store: OpenStore) -> None:
@@ -174,8 +174,7 @@ async def test_the_newest_stay_when_the_bound_is_reached(make_store: OpenStore) 
         group = entries("full", ENTRIES // 10, ENTRY)
         store.put(group)
         kept.append(group)
-        # Redis orders by the time that is left, in milliseconds.
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(0.002)  # Redis orders by the remaining time to live, in milliseconds
     newest = [store.get(key) == content for key, content in kept[-1]]
     assert all(newest)
     there = sum([store.get(key) is not None for group in kept for key, _ in group])
@@ -429,23 +428,23 @@ async def test_a_hanging_redis_costs_no_more_than_the_time_out(redis_server: Red
     store = RedisStore(redis_server.url, ttl_seconds=60, password_file=redis_server.password_file)
     kept = Reconstructions(store, Metrics(), timeout=0.3, max_waiting=64)
     record = Record(b"{}", bytes(3 * 784), 1.0)
-    assert await kept.stored([("a" * 32, record)])
+    assert await kept.stored([record._replace(id="a" * 32)])
     redis_server.process.send_signal(signal.SIGSTOP)
     began = time.monotonic()
-    assert not await kept.stored([("b" * 32, record)])
+    assert not await kept.stored([record._replace(id="b" * 32)])
     assert 0.2 < time.monotonic() - began < 1.0
-    await asyncio.sleep(0.1)
     assert not kept.up
     began = time.monotonic()
-    assert not await kept.stored([("c" * 32, record)])
+    assert not await kept.stored([record._replace(id="c" * 32)])
     assert time.monotonic() - began < 0.1
     redis_server.process.send_signal(signal.SIGCONT)
-    until = time.monotonic() + 5
-    while not kept.up and time.monotonic() < until:
+
+    async def up_again() -> bool:
         await kept.check_when_quiet()
-        await asyncio.sleep(0.05)
-    assert kept.up
-    assert await kept.stored([("d" * 32, record)])
+        return kept.up
+
+    await until(up_again, seconds=5)
+    assert await kept.stored([record._replace(id="d" * 32)])
     assert await kept.find("d" * 32) == record
     await kept.aclose()
 
@@ -460,20 +459,17 @@ async def test_a_locked_file_costs_no_more_than_the_time_out(tmp_path: Path) -> 
         other.execute("BEGIN EXCLUSIVE")
         began = time.monotonic()
         for key in "ab":
-            await asyncio.to_thread(kept.put, [(key, record)], lambda kept, key=key: said.append((key, kept)))
-        async with asyncio.timeout(30):
-            while len(said) < 2:
-                await asyncio.sleep(0.01)
+            await asyncio.to_thread(kept.put, [record._replace(id=key)], lambda kept, key=key: said.append((key, kept)))
+        await until(lambda: len(said) == 2)
         assert 0.1 < time.monotonic() - began < 1.5
         assert not kept.up
         other.execute("COMMIT")
-    await kept._worker.run(store.ping)  # the store's thread has finished both
-    assert said == [("a", False), ("b", False)]
     assert await kept.find("a") == record  # it was begun
-    assert await kept.find("b") is None
+    assert await kept.find("b") is None  # now the store's thread has finished both
+    assert said == [("a", False), ("b", False)]
     await kept.check()
     assert kept.up
-    assert await kept.stored([("c", record)])
+    assert await kept.stored([record._replace(id="c")])
     assert (kept._waiting, len(kept._puts)) == (0, 0)
     await kept.aclose()
 
@@ -492,9 +488,9 @@ def no_file_larger_than(size: int) -> Iterator[None]:
 async def _full_and_then_not(kept: Reconstructions, fill: Callable[[], object], empty: Callable[[], object]) -> None:
     """A store that is full is down, whatever it still gives, until it has room."""
     record = Record(b"{}", bytes(3 * 784), 1.0)
-    assert await kept.stored([("before", record)])
+    assert await kept.stored([record._replace(id="before")])
     fill()
-    while await kept.stored([(new_ids(1)[0], record)]):
+    while await kept.stored([record._replace(id=new_ids(1)[0])]):
         pass
     for _ in range(8):  # the rest of its room is smaller than a record
         await kept.check()
@@ -506,7 +502,7 @@ async def _full_and_then_not(kept: Reconstructions, fill: Callable[[], object], 
     empty()
     await kept.check()
     assert kept.up
-    assert await kept.stored([("after", record)])
+    assert await kept.stored([record._replace(id="after")])
     await kept.aclose()
 
 
@@ -536,19 +532,19 @@ async def test_a_disk_that_is_full_when_a_transaction_ends_is_named(tmp_path: Pa
     store.close()
 
 
-async def test_fetches_do_not_stand_in_for_a_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who only fetches is told as well that nothing can be written any more."""
-    monkeypatch.setattr("app.stores.reconstructions._QUIET_SECONDS", 0.1)
-    kept = Reconstructions(
-        SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=1000), Metrics(), timeout=2, max_waiting=64
-    )
+async def test_reads_do_not_replace_the_check(tmp_path: Path) -> None:
+    """Without writes a full disk is detected by the check of a quiet store, although reads succeed."""
+    now, store = [0.0], SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=1000)
+    kept = Reconstructions(store, Metrics(), timeout=2, max_waiting=64, clock=lambda: now[0])
     await kept.check()
     with no_file_larger_than(10_000):
-        async with asyncio.timeout(5):
-            while kept.up:
-                await kept.find("a")
-                await kept.check_when_quiet()
-                await asyncio.sleep(0.02)  # the check comes when it has been quiet for a while
+        await kept.find("a")
+        await kept.check_when_quiet()
+        assert kept.up
+        now[0] += 5
+        await kept.find("a")
+        await kept.check_when_quiet()
+        assert not kept.up
     await kept.aclose()
 
 
@@ -614,10 +610,10 @@ async def test_a_record_that_cannot_be_packed_is_dropped(tmp_path: Path) -> None
     kept = Reconstructions(store, Metrics(), timeout=5, max_waiting=64)
     await kept.check()
     unpackable: Any = None
-    assert not await kept.stored([("a", Record(b"{}", unpackable, 1.0))])
+    assert not await kept.stored([Record(b"{}", unpackable, 1.0, "a")])
     assert (kept._waiting, len(kept._puts)) == (0, 0)
     await kept.check()
-    assert await kept.stored([("b", Record(b"{}", bytes(3 * 784), 1.0))])
+    assert await kept.stored([Record(b"{}", bytes(3 * 784), 1.0, "b")])
     await kept.aclose()
 
 
@@ -633,7 +629,7 @@ async def test_a_dead_disk_does_not_block_the_shutdown(tmp_path: Path) -> None:
         Dead(tmp_path / "store.db", ttl_seconds=60, max_entries=100), Metrics(), timeout=0.1, max_waiting=64
     )
     await kept.check()
-    assert not await kept.stored([("a", Record(b"{}", bytes(3 * 784), 1.0))])
+    assert not await kept.stored([Record(b"{}", bytes(3 * 784), 1.0, "a")])
     assert not await kept.aclose(timeout=0.1)
     gate.set()
 
@@ -643,7 +639,7 @@ async def test_any_thread_stores_records(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=1000)
     kept = Reconstructions(store, Metrics(), timeout=30, max_waiting=1000)
     await kept.check()
-    groups = [[(f"{thread}-{n}", Record(b"{}", bytes(3 * 784), 1.0)) for n in range(3)] for thread in range(20)]
+    groups = [[Record(b"{}", bytes(3 * 784), 1.0, f"{thread}-{n}") for n in range(3)] for thread in range(20)]
     told: list[bool] = []
     heard = threading.Semaphore(0)
 
@@ -655,7 +651,7 @@ async def test_any_thread_stores_records(tmp_path: Path) -> None:
     for _ in groups:
         assert await asyncio.to_thread(heard.acquire, timeout=30)
     assert told == [True] * 20
-    assert all([await kept.find(id) is not None for group in groups for id, _ in group])
+    assert all([await kept.find(record.id) is not None for group in groups for record in group])
     await kept.aclose()
 
 
@@ -663,7 +659,7 @@ async def test_a_group_larger_than_the_bound_is_kept_when_none_waits(tmp_path: P
     """A chunk of a batch request may be larger than the queue of single images; a second one must wait its turn."""
     store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=1000)
     kept = Reconstructions(store, Metrics(), timeout=30, max_waiting=4)
-    groups = [[(f"{group}-{n}", Record(b"{}", bytes(3 * 784), 1.0)) for n in range(8)] for group in range(2)]
+    groups = [[Record(b"{}", bytes(3 * 784), 1.0, f"{group}-{n}") for n in range(8)] for group in range(2)]
     assert await asyncio.gather(*(kept.stored(group) for group in groups)) == [True, False]
     assert await kept.stored(groups[1])
     await kept.aclose()

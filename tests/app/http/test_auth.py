@@ -142,7 +142,7 @@ async def test_every_route_but_the_public_ones_wants_a_key(
 ) -> None:
     """Without a key or with a wrong one every route answers 401 as a problem with a challenge; probes answer."""
     async with running(make_settings(api_keys_file=keys_file)) as client:
-        documented = client.app._app.openapi()["paths"]  # type: ignore[attr-defined]
+        documented = client.app.framework.openapi()["paths"]  # type: ignore[attr-defined]
         paths = sorted(documented)
         assert "/score" in paths
         for path, methods in documented.items():

@@ -8,11 +8,11 @@ import gc
 import sys
 import threading
 import weakref
-from collections.abc import Callable
 
 import pytest
 
 from app.concurrency.lanes import LaneWorker
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -23,13 +23,6 @@ def worker():
     worker.began = began
     yield worker
     worker.close()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Return when `condition` holds: how soon a thread begins or ends something is the machine's to say."""
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 async def test_work_is_done_in_order_in_one_thread(worker):
@@ -48,18 +41,22 @@ async def test_work_is_done_in_order_in_one_thread(worker):
 
 async def test_lanes_take_turns(worker):
     """Each lane in its own order, one piece of each in turn, and whoever comes new before whoever was just served."""
-    gate, done = threading.Event(), []
+    begun, gate, done = threading.Event(), threading.Event(), []
+
+    def block() -> None:
+        begun.set()
+        gate.wait(60)
 
     def given(lane: str, count: int) -> list[asyncio.Task[None]]:
         pieces = [lambda n=n: done.append(f"{lane}{n}") for n in range(count)]
         return [asyncio.create_task(worker.run(piece, lane)) for piece in pieces]
 
-    first = asyncio.create_task(worker.run(lambda: gate.wait(60), "a"))
-    await asyncio.sleep(0.01)
+    first = asyncio.create_task(worker.run(block, "a"))
+    await until(begun.is_set)
     tasks = given("a", 4)
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0)
     tasks += given("b", 2) + given("c", 1)
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0)
     gate.set()
     await asyncio.gather(first, *tasks)
     assert done == ["b0", "c0", "a0", "b1", "a1", "a2", "a3"]
@@ -77,10 +74,10 @@ async def test_long_work_can_see_that_others_wait(worker):
     long = asyncio.create_task(worker.run(lambda: piece(gates[0]), "a"))
     await until(lambda: seen)
     same = asyncio.create_task(worker.run(lambda: piece(gates[1]), "a"))
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0)
     assert worker.others_waiting[0] == 0
     other = asyncio.create_task(worker.run(lambda: piece(gates[2]), "b"))
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0)
     for gate in gates:
         gate.set()
     await asyncio.gather(long, same, other)
@@ -93,10 +90,10 @@ async def test_what_nobody_waits_for_is_not_begun(worker):
     gate, done = threading.Event(), []
     first = asyncio.create_task(worker.run(lambda: gate.wait(60)))
     second = asyncio.create_task(worker.run(lambda: done.append("second")))
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0)
     second.cancel()
     third = asyncio.create_task(worker.run(lambda: done.append("third")))
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0)
     gate.set()
     await asyncio.gather(first, third)
     assert done == ["third"]

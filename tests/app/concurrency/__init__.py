@@ -1,0 +1,1 @@
+"""Tests of `app/concurrency`: one file per module."""

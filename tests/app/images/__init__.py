@@ -1,0 +1,1 @@
+"""Tests of `app/images`: one file per module."""

@@ -1,0 +1,1 @@
+"""Tests of `app/inference`: one file per module."""

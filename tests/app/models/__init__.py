@@ -1,0 +1,1 @@
+"""Tests of `app/models`: one file per module."""

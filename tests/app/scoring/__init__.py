@@ -1,0 +1,1 @@
+"""Tests of `app/scoring`: one file per module."""

@@ -1,0 +1,1 @@
+"""Tests of `app/stores`: one file per module."""

@@ -1,0 +1,1 @@
+"""Tests of `app/telemetry`: one file per module."""
