@@ -11,7 +11,8 @@
     ├── BodyTooLarge            413
     ├── UnsupportedMediaType    415  UnsupportedEncoding
     ├── InvalidImage            422  NotAPng, TruncatedPng, CorruptPng, AnimatedPng, WrongSize, ImageTooLarge,
-    │                                NotGrey, LowBitDepth, Transparent, BlankImage, AmbiguousImage, WrongArray
+    │                                ExtremeShape, NotGrey, LowBitDepth, Transparent, BlankImage, AmbiguousImage,
+    │                                UnsupportedFormat, CorruptImage, AnimatedImage, WrongArray
     ├── InvalidParameter        422  UnsupportedAlpha
     ├── InternalError           500
     ├── ModelUnavailable        503
@@ -269,6 +270,34 @@ class ImageTooLarge(InvalidImage):
     hint = "Scale the image down before sending it."
 
 
+class ExtremeShape(InvalidImage):
+    """The header declares a side that is too long, or sides that differ too much."""
+
+    type, title = "/problems/extreme-shape", "The image is too long or too narrow"
+    hint = "Crop the image to the digit, with a margin around it."
+
+
+class UnsupportedFormat(InvalidImage):
+    """The bytes are not in a format that `fit=mnist` decodes."""
+
+    type, title = "/problems/unsupported-format", "The image format is not supported"
+    hint = "Convert the image to PNG, JPEG or WebP, upright and of any size."
+
+
+class CorruptImage(InvalidImage):
+    """A JPEG or WebP file is damaged or cut short."""
+
+    type, title = "/problems/corrupt-image", "The image file is damaged"
+    hint = "Save the image again, and send the whole file."
+
+
+class AnimatedImage(InvalidImage):
+    """A WebP file has several frames."""
+
+    type, title = "/problems/animated-image", "The image is animated"
+    hint = "Send one frame per request."
+
+
 class NotGrey(InvalidImage):
     """The image has colours; only `fit=mnist` converts them."""
 
@@ -302,6 +331,11 @@ class AmbiguousImage(InvalidImage):
 
     type, title = "/problems/ambiguous-image", "The stroke and the background cannot be distinguished"
     hint = "Send one digit with a margin, on a plain background that is darker or brighter than the whole digit."
+
+    def __init__(self, detail: str = "", hint: str = "") -> None:
+        super().__init__(detail)
+        if hint:
+            self.hint = hint
 
 
 class WrongArray(InvalidImage):

@@ -45,7 +45,10 @@ def imports_of(path: Path) -> set[str]:
         ),
         ("sqlite3", {"app.stores.sqlite"}),
         ("prometheus_client", {"app.telemetry.metrics"}),
-        ("PIL", {"app.images.png", "app.images.fit", "app.images.pictures"}),
+        (
+            "PIL",
+            {f"app.images.{name}" for name in ("png", "background", "reading", "fit", "pictures")},
+        ),
     ],
 )
 def test_each_library_has_its_home(package: str, homes: set[str]) -> None:

@@ -88,7 +88,7 @@ class Offline:
         if not math.isfinite(mse):
             raise problems.InternalError("the score is not a finite number")
         [verdict] = self._rule.verdicts([mse], [(None, *self._rule.manifest.reasons)[code]])
-        how = None if fitted is None else Fitted(inverted=fitted.inverted, crop=fitted.crop)
+        how = None if fitted is None else Fitted.of(fitted)
         return score_of(self._rule.document(verdict, id=None, fitted=how))
 
 

@@ -16,8 +16,8 @@
         ├── BodyTooLarge        413
         ├── UnsupportedMediaType 415 UnsupportedEncoding
         ├── InvalidImage        422  NotAPng, TruncatedPng, CorruptPng, AnimatedPng, WrongSize, ImageTooLarge,
-        │                            NotGrey, LowBitDepth, Transparent, BlankImage, AmbiguousImage,
-        │                            WrongArray
+        │                            ExtremeShape, NotGrey, LowBitDepth, Transparent, BlankImage, AmbiguousImage,
+        │                            UnsupportedFormat, CorruptImage, AnimatedImage, WrongArray
         ├── InvalidParameter    422  UnsupportedAlpha
         ├── RateLimited         429  by a gateway
         ├── InternalError       500
@@ -184,6 +184,22 @@ class WrongSize(InvalidImage):
 
 class ImageTooLarge(InvalidImage):
     """The image has more pixels than the service decodes."""
+
+
+class ExtremeShape(InvalidImage):
+    """The header declares a side that is too long, or sides that differ too much."""
+
+
+class UnsupportedFormat(InvalidImage):
+    """The bytes are not in a format that `fit=mnist` decodes."""
+
+
+class CorruptImage(InvalidImage):
+    """A JPEG or WebP file is damaged or cut short."""
+
+
+class AnimatedImage(InvalidImage):
+    """A WebP file has several frames."""
 
 
 class NotGrey(InvalidImage):

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 from app.concurrency.lanes import LaneWorker
 from app.http.bodies import BodyReader, ClientLeft, Receive, decoded
-from app.http.multipart import plain_image_of, read_form
+from app.http.multipart import Form, plain_image_of, read_form
 from app.http.queries import parse_query, with_fields
 from app.http.schemas import ScoreQuery
 from app.images import fit
@@ -23,6 +23,8 @@ from app.scoring.verdict import DecisionRule, Fitted
 from app.settings import Settings
 
 _NO_QUERY = ScoreQuery()
+_FIT_TYPES = frozenset(("image/jpeg", "image/jpg", "image/pjpeg", "image/webp", "application/octet-stream", ""))
+"""Media types that are accepted with `fit=mnist` besides PNG and forms. `fit` recognises the format by its bytes."""
 
 
 class ScoreHandler:
@@ -144,7 +146,12 @@ class ScoreHandler:
         body = await self._bodies.read(receive, declared=headers.get(b"content-length"), limit=limit)
         began = time.perf_counter()
         body = decoded(headers.get(b"content-encoding"), body, limit=limit)
-        form = read_form(_content_type(headers), body)
+        kind = _content_type(headers).partition(";")[0].strip().lower()
+        form = (
+            Form(body, {})
+            if query.fit == "mnist" and kind in _FIT_TYPES and body
+            else read_form(_content_type(headers), body)
+        )
         query = with_fields(query, form.fields)
         if query.fit == "strict":
             if len(body) > self.max_body_bytes:
@@ -155,8 +162,7 @@ class ScoreHandler:
                 found = await self._fitter.run(lambda: fit.fit(form.image, self._fit_max_pixels))
         except TimeoutError:
             raise DeadlineExceeded("the image was not fitted in time") from None
-        fitted = Fitted(inverted=found.inverted, crop=found.crop)
-        return found.pixels, query, fitted, time.perf_counter() - began
+        return found.pixels, query, Fitted.of(found), time.perf_counter() - began
 
 
 async def _unless_disconnected(future: asyncio.Future[Reply], receive: Receive) -> Reply:

@@ -1,10 +1,11 @@
-"""From an image of any size to 28x28 pixels made as MNIST's were: `fit=mnist`.
+"""From a picture of one handwritten digit to 28x28 pixels made as MNIST's were: `fit=mnist`.
 
-Knows: polarity, background, cropping, centring. Does not know: PNG chunks, models, HTTP.
+Knows: the order of the steps, which components are the digit, cropping, centring. Does not know: file formats, models,
+HTTP.
 
 MNIST's digits are bright on black, scaled so that the longer side has 20 pixels, with the centre of mass at a fixed
 place of the 28x28 field. The place was measured on MNIST itself: pixel index 14.0 both ways, not the middle 13.5; half
-a pixel doubles the false alarms. `docs/fit.md` has the table of how well the verdicts agree.
+a pixel doubles the false positives. `docs/fit.md` states the contract and has the figures.
 """
 
 from __future__ import annotations
@@ -15,29 +16,40 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.images.png import SIDE, decode_any
-from app.problems import AmbiguousImage, BlankImage
+from app.images import ink as inks
+from app.images.png import SIDE
+from app.images.reading import read
+from app.images.search import HALO, LEAST_CONTRAST, Digit, Search, search
+from app.problems import BlankImage
 
 _BOX = 20
 """The longer side of a digit in MNIST, in pixels."""
 _CENTRE = 14.0
 """Where MNIST has a digit's centre of mass, as a 0-based pixel index."""
-_WORKING_SIDE = 1024
-"""A longer image is averaged down by a whole factor first: 50 pixels for each one that is left are plenty."""
-_LEAST_CONTRAST = 24
-"""Grey levels of 255 between background and the strongest stroke; less is a blank image."""
+_WORKING_SIDE = 640
+"""A longer image is averaged down by a whole factor first: 32 pixels for each one that is left are plenty."""
 _INK = 0.1
 """Share of the full contrast from which a pixel counts as stroke."""
-_MOST_UNEVEN = 0.25
-"""Share of the full contrast by which the border may differ from its own median; more is no plain background."""
-_CLEAR = 0.8
-"""Share of the variance that lies between dark and bright, from which an image has two brightnesses and little else."""
-_NINE_TENTHS = 2.44
-"""The 90 % point of a normal distribution's absolute deviations, in units of their median."""
-_MIDDLE = 0.15
-"""A background this near to the middle of all grey levels, as a share of their range, is neither dark nor bright."""
+
+_THIN = 0.08
+"""Width of strokes, as a share of the digit's extent, to which thinner strokes are widened: 1.6 of MNIST's pixels."""
 
 Floats = NDArray[np.float32]
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom, right and bottom outside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """What was left out.
+
+    Attributes:
+        components: number of connected components and printed lines.
+        ink: their share of all ink, 0..1.
+    """
+
+    components: int
+    ink: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,90 +59,73 @@ class Fitted:
     Attributes:
         pixels: uint8 [28, 28] as bytes.
         inverted: the image was dark on bright, and was turned round.
-        crop: left, top, right, bottom of the strokes in the image that was sent, in pixels, right and bottom outside.
+        crop: left, top, right, bottom of the digit in the image as a viewer shows it, in pixels, right and bottom
+            outside.
+        ignored: what was left out.
     """
 
     pixels: bytes
     inverted: bool
-    crop: tuple[int, int, int, int]
+    crop: Box
+    ignored: Ignored
 
 
-def fit(png: bytes, max_pixels: int) -> Fitted:
-    """Crop an image to its strokes, scale these to 20 pixels and centre them by mass.
+def fit(content: bytes, max_pixels: int) -> Fitted:
+    """Find the digit on an image, scale it to 20 pixels and centre it by mass.
 
     Args:
-        png: the whole file; any size, grey or not.
-        max_pixels: a file that declares more is refused before it is inflated.
+        content: the whole file, PNG, JPEG or WebP; any size, grey or not.
+        max_pixels: a file that declares more is refused before it is decompressed.
 
     Raises:
-        InvalidImage: one of its kinds says what is wrong: `BlankImage` and `AmbiguousImage` besides those of a PNG.
+        InvalidImage: one of its kinds says what is wrong: `BlankImage` and `AmbiguousImage` besides those of a format.
         EmptyBody: there are no bytes.
     """
-    image = decode_any(png, max_pixels)
-    width, height = image.size
-    factor = -(-max(width, height) // _WORKING_SIDE)
+    picture = read(content, max_pixels, _WORKING_SIDE)
+    image = picture.image
+    factor = -(-max(image.size) // _WORKING_SIDE)
     if factor > 1:
         image = image.reduce(factor)
-    ink, inverted = _ink(np.asarray(image, np.float32))
-    left, top, right, bottom = crop = _crop(ink)
-    sent = left * factor, top * factor, min(right * factor, width), min(bottom * factor, height)
-    return Fitted(_centred(_scaled(ink, crop)), inverted, sent)
+    grey = np.asarray(image, np.float32)
+    if np.ptp(grey) < LEAST_CONTRAST:
+        raise BlankImage(f"the darkest and the brightest pixel differ by {np.ptp(grey):.0f} of 255 grey levels")
+    found = search(grey)
+    digit = found.digit
+    strength, crop = _strength(digit)
+    left, top, right, bottom = crop
+    across, down = picture.width / grey.shape[1], picture.height / grey.shape[0]
+    sent = (
+        int(left * across),
+        int(top * down),
+        min(-int(-right * across // 1), picture.width),
+        min(-int(-bottom * down // 1), picture.height),
+    )
+    left_out = ~digit.choice.chosen
+    ignored = Ignored(found.lines + int(left_out.sum()), _share_left_out(found, grey))
+    return Fitted(_centred(_scaled(strength, crop)), found.dark, sent, ignored)
 
 
-def _ink(grey: Floats) -> tuple[Floats, bool]:
-    """Return how much stroke each pixel is, 0..1, and whether strokes are darker than the background."""
-    plain = _background(grey)
-    background = float(np.median(plain))
-    low, high = float(grey.min()), float(grey.max())
-    contrast = max(high - background, background - low)
-    if contrast < _LEAST_CONTRAST:
-        raise BlankImage(f"no pixel differs from the background by more than {contrast:.0f} of 255 grey levels")
-    if abs(background - (low + high) / 2) < _MIDDLE * (high - low):
-        raise AmbiguousImage("some of the image is clearly darker than its border, and some clearly brighter")
-    inverted = background > (low + high) / 2
-    ink = (background - grey if inverted else grey - background) / contrast
-    # Paper that was photographed is never of one grey: what the border varies by is not stroke anywhere else.
-    # Nine tenths of noise lie within this many median deviations, and blurred edges of strokes do not enter a median.
-    uneven = _NINE_TENTHS * float(np.median(np.abs(background - plain))) / contrast
-    if uneven > _MOST_UNEVEN:
-        raise AmbiguousImage("the border of the image is not of one brightness, so there is no plain background")
-    floor = 3 * uneven if uneven > _INK / 3 else 0.0
-    return np.clip((ink - floor) / (1 - floor), 0, 1).astype(np.float32), inverted
-
-
-def _background(grey: Floats) -> Floats:
-    """Return the grey levels of the border, without the strokes that touch it where an image is cropped to its digit.
-
-    Strokes are left out only where all of the image is clearly dark or bright; what prevails at the border is then
-    background.
-    """
-    border = np.concatenate((grey[0], grey[-1], grey[1:-1, 0], grey[1:-1, -1]))
-    middle, clarity = _otsu(grey)
-    if clarity < _CLEAR:
-        return border
-    bright = border > middle
-    background: Floats = border[bright == (bright.mean() > 0.5)]
-    return background
-
-
-def _otsu(grey: Floats) -> tuple[float, float]:
-    """Return the level that best divides dark from bright, and the share of the variance that the division explains.
-
-    N. Otsu, "A threshold selection method from gray-level histograms", 1979.
-    """
-    counts = np.bincount(grey.astype(np.uint8).ravel(), minlength=256).astype(float)
-    levels = np.arange(256)
-    dark, total = np.cumsum(counts), counts.sum()
-    sums, mean = np.cumsum(counts * levels), float(counts @ levels) / total
-    apart = (mean * dark - sums) ** 2 / np.maximum(dark * (total - dark), 1.0)
-    best = int(np.argmax(apart))
-    return float(levels[best]), float(total * apart[best] / max(counts @ (levels - mean) ** 2, 1.0))
-
-
-def _crop(ink: Floats) -> tuple[int, int, int, int]:
-    strokes = ink > _INK
+def _strength(digit: Digit) -> tuple[Floats, Box]:
+    """Return how much stroke each pixel is, 0..1, and the box around the digit."""
+    choice = digit.choice
+    core = digit.found.mask(choice.chosen)
+    left_out = (digit.found.labels >= 0) & ~core
+    near = inks.spread(core, max(1, round(HALO * choice.stroke))) & ~left_out
+    floor = 3 * digit.noise if 3 * digit.noise > _INK * digit.peak else 0.0
+    strength = np.where(near, np.clip((digit.ink - floor) / (digit.peak - floor), 0, 1), 0).astype(np.float32)
+    missing = _THIN * float(digit.found.extent[choice.chosen].max()) - choice.stroke
+    if missing > 0:
+        strength = inks.spread(strength, max(1, round(missing / 2)))
+    strokes = strength > _INK
     rows, columns = np.flatnonzero(strokes.any(1)), np.flatnonzero(strokes.any(0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    return strength, (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+
+
+def _share_left_out(found: Search, grey: Floats) -> float:
+    """Return the share of all ink that is not the digit's: other components and printed lines."""
+    lines = np.abs(found.plain - grey) / (np.maximum(found.plain, 16) if found.dark else 255.0)
+    left_out = float(found.digit.found.mass[~found.digit.choice.chosen].sum()) + float(lines.sum())
+    return round(left_out / (left_out + found.digit.mass), 4)
 
 
 def _scaled(ink: Floats, crop: tuple[int, int, int, int]) -> Floats:

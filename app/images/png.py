@@ -8,12 +8,14 @@ import threading
 import zlib
 
 import numpy as np
-from PIL import Image, ImageStat, PngImagePlugin
+from PIL import Image, PngImagePlugin
 
 from app.images import chunks
+from app.images.background import compose
 from app.images.chunks import CHUNK, CRC, DEPTH_AT, HEADER_AT, IHDR, PALETTE_AT, PLAIN
 from app.images.formats import SIGNATURE
-from app.problems import BlankImage, CorruptPng, ImageTooLarge, LowBitDepth, NotGrey, Transparent, WrongSize
+from app.images.limits import check_shape
+from app.problems import CorruptPng, LowBitDepth, NotGrey, Transparent, WrongSize
 
 SIDE = 28
 
@@ -91,8 +93,7 @@ def decode(png: bytes) -> bytes:
 def decode_any(png: bytes, max_pixels: int) -> Image.Image:
     """Decode a PNG of any size to one grey image.
 
-    Colours become their luma (ITU-R 601). Transparent pixels get a white background if the opaque pixels are dark on
-    average, else a black one.
+    Colours become their luma (ITU-R 601). `app.images.background` describes what transparent pixels become.
 
     Args:
         png: the whole file.
@@ -105,12 +106,7 @@ def decode_any(png: bytes, max_pixels: int) -> Image.Image:
         InvalidImage: the file is not such a PNG; the subclass gives the reason.
         EmptyBody: the file is empty.
     """
-
-    def judge(width: int, height: int) -> None:
-        if width * height > max_pixels:
-            raise ImageTooLarge(f"the header declares {width}x{height} pixels, the maximum is {max_pixels} in total")
-
-    _, png = chunks.check(png, judge, _TO_FIT)
+    _, png = chunks.check(png, lambda width, height: check_shape(width, height, max_pixels), _TO_FIT)
     try:
         with _opened(png) as image:
             return _luma(png, image)
@@ -178,12 +174,7 @@ def _luma(png: bytes, image: Image.Image) -> Image.Image:
     image, opacity = _apart(image, png[DEPTH_AT])
     _check_depth(png, image, opacity)
     grey = _high_bytes(image) if image.mode in _DEEP else image.convert("L")
-    if opacity is None:
-        return grey
-    if opacity.getextrema()[1] == 0:
-        raise BlankImage("every pixel is transparent")
-    dark = ImageStat.Stat(grey, opacity).mean[0] < 128
-    return Image.composite(grey, Image.new("L", grey.size, 255 if dark else 0), opacity)
+    return compose(grey, opacity)
 
 
 def _check_depth(png: bytes, image: Image.Image, opacity: Image.Image | None) -> None:

