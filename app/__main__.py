@@ -189,7 +189,7 @@ def _refuse(error: Exception) -> int:
 
 
 def _write(descriptor: int, text: str) -> None:
-    with contextlib.suppress(OSError):  # nobody reads it
+    with contextlib.suppress(OSError):  # the descriptor is closed
         os.write(descriptor, text.encode(errors="backslashreplace"))
 
 

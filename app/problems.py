@@ -1,4 +1,4 @@
-"""Every way a request can fail, and how that is said (RFC 9457). Knows no framework.
+"""The problem types of the service: every error response as an RFC 9457 document. Independent of the framework.
 
     Problem
     ├── MalformedRequest        400  EmptyBody, MalformedMultipart, MissingFile, TooManyFiles,
@@ -20,7 +20,7 @@
     ├── Overloaded              503  with Retry-After
     └── DeadlineExceeded        504
 
-The last part of `type` is stable: clients branch on it. `docs/api.md` explains each.
+The last part of `type` is stable, because clients branch on it. `docs/api.md` describes each type.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ NO_STORE = "no-store"
 
 
 class Problem(Exception):
-    """A request that cannot be answered as asked.
+    """A request that fails.
 
     Args:
-        detail: what is wrong with this request, without internal details.
-        hint: what the client can do about this request. Default: the hint of the class.
+        detail: the cause in this request, without internal details.
+        hint: what the client can do. Default: the hint of the class.
     """
 
     status = 500
     type = "/problems/internal-error"
-    title = "Something went wrong inside the service"
-    hint = "Try again; if it stays, tell the operator the request id."
+    title = "Internal error"
+    hint = "Try again. If the error persists, report the request id to the operator."
     retry_after: int | None = None
     closes_connection = False
-    """Whether the rest of the request's body is not read, so that the connection cannot be used again."""
+    """Whether the connection is closed, because the rest of the request body is not read."""
 
     def __init__(self, detail: str = "", *, hint: str | None = None) -> None:
         super().__init__(detail)
@@ -57,7 +57,7 @@ class Problem(Exception):
             self.hint = hint
 
     def document(self, instance: str | None = None) -> dict[str, str | int]:
-        """Return the problem's members; `instance` is the request id, when there is one."""
+        """Return the members of the document; `instance` contains the request id, if there is one."""
         document: dict[str, str | int] = {"type": self.type, "title": self.title, "status": self.status}
         if self.detail:
             document["detail"] = self.detail
@@ -68,7 +68,7 @@ class Problem(Exception):
         return document
 
     def headers(self) -> dict[str, str]:
-        """Return the HTTP headers that go with the problem."""
+        """Return the HTTP headers of the response."""
         headers = {"content-type": MEDIA_TYPE, "cache-control": NO_STORE}
         if self.retry_after is not None:
             headers["retry-after"] = str(self.retry_after)
@@ -76,38 +76,38 @@ class Problem(Exception):
 
 
 def render(problem: Problem, instance: str | None = None) -> bytes:
-    """Return a problem as the bytes of its JSON document."""
+    """Return the JSON document of a problem."""
     return to_json(problem.document(instance))
 
 
 _BODIES = (
-    "Send the PNG as the body with Content-Type: image/png, or as the file `file` of a form; "
-    "to /score/batch, an npy array as application/x-npy, or PNGs as files `files` of a form."
+    "Send the PNG as the body with Content-Type: image/png, or as the file `file` of a form. "
+    "For /score/batch, send an npy array as application/x-npy, or PNGs as files `files` of a form."
 )
 
 
 class InternalError(Problem):
-    """The service failed. What happened is in the log under the request id, not in the reply."""
+    """The service failed. The log contains the cause, under the request id."""
 
 
 class MalformedRequest(Problem):
-    """The request cannot be read."""
+    """The request cannot be parsed."""
 
-    status, type, title = 400, "/problems/malformed-request", "The request cannot be read"
-    hint = "GET /openapi.json says what every route reads."
+    status, type, title = 400, "/problems/malformed-request", "The request cannot be parsed"
+    hint = "GET /openapi.json describes the requests of each route."
 
 
 class EmptyBody(MalformedRequest):
-    """There is no body."""
+    """The body is empty."""
 
-    type, title = "/problems/empty-body", "The request has no body"
+    type, title = "/problems/empty-body", "The request body is empty"
     hint = _BODIES
 
 
 class MalformedMultipart(MalformedRequest):
-    """The body is not the multipart form that its Content-Type declares."""
+    """The body is not a valid multipart form, or does not have the boundary of its Content-Type."""
 
-    type, title = "/problems/malformed-multipart", "The multipart form cannot be read"
+    type, title = "/problems/malformed-multipart", "The multipart form cannot be parsed"
     hint = _BODIES
 
 
@@ -115,28 +115,28 @@ class MissingFile(MalformedRequest):
     """The form has no file in the field that the route reads."""
 
     type, title = "/problems/missing-file", "The form has no file in the expected field"
-    hint = "Name the field `file` for /score, and `files` for /score/batch."
+    hint = "Send the file in the field `file` for /score, and in `files` for /score/batch."
 
 
 class TooManyFiles(MalformedRequest):
-    """The form has more than one image."""
+    """The form has more than one file, or more than 16 parts."""
 
     type, title = "/problems/too-many-files", "The form has more than one file"
     hint = "Send one image per request, or several to /score/batch."
 
 
 class MalformedArray(MalformedRequest):
-    """The body is not the npy file that its Content-Type declares."""
+    """The body is not a valid npy file."""
 
-    type, title = "/problems/malformed-array", "The npy array cannot be read"
-    hint = "Send a file that numpy.save writes for a uint8 array of shape [N, 28, 28]."
+    type, title = "/problems/malformed-array", "The npy array cannot be parsed"
+    hint = "Send a file written by numpy.save, of a uint8 array of shape [N, 28, 28]."
 
 
 class Unauthorized(Problem):
-    """No API key, or one that is not known."""
+    """The API key is missing or unknown."""
 
-    status, type, title = 401, "/problems/unauthorized", "An API key is needed"
-    hint = "Send a key that the operator gave you in the header X-API-Key."
+    status, type, title = 401, "/problems/unauthorized", "A valid API key is required"
+    hint = "Send a valid key in the header X-API-Key. The operator issues keys."
 
     def headers(self) -> dict[str, str]:
         """Return the headers with the challenge that 401 requires (RFC 9110, 15.5.2)."""
@@ -146,38 +146,38 @@ class Unauthorized(Problem):
 
 
 class NotFound(Problem):
-    """Nothing answers at this path."""
+    """No route or file has this path."""
 
-    status, type, title = 404, "/problems/not-found", "There is nothing at this path"
-    hint = "GET /docs lists every route."
+    status, type, title = 404, "/problems/not-found", "The path does not exist"
+    hint = "GET /docs lists all routes."
 
 
 class ModelNotFound(NotFound):
-    """The model or version is not in the model store."""
+    """The model version is not in the model store, or its files are damaged."""
 
-    type, title = "/problems/model-not-found", "There is no such model version"
-    hint = "GET /models lists what is served; ask for `name` or `name@version`."
+    type, title = "/problems/model-not-found", "The model version does not exist"
+    hint = "GET /models lists the models and versions. Use `name` or `name@version`."
 
 
 class ReconstructionNotFound(NotFound):
-    """The id was never given out, or its time is over."""
+    """The id is unknown, has expired, or belongs to another API key."""
 
-    type, title = "/problems/reconstruction-not-found", "There is no such reconstruction, or it has expired"
-    hint = "Score the image again and fetch the reconstruction before it expires."
+    type, title = "/problems/reconstruction-not-found", "The reconstruction does not exist or has expired"
+    hint = "Score the image again, and fetch the reconstruction within its time to live."
 
 
 class MethodNotAllowed(Problem):
-    """The path exists, the method does not."""
+    """The path does not support the method of the request."""
 
-    status, type, title = 405, "/problems/method-not-allowed", "This path does not answer that method"
-    hint = "The header Allow lists the methods that it answers."
+    status, type, title = 405, "/problems/method-not-allowed", "The path does not support this method"
+    hint = "The header Allow lists the supported methods."
 
     def __init__(self, detail: str = "", allow: str = "") -> None:
         super().__init__(detail)
         self.allow = allow
 
     def headers(self) -> dict[str, str]:
-        """Return the headers with the methods that the path does answer (RFC 9110, 15.5.6)."""
+        """Return the headers with the methods that the path supports (RFC 9110, 15.5.6)."""
         return {**super().headers(), **({"allow": self.allow} if self.allow else {})}
 
 
@@ -185,37 +185,37 @@ class NotAcceptable(Problem):
     """The route offers none of the media types that the header Accept allows."""
 
     status, type, title = 406, "/problems/not-acceptable", "The route offers no acceptable media type"
-    hint = "Send an Accept header with one of the offered types, or none."
+    hint = "Send an Accept header with one of the offered types, or no Accept header."
 
 
 class BodyTimeout(Problem):
     """The body did not arrive in time."""
 
-    status, type, title = 408, "/problems/body-timeout", "The request body took too long to arrive"
-    hint = "Send the whole body at once."
+    status, type, title = 408, "/problems/body-timeout", "The request body did not arrive in time"
+    hint = "Send the body without pauses."
     closes_connection = True
 
 
 class BodyTooLarge(Problem):
-    """The body is above the limit of its route."""
+    """The body, or a file in it, exceeds the limit of the route."""
 
     status, type, title = 413, "/problems/body-too-large", "The request body is too large"
-    hint = "A 28x28 PNG has a few hundred bytes; send one image a request."
+    hint = "A 28x28 PNG has a few hundred bytes. Send fewer or smaller images per request."
     closes_connection = True
 
 
 class UnsupportedMediaType(Problem):
-    """The route does not read this content type."""
+    """The route does not accept the content type of the body."""
 
-    status, type, title = 415, "/problems/unsupported-media-type", "This content type is not accepted here"
+    status, type, title = 415, "/problems/unsupported-media-type", "The route does not accept this content type"
     hint = _BODIES
 
 
 class UnsupportedEncoding(UnsupportedMediaType):
-    """The body has a Content-Encoding that the service does not decode."""
+    """The service does not decode the Content-Encoding of the body."""
 
-    type, title = "/problems/unsupported-encoding", "This content encoding is not accepted here"
-    hint = "Send the body without Content-Encoding, or with gzip or deflate."
+    type, title = "/problems/unsupported-encoding", "The content encoding is not supported"
+    hint = "Send the body with the Content-Encoding gzip or deflate, or without Content-Encoding."
 
     def headers(self) -> dict[str, str]:
         """Return the headers with the encodings that the service decodes (RFC 9110, 15.5.16)."""
@@ -230,43 +230,43 @@ class InvalidImage(Problem):
 
 
 class NotAPng(InvalidImage):
-    """The bytes do not begin with the PNG signature."""
+    """The file does not begin with the PNG signature."""
 
     type, title = "/problems/not-a-png", "The file is not a PNG"
 
 
 class TruncatedPng(InvalidImage):
-    """The PNG ends before its chunk IEND is complete."""
+    """The PNG ends before its IEND chunk is complete."""
 
-    type, title = "/problems/truncated-png", "The PNG is cut short"
-    hint = "Send the whole file."
+    type, title = "/problems/truncated-png", "The PNG is truncated"
+    hint = "Send the complete file."
 
 
 class CorruptPng(InvalidImage):
-    """The PNG is inconsistent: checksums, chunk order, compressed data, bytes after its end."""
+    """The PNG has an invalid checksum, chunk order or pixel data, or bytes after its end."""
 
-    type, title = "/problems/corrupt-png", "The PNG is damaged"
+    type, title = "/problems/corrupt-png", "The PNG is corrupt"
     hint = "Save the image again, and transfer the file as binary."
 
 
 class AnimatedPng(InvalidImage):
-    """The PNG holds several frames."""
+    """The PNG contains several frames."""
 
     type, title = "/problems/animated-png", "The PNG is animated"
-    hint = "Send one frame a request."
+    hint = "Send one frame per request."
 
 
 class WrongSize(InvalidImage):
     """The image does not have the model's input size."""
 
     type, title = "/problems/wrong-size", "The image does not have the model's input size"
-    hint = "Scale the image to 28x28 pixels before sending it, or ask for fit=mnist."
+    hint = "Scale the image to 28x28 pixels before sending it, or set fit=mnist."
 
 
 class ImageTooLarge(InvalidImage):
-    """The header declares more pixels than the service decodes."""
+    """The image declares more pixels than the service accepts."""
 
-    type, title = "/problems/image-too-large", "The image declares too many pixels"
+    type, title = "/problems/image-too-large", "The image has too many pixels"
     hint = "Scale the image down before sending it."
 
 
@@ -299,14 +299,14 @@ class AnimatedImage(InvalidImage):
 
 
 class NotGrey(InvalidImage):
-    """The image has colours, so its grey levels are undefined."""
+    """The image has colours; only `fit=mnist` converts them."""
 
-    type, title = "/problems/not-grey", "The image has colours"
+    type, title = "/problems/not-grey", "The image is not greyscale"
     hint = "Convert the image to greyscale before sending it."
 
 
 class LowBitDepth(InvalidImage):
-    """The 16-bit samples use 12 bits or fewer, so the image would be scored as almost black."""
+    """The 16-bit samples use 12 bits or fewer; the image would be scored as almost black."""
 
     type, title = "/problems/low-bit-depth", "The 16-bit samples are not scaled to 16 bits"
     hint = "Scale the samples so that white is 65535, or convert the image to 8 bits so that white is 255."
@@ -320,17 +320,17 @@ class Transparent(InvalidImage):
 
 
 class BlankImage(InvalidImage):
-    """There is nothing on the image that `fit=mnist` could crop to."""
+    """The image has no strokes that `fit=mnist` could crop to."""
 
     type, title = "/problems/blank-image", "The image is blank"
     hint = "Send an image with a clear stroke on a plain background."
 
 
 class AmbiguousImage(InvalidImage):
-    """What is stroke and what is background cannot be told."""
+    """`fit=mnist` cannot distinguish the stroke from the background."""
 
-    type, title = "/problems/ambiguous-image", "Stroke and background cannot be told apart"
-    hint = "Send one digit on a plain background that is darker or brighter than all of it, with a margin around it."
+    type, title = "/problems/ambiguous-image", "The stroke and the background cannot be distinguished"
+    hint = "Send one digit with a margin, on a plain background that is darker or brighter than the whole digit."
 
     def __init__(self, detail: str = "", hint: str = "") -> None:
         super().__init__(detail)
@@ -339,60 +339,60 @@ class AmbiguousImage(InvalidImage):
 
 
 class WrongArray(InvalidImage):
-    """The array has another type or shape than uint8 [N, 28, 28]."""
+    """The array does not have a supported type and shape."""
 
     type, title = "/problems/wrong-array", "The array is not uint8 of shape [N, 28, 28]"
     hint = "Send uint8 of shape [N, 28, 28], where 0 is the background and 255 the full stroke."
 
 
 class InvalidParameter(Problem):
-    """A parameter, in the query or in the form, is unknown or has an invalid value."""
+    """A parameter in the query or in the form is unknown, is given twice, or has an invalid value."""
 
-    status, type, title = 422, "/problems/invalid-parameter", "A parameter is not valid"
+    status, type, title = 422, "/problems/invalid-parameter", "A parameter is invalid"
     hint = "GET /docs lists the parameters and their values."
 
 
 class UnsupportedAlpha(InvalidParameter):
-    """The calibration is too small for the false-alarm rate that was asked for."""
+    """The calibration has too few images for the requested false-positive rate."""
 
-    type, title = "/problems/unsupported-alpha", "The calibration does not support this false-alarm rate"
-    hint = "Ask for a larger alpha; GET /models/{name} says under `calibration.n` how many images it has."
+    type, title = "/problems/unsupported-alpha", "The calibration does not support this false-positive rate"
+    hint = "Request a larger alpha. GET /models/{name} returns the number of calibration images as `calibration.n`."
 
 
 class ModelUnavailable(Problem):
-    """The model or version is not loaded: it was refused, or is on its way."""
+    """The model version is not loaded: it was rejected, or is being retired."""
 
-    status, type, title = 503, "/problems/model-unavailable", "The model is not ready"
-    hint = "Try again soon; GET /models says what answers, and the log why something else does not."
+    status, type, title = 503, "/problems/model-unavailable", "The model version is not available"
+    hint = "Try again after the seconds in Retry-After. GET /models or the log contains the reason of a rejection."
     retry_after = 5
 
 
 class StoreUnavailable(Problem):
-    """The store of reconstructions does not answer; scores go on without ids."""
+    """The reconstruction store does not reply. Scores are still returned, without ids."""
 
-    status, type, title = 503, "/problems/store-unavailable", "The store of reconstructions does not answer"
-    hint = "Try again soon. Scoring goes on meanwhile."
+    status, type, title = 503, "/problems/store-unavailable", "The reconstruction store is not available"
+    hint = "Try again after the seconds in Retry-After."
     retry_after = 5
 
 
 class Overloaded(Problem):
-    """Too much is waiting: images, batches, images to be fitted, versions to be loaded."""
+    """A limit is reached: queued images, batch requests, images being fitted, or versions being loaded."""
 
-    status, type, title = 503, "/problems/overloaded", "Too much is waiting"
-    hint = "Try again after the seconds that Retry-After names."
+    status, type, title = 503, "/problems/overloaded", "The service is overloaded"
+    hint = "Try again after the seconds in Retry-After."
     retry_after = 1
 
 
 class DeadlineExceeded(Problem):
-    """No result in time."""
+    """The reply was not ready before the deadline."""
 
-    status, type, title = 504, "/problems/deadline-exceeded", "The score was not ready in time"
-    hint = "Try again; the service is busy."
+    status, type, title = 504, "/problems/deadline-exceeded", "The deadline was exceeded"
+    hint = "Try again. The service is busy, or is loading the model version."
     retry_after = 1
 
 
 def from_status(status: int, detail: str = "", allow: str = "") -> Problem:
-    """Return the problem for a status that the framework chose."""
+    """Return the problem for an error status of the framework."""
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
         return MethodNotAllowed(detail, allow)
     for kind in (MalformedRequest, NotFound, BodyTooLarge, UnsupportedMediaType, InvalidParameter):

@@ -51,8 +51,8 @@ def release_free_memory() -> None:
 def tune_garbage_collector() -> None:
     """Exclude all objects that exist now from garbage collection, and collect less often from now on.
 
-    What exists after the start lives as long as the process. Most later objects are freed by refcounting, and thousands
-    of open connections need not be traversed every few requests.
+    Objects that exist after the start live as long as the process. Most later objects are freed by refcounting, and
+    thousands of open connections need not be traversed every few requests.
     """
     gc.collect()
     gc.freeze()
@@ -66,7 +66,7 @@ def make_metrics_folder() -> str:
     """
     parent = Path(tempfile.gettempdir())
     for stale in parent.glob(f"{_METRICS_PREFIX}*"):
-        with suppress(OSError):  # it is in use, belongs to another user, or is no folder
+        with suppress(OSError):  # it is in use, belongs to another user, or is not a folder
             lock = os.open(stale, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -123,7 +123,7 @@ def exit_abandoned() -> None:
 def exit_unless_finished(finished: bool) -> None:
     """End the process at once if its shutdown abandoned work, else in five seconds if it has not ended by itself.
 
-    Python joins some threads before it exits, and so would wait for ever for a thread that hangs.
+    Python joins some threads before it exits, so a thread that hangs would prevent the exit.
     """
     if not finished:
         exit_abandoned()

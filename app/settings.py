@@ -1,4 +1,4 @@
-"""What an operator may choose. Everything is read once, at start, from the environment with the prefix `ANOMALY_`."""
+"""The settings of the service, read once at start from environment variables with the prefix `ANOMALY_`."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0
 
 
 class SettingsError(Exception):
-    """The environment asks for something that does not exist or makes no sense."""
+    """A variable is unknown, or its value is invalid."""
 
 
 class Settings(BaseSettings):
-    """The service's settings; `docs/configuration.md` explains when to change which."""
+    """The settings of the service. `docs/configuration.md` describes when to change them."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
@@ -46,72 +46,83 @@ class Settings(BaseSettings):
     """Address to listen on; `0.0.0.0` is every IPv4 address, `::` every IPv6 and IPv4 address, `localhost` both
     loopback addresses (with one worker)."""
     port: int = Field(8000, ge=0, le=65535)
-    """Port to listen on; 0 lets the system choose one."""
+    """Port to listen on. With 0, the operating system selects a free port."""
     workers: int = Field(1, ge=1, le=64)
-    """Processes that share the port, the store and the model store."""
+    """Number of worker processes. They share the port, the reconstruction store and the model store; each loads its own
+    copy of the models."""
     root_path: str = Field("", pattern=r"^(/[A-Za-z0-9._~-]+)*$")
-    """Path prefix that a gateway takes away before it passes a request on."""
+    """Path prefix that a gateway removes before it forwards a request. Paths in replies begin with the prefix."""
 
     model_store: Path = Path("model_store")
-    """Folder of the model versions; only ever read."""
+    """Folder of the model store. The service only reads it."""
     allow_empty: bool = False
     """Whether the service starts although the model store is missing or contains no model. It serves models that arrive
     later."""
     default_model: str = Field("zero", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
-    """The model that answers when a request names none."""
+    """Name of the model for requests without the parameter `model`. Readiness depends on this model only."""
     device: str = "auto"
-    """`auto`, `cpu`, `cuda` or `cuda:n`."""
+    """Device for forward passes: `auto`, `cpu`, `cuda` or `cuda:n`. `auto` selects `cuda:0` if CUDA is available, else
+    the CPU."""
     watch_seconds: float = Field(2.0, gt=0)
-    """How often the model store is looked at for a new current version."""
+    """Seconds between two polls of the model store for a new current version."""
     max_extra_versions: int = Field(4, ge=1)
-    """Maximum number of versions besides the current ones that stay loaded after a request for `name@version`."""
+    """Maximum number of versions besides the current ones that are loaded for requests with `name@version`. A version
+    loaded for a request stays loaded for at least 10 s."""
 
     microbatch_max_size: int = Field(32, ge=1, le=4096)
-    """Most images scored in one forward pass."""
+    """Maximum number of images per forward pass of single scores."""
     microbatch_max_delay_ms: float = Field(0.0, ge=0)
-    """How long a batch waits for company; 0 takes what is there."""
+    """Batching delay in milliseconds: the maximum time that the first image of a micro-batch waits for further images.
+    With 0, there is no delay."""
     queue_max_images: int = Field(1024, ge=1)
-    """Most images that may wait for the model; one more is answered 503."""
+    """Maximum number of images in the queue of a model version; further images get 503. The same limit applies to
+    records that wait for the reconstruction store, and to requests that wait for a version to be loaded."""
     deadline_ms: float = Field(2000.0, gt=0)
-    """Longest time from accepting an image to its score; beyond it the answer is 504. Fitting has as long before."""
+    """Maximum time in milliseconds from queuing an image to its reply; then the response is 504. Fitting an image and
+    loading a version have the same limit each."""
 
     max_body_bytes: int = Field(64 * 1024, ge=1024)
-    """Largest body of `POST /score`."""
+    """Maximum number of bytes of a body of `POST /score`, and of each file of `POST /score/batch`."""
     fit_max_body_bytes: int = Field(2 * 1024 * 1024, ge=1024)
-    """Largest body of `POST /score?fit=mnist`."""
+    """Maximum number of bytes of a body of `POST /score` with `fit=mnist`."""
     fit_max_pixels: int = Field(4 * 1024 * 1024, ge=28 * 28, le=4096 * 4096)
-    """Most pixels of an image that `fit=mnist` takes; they are decoded one image at a time."""
+    """Maximum number of pixels of an image with `fit=mnist`. Such images are decoded one at a time."""
     fit_max_waiting: int = Field(16, ge=1)
-    """Most requests with `fit=mnist` at once; one more is answered 503."""
+    """Maximum number of concurrent requests with `fit=mnist`, or with a form above `ANOMALY_MAX_BODY_BYTES`; further
+    requests get 503."""
     body_timeout_ms: float = Field(5000.0, gt=0)
-    """Longest time that a request body may take to arrive; of `POST /score/batch`, that each piece of it may."""
+    """Maximum time in milliseconds to receive a body of `POST /score`, and maximum pause within a body of `POST
+    /score/batch`; then the response is 408."""
 
     batch_max_body_bytes: int = Field(128 * 1024 * 1024, ge=1024)
-    """Largest body of `POST /score/batch`; an array of 100,000 images has 78,400,128 bytes."""
+    """Maximum number of bytes of a body of `POST /score/batch`. An array of 100,000 images has 78,400,128 bytes."""
     batch_max_files: int = Field(10_000, ge=1)
-    """Most files of a form of `POST /score/batch`; one more is answered 413."""
+    """Maximum number of files per form of `POST /score/batch`; a form with more files gets 413."""
     batch_min_bytes_per_second: float = Field(64 * 1024, gt=0)
-    """Bytes a second that a client of `POST /score/batch` must send, and take of its reply, on average."""
+    """Minimum average rate, in bytes per second, at which a client of `POST /score/batch` must send its body and read
+    its reply."""
     batch_max_requests: int = Field(2, ge=1)
-    """Most requests of `POST /score/batch` that are answered at a time; one more is answered 503."""
+    """Maximum number of concurrent requests of `POST /score/batch`; further requests get 503."""
     batch_chunk_images: int = Field(64, ge=1, le=4096)
-    """Images of a batch request in one forward pass: what a single score waits for at most."""
+    """Maximum number of images per forward pass of a batch request. A single score waits for one of these forward
+    passes at most."""
 
     store_url: str = "sqlite:///var/reconstructions.db"
-    """Where reconstructions are kept: `sqlite:///path` or `redis://host:port/database`."""
+    """URL of the reconstruction store. Its scheme selects the backend: see the table of stores."""
     store_password_file: Path | None = None
-    """File with the password of the Redis server; a URL must not hold one."""
+    """File that contains the password of the Redis server. The URL must not contain a password."""
     store_ttl_seconds: float = Field(3600.0, gt=0, le=10 * 366 * 86400)
-    """How long a reconstruction can be fetched."""
+    """Time to live of a reconstruction in seconds."""
     store_max_bytes: int = Field(256 * 1024 * 1024, ge=64 * 1024)
-    """Most bytes of reconstructions in a SQLite store; the oldest go first. A Redis server has its own bound,
-    `maxmemory`."""
+    """Approximate maximum number of bytes of all reconstructions in a SQLite store; the oldest are deleted first. Redis
+    has its own limit, `maxmemory`."""
     store_timeout_ms: float = Field(500.0, gt=0)
-    """Longest time that a score waits for its reconstruction to be kept; beyond it the id is null. A Redis server
-    has as long to connect and for each answer; a lock on the SQLite file is waited for as long."""
+    """Maximum time in milliseconds that a score waits for its reconstruction to be stored; then the id is null. The
+    same limit applies to connecting to Redis, to each reply of Redis, and to a lock of the SQLite file."""
 
     api_keys_file: Path | None = None
-    """File with the hashes of the API keys; none: all may ask. `deploy/secrets key NAME` adds one."""
+    """File that contains the hashes of the API keys. Without a file, no key is required. `deploy/secrets key NAME` adds
+    a key."""
 
     cors_origins: str = ""
     """Origins whose web pages may call the service from a browser, separated by commas: `https://example.org`. `*`
@@ -121,11 +132,11 @@ class Settings(BaseSettings):
     """Number of seconds that an idle connection stays open. It must be longer than the idle time-out of a proxy before
     the service."""
     drain_seconds: float = Field(0.0, ge=0, le=86400)
-    """After SIGTERM: how long `/readyz` says 503 while requests are still served."""
+    """Seconds after SIGTERM during which `/readyz` returns 503 and requests are still served."""
     log_requests: bool = True
-    """One JSON line on standard output for each request, but for probes that went well."""
+    """Whether to write one line of JSON per request to standard output. Successful probes are not logged."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least severe event that is logged."""
+    """Minimum level of logged events: `debug`, `info`, `warning` or `error`."""
     log_format: Literal["auto", "json", "text"] = "auto"
     """Format of the log: `json`, `text`, or `auto`, which is `text` on a terminal and `json` elsewhere."""
 
@@ -133,7 +144,7 @@ class Settings(BaseSettings):
     @classmethod
     def _named(cls, path: Path) -> Path:
         if path == Path():
-            raise ValueError("names no folder")
+            raise ValueError("must be the path of a folder")
         return path
 
     @field_validator("cors_origins")
@@ -148,9 +159,9 @@ class Settings(BaseSettings):
     @field_validator("root_path")
     @classmethod
     def _not_a_path_of_the_service(cls, prefix: str) -> str:
-        # The framework takes the prefix away from every path, also from one that did not get it.
+        # The framework removes the prefix from every path, including paths that a gateway did not add it to.
         if not _FIRST_SEGMENTS.isdisjoint(prefix.split("/")[1:2]):
-            raise ValueError("begins as a path of the service itself does")
+            raise ValueError("must not begin with a path of the service, such as /score")
         return prefix
 
 
@@ -172,7 +183,7 @@ def from_environment() -> Settings:
     """Read the settings. Variables that Kubernetes sets for Services are ignored.
 
     Raises:
-        SettingsError: a variable with the prefix is unknown, or a value does not fit. The message names it.
+        SettingsError: a variable with the prefix is unknown, or its value is invalid. The message names the variable.
     """
     known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields} | OF_THE_COMMAND
     ignored = {name.upper() for name in service_links()}

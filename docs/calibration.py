@@ -21,32 +21,32 @@ BEGIN, END = "<!-- table: docs/calibration.py writes it -->\n", "<!-- end of the
 NAME = "zero"
 ALPHAS = (0.1, 0.05, 0.01, 0.002)
 FRESH = 10_000
-"""Of how many new normal images the table counts the false alarms."""
+"""Number of new normal images for which the table counts the false positives."""
 WORSE = 40
-"""How many calibration scores lie above the one whose p-value the picture explains."""
+"""Number of calibration scores at least as high as the score in the picture."""
 
 
 def shipped() -> Artifact:
-    """Return the current version of the model that the page speaks of."""
+    """Return the current version of the model that the page describes."""
     repository = Repository(ROOT / "model_store")
     return repository.open(NAME, repository.current(NAME) or 0)
 
 
 def example(artifact: Artifact) -> float:
-    """Return the score whose p-value the picture explains."""
+    """Return the score whose p-value the picture shows."""
     return round(artifact.calibration.scores[-WORSE], 3)
 
 
 def table(artifact: Artifact) -> str:
-    """Return the Markdown table of false-alarm rates."""
+    """Return the Markdown table of false-positive rates."""
     calibration, n = artifact.calibration, len(artifact.calibration.scores)
     points = {point["alpha"]: point for point in artifact.manifest.metrics["operating_points"]}
     version = f"{artifact.manifest.name}`, version {artifact.manifest.version}"
     lines = [
         f"For the model `{version}, n is {n:,}:",
         "",
-        f"| alpha | rank of the threshold | threshold | false alarms among {FRESH:,} normal images, 95 % of the time "
-        "| measured on unseen normal images | anomalies found |",
+        f"| alpha | rank of the threshold | threshold | false positives among {FRESH:,} normal images, 95 % interval "
+        "| measured false-positive rate | measured recall |",
         "| ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for alpha in ALPHAS:
@@ -61,11 +61,11 @@ def table(artifact: Artifact) -> str:
 
 
 def picture(artifact: Artifact) -> Figure:
-    """Return the histogram of the calibration scores with thresholds, and below it what a p-value counts."""
+    """Return the histogram of the calibration scores with thresholds, and below it the scores that a p-value counts."""
     figure = Figure(figsize=(8, 5.6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     calibration, n = artifact.calibration, len(artifact.calibration.scores)
-    # A few normal images score far above all others: the last bin takes them.
+    # A few normal images have far higher scores than the others: they are counted in the last bin.
     end = 1.25 * calibration.threshold(0.01)
     bins = np.linspace(min(calibration.scores), end, 61)
     shown = np.minimum(calibration.scores, end)
@@ -76,12 +76,12 @@ def picture(artifact: Artifact) -> Figure:
         at = calibration.threshold(alpha)
         more = sum(score > at for score in calibration.scores)
         above.axvline(at, color=colour, label=f"alpha {alpha:g}: threshold {at:.3f}, {more} of {n} lie above")
-    above.set_title("Choosing a threshold: leave room for the share of false alarms that you accept", fontsize=10)
+    above.set_title(
+        "Choosing a threshold: alpha is the share of normal images above it, the false-positive rate", fontsize=10
+    )
     above.legend(fontsize=8)
     _p_value(below, artifact, bins)
-    below.set_xlabel(
-        "mse: how badly the autoencoder redraws a normal image that it has not learned from; the last bar is all above"
-    )
+    below.set_xlabel("mse of normal images that the model did not learn from; the last bar includes all higher scores")
     return figure
 
 
@@ -93,14 +93,14 @@ def _p_value(axes: Axes, artifact: Artifact, bins: np.ndarray) -> None:
     axes.hist(np.minimum(worse, bins[-1]), bins, color="#2171b5")
     axes.axvline(at, color="#1b1f24", linestyle="--")
     axes.set_title(
-        f"Reading a p-value: {len(worse)} of {n} normal images score {at:g} or worse; "
+        f"p-value: {len(worse)} of {n} normal images have a score of at least {at:g}; "
         f"p = ({len(worse)} + 1) / ({n} + 1) = {p:.3f}",
         fontsize=10,
     )
 
 
 def main() -> int:
-    """Write both."""
+    """Write the table and the picture."""
     artifact = shipped()
     before, rest = PAGE.read_text().split(BEGIN)
     PAGE.write_text(before + BEGIN + table(artifact) + END + rest.split(END)[1])

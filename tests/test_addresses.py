@@ -55,4 +55,4 @@ def test_a_port_in_use_is_named(make_server: Callable[..., Server]) -> None:
         server.start(wait=False)
         assert server.process is not None
         assert server.process.wait(60) == 2
-    assert f"cannot start: cannot listen on [::]:{server.port}" in server.log()
+    assert f"cannot start: port {server.port} is in use" in server.log()

@@ -12,9 +12,12 @@ import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
 from app import problems
+from app.http.multipart import FIELDS
 from app.settings import OF_THE_COMMAND, PREFIX, Settings
+from app.stores import BACKENDS
 from app.telemetry.metrics import Metrics
 from tests.conftest import MODEL_STORE, ROOT, running
+from training.data.loaders import LOADERS
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
@@ -31,7 +34,7 @@ def test_every_setting_is_documented() -> None:
 
 
 def test_every_problem_is_documented() -> None:
-    """docs/api.md says of each problem that the service can answer type, status, when it comes, and hint."""
+    """docs/api.md has a row for each problem type: type, status, cause and hint, in the words of the code."""
     page = (ROOT / "docs" / "api.md").read_text()
     kinds = [each for _, each in inspect.getmembers(problems, inspect.isclass) if issubclass(each, problems.Problem)]
     rows = [
@@ -43,14 +46,14 @@ def test_every_problem_is_documented() -> None:
 
 
 def test_every_series_is_documented() -> None:
-    """docs/api.md names every metric, with its labels."""
+    """docs/api.md has a row for each metric: name, labels, type and meaning, in the words of the code."""
     page = (ROOT / "docs" / "api.md").read_text()
     rows = []
     for series in Metrics().registry._collector_to_names:
         assert isinstance(series, MetricWrapperBase)
         total = "_total" if series._type == "counter" else ""
         labels = ", ".join(f"`{label}`" for label in series._labelnames)
-        rows.append(f"| `{series._name}{total}` | {labels} | {series._type} |")
+        rows.append(f"| `{series._name}{total}` | {labels} | {series._type} | {series._documentation} |")
     assert len(rows) > 10
     assert [row for row in rows if row not in page] == []
 
@@ -63,11 +66,51 @@ def test_every_variable_of_compose_is_documented() -> None:
     assert [name for name in sorted(variables) if not re.search(rf"^\|.*`{name}`.*\|$", page, re.MULTILINE)] == []
 
 
-async def test_every_route_is_documented(client: httpx.AsyncClient) -> None:
-    """docs/api.md names each route of the OpenAPI document."""
+async def test_every_route_and_parameter_is_documented(client: httpx.AsyncClient) -> None:
+    """docs/api.md has a row for each route of the OpenAPI document, and for each parameter of a query, path or form."""
     page = (ROOT / "docs" / "api.md").read_text()
-    document = (await client.get("/openapi.json")).json()
-    assert [path for path in document["paths"] if f"{path}`" not in page] == []
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    operations = {
+        f"{method.upper()} {path}": each for path, methods in paths.items() for method, each in methods.items()
+    }
+    assert [name for name in operations if f"| `{name}` |" not in page] == []
+    named = {parameter["name"] for each in operations.values() for parameter in each.get("parameters", [])} | FIELDS
+    rows = "".join(re.findall(r"^\| (`[^|]*`) \|", page, re.MULTILINE))
+    assert sorted(name for name in named - {"id"} if f"`{name}`" not in rows) == []
+
+
+def test_every_package_is_documented() -> None:
+    """docs/architecture.md has a row for each entry of app/, and names no other."""
+    folder = ROOT / "app"
+    packages = {f"{path.name}/" for path in folder.iterdir() if (path / "__init__.py").exists()}
+    modules = {path.name for path in folder.glob("*.py")} - {"__init__.py"}
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    table = page[page.index("## Packages of `app/`") : page.index("Imports point one way")]
+    assert set(re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)) == packages | modules
+
+
+def test_every_store_is_documented() -> None:
+    """docs/configuration.md has a row for each scheme of a store URL, and names no other."""
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    table = page[page.index("## Stores") : page.index("## When to change a setting")]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(BACKENDS)
+
+
+def test_every_data_set_is_documented() -> None:
+    """docs/training.md has a row for each data set."""
+    rows = re.findall(r"^\| `([\w-]+)` \|", (ROOT / "docs" / "training.md").read_text(), re.MULTILINE)
+    assert [name for name in LOADERS if name not in rows] == []
+
+
+def test_alerts_and_dashboard_use_metrics_that_exist() -> None:
+    """Every metric of the service in an alert rule or a panel is one that the service exports."""
+    known = set()
+    for series in Metrics().registry._collector_to_names.values():
+        known.update(series)
+    for file in ("prometheus/alerts.yml", "grafana/provisioning/dashboards/anomaly.json"):
+        used = set(re.findall(r"\banomaly_[a-z_]+", (ROOT / "deploy" / file).read_text()))
+        assert used
+        assert sorted(used - known) == [], file
 
 
 def test_every_dependency_is_justified_and_pinned() -> None:

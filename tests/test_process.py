@@ -26,6 +26,7 @@ import torch
 
 from app.inference.detector import torchscript_allowed
 from app.process import EXIT_ABANDONED
+from app.stores import BACKENDS
 from benchmarks.open_loop import drive
 from tests import model_stores, pngs
 from tests.conftest import ROOT, Server
@@ -162,14 +163,15 @@ def test_a_store_url_of_no_kind_fails_the_start(make_server: Callable[..., Serve
     """A store that does not exist is one clear line, which does not repeat the URL, and a non-zero exit code."""
     server = make_server(ANOMALY_STORE_URL=url).start(wait=False)
     assert server.process.wait(60) == 2
-    assert server.log() == "cannot start: the store's URL begins with neither sqlite:// nor redis://\n"
+    known = " or ".join(f"{scheme}://" for scheme in BACKENDS)
+    assert server.log() == f"cannot start: the store URL does not begin with {known}\n"
 
 
 def test_a_sqlite_store_without_a_file_fails_the_start(make_server: Callable[..., Server]) -> None:
     """A URL that ends before the file's name is one clear line and a non-zero exit code."""
     server = make_server(ANOMALY_STORE_URL="sqlite:///").start(wait=False)
     assert server.process.wait(60) == 2
-    assert server.log() == "cannot start: the store's URL names no file: sqlite:///path\n"
+    assert server.log() == "cannot start: the store URL names no file; its form is sqlite:///path\n"
 
 
 def test_it_can_be_stopped_before_it_serves(make_server: Callable[..., Server]) -> None:

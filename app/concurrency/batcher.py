@@ -38,9 +38,9 @@ class MicroBatcher(Generic[Item]):
 
     Items that arrive in one event-loop iteration are prepared and queued together, for larger micro-batches.
 
-    There is no batching delay by default: a micro-batch is whatever waits when the worker's thread turns to this
-    batcher. The thread pulls micro-batches from the queue itself, and `run_batch` may pass a micro-batch on to another
-    thread, so that the event loop, which is busy under load, has to schedule a request once: when there are results.
+    There is no batching delay by default: a micro-batch contains the items that wait when the worker's thread turns to
+    this batcher. The thread pulls micro-batches from the queue itself, and `run_batch` may pass a micro-batch on to
+    another thread. So the event loop, which is busy under load, schedules a request once: when there are results.
 
     Args:
         run_batch: gets 1 to `max_size` items in the worker's thread and must call its second argument once, or raise.
@@ -162,7 +162,7 @@ class MicroBatcher(Generic[Item]):
             resolve = functools.partial(_call_soon, loop, self._set_results, [item.future for item in batch])
             try:
                 self._run_batch(batch, resolve)
-            except BaseException as error:  # every item must get it, whatever it is
+            except BaseException as error:  # every item must get the error, even a KeyboardInterrupt
                 resolve(functools.partial(_failures, error, len(batch)))
         with self._lock:
             self._turn_scheduled = more = bool(self._waiting)
@@ -211,7 +211,7 @@ class MicroBatcher(Generic[Item]):
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *given: object) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed, so nobody waits
+    with contextlib.suppress(RuntimeError):  # the loop is closed, so the futures are not awaited any more
         loop.call_soon_threadsafe(callback, *given)
 
 

@@ -123,9 +123,9 @@ def _run_for(future: asyncio.Future[Any], work: Callable[[], object], loop: asyn
     result, error = None, None
     try:
         result = work()
-    except BaseException as raised:  # the waiter handles it, whatever it is
+    except BaseException as raised:  # the waiter handles it, even a KeyboardInterrupt
         error = raised
-    with contextlib.suppress(RuntimeError):  # the loop is closed, so nobody waits
+    with contextlib.suppress(RuntimeError):  # the loop is closed, so the future is not awaited any more
         loop.call_soon_threadsafe(_set_result, future, result, error)
 
 

@@ -77,8 +77,8 @@ class BatchReply(Protocol):
 class _NdjsonReply:
     """NDJSON, sent while the body still arrives.
 
-    What is sent never holds up what is read: a client that sends all before it reads anything must not wait for
-    itself. What waits to be sent is bounded, as one line is far smaller than the image that it is about.
+    Sending never blocks reading: a client may send the whole body before it reads the reply. The memory for unsent
+    lines is bounded, because a line is far smaller than its image.
     """
 
     def __init__(self, exchange: BatchExchange, send: Send) -> None:

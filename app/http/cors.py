@@ -42,7 +42,7 @@ class Cors:
         return self._by_origin.get(origin, self._others) if origin is not None else self._others
 
     def preflight(self, headers: Mapping[bytes, bytes]) -> Headers | None:
-        """Return the headers of the response to an OPTIONS request; None if it is no preflight of an allowed origin.
+        """Return the headers of the response to an OPTIONS request; None unless it is a preflight of an allowed origin.
 
         Args:
             headers: of the request, names in lower case.

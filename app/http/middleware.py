@@ -1,4 +1,4 @@
-"""What every request gets, whatever route answers it: id, API key, access log, metrics, an answer if all else fails.
+"""The outermost layer: gives every request an id, the check of its API key, an access log line, metrics and a response.
 
 `POST /score` goes from here straight to its handler; all other requests go through the framework.
 """

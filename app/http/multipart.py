@@ -1,4 +1,4 @@
-"""Finds the images in a request body: a PNG, a form (RFC 7578) or an array; and the parameters beside a form's file."""
+"""Finds the images in a request body: a PNG, a form (RFC 7578) or an array; and the parameters of a form."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from app.problems import (
 from app.scoring.batch import Chunk
 
 FIELDS = frozenset(("model", "alpha", "fit", "include"))
-"""Parameters that a form of `POST /score` may have beside its file."""
+"""Parameters that a form of `POST /score` may have in addition to its file."""
 BATCH_FIELDS = frozenset(("model", "alpha", "store"))
 """Parameters that a form of `POST /score/batch` may have before its first file."""
 
@@ -53,7 +53,7 @@ class Form:
 
     Attributes:
         image: the bytes of the file.
-        fields: parameters beside the file, by name; the names are among `FIELDS`.
+        fields: parameters of a form, by name; the names are among `FIELDS`.
     """
 
     image: bytes

@@ -15,7 +15,7 @@ from app.images.formats import SIGNATURE, describe
 from app.problems import AnimatedPng, CorruptPng, EmptyBody, ImageTooLarge, NotAPng, TruncatedPng
 
 MAX_PIXELS = 4096 * 4096
-"""Maximum number of pixels that a header may declare, whatever the caller accepts."""
+"""Maximum number of pixels that a header may declare, even if the caller accepts more."""
 
 CHUNK = struct.Struct(">I4s")
 CRC = struct.Struct(">I")

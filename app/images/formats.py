@@ -86,7 +86,7 @@ def describe(content: bytes, conversion: str) -> tuple[str, str]:
         conversion: the hint for images of another format.
 
     Returns:
-        What the bytes are, and what the client can do.
+        Description of the bytes, and hint for the client.
     """
     for prefix, detail, hint in _DAMAGED:
         if content.startswith(prefix):

@@ -135,8 +135,8 @@ class Detector:
     ) -> None:
         flag = torch.frombuffer(bytearray(1) if others_waiting is None else others_waiting, dtype=torch.uint8)
         with torchscript_allowed():
-            # A frozen module has no parameters left to move: the device comes first. And torch keeps the weights of a
-            # module that was scripted and frozen in this process for ever, but not of one that was saved and loaded.
+            # A frozen module has no parameters to move, so it is moved first. Torch never frees the weights of a module
+            # that was scripted and frozen in the same process, but frees those of a module that was saved and loaded.
             content = io.BytesIO()
             torch.jit.save(torch.jit.script(_Served(module.eval(), device, step)), content)
             content.seek(0)
@@ -164,7 +164,7 @@ class Detector:
             step, others_waiting: as for the class.
 
         Raises:
-            DetectorError: the bytes are no TorchScript module of the contract, or the golden scores differ.
+            DetectorError: the bytes are not a TorchScript module of the contract, or the golden scores differ.
         """
         label = "{}@{}".format(*artifact.key)
         with _failures_of(label):
@@ -191,7 +191,7 @@ class Detector:
             step, others_waiting: as for the class.
 
         Raises:
-            RuntimeError: the bytes are no TorchScript module.
+            RuntimeError: the bytes are not a TorchScript module.
         """
         with torchscript_allowed():
             module = torch.jit.load(io.BytesIO(content), map_location="cpu")  # type: ignore[no-untyped-call]
@@ -248,7 +248,7 @@ class Detector:
 
 @contextmanager
 def torchscript_allowed() -> Iterator[None]:
-    """Silence exactly the deprecation warnings of `torch.jit`. Docs/decisions/0001 says why this format is used."""
+    """Silence exactly the deprecation warnings of `torch.jit`. Docs/decisions/0001 has the reasons for this format."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*torch\.jit.*", category=DeprecationWarning)
         yield

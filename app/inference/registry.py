@@ -227,7 +227,7 @@ class Registry:
                 for version in self._all():
                     if version.failures:
                         await version.probe()
-            except Exception:  # without its watcher the service would serve an old version for ever
+            except Exception:  # without its watcher, the service would never load a new version
                 _log.exception("the model store could not be read")
 
     def _all(self) -> list[ModelVersion]:

@@ -1,4 +1,4 @@
-"""What a model version says of itself: the contract between training and the service, schema version 1."""
+"""The manifest of a model version: the contract between training and the service, schema version 1."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Frozen(BaseModel):
 
 
 class Recipe(_Frozen):
-    """How the autoencoder was made: enough to make it again."""
+    """The recipe of the autoencoder: sufficient to train it again."""
 
     name: str
     parameters: dict[str, Any]
@@ -25,7 +25,7 @@ class Recipe(_Frozen):
 
 
 class Data(_Frozen):
-    """What the autoencoder learned from and was measured on."""
+    """The data for training and evaluation."""
 
     name: str
     source: str
@@ -41,18 +41,18 @@ class Data(_Frozen):
 
 
 class Recalibration(_Frozen):
-    """A threshold that was chosen anew for a model that was not: what else the manifest says is of `version`."""
+    """A new threshold for an existing model. All other members of the manifest are those of `version`."""
 
     version: int = Field(ge=1)
     """The version of the same model whose `model.pt` this is, byte for byte."""
     source: str
-    """The images, in words and without paths."""
+    """Description of the images, without paths."""
     sha256: Sha256 | None
-    """Of their raw pixels, in order; None: they are those that `version` was calibrated on."""
+    """Of their raw pixels, in order. None: the calibration images of `version`."""
 
 
 class CalibrationSummary(_Frozen):
-    """How the threshold was chosen; the scores themselves are in calibration.npy."""
+    """How the threshold was chosen. The scores are in calibration.npy."""
 
     n: int = Field(ge=1)
     rank: int = Field(ge=1)
@@ -60,29 +60,29 @@ class CalibrationSummary(_Frozen):
     """None: the guarantee is on average over calibration draws."""
     band_level: float
     band: tuple[float, float]
-    """The false-alarm rate on fresh normal images lies in here with probability `band_level` (Beta law)."""
+    """Interval of the false-positive rate on new normal images, with probability `band_level` (Beta distribution)."""
     recalibrated: Recalibration | None = None
     """None: training chose the threshold."""
 
 
 class Manifest(_Frozen):
-    """Everything that the service and a reader must know of a model version."""
+    """The metadata of a model version."""
 
     schema_version: Literal[1] = 1
     name: ModelName
     version: int = Field(ge=1)
     created_at: datetime
     normal_class: str
-    """In words, for people: "the digit 0"."""
+    """Description for readers: "the digit 0"."""
     recipe: Recipe
     input_shape: tuple[int, int, int]
     """Channels, height, width of the raw uint8 input."""
     score_space: str
-    """In words: what the squared errors are taken of."""
+    """Description of the space in which the squared errors are computed."""
     alpha: float = Field(gt=0, lt=1)
     threshold: float = Field(gt=0)
     reasons: tuple[Reason, ...]
-    """Names of the guards that the graph reports: code k is `reasons[k - 1]`, 0 means no guard spoke."""
+    """Names of the guards in the graph: code k is `reasons[k - 1]`; 0 means that no guard decided."""
     calibration: CalibrationSummary
     metrics: dict[str, Any]
     data: Data

@@ -1,9 +1,7 @@
-"""Model versions on disk: what is there, what is current, and reading one without trusting it.
+"""The model versions on disk: lists them, and reads and verifies their files. Independent of torch and HTTP.
 
-Knows: folders, checksums, the manifest. Does not know: torch, HTTP, how a version is made.
-
-    model_store/<model>/CURRENT           one line: the current version's number
-    model_store/<model>/<version>/        immutable once there
+model_store/<model>/CURRENT           one line: the current version's number
+model_store/<model>/<version>/        immutable
 """
 
 from __future__ import annotations
@@ -29,12 +27,12 @@ _REQUIRED = ("model.pt", "calibration.npy", "golden.npz")
 
 
 class RepositoryError(Exception):
-    """A version that is missing, incomplete or not what its manifest says. The message names the version."""
+    """A version is missing, incomplete or differs from its manifest. The message names the version."""
 
 
 @dataclass(frozen=True)
 class Golden:
-    """Images with what the module made of them at export.
+    """Images with the outputs of the module at export.
 
     Attributes:
         images: uint8 [n, 1, 28, 28].
@@ -49,7 +47,7 @@ class Golden:
 
 @dataclass(frozen=True)
 class Artifact:
-    """One model version, read and checked: every byte here is a byte that its manifest vouches for."""
+    """One model version, read and verified: all bytes have the checksums of the manifest."""
 
     manifest: Manifest
     model: bytes
@@ -68,7 +66,7 @@ def sha256(content: bytes) -> str:
 
 
 class Repository:
-    """The model store at `root`. Reads only; nothing is cached, so every answer is what the disk says now."""
+    """The model store at `root`. It only reads, and caches nothing."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -100,14 +98,14 @@ class Repository:
             raise RepositoryError(f"{path} contains no model with a current version (NAME/CURRENT); {what_to_do}")
 
     def lacks(self, name: str) -> bool:
-        """Return whether a model's folder is gone for certain: the store can be read, and it is not there."""
+        """Return whether a model's folder was deleted: the store can be read, and does not contain it."""
         try:
             return all(path.name != name for path in self.root.iterdir())
         except OSError:
             return False
 
     def versions(self, name: str) -> list[int]:
-        """Return the version numbers of a model, ascending; empty when there is no such model, or nobody can say."""
+        """Return the version numbers of a model, ascending; empty if the model does not exist or cannot be read."""
         if not MODEL_NAME.fullmatch(name):
             return []
         try:
@@ -117,10 +115,10 @@ class Repository:
         return sorted(int(number) for number in found if is_version(number))
 
     def current(self, name: str) -> int | None:
-        """Return the current version's number, or None when the model has none.
+        """Return the current version's number, or None if the model has no current version.
 
         Raises:
-            RepositoryError: `CURRENT` holds something else than one number.
+            RepositoryError: `CURRENT` does not contain one number.
         """
         if not MODEL_NAME.fullmatch(name):
             return None
@@ -138,7 +136,7 @@ class Repository:
         """Read a version's manifest.
 
         Raises:
-            RepositoryError: there is no such version, or the manifest is not one of its name and number.
+            RepositoryError: the version does not exist, or the manifest is invalid or belongs to another version.
         """
         label = f"{name}@{version}"
         try:
@@ -155,10 +153,10 @@ class Repository:
     def read(self, manifest: Manifest, file: str) -> bytes:
         """Read one file of a version and compare it with the manifest's checksum.
 
-        The bytes returned are the bytes compared, so a file that changes afterwards changes nothing.
+        The returned bytes are those that were compared, so a later change of the file has no effect.
 
         Raises:
-            RepositoryError: the manifest does not list the file, or its content is not what the manifest says.
+            RepositoryError: the manifest does not list the file, or its checksum differs.
         """
         label = f"{manifest.name}@{manifest.version}"
         expected = manifest.files.get(file)
@@ -189,7 +187,7 @@ class Repository:
         return calibration
 
     def open(self, name: str, version: int) -> Artifact:
-        """Read a version and check everything that can be checked without running it.
+        """Read a version and check it, without running the module.
 
         Raises:
             RepositoryError: the version is missing, incomplete, altered, or contradicts itself.
@@ -235,7 +233,7 @@ class Repository:
 
 
 def is_version(text: str) -> bool:
-    """Return whether this is a version's number as its folder has it."""
+    """Return whether a text is a version number, as in the name of a folder."""
     return text.isascii() and text.isdigit() and text[0] != "0" and len(text) <= _MOST_DIGITS
 
 

@@ -81,7 +81,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class BatchJob:
-    """What all images of a batch request have in common.
+    """The parameters and totals of a batch request.
 
     Attributes:
         version: scores the images.

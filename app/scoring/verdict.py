@@ -18,7 +18,7 @@ from app.problems import UnsupportedAlpha
 
 
 class Ignored(BaseModel):
-    """What `fit=mnist` left out: specks, printed lines, frames, a table, whatever is not the digit."""
+    """The parts of the image that `fit=mnist` left out: specks, printed lines, frames, a table."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 
 class StoreError(Exception):
     """The reconstruction store did not answer, or rejected the operation."""
+
+
+@dataclass(frozen=True)
+class StoreLimits:
+    """The settings of a backend.
+
+    Attributes:
+        ttl_seconds: time to live of an entry.
+        max_bytes: approximate maximum number of bytes of all entries; the oldest entries are deleted first. A Redis
+            server has its own limit, `maxmemory`.
+        entry_bytes: maximum number of bytes of an entry.
+        password_file: file that contains the password of the server.
+        timeout: seconds for connecting to a server and for each of its replies, or for a lock of a file.
+        on_reopened: called when a file was deleted or replaced, and has been opened again.
+    """
+
+    ttl_seconds: float
+    max_bytes: int
+    entry_bytes: int
+    password_file: Path | None
+    timeout: float
+    on_reopened: Callable[[], object] = lambda: None
 
 
 class Store(Protocol):

@@ -231,7 +231,7 @@ class Reconstructions:
         self._report(put, TimeoutError())
 
     def _write(self, put: _Put, records: Sequence[Record]) -> None:
-        if put.expired:
+        if put.expired:  # its scores have been returned without ids
             return
         failure: Exception | None = None
         try:

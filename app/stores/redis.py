@@ -16,23 +16,28 @@ from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
 from app.models import textfiles
-from app.stores.contract import StoreError
+from app.stores.contract import StoreError, StoreLimits
 
 _PREFIX = "reconstruction:"
+
+
+def open_url(url: str, limits: StoreLimits) -> RedisStore:
+    """Build the store for `redis://host:port/database`."""
+    return RedisStore(url, ttl_seconds=limits.ttl_seconds, password_file=limits.password_file, timeout=limits.timeout)
 
 
 class RedisStore:
     """Entries as Redis strings with a time to live.
 
     Args:
-        url: `redis://host:port/database`, where a user name may stand before the host. A password may not: a URL is
-            seen in process lists and logs.
-        ttl_seconds: how long an entry lives.
-        password_file: a file that holds the password on one line; read at each connection, so it can be changed.
-        timeout: seconds for connecting and for each answer.
+        url: `redis://host:port/database`, optionally with a user name. It must not contain a password, because
+            URLs appear in process lists and logs.
+        ttl_seconds: time to live of an entry.
+        password_file: file that contains the password; read at each connection, so that it can be changed.
+        timeout: seconds for connecting and for each reply.
 
     Raises:
-        StoreError: the URL is none of that form.
+        StoreError: the URL does not have that form.
     """
 
     def __init__(
@@ -105,14 +110,14 @@ class _Credentials(CredentialProvider):
 
 
 _REASON = re.compile(r"(?:^|caused error: (?:\(['\"])?)([A-Z]+) ")
-"""The word in capitals that begins the reason of an error of Redis, also behind the command that it quotes."""
+"""The error code of Redis, in capitals: at the start of the message, or after the command that caused it."""
 
 
 @contextmanager
 def _as_store_error() -> Iterator[None]:
     try:
         yield
-    except ResponseError as error:  # its words hold the command, and so the id
+    except ResponseError as error:  # its message contains the command, and so the id
         reasons = _REASON.findall(str(error))
         raise StoreError(" ".join([f"Redis: {type(error).__name__}", *reasons])) from error
     except (RedisError, OSError) as error:

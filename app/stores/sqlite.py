@@ -1,4 +1,4 @@
-"""The embedded store: one SQLite file, shared safely by several worker processes, that survives a restart."""
+"""The reconstruction store in one SQLite file that several worker processes share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TextIO, TypeVar
 
-from app.stores.contract import StoreError
+from app.stores.contract import StoreError, StoreLimits
 
 _log = logging.getLogger(__name__)
 
@@ -27,45 +27,74 @@ CREATE TABLE IF NOT EXISTS entries (
 )
 """
 _SWEEP_EVERY = 256
-"""Entries between two sweeps. A sweep removes at most twice as many, so no write waits long for one."""
+"""Number of entries between two sweeps. A sweep deletes at most twice as many, so that no write waits long."""
 _PAGE_BYTES = 8192
-"""A page holds three entries, when the replies in them have no more than 300 bytes."""
+"""A page contains three entries if their replies have at most 300 bytes."""
 _PAGES_LOGGED = 200
-"""Pages in the log after which they are copied to the file; scores wait 3 ms for it, with the usual 1,000 7 ms."""
+"""Number of pages in the write-ahead log per checkpoint. A checkpoint takes 3 ms; with the default of 1,000, 7 ms."""
 _COMPARE_SECONDS = 1.0
 """Time between two checks that the open file is still the one under its name."""
 _MOST_ROWS = 64
-"""Rows of one statement; one of each length is kept prepared."""
+"""Maximum number of rows per statement. One statement of each length stays prepared."""
 
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-"""Contains another text after each boot of the machine; does not exist outside Linux."""
+"""Changes with each boot of the machine. Exists on Linux only."""
 
 
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def open_url(url: str, limits: StoreLimits) -> SqliteStore:
+    """Build the store for `sqlite:///relative/path` or `sqlite:////absolute/path`."""
+    if limits.password_file is not None:
+        raise StoreError("a SQLite file has no password: unset ANOMALY_STORE_PASSWORD_FILE")
+    max_entries = max(1, limits.max_bytes // limits.entry_bytes)
+    return SqliteStore(
+        _path_of(url),
+        ttl_seconds=limits.ttl_seconds,
+        max_entries=max_entries,
+        timeout=limits.timeout,
+        on_reopened=limits.on_reopened,
+    )
+
+
+def _path_of(url: str) -> Path:
+    rest = url.partition("://")[2]
+    if rest and not rest.startswith("/"):
+        raise StoreError(
+            "the store's URL has two slashes; write three before a relative path, sqlite:///var/reconstructions.db, "
+            "and four before an absolute path, sqlite:////var/reconstructions.db"
+        )
+    if "?" in rest:
+        raise StoreError("the store's URL has a query, which a SQLite store does not read; write sqlite:///path alone")
+    path = Path(rest.removeprefix("/"))
+    if not path.name:
+        raise StoreError("the store URL names no file; its form is sqlite:///path")
+    return path
 
 
 def _is_sound(path: Path, timeout: float) -> bool:
     try:
         with contextlib.closing(sqlite3.connect(path, timeout=timeout)) as connection:
             (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    except UnicodeDecodeError:  # SQLite's words quote what is damaged
+    except UnicodeDecodeError:  # SQLite's message quotes the damaged bytes
         return False
     except sqlite3.Error as error:
         if error.sqlite_errorcode & 0xFF in _DAMAGE:
             return False
-        raise  # locked, out of reach or on a full disk is not damaged
+        raise  # a file that is locked, not reachable or on a full disk is not damaged
     return bool(verdict == "ok")
 
 
 def _refuse_foreign(connection: sqlite3.Connection) -> None:
-    """Raise StoreError when the database has tables, but not those of a store. Only reads."""
+    """Raise StoreError if the database has tables other than those of a store. Only reads."""
     tables = connection.execute(
         "SELECT name, (SELECT group_concat(name) FROM pragma_table_info(tables.name)) FROM sqlite_master AS tables"
         " WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
     ).fetchall()
     if tables not in ([], [("entries", "number,key,expires,content")]):
-        raise StoreError("SQLite: the file is a database of something else")
+        raise StoreError("SQLite: the file is a database of another program")
 
 
 @lru_cache
@@ -76,24 +105,23 @@ def _insertion(rows: int) -> str:
 class SqliteStore:
     """Entries in the order of arrival, in a file in write-ahead-log mode.
 
-    A commit outlives the process as soon as `put` says that it is done, `kill -9` included. What the machine has not
-    yet written to its disk is lost when the machine itself crashes (`synchronous=OFF`): waiting for the disk would
-    stall every score for milliseconds, several times a second, for pictures that live an hour. The first process after
-    a start of the machine checks the file; a damaged one is moved aside, to `<name>.damaged`, and a new one begun.
-    Entries are numbered in order of arrival and all live equally long, so both bounds, age and number, are ranges of
-    that number.
+    When `put` returns, the entries survive `kill -9`. SQLite does not fsync (`synchronous=OFF`), so a crash of the
+    machine can lose entries or damage the file. With fsync, every score would stall for milliseconds, several times per
+    second, for pictures that expire after an hour. The first process after a boot checks the file. It renames a damaged
+    file to `<name>.damaged` and creates a new one. Entries are numbered in order of arrival and have the same time to
+    live, so both limits, age and number, are ranges of that number.
 
     Args:
-        path: the file; its folder is made.
-        ttl_seconds: how long an entry lives.
-        max_entries: the most entries kept; the oldest go first.
-        timeout: seconds that each access waits for a lock of another connection. Only a process that checks the file
-            after a start of the machine is waited for without a limit.
+        path: the file; its folder is created.
+        ttl_seconds: time to live of an entry.
+        max_entries: maximum number of entries; the oldest are deleted first.
+        timeout: seconds that each access waits for a lock of another connection. A process that checks the file after
+            a boot is awaited without a limit.
         on_reopened: called when the file was deleted or replaced, and has been opened again.
-        clock: seconds since the epoch, shared by all processes and kept over a restart.
+        clock: seconds since the epoch, the same for all processes.
 
     Raises:
-        StoreError: the file is a database of something else. Any other fault is one of the first use.
+        StoreError: the file is a database of another program. Other errors are raised at the first use.
     """
 
     def __init__(
@@ -128,7 +156,7 @@ class SqliteStore:
         return self._answer(lambda connection: self._get(connection, id))
 
     def ping(self) -> None:
-        """Write a number into the file's header that means nothing to SQLite."""
+        """Write a number into the header of the file that SQLite does not use."""
         self._answer(lambda connection: connection.execute("PRAGMA user_version=1"))
 
     def close(self) -> None:
@@ -142,11 +170,11 @@ class SqliteStore:
             return work(self._open())
         except (sqlite3.Error, UnicodeDecodeError) as error:
             raise StoreError(f"SQLite: {error}") from error
-        except OSError as error:  # its words hold the path
+        except OSError as error:  # its message contains the path
             raise StoreError(f"SQLite: {error.strerror}") from error
 
     def _refuse_foreign_file(self) -> None:
-        with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):  # not there yet, locked, damaged
+        with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):  # missing, locked or damaged
             address = f"{self._path.absolute().as_uri()}?mode=ro"
             with contextlib.closing(sqlite3.connect(address, uri=True, timeout=self._timeout)) as connection:
                 _refuse_foreign(connection)
@@ -161,7 +189,7 @@ class SqliteStore:
         if self._connection is None:
             replaced = self._opened is not None and self._identity() != self._opened
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            # SQLite does not wait its turn when two processes switch a new file to WAL at once: one of them fails.
+            # If two processes switch a new file to WAL at the same time, one of them fails without waiting.
             with self._beside(".lock").open("a+") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 self._check_after_boot(lock, again=replaced)
@@ -200,17 +228,17 @@ class SqliteStore:
         try:
             boot = _BOOT_ID.read_text()
         except OSError:
-            boot = ""  # without the boot's id, the first process to open the file checks it
+            boot = ""  # without a boot id, the first process to open the file checks it
         lock.seek(0)
         if boot and lock.read() == boot and not again:
             return
         if self._path.exists() and not _is_sound(self._path, self._timeout):
-            for ending in ("-wal", "-shm", ""):  # a log goes with its file, and not after it
+            for ending in ("-wal", "-shm", ""):  # the log must not outlive its file
                 self._beside(".damaged" + ending).unlink(missing_ok=True)
                 with contextlib.suppress(FileNotFoundError):
                     self._beside(ending).rename(self._beside(".damaged" + ending))
             name = self._beside(".damaged").name
-            _log.error("the store's file is damaged, or no database: it lies beside as %s, a new one is begun", name)
+            _log.error("the file of the store is damaged and was renamed to %s; a new file is created", name)
         lock.truncate(0)
         lock.write(boot)
 
@@ -220,7 +248,7 @@ class SqliteStore:
         expires = self._clock() + self._ttl
         since_sweep = self._since_sweep + len(entries)
         if len(entries) <= _MOST_ROWS and since_sweep < _SWEEP_EVERY:
-            # Alone, a statement is a transaction. Each one gives Python's lock away, and waits for it afterwards.
+            # A single statement is a transaction. Each further one would release the GIL and wait to reacquire it.
             self._insert(connection, entries, expires)
             self._since_sweep = since_sweep
             return
@@ -233,7 +261,7 @@ class SqliteStore:
                 since_sweep = 0
             connection.execute("COMMIT")
         except BaseException:
-            if connection.in_transaction:  # on a full disk SQLite has let go of it already
+            if connection.in_transaction:  # on a full disk, SQLite has rolled back already
                 connection.execute("ROLLBACK")
             raise
         self._since_sweep = since_sweep
@@ -250,7 +278,7 @@ class SqliteStore:
     def _sweep(self, connection: sqlite3.Connection, limit: int) -> None:
         (newest,) = connection.execute("SELECT max(number) FROM entries").fetchone()
         connection.execute(
-            # The inner selection reads each of the oldest entries once, and mostly finds none to remove.
+            # The inner selection reads each of the oldest entries once, and usually finds nothing to delete.
             "DELETE FROM entries WHERE number IN (SELECT number FROM"
             " (SELECT number, expires FROM entries ORDER BY number LIMIT ?) WHERE number <= ? OR expires <= ?)",
             (limit, newest - self._max_entries, self._clock()),

@@ -73,7 +73,7 @@ class Metrics:
         )
         self.forward_pass_failures = self._counter("anomaly_forward_pass_failures", "Forward passes that failed.")
         self.log_lines_dropped = self._counter(
-            "anomaly_log_lines_dropped", "Log lines dropped because nobody read standard output."
+            "anomaly_log_lines_dropped", "Log lines dropped because standard output was not read."
         )
         self.model_load_failures = self._counter("anomaly_model_load_failures", "Versions rejected.", "model")
         self.model_version_rejected = self._gauge(
@@ -171,7 +171,7 @@ class Metrics:
 
 
 def _forget_dead(folder: Path) -> None:
-    """Drop the gauges of killed workers, which would be summed for ever."""
+    """Delete the gauges of killed workers, which would be summed forever."""
     for pid in {path.stem.rpartition("_")[2] for path in folder.glob("gauge_live*_*.db")}:
         try:
             os.kill(int(pid), 0)

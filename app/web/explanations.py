@@ -12,7 +12,7 @@ from app.problems import Problem
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a problem type means.
+    """The meaning of a problem type.
 
     Attributes:
         type: the member `type` of its documents.

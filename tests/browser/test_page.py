@@ -196,7 +196,7 @@ def test_a_photograph_is_answered_in_words(open_page: Callable[..., Page]) -> No
     """A dropped photograph of 400x300 has no plain background; the page says so and how to mend it."""
     page = open_page()
     drop(page, {"photo.png": photo()})
-    expect(page.locator(WORD)).to_have_text("Stroke and background cannot be told apart")
+    expect(page.locator(WORD)).to_have_text("The stroke and the background cannot be distinguished")
     expect(page.locator("#verdict-why")).to_contain_text("plain background")
 
 
@@ -338,11 +338,11 @@ def test_a_folder_of_200_files(open_page: Callable[..., Page], photograph: Calla
 
 REFUSALS: dict[str, tuple[str, bytes, str, str]] = {
     "no image": ("notes.png", b"these are words", "image/png", "The file is not an image"),
-    "cut short": ("cut.png", (EXAMPLES / "zero.png").read_bytes()[:80], "image/png", "The PNG is cut short"),
-    "damaged": ("bad.png", pngs.SIGNATURE + pngs.chunk(b"JUNK", b""), "image/png", "The PNG is damaged"),
+    "cut short": ("cut.png", (EXAMPLES / "zero.png").read_bytes()[:80], "image/png", "The PNG is truncated"),
+    "damaged": ("bad.png", pngs.SIGNATURE + pngs.chunk(b"JUNK", b""), "image/png", "The PNG is corrupt"),
     "blank": ("blank.png", png_of(Image.new("L", (90, 60), 255)), "image/png", "The image is blank"),
     "all transparent": ("clear.png", png_of(Image.new("RGBA", (50, 50))), "image/png", "The image is blank"),
-    "in colour": ("red.png", png_of(Image.new("RGB", (28, 28), "red")), "image/png", "The image has colours"),
+    "in colour": ("red.png", png_of(Image.new("RGB", (28, 28), "red")), "image/png", "The image is not greyscale"),
     "see-through": (
         "half.png",
         png_of(Image.new("RGBA", (28, 28), (9, 9, 9, 90))),
@@ -353,7 +353,7 @@ REFUSALS: dict[str, tuple[str, bytes, str, str]] = {
         "huge.png",
         pngs.SIGNATURE + pngs.header(9000, 9000) + pngs.chunk(b"IDAT", b"") + pngs.chunk(b"IEND"),
         "image/png",
-        "The image declares too many pixels",
+        "The image has too many pixels",
     ),
     "too many bytes": (
         "padded.png",
@@ -391,7 +391,7 @@ def test_a_score_that_comes_too_late_is_said_to(
     server = make_server(ANOMALY_DEADLINE_MS="1", ANOMALY_MICROBATCH_MAX_DELAY_MS="200").start()
     page = open_page(server.url)
     choose(page, "zero.png", (EXAMPLES / "zero.png").read_bytes())
-    expect(page.locator(WORD)).to_have_text("The score was not ready in time")
+    expect(page.locator(WORD)).to_have_text("The deadline was exceeded")
     expect(page.locator("#verdict-why")).to_contain_text("Try again")
 
 
@@ -551,7 +551,7 @@ def test_a_wrong_size_is_refused_when_fitting_is_off(open_page: Callable[..., Pa
 def test_an_expired_link_is_said_to_be(open_page: Callable[..., Page]) -> None:
     """A link to something that is no longer kept says so and what to do."""
     page = open_page(path="/#id=" + "0" * 32)
-    expect(page.locator(WORD)).to_have_text("There is no such reconstruction, or it has expired")
+    expect(page.locator(WORD)).to_have_text("The reconstruction does not exist or has expired")
     expect(page.locator("#verdict-why")).to_contain_text("Draw or choose the image again")
 
 
@@ -577,7 +577,7 @@ def test_an_overloaded_service_is_said_to_be(
     page = open_page(server.url)
     with slow_upload(server):
         draw_zero(page)
-        expect(page.locator(WORD)).to_have_text("Too much is waiting")
+        expect(page.locator(WORD)).to_have_text("The service is overloaded")
 
 
 class slow_upload:  # noqa: N801
@@ -616,11 +616,11 @@ def test_an_api_key_is_asked_for_and_sent(
     """
     server = make_server(ANOMALY_API_KEYS_FILE=str(keys_file)).start()
     page = open_page(server.url, wait=False)
-    expect(page.locator("#trouble")).to_contain_text("An API key is needed")
+    expect(page.locator("#trouble")).to_contain_text("A valid API key is required")
     page.get_by_role("button", name="Enter a key").click()
     page.locator("#key").fill("wrong")
     page.get_by_role("button", name="Use it").click()
-    expect(page.locator("#trouble")).to_contain_text("An API key is needed")
+    expect(page.locator("#trouble")).to_contain_text("A valid API key is required")
     page.locator("#key-open").click()
     page.locator("#key").fill("sesame")
     page.keyboard.press("Enter")
@@ -628,7 +628,7 @@ def test_an_api_key_is_asked_for_and_sent(
     expect(page.locator("#alpha")).to_be_enabled()
     page.evaluate("sessionStorage.setItem('api-key', 'no longer known')")
     draw_zero(page)
-    expect(page.locator(WORD)).to_have_text("An API key is needed")
+    expect(page.locator(WORD)).to_have_text("A valid API key is required")
     expect(page.locator("#answer")).not_to_contain_class("stale")
     page.locator("#key").fill("sesame")
     with page.expect_response("**/score?*") as late:

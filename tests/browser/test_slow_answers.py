@@ -245,9 +245,9 @@ def need_key(route: Route) -> None:
     """Answer as a service does that asks for a key."""
     problem = {
         "type": "/problems/unauthorized",
-        "title": "An API key is needed",
+        "title": "A valid API key is required",
         "status": 401,
-        "hint": "Send a key that the operator gave you in the header X-API-Key.",
+        "hint": "Send a valid key in the header X-API-Key. The operator issues keys.",
     }
     route.fulfill(status=401, json=problem, content_type="application/problem+json")
 
@@ -290,7 +290,7 @@ def test_a_folder_waits_for_models_and_a_key(open_page: Callable[..., Page]) -> 
     page.route("**/score?*", need_key)
     page.locator("#folder-files").set_input_files(images(**{f"n{number}": ZERO for number in range(9)}))
     expect(page.locator("#key-dialog")).to_be_visible()
-    expect(status).to_have_text("0 of 9 scored · 0 anomalous · stopped: An API key is needed")
+    expect(status).to_have_text("0 of 9 scored · 0 anomalous · stopped: A valid API key is required")
     page.unroute("**/score?*")
     page.locator("#key").fill("sesame")
     page.keyboard.press("Enter")
@@ -431,7 +431,7 @@ def test_noise_of_any_size_is_sent(open_page: Callable[..., Page]) -> None:
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "JPEG", quality=95)
     choose(page, "noise.jpg", buffer.getvalue(), "image/jpeg")
-    expect(page.locator(WORD)).to_have_text("Stroke and background cannot be told apart")
+    expect(page.locator(WORD)).to_have_text("The stroke and the background cannot be distinguished")
 
 
 def test_a_key_without_a_place_to_keep_it(open_page: Callable[..., Page]) -> None:
@@ -440,7 +440,7 @@ def test_a_key_without_a_place_to_keep_it(open_page: Callable[..., Page]) -> Non
     page.add_init_script("Object.defineProperty(window, 'sessionStorage', { get() { throw new Error('blocked'); } })")
     page.route("**/models", lambda route: route.continue_() if has_key(route) else need_key(route))
     page.reload()
-    expect(page.locator("#trouble")).to_contain_text("An API key is needed")
+    expect(page.locator("#trouble")).to_contain_text("A valid API key is required")
     expect(page.locator("#trouble")).not_to_contain_text("X-API-Key")
     for key in ("schlüssel", "秘密"):
         page.get_by_role("button", name="Enter a key").click()

@@ -709,7 +709,7 @@ def test_limits_by_key_refusals_address_and_connections(stack: Stack) -> None:
         connection.close()
     time.sleep(0.5)
     answers = [stack.ask("GET", "/models", key=f"guess-{number}") for number in range(16)]
-    assert refused(answers[0], 401) and refused(answers[-1], 429)["title"] == "Too many refused keys from this address"
+    assert refused(answers[0], 401) and refused(answers[-1], 429)["title"] == "Too many rejected keys from this address"
     answers = [stack.ask("GET", "/models") for _ in range(30)]
     assert [answer[0] for answer in answers].count(200) == 20
     assert refused(answers[-1], 429)["title"] == "Too many requests with this key"

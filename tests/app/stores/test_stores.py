@@ -376,10 +376,10 @@ async def test_a_database_of_something_else_is_refused_and_not_altered(
             for table in tables:
                 connection.execute(table)
     content = path.read_bytes()
-    with pytest.raises(StoreError, match="a database of something else"):
+    with pytest.raises(StoreError, match="a database of another program"):
         open_store(f"sqlite:///{path}", ttl_seconds=60, max_bytes=ENTRY, entry_bytes=ENTRY)
     for call in (store.ping, lambda: store.put([("a", b"1")])):
-        with pytest.raises(StoreError, match="a database of something else"):
+        with pytest.raises(StoreError, match="a database of another program"):
             call()
     store.close()
     assert (path.read_bytes(), later.read_bytes()) == (content, content)

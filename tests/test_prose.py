@@ -1,0 +1,113 @@
+"""Documentation, docstrings and comments contain no pattern of unclear prose: docs/style.md describes the style.
+
+`tests/prose_allowed.txt` lists reviewed exceptions, and the files that have not been rewritten yet.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.conftest import ROOT
+
+PATTERNS = {
+    "a sentence begins with a pronoun": r"(?:^|[.:!?] )(?:What|Whoever|Whatever|Who)\b(?![^.!?]*\?)",
+    "nobody acts": r"\b(?:nobody|somebody|whoever|whatever)\b",
+    "unclear 'who'": r"\bto who\b",
+    "unusual negation": r"(?<![Tt]here )\b(?:is|are) (?:no|none)\b(?! longer)",
+    "unclear default": r"\bunless told\b",
+    "metaphor": r"\b(?:let go of|lets go of|company|neighbours?)\b",
+    "old word": r"\b(?:anew|afresh|meanwhile|for ever|beside)\b",
+    "software says": r"(?:`|\b(?:it|which|that|page|card|header|log|reply|manifest|file|store)) (?:says|said)\b",
+    "a rate without 'per'": r"\b(?:once|twice|times|bytes|images|requests|lines?|ms|us|µs|most|\d) an? "
+    r"(?:image|request|second|minute|hour|day|line|file|batch|score|pixel)\b",
+    "several semicolons": r";[^;]*;",
+}
+FOLDERS = ("app", "anomaly", "training")
+ALLOWED = ROOT / "tests" / "prose_allowed.txt"
+
+
+class Finding(NamedTuple):
+    """A sentence that matches a pattern."""
+
+    file: str
+    pattern: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.pattern}: {self.text}"
+
+
+def documents() -> list[Path]:
+    """Return every page and every module whose prose is checked."""
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    return sorted([*pages, *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))])
+
+
+def paragraphs(path: Path) -> Iterator[str]:
+    """Yield the prose of a file, one paragraph, list item, table cell, docstring paragraph or comment at a time."""
+    text = path.read_text()
+    if path.suffix == ".md":
+        yield from _blocks(re.sub(r"^ *```.*?^ *```", "\n", text, flags=re.MULTILINE | re.DOTALL))
+        return
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield from _blocks(node.value.value)
+    comment: list[str] = []
+    last = 0
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            if token.start[0] != last + 1 and comment:
+                yield " ".join(comment)
+                comment = []
+            comment.append(re.sub(r"^#:? ?|noqa.*|type: ignore.*", "", token.string))
+            last = token.start[0]
+    yield " ".join(comment)
+
+
+def _blocks(text: str) -> Iterator[str]:
+    for line in re.findall(r"^\|.*\|$", text, re.MULTILINE):
+        yield from line.strip("|").split("|")
+    text = re.sub(r"^\|.*\|$", "\n", text, flags=re.MULTILINE)
+    for block in re.split(r"\n\s*\n|\n(?=\s*(?:[*-]|\d+\.) )|\n(?=#)|\n(?=\s+\w[\w, ]*: )", text):
+        yield " ".join(block.split())
+
+
+def findings(path: Path) -> list[Finding]:
+    """Return the findings in a file. Code is not prose, and neither are quotations."""
+    file, found = path.relative_to(ROOT).as_posix(), []
+    for paragraph in paragraphs(path):
+        prose = re.sub(r'`[^`]*`|"[^"]*"|\]\([^)]*\)', "`", paragraph)
+        for name, pattern in PATTERNS.items():
+            if re.search(pattern, prose):
+                found.append(Finding(file, name, paragraph))
+    return found
+
+
+def allowed() -> tuple[set[str], set[str]]:
+    """Return the files that have not been rewritten, and the reviewed findings."""
+    lines = [line for line in ALLOWED.read_text().splitlines() if line and not line.startswith("#")]
+    return {line for line in lines if ": " not in line}, {line for line in lines if ": " in line}
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_prose_is_clear(path: Path) -> None:
+    """No paragraph of a rewritten file matches a pattern, except for the reviewed ones."""
+    pending, reviewed = allowed()
+    if path.relative_to(ROOT).as_posix() not in pending:
+        assert [each for each in map(str, findings(path)) if each not in reviewed] == []
+
+
+def test_the_list_of_exceptions_only_shrinks() -> None:
+    """Every exception is still needed: the file exists and has findings, and the paragraph still occurs."""
+    pending, reviewed = allowed()
+    found = {path.relative_to(ROOT).as_posix(): set(map(str, findings(path))) for path in documents()}
+    assert sorted(file for file in pending if not found.get(file)) == [], "rewritten: remove the file from the list"
+    assert sorted(reviewed.difference(*found.values())) == [], "changed: remove the line from the list"
