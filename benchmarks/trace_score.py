@@ -29,7 +29,7 @@ APP = ROOT / "app"
 DOC = ROOT / "docs" / "architecture.md"
 FORWARD = "app.inference.buffers:Buffers.__call__"
 """The call that begins the forward pass."""
-SENT = "app.http.server:CoalescingTransport.write"
+SENT = "app.http.connection:CoalescingTransport.write"
 """The call that hands the response to the socket."""
 
 

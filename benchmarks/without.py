@@ -15,14 +15,14 @@ from typing import Any
 import app.__main__ as service
 from app import process
 from app.concurrency import batcher
-from app.http import batch, bodies, middleware, multipart, server
+from app.http import batch, bodies, connection, middleware, multipart, server
 from app.images import png
 from app.inference import version
 from app.telemetry import logs
 
 
 def _replies_in_two_pieces() -> None:
-    server.CoalescingTransport = lambda transport, _loop: transport
+    connection.CoalescingTransport = lambda transport, _loop: transport
 
 
 def _every_png_checked_chunk_by_chunk() -> None:

@@ -1,4 +1,4 @@
-"""HTTP/1.1 on uvicorn's protocol class, with a fast path for `POST /score` and stricter limits for clients."""
+"""The server's protocol: a fast path for `POST /score`, and uvicorn's path for all other requests."""
 
 from __future__ import annotations
 
@@ -6,82 +6,19 @@ import asyncio
 import time
 from typing import Any, cast
 
-import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from app.http.errors import Answer, answer_problem
+from app.http.connection import Connection
+from app.http.errors import Answer
 from app.http.middleware import SCORE, RequestMiddleware
-from app.problems import InternalError, MalformedRequest, Problem
+from app.problems import Problem
 
 _SCORE = SCORE.encode()
 
-STALLED_SECONDS = 60.0
-"""Maximum time that a client may read nothing of its response, or pause in the middle of a request."""
 _PENDING_SECONDS = 1.0
 """Maximum time that a body is held for the fast path. Then the general path takes the request and limits its time."""
-_MAX_NON_BODY_BYTES = 64 * 1024
-"""Maximum number of bytes of a request besides its body: head, chunk sizes, trailers. They are counted per read, so up
-to twice as many may be parsed."""
 _MAX_URL_BYTES = 2048
 """Longer URLs may exceed uvicorn's own limit, which it reports while it parses."""
-_MAX_PIPELINED = 256
-"""Maximum number of requests of one connection that wait for the response to an earlier one."""
-_KEEP_ALIVE_MARGIN_SECONDS = 1.0
-"""Time for which a connection stays open beyond its announced limit. A request that its client sends within the limit
-may take that long to arrive."""
-_MAX_COALESCED_BYTES = 64 * 1024
-"""Maximum number of bytes that wait for the end of an event-loop iteration; a long response is sent as it comes."""
-
-
-class CoalescingTransport:
-    """A transport that sends everything written in one event-loop iteration with one system call.
-
-    uvicorn writes the head of a response and its body separately. Each write is a system call that wakes the reader,
-    which for a small response costs as much as scoring its image. All other methods are those of the transport.
-    """
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._pieces: list[bytes] = []
-        self._size = 0
-        self._stall_timer: asyncio.TimerHandle | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        """Send at the end of this event-loop iteration."""
-        if not self._pieces:
-            self._loop.call_soon(self._flush)
-        self._pieces.append(data)
-        self._size += len(data)
-        if self._size > _MAX_COALESCED_BYTES:
-            self._flush()
-
-    def close(self) -> None:
-        """Send what was written, then close."""
-        self._flush()
-        self._transport.close()
-        if self._transport.get_write_buffer_size() > 0:
-            self.start_stall_timer()
-
-    def start_stall_timer(self) -> None:
-        """Abort the connection if the client does not catch up in time. `close` alone waits without a limit."""
-        if self._stall_timer is None:
-            self._stall_timer = self._loop.call_later(STALLED_SECONDS, self._transport.abort)
-
-    def stop_stall_timer(self) -> None:
-        """Cancel the timer: the client has caught up or disconnected."""
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
-            self._stall_timer = None
-
-    def _flush(self) -> None:
-        data = b"".join(self._pieces)
-        self._pieces, self._size = [], 0
-        if data and not self._transport.is_closing():
-            self._transport.write(data)
 
 
 class FastExchange:
@@ -126,7 +63,7 @@ class FastExchange:
         protocol.on_response_complete()
 
 
-class ServerProtocol(HttpToolsProtocol):
+class ServerProtocol(Connection):
     """One connection.
 
     A `POST /score` with a Content-Length within the limit is held until its body is complete and then handed to the
@@ -135,16 +72,6 @@ class ServerProtocol(HttpToolsProtocol):
     example because an ASGI wrapper stands in front of it.
     """
 
-    _transport: CoalescingTransport
-    _idle_check: asyncio.TimerHandle
-    _idle_since = 0.0
-    """When the connection was made or its last response was completed, in event-loop seconds."""
-    _request_incomplete = False
-    """Whether a request has begun to arrive and is not complete."""
-    _non_body_bytes = 0
-    """Number of bytes since the last piece or the end of a body."""
-    _rejection: Problem | None = None
-    """The last response of this connection, sent after the earlier ones. Nothing more is read."""
     _pending_body: list[bytes] | None = None
     """The body so far of a request that is held for the fast path."""
     _pending_since = 0.0
@@ -154,82 +81,21 @@ class ServerProtocol(HttpToolsProtocol):
         super().__init__(*given, **named)
         app: Any = self.app
         self._middleware: RequestMiddleware | None = app if isinstance(app, RequestMiddleware) else None
-        self._keep_alive = (b"keep-alive", b"timeout=%d" % self.timeout_keep_alive)
-        self.keep_alive_line = b"%b: %b\r\n" % self._keep_alive
 
     def data_received(self, data: bytes) -> None:
         """Parse what has arrived."""
-        if self._rejection is not None:
-            return
-        try:
-            if len(data) <= _MAX_NON_BODY_BYTES:
-                self._parse(data)
-            else:
-                for start in range(0, len(data), _MAX_NON_BODY_BYTES):
-                    self._parse(memoryview(data)[start : start + _MAX_NON_BODY_BYTES])
-        except httptools.HttpParserError as error:
-            self._reject(self._parse_problem(error.__context__))
-        except MalformedRequest as problem:
-            self._reject(problem)
+        super().data_received(data)
         if self._pending_body is not None and self._pending_timer is None:
             self._pending_timer = self.loop.call_later(_PENDING_SECONDS, self._hand_over)
 
-    def _parse_problem(self, cause: BaseException | None) -> Problem:
-        """Return the problem for a parser error and what one of the parser's callbacks raised, if one did."""
-        if isinstance(cause, MalformedRequest):
-            return cause
-        if cause is None or isinstance(cause, (httptools.HttpParserError, httptools.HttpParserUpgrade)):
-            self.logger.warning("Invalid HTTP request received.")
-            return MalformedRequest("invalid http request received")
-        self.logger.error("request failed", exc_info=cause)
-        return InternalError()
-
-    def _parse(self, data: bytes | memoryview) -> None:
-        self._non_body_bytes += len(data)
-        while True:
-            try:
-                self.parser.feed_data(data)
-                break
-            except httptools.HttpParserUpgrade as upgrade:
-                self._begin_without_upgrade()
-                data = memoryview(data)[upgrade.args[0] :]
-        if self._non_body_bytes > _MAX_NON_BODY_BYTES:
-            raise MalformedRequest(f"the head of the request has more than {_MAX_NON_BODY_BYTES} bytes")
-
-    def _begin_without_upgrade(self) -> None:
-        """Begin a request as if it had no `Upgrade` header, which a server may ignore (RFC 9110, 7.8).
-
-        The parser treats all bytes behind such a head as the other protocol. So a new parser reads the head without the
-        header, and continues with the body.
-        """
-        method = self.parser.get_method()
-        if method == b"CONNECT":  # its head does not define where its body ends
-            raise httptools.HttpParserError
-        head = [b"%b %b HTTP/%b" % (method, self.url, self.parser.get_http_version().encode())]
-        head += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self.parser.feed_data(b"\r\n".join([*head, b"", b""]))
-
-    def on_message_begin(self) -> None:
-        """Note that a request has begun to arrive."""
-        super().on_message_begin()
-        self._request_incomplete = True
-
     def on_headers_complete(self) -> None:
         """Begin a request, or hold it until its body is complete."""
-        # RFC 9112 (3.2) rejects a request without `Host` too, but simple clients omit it, and the service ignores it.
-        if [name for name, _ in self.headers].count(b"host") > 1:
-            raise MalformedRequest("a request has one header `Host`")
-        if len(self.pipeline) >= _MAX_PIPELINED:
-            raise MalformedRequest(f"more than {_MAX_PIPELINED} requests of this connection wait for their responses")
+        self.check_head()
         if self._takes_fast_path():
             self._pending_body, self._pending_since = [], time.perf_counter()
         elif self.parser.should_upgrade():
-            return  # `_begin_without_upgrade` begins it
+            return
         else:
-            if self.parser.get_http_version() == "1.0":
-                self.expect_100_continue = False  # not part of HTTP/1.0 (RFC 9110, 10.1.1)
             super().on_headers_complete()
         self.headers = []  # trailers behind a chunked body are not headers of the request (RFC 9110, 6.5.1)
 
@@ -245,12 +111,10 @@ class ServerProtocol(HttpToolsProtocol):
         """Begin a held request, now that its body is complete."""
         self._non_body_bytes, self._request_incomplete = 0, False
         if self._pending_body is None:
-            if not self.parser.should_upgrade():
-                super().on_message_complete()
-                self.cycle.more_body = False  # uvicorn sets it only while the response is not complete
+            super().on_message_complete()
         elif not self._begin_fast(self._pending_body):
             self._hand_over()
-            super().on_message_complete()
+            HttpToolsProtocol.on_message_complete(self)
 
     def _takes_fast_path(self) -> bool:
         return (
@@ -288,7 +152,7 @@ class ServerProtocol(HttpToolsProtocol):
     def _hand_over(self) -> None:
         """Give a held request to uvicorn's path."""
         body = self._end_pending()
-        super().on_headers_complete()
+        HttpToolsProtocol.on_headers_complete(self)
         for piece in body:
             super().on_body(piece)
 
@@ -305,99 +169,21 @@ class ServerProtocol(HttpToolsProtocol):
             self._hand_over()  # else uvicorn closes a connection whose request is only half received
         super().shutdown()
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the idle check."""
-        self._transport = CoalescingTransport(transport, self.loop)
-        super().connection_made(self._transport)  # type: ignore[arg-type]
-        self._idle_since = self.loop.time()
-        self._idle_check = self.loop.call_later(self.timeout_keep_alive, self.check_idle)
-
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel the request in progress and all timers."""
+        """Cancel the request in progress."""
         if self._pending_body is not None:
             self._hand_over()  # it is counted and logged there as a disconnect
         super().connection_lost(exc)
-        self._idle_check.cancel()
-        self._transport.stop_stall_timer()
 
-    def check_idle(self) -> None:
-        """Close the connection if its client has been idle, or has paused within a request, for too long.
-
-        One periodic timer per connection is cheaper than uvicorn's timer per request.
-        """
-        if self.transport.is_closing():
-            return
-        period = float(self.timeout_keep_alive)
-        wait = period + _KEEP_ALIVE_MARGIN_SECONDS
-        if self.cycle is None or self.cycle.response_complete:  # else the client waits for the service
-            if self._request_incomplete:
-                wait = STALLED_SECONDS
-            wait += self._idle_since - self.loop.time()
-        if wait > 0:
-            self._idle_check = self.loop.call_later(min(wait, period), self.check_idle)
-        else:
-            self.transport.close()
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        """Start an ASGI task whose response announces how long the connection stays open, if it stays open."""
-
-        async def announcing(scope: Any, receive: Any, send: Any) -> None:
-            async def announce(message: Any) -> None:
-                if message["type"] == "http.response.start":
-                    headers = list(message.get("headers", ()))
-                    if cycle.keep_alive and (b"connection", b"close") not in headers:
-                        message = {**message, "headers": [*headers, self._keep_alive]}
-                await send(message)
-
-            await app(scope, receive, announce)
-
-        super()._start_asgi_task(cycle, announcing)
-
-    def pause_writing(self) -> None:
-        """Start the timer for a client that does not read its response."""
-        super().pause_writing()
-        self._transport.start_stall_timer()
-
-    def resume_writing(self) -> None:
-        """Stop the timer, unless the connection is closing: then the client must read to the end."""
-        super().resume_writing()
-        if not self.transport.is_closing():
-            self._transport.stop_stall_timer()
-
-    def on_response_complete(self) -> None:
-        """Begin the next pipelined request, or send the rejection that ends the connection."""
-        self.server_state.total_requests += 1
-        if self.transport.is_closing():
-            return
-        self._idle_since = self.loop.time()
-        if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
-        elif self._rejection is not None:
-            self._send_rejection(self._rejection)
-        if not self.pipeline:  # else each response would admit more than one further request
-            self.flow.resume_reading()
-
-    def _reject(self, problem: Problem) -> None:
+    def reject(self, problem: Problem) -> None:
         """Answer an invalid request after the responses before it, and close the connection."""
-        self._rejection = problem
         self._end_pending()
-        cycle = self.cycle
-        if cycle is None:
-            self._send_rejection(problem)
-        elif cycle.more_body and self.pipeline:
-            self.pipeline.popleft()  # it has not begun, and earlier responses are still to come
-        elif cycle.more_body and cycle.response_started:
-            self.transport.close()  # its response has begun
-        elif cycle.more_body or cycle.response_complete:
-            self._send_rejection(problem)
+        super().reject(problem)
 
-    def _send_rejection(self, problem: Problem) -> None:
+    def count_problem(self, problem: Problem) -> None:
+        """Count a problem that is sent without the application."""
         if self._middleware is not None:
             self._middleware.count_problem(problem)
-        status, headers, body = answer_problem(problem, close=True)
-        head = [STATUS_LINE[status], *[b"%b: %b\r\n" % header for header in headers], b"\r\n"]
-        self.transport.write(b"".join([*head, body]))
-        self.transport.close()
 
 
 def _content_length(headers: list[tuple[bytes, bytes]]) -> int:

@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from app.http import server
+from app.http import connection, server
 from tests.waiting import until
 
 
@@ -29,7 +29,7 @@ async def large(scope: Any, receive: Any, send: Any) -> None:
 @pytest.mark.parametrize("reads", [False, True])
 async def test_only_a_client_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch, reads: bool) -> None:
     """A connection whose client reads nothing ends after the time for it; one that reads, however slowly, does not."""
-    monkeypatch.setattr(server, "STALLED_SECONDS", 1.5)
+    monkeypatch.setattr(connection, "STALLED_SECONDS", 1.5)
     for _ in range(10):
         size, longest = await _taken(reads)
         if longest < 0.5:
@@ -90,7 +90,7 @@ class Wire:
 async def test_what_is_written_in_one_turn_is_sent_at_once():
     """Head and body of a reply are one write, those of the next turn another."""
     wire = Wire()
-    joined = server.CoalescingTransport(wire, asyncio.get_running_loop())
+    joined = connection.CoalescingTransport(wire, asyncio.get_running_loop())
     joined.write(b"head ")
     joined.write(b"body")
     assert wire.writes == []
@@ -103,7 +103,7 @@ async def test_what_is_written_in_one_turn_is_sent_at_once():
 async def test_closing_sends_first():
     """Nothing that was written is lost to `close`."""
     wire = Wire()
-    joined = server.CoalescingTransport(wire, asyncio.get_running_loop())
+    joined = connection.CoalescingTransport(wire, asyncio.get_running_loop())
     joined.write(b"last words")
     joined.close()
     assert (wire.writes, wire.closed) == ([b"last words"], True)
@@ -114,7 +114,7 @@ async def test_closing_sends_first():
 async def test_what_a_client_that_left_was_to_get_is_dropped():
     """A transport that was closed in between is not written to: uvloop raises there."""
     wire = Wire()
-    joined = server.CoalescingTransport(wire, asyncio.get_running_loop())
+    joined = connection.CoalescingTransport(wire, asyncio.get_running_loop())
     joined.write(b"too late")
     wire.close()
     await asyncio.sleep(0)
@@ -124,7 +124,7 @@ async def test_what_a_client_that_left_was_to_get_is_dropped():
 async def test_much_is_not_held_back():
     """A long reply does not wait in memory for the end of the turn."""
     wire = Wire()
-    joined = server.CoalescingTransport(wire, asyncio.get_running_loop())
+    joined = connection.CoalescingTransport(wire, asyncio.get_running_loop())
     for _ in range(5):
         joined.write(bytes(30_000))
     assert sum(map(len, wire.writes)) >= 90_000
@@ -336,10 +336,10 @@ async def test_nobody_fills_the_memory_with_requests() -> None:
             assert side.transport.is_reading() == (not side.pipeline)
         waits.clear()
         side.data_received(livez * 10_000)
-        assert len(side.pipeline) <= server._MAX_PIPELINED
+        assert len(side.pipeline) <= connection._MAX_PIPELINED
         waits.set()
         replies = await reader.read()
-    assert replies.count(b"HTTP/1.1 200 ") <= server._MAX_PIPELINED + 11
+    assert replies.count(b"HTTP/1.1 200 ") <= connection._MAX_PIPELINED + 11
     assert replies.count(b"HTTP/1.1 400 ") == 1
     assert replies.endswith(b"}")
 
@@ -353,7 +353,7 @@ async def hasty(scope: Any, receive: Any, send: Any) -> None:
 @pytest.mark.parametrize("begun", [b"", b"\r\n", b"GET / HT", ASKED[:-1], ASKED + b"GET / HT"])
 async def test_a_client_that_does_not_go_on_is_let_go_of(monkeypatch: pytest.MonkeyPatch, begun: bytes) -> None:
     """The connection ends when the client is silent, at its beginning, in a head, behind a reply, in a refused body."""
-    monkeypatch.setattr(server, "STALLED_SECONDS", 0.4)
+    monkeypatch.setattr(connection, "STALLED_SECONDS", 0.4)
     async with connected(hasty, timeout_keep_alive=0.2) as (side, reader):
         for place in range(len(begun)):
             side.data_received(begun[place : place + 1])
@@ -385,7 +385,7 @@ async def test_a_connection_is_not_idle_while_its_client_waits(monkeypatch: pyte
 
 async def test_closing_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that is closed over a little that its client does not take ends after the time for it."""
-    monkeypatch.setattr(server, "STALLED_SECONDS", 0.2)
+    monkeypatch.setattr(connection, "STALLED_SECONDS", 0.2)
     async with connected(echo) as (side, _):
         while side.transport.get_write_buffer_size() == 0:
             side.transport.write(bytes(10_000))
