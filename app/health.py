@@ -15,8 +15,8 @@ from pydantic import BaseModel, Field
 
 from app.inference.registry import Registry
 from app.stores.reconstructions import Reconstructions
-from app.telemetry.logs import LineWriter
 from app.telemetry.metrics import Metrics
+from app.telemetry.writer import LineWriter
 
 _log = logging.getLogger(__name__)
 _CHECK_SECONDS = 1.0

@@ -29,8 +29,9 @@ from app.scoring.score import Scorer
 from app.settings import Settings
 from app.stores import Store, open_store
 from app.stores.reconstructions import MAX_RECORD_BYTES, Reconstructions
-from app.telemetry.logs import AccessLog, LineWriter, configure, text_renderer
+from app.telemetry.logs import AccessLog, configure, text_renderer
 from app.telemetry.metrics import Metrics
+from app.telemetry.writer import LineWriter
 
 _log = logging.getLogger(__name__)
 

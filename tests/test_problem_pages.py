@@ -19,7 +19,7 @@ from tests.conftest import ROOT, running
 def kinds(kind: type[Problem] = Problem) -> Iterator[type[Problem]]:
     """Yield every problem of the service."""
     for child in kind.__subclasses__():
-        if child.__module__ == Problem.__module__:
+        if child.__module__.startswith("app.problems"):
             yield child
             yield from kinds(child)
 

@@ -24,7 +24,8 @@ from app import process, settings
 from app.http import listening
 from app.models.repository import Repository
 from app.settings import SettingsError
-from app.telemetry.logs import AccessLog, JsonFormatter, LineWriter, RecordFormatter, TextRenderer, iso_time
+from app.telemetry.logs import AccessLog, JsonFormatter, RecordFormatter, TextRenderer, iso_time
+from app.telemetry.writer import LineWriter
 from tests import model_stores
 from tests.conftest import ROOT, Server
 

@@ -10,7 +10,8 @@ import signal
 import threading
 import time
 
-from app.telemetry.logs import AccessLog, JsonFormatter, LineHandler, LineWriter
+from app.telemetry.logs import AccessLog, JsonFormatter, LineHandler
+from app.telemetry.writer import LineWriter
 
 
 def read_all(descriptor: int, lines: list[bytes]) -> None:
