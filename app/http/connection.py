@@ -13,11 +13,6 @@ from app.problems import InternalError, MalformedRequest, Problem
 
 STALLED_SECONDS = 60.0
 """Maximum time that a client may read nothing of its response, or pause in the middle of a request."""
-_MAX_NON_BODY_BYTES = 64 * 1024
-"""Maximum number of bytes of a request besides its body: head, chunk sizes, trailers. They are counted per read, so up
-to twice as many may be parsed."""
-_MAX_PIPELINED = 256
-"""Maximum number of requests of one connection that wait for the response to an earlier one."""
 _KEEP_ALIVE_MARGIN_SECONDS = 1.0
 """Time for which a connection stays open beyond its announced limit. A request that its client sends within the limit
 may take that long to arrive."""
@@ -95,22 +90,7 @@ class Connection(HttpToolsProtocol):
         self._keep_alive = (b"keep-alive", b"timeout=%d" % self.timeout_keep_alive)
         self.keep_alive_line = b"%b: %b\r\n" % self._keep_alive
 
-    def data_received(self, data: bytes) -> None:
-        """Parse what has arrived."""
-        if self._rejection is not None:
-            return
-        try:
-            if len(data) <= _MAX_NON_BODY_BYTES:
-                self._parse(data)
-            else:
-                for start in range(0, len(data), _MAX_NON_BODY_BYTES):
-                    self._parse(memoryview(data)[start : start + _MAX_NON_BODY_BYTES])
-        except httptools.HttpParserError as error:
-            self.reject(self._parse_problem(error.__context__))
-        except MalformedRequest as problem:
-            self.reject(problem)
-
-    def _parse_problem(self, cause: BaseException | None) -> Problem:
+    def parse_problem(self, cause: BaseException | None) -> Problem:
         """Return the problem for a parser error and what one of the parser's callbacks raised, if one did."""
         if isinstance(cause, MalformedRequest):
             return cause
@@ -120,19 +100,7 @@ class Connection(HttpToolsProtocol):
         self.logger.error("request failed", exc_info=cause)
         return InternalError()
 
-    def _parse(self, data: bytes | memoryview) -> None:
-        self._non_body_bytes += len(data)
-        while True:
-            try:
-                self.parser.feed_data(data)
-                break
-            except httptools.HttpParserUpgrade as upgrade:
-                self._begin_without_upgrade()
-                data = memoryview(data)[upgrade.args[0] :]
-        if self._non_body_bytes > _MAX_NON_BODY_BYTES:
-            raise MalformedRequest(f"the head of the request has more than {_MAX_NON_BODY_BYTES} bytes")
-
-    def _begin_without_upgrade(self) -> None:
+    def begin_without_upgrade(self) -> None:
         """Begin a request as if it had no `Upgrade` header, which a server may ignore (RFC 9110, 7.8).
 
         The parser treats all bytes behind such a head as the other protocol. So a new parser reads the head without the
@@ -146,32 +114,6 @@ class Connection(HttpToolsProtocol):
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.parser.feed_data(b"\r\n".join([*head, b"", b""]))
-
-    def on_message_begin(self) -> None:
-        """Note that a request has begun to arrive."""
-        super().on_message_begin()
-        self._request_incomplete = True
-
-    def check_head(self) -> None:
-        """Raise `MalformedRequest` if the head of a request, or its number on this connection, is not allowed."""
-        # RFC 9112 (3.2) rejects a request without `Host` too, but simple clients omit it, and the service ignores it.
-        if [name for name, _ in self.headers].count(b"host") > 1:
-            raise MalformedRequest("a request has one header `Host`")
-        if len(self.pipeline) >= _MAX_PIPELINED:
-            raise MalformedRequest(f"more than {_MAX_PIPELINED} requests of this connection wait for their responses")
-
-    def on_headers_complete(self) -> None:
-        """Begin a request; `_begin_without_upgrade` begins one that asks for another protocol."""
-        if not self.parser.should_upgrade():
-            if self.parser.get_http_version() == "1.0":
-                self.expect_100_continue = False  # not part of HTTP/1.0 (RFC 9110, 10.1.1)
-            super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        """End the body of a request."""
-        if not self.parser.should_upgrade():
-            super().on_message_complete()
-            self.cycle.more_body = False  # uvicorn sets it only while the response is not complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the idle check."""

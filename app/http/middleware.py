@@ -160,7 +160,9 @@ class RequestMiddleware:
             self._finish(request, SCORE, CLIENT_LEFT)
             return
         error = future.exception()
-        answer = self._answer(future.result(), request) if error is None else self._reject(error, request)
+        answer = (
+            _scored(future.result(), request, self._extra(request)) if error is None else self._reject(error, request)
+        )
         respond(answer)
         self._finish(request, SCORE, answer.status)
 
@@ -181,7 +183,7 @@ class RequestMiddleware:
         self, scope: MutableMapping[str, Any], request: _Request, receive: Receive, send: Send
     ) -> int:
         try:
-            answer = self._answer(await self._score(scope, request.headers, receive), request)
+            answer = _scored(await self._score(scope, request.headers, receive), request, self._extra(request))
         except ClientLeft:
             return CLIENT_LEFT
         except Exception as error:
@@ -256,18 +258,6 @@ class RequestMiddleware:
         answer.headers.extend(self._extra(request))
         return answer
 
-    def _answer(self, reply: Reply, request: _Request) -> Answer:
-        request.facts.update(reply.facts)
-        headers = [
-            _JSON,
-            _NO_STORE,
-            (b"content-length", b"%d" % len(reply.body)),
-            (b"x-request-id", request.id.encode()),
-            (b"server-timing", reply.timing.encode()),
-            *self._extra(request),
-        ]
-        return Answer(200, headers, reply.body)
-
     def _preflight(self, request: _Request) -> Answer | None:
         """Return the response to a preflight request (CORS), which browsers send without a key."""
         headers = None if self._cors is None else self._cors.preflight(request.headers)
@@ -277,6 +267,19 @@ class RequestMiddleware:
 
     def _extra(self, request: _Request) -> Iterable[tuple[bytes, bytes]]:
         return () if self._cors is None else self._cors.headers(request.headers.get(b"origin"))
+
+
+def _scored(reply: Reply, request: _Request, extra: Iterable[tuple[bytes, bytes]]) -> Answer:
+    request.facts.update(reply.facts)
+    headers = [
+        _JSON,
+        _NO_STORE,
+        (b"content-length", b"%d" % len(reply.body)),
+        (b"x-request-id", request.id.encode()),
+        (b"server-timing", reply.timing.encode()),
+        *extra,
+    ]
+    return Answer(200, headers, reply.body)
 
 
 async def _send(send: Send, answer: Answer) -> int:

@@ -6,17 +6,23 @@ import asyncio
 import time
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from app.http.connection import Connection
 from app.http.errors import Answer
 from app.http.middleware import SCORE, RequestMiddleware
-from app.problems import Problem
+from app.problems import MalformedRequest, Problem
 
 _SCORE = SCORE.encode()
 
 _PENDING_SECONDS = 1.0
 """Maximum time that a body is held for the fast path. Then the general path takes the request and limits its time."""
+_MAX_NON_BODY_BYTES = 64 * 1024
+"""Maximum number of bytes of a request besides its body: head, chunk sizes, trailers. They are counted per read, so up
+to twice as many may be parsed."""
+_MAX_PIPELINED = 256
+"""Maximum number of requests of one connection that wait for the response to an earlier one."""
 _MAX_URL_BYTES = 2048
 """Longer URLs may exceed uvicorn's own limit, which it reports while it parses."""
 
@@ -84,18 +90,52 @@ class ServerProtocol(Connection):
 
     def data_received(self, data: bytes) -> None:
         """Parse what has arrived."""
-        super().data_received(data)
+        if self._rejection is not None:
+            return
+        try:
+            if len(data) <= _MAX_NON_BODY_BYTES:
+                self._parse(data)
+            else:
+                for start in range(0, len(data), _MAX_NON_BODY_BYTES):
+                    self._parse(memoryview(data)[start : start + _MAX_NON_BODY_BYTES])
+        except httptools.HttpParserError as error:
+            self.reject(self.parse_problem(error.__context__))
+        except MalformedRequest as problem:
+            self.reject(problem)
         if self._pending_body is not None and self._pending_timer is None:
             self._pending_timer = self.loop.call_later(_PENDING_SECONDS, self._hand_over)
 
+    def _parse(self, data: bytes | memoryview) -> None:
+        self._non_body_bytes += len(data)
+        while True:
+            try:
+                self.parser.feed_data(data)
+                break
+            except httptools.HttpParserUpgrade as upgrade:
+                self.begin_without_upgrade()
+                data = memoryview(data)[upgrade.args[0] :]
+        if self._non_body_bytes > _MAX_NON_BODY_BYTES:
+            raise MalformedRequest(f"the head of the request has more than {_MAX_NON_BODY_BYTES} bytes")
+
+    def on_message_begin(self) -> None:
+        """Note that a request has begun to arrive."""
+        super().on_message_begin()
+        self._request_incomplete = True
+
     def on_headers_complete(self) -> None:
         """Begin a request, or hold it until its body is complete."""
-        self.check_head()
+        # RFC 9112 (3.2) rejects a request without `Host` too, but simple clients omit it, and the service ignores it.
+        if [name for name, _ in self.headers].count(b"host") > 1:
+            raise MalformedRequest("a request has one header `Host`")
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            raise MalformedRequest(f"more than {_MAX_PIPELINED} requests of this connection wait for their responses")
         if self._takes_fast_path():
             self._pending_body, self._pending_since = [], time.perf_counter()
         elif self.parser.should_upgrade():
-            return
+            return  # `begin_without_upgrade` begins it
         else:
+            if self.parser.get_http_version() == "1.0":
+                self.expect_100_continue = False  # not part of HTTP/1.0 (RFC 9110, 10.1.1)
             super().on_headers_complete()
         self.headers = []  # trailers behind a chunked body are not headers of the request (RFC 9110, 6.5.1)
 
@@ -111,10 +151,12 @@ class ServerProtocol(Connection):
         """Begin a held request, now that its body is complete."""
         self._non_body_bytes, self._request_incomplete = 0, False
         if self._pending_body is None:
-            super().on_message_complete()
+            if not self.parser.should_upgrade():
+                super().on_message_complete()
+                self.cycle.more_body = False  # uvicorn sets it only while the response is not complete
         elif not self._begin_fast(self._pending_body):
             self._hand_over()
-            HttpToolsProtocol.on_message_complete(self)
+            super().on_message_complete()
 
     def _takes_fast_path(self) -> bool:
         return (
@@ -152,7 +194,7 @@ class ServerProtocol(Connection):
     def _hand_over(self) -> None:
         """Give a held request to uvicorn's path."""
         body = self._end_pending()
-        HttpToolsProtocol.on_headers_complete(self)
+        super().on_headers_complete()
         for piece in body:
             super().on_body(piece)
 

@@ -336,10 +336,10 @@ async def test_nobody_fills_the_memory_with_requests() -> None:
             assert side.transport.is_reading() == (not side.pipeline)
         waits.clear()
         side.data_received(livez * 10_000)
-        assert len(side.pipeline) <= connection._MAX_PIPELINED
+        assert len(side.pipeline) <= server._MAX_PIPELINED
         waits.set()
         replies = await reader.read()
-    assert replies.count(b"HTTP/1.1 200 ") <= connection._MAX_PIPELINED + 11
+    assert replies.count(b"HTTP/1.1 200 ") <= server._MAX_PIPELINED + 11
     assert replies.count(b"HTTP/1.1 400 ") == 1
     assert replies.endswith(b"}")
 
