@@ -46,7 +46,8 @@ PROCESS_FIXTURES = frozenset(
 PROCESS_PATHS = tuple(
     f"tests/{path}"
     for path in (
-        "test_addresses.py", "test_clients.py", "test_idx_files.py", "test_keep_alive.py", "test_start.py",
+        "cli/test_serve.py", "test_addresses.py", "test_clients.py",
+        "test_idx_files.py", "test_keep_alive.py", "test_start.py",
         "test_store_file.py", "test_text_files.py", "test_thread_counts.py",
         "browser/", "containers/", "deploy/", "test_gateway_start.py", "test_process.py", "test_secrets.py",
         "test_tutorial.py", "test_wheel.py", "test_workers.py", "training/test_imports.py", "training/test_main.py",

@@ -86,7 +86,7 @@ def test_a_database_of_something_else_in_its_place_is_not_altered(store: SqliteS
     foreign.commit()
     foreign.close()
     for _ in range(2):
-        with pytest.raises(StoreError, match="something else"):
+        with pytest.raises(StoreError, match="another program"):
             store.put([("second", b"2")])
     (tmp_path / "a.db").unlink()
     store.put([("second", b"2")])

@@ -218,6 +218,8 @@ class FormReader:
         part.size += end - start
         if part.size <= part.largest:
             part.content += data[start:end]
+        else:
+            part.content.clear()  # else it would depend on how the body was split into packets
 
     def _on_part_end(self) -> None:
         if self._part.is_file or self._part.name != "_charset_":  # RFC 7578, 4.6: UTF-8 is the only one left.

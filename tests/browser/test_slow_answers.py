@@ -474,7 +474,7 @@ def test_a_newer_drawing_is_never_beside_an_older_verdict(open_page: Callable[..
     page.evaluate(f"location.hash = '#id={identity}'")
     late.wait()
     asked = queries(page)
-    page.locator("#pad").click()
+    stroke(page, [(0.2, 0.2), (0.2, 0.8)])
     late.release()
     answered(page)
     page.wait_for_timeout(300)

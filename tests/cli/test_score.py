@@ -100,8 +100,8 @@ def test_the_service_gives_the_same_codes(in_process: Anomaly, server: Server) -
     ("options", "words"),
     [
         (("--alpha", "1e-9"), "needs at least 999999999 calibration images"),
-        (("--model", "nobody"), "no such model version"),
-        (("--model", "zero-article@999"), "no such model version"),
+        (("--model", "nobody"), "The model version does not exist"),
+        (("--model", "zero-article@999"), "The model version does not exist"),
         (("--model", "zero-article@v9"), "An option is not valid: model"),
         (("--model", "zero-article@"), "An option is not valid: model"),
         (("--alpha", "2"), "An option is not valid: alpha"),
