@@ -458,8 +458,10 @@ def test_a_key_without_a_place_to_keep_it(open_page: Callable[..., Page]) -> Non
 def test_a_newer_drawing_is_never_beside_an_older_verdict(open_page: Callable[..., Page], service: Server) -> None:
     """What answers while something newer was begun is dimmed, and a link that answers then changes nothing."""
     page = open_page()
-    slow, pictures = Held(page, "**/score?*"), Held(page, "**/reconstruction/*view=*")
     draw_six(page)
+    answered(page)
+    slow, pictures = Held(page, "**/score?*"), Held(page, "**/reconstruction/*view=*")
+    stroke(page, [(0.36, 0.6), (0.36, 0.63)])  # on the six, so that it is scored again
     slow.wait()
     stroke(page, [(0.2, 0.2), (0.2, 0.8)])
     slow.routes.pop().continue_()
