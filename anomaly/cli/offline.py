@@ -72,7 +72,7 @@ class Offline:
                 yield Result(source.name, error)
 
     def close(self) -> None:
-        """Do nothing: there are no connections."""
+        """Do nothing. Offline scoring opens no connections."""
 
     def score(self, content: bytes) -> Score:
         """Score one PNG.

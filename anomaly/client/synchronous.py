@@ -122,7 +122,7 @@ class Client:
             One score per image, in order; a `Problem` in place of a score that could not be computed.
 
         Raises:
-            ServiceError: there are no scores; the subclass states the reason.
+            ServiceError: the batch was not scored; the subclass states the reason.
             TypeError: the array has another type or shape.
         """
         results: list[Score | Problem] = []

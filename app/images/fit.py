@@ -79,7 +79,7 @@ def fit(content: bytes, max_pixels: int) -> Fitted:
 
     Raises:
         InvalidImage: one of its kinds says what is wrong: `BlankImage` and `AmbiguousImage` besides those of a format.
-        EmptyBody: there are no bytes.
+        EmptyBody: the content is empty.
     """
     picture = read(content, max_pixels, _WORKING_SIDE)
     image = picture.image

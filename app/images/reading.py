@@ -77,7 +77,7 @@ def read(content: bytes, max_pixels: int, least_side: int) -> Picture:
 
     Raises:
         InvalidImage: one of its kinds says what is wrong.
-        EmptyBody: there are no bytes.
+        EmptyBody: the content is empty.
     """
     if not content:
         raise EmptyBody("the image has no bytes")
