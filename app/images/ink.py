@@ -74,8 +74,8 @@ def _spread(plane: NDArray[Kind], reach: int, best: Callable[..., Any]) -> NDArr
 def ink_of(grey: Floats, window: int, *, dark: bool) -> tuple[Floats, float, float]:
     """Return how much each pixel differs from its local background, towards ink, as a share of the full contrast.
 
-    Dark ink absorbs a constant share of the light, and bright ink adds light to a dark ground. Areas far darker than the
-    page, such as a table or a deep shadow, get a lower weight, so that their texture does not count as ink.
+    Dark ink absorbs a constant share of the light, and bright ink adds light to a dark ground. Areas far darker than
+    the page, such as a table or a deep shadow, get a lower weight, so that their texture does not count as ink.
 
     Returns:
         The ink of each pixel, 0 or more; its median and its standard deviation where there is only page.
