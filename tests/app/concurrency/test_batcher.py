@@ -335,6 +335,7 @@ async def test_the_next_batch_runs_while_the_one_before_is_passed_on(worker: Lan
 
     batcher = batcher_of(work, worker, max_size=1)
     slow = asyncio.create_task(submit(batcher, 1))
+    await until(lambda: passed_on)
     assert await submit(batcher, 2) == 2
     assert not slow.done()
     closing = asyncio.create_task(batcher.aclose())
