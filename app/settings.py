@@ -89,7 +89,8 @@ class Settings(BaseSettings):
     """Maximum number of pixels of an image with `fit=mnist`. Such images are decoded one at a time."""
     fit_max_waiting: int = Field(16, ge=1)
     """Maximum number of concurrent requests with `fit=mnist`, or with a form above `ANOMALY_MAX_BODY_BYTES`; further
-    requests get 503."""
+    requests get 503. If clients compete, each has about the same number of them. Clients are told apart by API key, or
+    else by address."""
     body_timeout_ms: float = Field(5000.0, gt=0)
     """Maximum time in milliseconds to receive a body of `POST /score`, and maximum pause within a body of `POST
     /score/batch`; then the response is 408."""
