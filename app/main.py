@@ -36,7 +36,8 @@ from app.telemetry.writer import LineWriter
 _log = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 5.0
-"""How long a shutdown waits, after the server has closed its connections, for each of the threads."""
+"""How long a shutdown waits, after the server has closed its connections, for the model threads, and then for the
+store's."""
 
 
 class Application(RequestMiddleware):
@@ -56,6 +57,10 @@ class Application(RequestMiddleware):
         super().__init__(framework, score=services.score, metrics=services.metrics, log=log, keys=keys, cors=cors)
         self.framework = framework
         self.services = services
+
+    def begin_shutdown(self) -> None:
+        """Bound the time that batch requests take from now on."""
+        self.services.batch.begin_shutdown()
 
 
 def create_app(

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from app.problems import Overloaded
+from app.problems import Overloaded, Problem
 
 
 @dataclass(eq=False, slots=True)
 class _Place:
     task: asyncio.Task[object]
-    lost: bool = False
+    loss: Problem | None = None
+    """Why the place was lost, if it was."""
 
 
 class FairPlaces:
@@ -54,21 +55,30 @@ class FairPlaces:
             yield
         except asyncio.CancelledError:
             # A cancellation by another caller takes precedence.
-            if place.lost and task.uncancel() == 0:
-                raise Overloaded(f"{self._limit} {self._purpose}, and another client had fewer of them") from None
+            if place.loss is not None and task.uncancel() == 0:
+                raise place.loss from None
             raise
         finally:
-            if not place.lost:
+            if place.loss is None:
                 self._remove(client, place)
+
+    def end_all(self, make_problem: Callable[[], Problem]) -> None:
+        """End the requests in all places with a problem each."""
+        for client, places in list(self._places.items()):
+            for place in list(places):
+                self._end(client, place, make_problem())
+
+    def _end(self, client: Hashable, place: _Place, loss: Problem) -> None:
+        place.loss = loss
+        self._remove(client, place)
+        place.task.cancel()
 
     def _make_room(self, client: Hashable) -> None:
         largest = max(self._places, key=lambda other: len(self._places[other]))
         if len(self._places[largest]) <= len(self._places.get(client, ())) + 1:
             raise Overloaded(f"{self._limit} {self._purpose} already")
-        place = self._places[largest][-1]
-        place.lost = True
-        self._remove(largest, place)
-        place.task.cancel()
+        loss = Overloaded(f"{self._limit} {self._purpose}, and another client had fewer of them")
+        self._end(largest, self._places[largest][-1], loss)
 
     def _remove(self, client: Hashable, place: _Place) -> None:
         self._places[client].remove(place)

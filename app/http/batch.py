@@ -7,6 +7,7 @@ its own further requests only.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -23,6 +24,10 @@ from app.scoring.batch import PASSES_AT_ONCE, BatchJob, BatchScorer
 from app.scoring.verdict import DecisionRule
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
+
+SHUTDOWN_SECONDS = 8.0
+"""Time that batch requests have to finish after the server has begun its shutdown."""
+_STOPPING = "the service is shutting down"
 
 
 class BatchHandler:
@@ -44,7 +49,15 @@ class BatchHandler:
         self._metrics = metrics
         self._settings = settings
         self._places = FairPlaces(settings.batch_max_connections, "batch requests are being handled")
+        self._stopping = False
         self.running = 0
+
+    def begin_shutdown(self) -> None:
+        """Reject further requests, and end those that do not finish within `SHUTDOWN_SECONDS`."""
+        if not self._stopping:
+            self._stopping = True
+            loop = asyncio.get_running_loop()
+            loop.call_later(SHUTDOWN_SECONDS, self._places.end_all, lambda: Overloaded(_STOPPING))
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Handle one request. A client that disconnects, or does not read its reply, ends it silently.
@@ -52,6 +65,8 @@ class BatchHandler:
         Raises:
             Problem: the request is rejected; nothing has been sent.
         """
+        if self._stopping:
+            raise Overloaded(_STOPPING)
         if self._scorer.working >= self._settings.batch_max_requests:
             raise Overloaded(f"{self._scorer.working} batch requests are being scored already")
         self.running += 1

@@ -209,6 +209,8 @@ class ServerProtocol(Connection):
 
     def shutdown(self) -> None:
         """Finish the request in progress, then close the connection."""
+        if self._middleware is not None:
+            self._middleware.begin_shutdown()
         if self._pending_body is not None:
             self._hand_over()  # else uvicorn closes a connection whose request is only half received
         super().shutdown()
