@@ -130,7 +130,8 @@ def _serve(settings: Settings, sockets: list[socket.socket], *, interruptible: b
         # The service does not use the client's address, so it needs no header of a proxy.
         proxy_headers=False,
         timeout_keep_alive=settings.keep_alive_seconds,
-        timeout_graceful_shutdown=30,
+        # Batch requests end before (app.http.batch.SHUTDOWN_SECONDS), so that their replies say why.
+        timeout_graceful_shutdown=15,
         # The supervisor kills a worker that does not reply in time. On a busy machine, a worker that starts or scores a
         # batch replies late. While the supervisor waits for a dead worker, it starts no other and handles no signal.
         timeout_worker_healthcheck=15,

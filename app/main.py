@@ -36,7 +36,8 @@ from app.telemetry.writer import LineWriter
 _log = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 5.0
-"""How long a shutdown waits, after the server has closed its connections, for each of the threads."""
+"""How long a shutdown waits, after the server has closed its connections, for the model threads, and then for the
+store's."""
 
 
 class Application(RequestMiddleware):
@@ -56,6 +57,10 @@ class Application(RequestMiddleware):
         super().__init__(framework, score=services.score, metrics=services.metrics, log=log, keys=keys, cors=cors)
         self.framework = framework
         self.services = services
+
+    def begin_shutdown(self) -> None:
+        """Bound the time that batch requests take from now on."""
+        self.services.batch.begin_shutdown()
 
 
 def create_app(
@@ -82,7 +87,7 @@ def create_app(
     """
     metrics, log_writer = Metrics(), log_writer or LineWriter()
     reconstructions = Reconstructions(
-        store or _store(settings, metrics.reconstruction_store_reopened.inc),
+        store or _store(settings, metrics),
         metrics,
         timeout=settings.store_timeout_ms / 1000,
         max_waiting=settings.queue_max_images,
@@ -138,7 +143,7 @@ def check(settings: Settings) -> None:
         StoreError: the store URL cannot be used.
     """
     _keys(settings)
-    _store(settings)
+    _store(settings, Metrics())
 
 
 def from_environment() -> Application:
@@ -153,7 +158,7 @@ def _keys(settings: Settings, clock: Callable[[], float] = time.monotonic) -> Ap
     return None if settings.api_keys_file is None else ApiKeys(settings.api_keys_file, clock=clock)
 
 
-def _store(settings: Settings, on_reopened: Callable[[], object] = lambda: None) -> Store:
+def _store(settings: Settings, metrics: Metrics) -> Store:
     return open_store(
         settings.store_url,
         ttl_seconds=settings.store_ttl_seconds,
@@ -161,7 +166,8 @@ def _store(settings: Settings, on_reopened: Callable[[], object] = lambda: None)
         entry_bytes=MAX_RECORD_BYTES,
         password_file=settings.store_password_file,
         timeout=settings.store_timeout_ms / 1000,
-        on_reopened=on_reopened,
+        on_reopened=metrics.reconstruction_store_reopened.inc,
+        on_damaged=metrics.reconstruction_store_damaged.inc,
     )
 
 

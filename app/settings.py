@@ -89,7 +89,8 @@ class Settings(BaseSettings):
     """Maximum number of pixels of an image with `fit=mnist`. Such images are decoded one at a time."""
     fit_max_waiting: int = Field(16, ge=1)
     """Maximum number of concurrent requests with `fit=mnist`, or with a form above `ANOMALY_MAX_BODY_BYTES`; further
-    requests get 503."""
+    requests get 503. If clients compete, each has about the same number of them. Clients are told apart by API key, or
+    else by address."""
     body_timeout_ms: float = Field(5000.0, gt=0)
     """Maximum time in milliseconds to receive a body of `POST /score`, and maximum pause within a body of `POST
     /score/batch`; then the response is 408."""
@@ -102,7 +103,12 @@ class Settings(BaseSettings):
     """Minimum average rate, in bytes per second, at which a client of `POST /score/batch` must send its body and read
     its reply."""
     batch_max_requests: int = Field(2, ge=1)
-    """Maximum number of concurrent requests of `POST /score/batch`; further requests get 503."""
+    """Maximum number of requests of `POST /score/batch` whose images are scored at the same time; further requests get
+    503. A request that waits for its client does not count."""
+    batch_max_connections: int = Field(16, ge=1)
+    """Maximum number of concurrent requests of `POST /score/batch`, including those that wait for their clients;
+    further requests get 503. If clients compete, each has about the same number of them. Clients are told apart by API
+    key, or else by address."""
     batch_chunk_images: int = Field(64, ge=1, le=4096)
     """Maximum number of images per forward pass of a batch request. A single score waits for one of these forward
     passes at most."""

@@ -64,6 +64,11 @@ class CoalescingTransport:
             self._stall_timer.cancel()
             self._stall_timer = None
 
+    def restart_stall_timer(self) -> None:
+        """Give the client the whole time once more."""
+        self.stop_stall_timer()
+        self.start_stall_timer()
+
     def _flush(self) -> None:
         data = b"".join(self._pieces)
         self._pieces, self._size = [], 0

@@ -151,6 +151,9 @@ class RequestMiddleware:
             future.add_done_callback(functools.partial(self._respond, request, respond))
         return future
 
+    def begin_shutdown(self) -> None:
+        """End what would delay a shutdown. The server calls it once per connection."""
+
     def count_problem(self, problem: Problem) -> None:
         """Count a problem that the server answered itself, because the request could not be parsed."""
         self._metrics.problem(problem.type)

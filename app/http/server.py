@@ -142,6 +142,8 @@ class ServerProtocol(Connection):
     def on_body(self, body: bytes) -> None:
         """Pass a piece of a body on, or hold it."""
         self._non_body_bytes = 0
+        if self.flow.write_paused:
+            self._transport.restart_stall_timer()  # a client may send its body before it reads the reply
         if self._pending_body is not None:
             self._pending_body.append(body)
         else:
@@ -207,6 +209,8 @@ class ServerProtocol(Connection):
 
     def shutdown(self) -> None:
         """Finish the request in progress, then close the connection."""
+        if self._middleware is not None:
+            self._middleware.begin_shutdown()
         if self._pending_body is not None:
             self._hand_over()  # else uvicorn closes a connection whose request is only half received
         super().shutdown()

@@ -78,9 +78,9 @@ class VersionLoader:
         )
 
     async def aclose(self, timeout: float | None = None) -> bool:
-        """End both threads. Return False if `timeout` seconds were not enough for one of them."""
-        loaded = await asyncio.to_thread(self._thread.close, timeout)
-        return await asyncio.to_thread(self._inference.close, timeout) and loaded
+        """End both threads. Return False if `timeout` seconds were not enough for both."""
+        closes = (asyncio.to_thread(worker.close, timeout) for worker in (self._thread, self._inference))
+        return all(await asyncio.gather(*closes))
 
 
 def _warm_up_sizes(largest: int) -> list[int]:

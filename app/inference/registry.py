@@ -86,12 +86,13 @@ class Registry:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watcher
         await self.extras.aclose()
+        began = time.monotonic()
         try:
             async with asyncio.timeout(timeout):
                 await asyncio.gather(*(version.queue.aclose() for version in self._all()), *self._retiring)
         except TimeoutError:
             return False
-        return await self._loader.aclose(timeout)
+        return await self._loader.aclose(None if timeout is None else timeout - (time.monotonic() - began))
 
     @property
     def waiting(self) -> int:

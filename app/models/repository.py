@@ -19,10 +19,12 @@ from pydantic import ValidationError
 
 from app.models import textfiles
 from app.models.calibration import Calibration, CalibrationError
+from app.models.files import read_regular
 from app.models.manifest import Manifest
 
 MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _MOST_DIGITS = 9
+_MAX_CURRENT_BYTES = 256
 _REQUIRED = ("model.pt", "calibration.npy", "golden.npz")
 
 
@@ -123,7 +125,7 @@ class Repository:
         if not MODEL_NAME.fullmatch(name):
             return None
         try:
-            text = textfiles.decode((self.root / name / "CURRENT").read_bytes()).strip()
+            text = textfiles.decode(read_regular(self.root / name / "CURRENT", _MAX_CURRENT_BYTES)).strip()
         except FileNotFoundError:
             return None
         except (OSError, UnicodeDecodeError) as error:
@@ -222,13 +224,13 @@ class Repository:
         path = PurePosixPath(file)
         if not MODEL_NAME.fullmatch(name) or path.is_absolute() or ".." in path.parts:
             raise RepositoryError(f"{label}: {file} does not lie inside the version")
-        folder = (self.root / name / str(version)).resolve()
-        target = (folder / path).resolve()
-        if not target.is_relative_to(self.root.resolve() / name / str(version)):
-            raise RepositoryError(f"{label}: {file} does not lie inside the version")
         try:
-            return target.read_bytes()
-        except OSError as error:
+            folder = (self.root / name / str(version)).resolve()
+            target = (folder / path).resolve()
+            if not target.is_relative_to(self.root.resolve() / name / str(version)):
+                raise RepositoryError(f"{label}: {file} does not lie inside the version")
+            return read_regular(target)
+        except (OSError, RuntimeError) as error:  # before Python 3.13, a loop of symbolic links is a RuntimeError
             raise RepositoryError(f"{label}: {file} is missing or cannot be read") from error
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
@@ -79,7 +79,7 @@ class Tally:
         self.anomalous += scored.anomalous
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BatchJob:
     """The parameters and totals of a batch request.
 
@@ -111,6 +111,12 @@ class BatchScorer:
         self.prefix = prefix
         self._reconstructions = reconstructions
         self._metrics = metrics
+        self._forwards: Counter[BatchJob] = Counter()
+
+    @property
+    def working(self) -> int:
+        """Number of requests with a chunk that is being scored or waits for it. The others wait for their clients."""
+        return len(self._forwards)
 
     async def score(self, job: BatchJob, chunks: AsyncIterable[Chunk]) -> AsyncIterator[ScoredChunk]:
         """Yield the results of each chunk in order, while later chunks are read and scored.
@@ -140,11 +146,16 @@ class BatchScorer:
         """Score the images of a chunk. If the model fails, each of them gets its problem."""
         if chunk.count == len(chunk.problems):
             return EMPTY_CHUNK
+        self._forwards[job] += 1
         try:
             return await job.version.score_many(chunk.pixels, draw=job.store)
         except InternalError as problem:
             chunk.problems = dict.fromkeys(range(chunk.count), problem) | chunk.problems
             return EMPTY_CHUNK
+        finally:
+            self._forwards[job] -= 1
+            if not self._forwards[job]:
+                del self._forwards[job]
 
     async def _results(self, job: BatchJob, chunk: Chunk, forward: asyncio.Task[ChunkScores]) -> ScoredChunk:
         found = await forward

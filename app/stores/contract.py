@@ -24,6 +24,7 @@ class StoreLimits:
         password_file: file that contains the password of the server.
         timeout: seconds for connecting to a server and for each of its replies, or for a lock of a file.
         on_reopened: called when a file was deleted or replaced, and has been opened again.
+        on_damaged: called when a file was damaged, and has been moved aside.
     """
 
     ttl_seconds: float
@@ -32,6 +33,7 @@ class StoreLimits:
     password_file: Path | None
     timeout: float
     on_reopened: Callable[[], object] = lambda: None
+    on_damaged: Callable[[], object] = lambda: None
 
 
 class Store(Protocol):

@@ -71,6 +71,9 @@ class Metrics:
             "anomaly_reconstruction_store_reopened",
             "Times that the store's file was deleted or replaced, and reopened.",
         )
+        self.reconstruction_store_damaged = self._counter(
+            "anomaly_reconstruction_store_damaged", "Times that the store's file was damaged, and moved aside."
+        )
         self.forward_pass_failures = self._counter("anomaly_forward_pass_failures", "Forward passes that failed.")
         self.log_lines_dropped = self._counter(
             "anomaly_log_lines_dropped", "Log lines dropped because standard output was not read."

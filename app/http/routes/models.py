@@ -11,7 +11,7 @@ from fastapi import Request, Response
 
 from app.http.dependencies import Services, ServicesDep, problem_responses, protected_router
 from app.http.negotiation import negotiate
-from app.http.schemas import CalibrationView, ModelList, ModelSummary, OperatingPoint, ScoreHistogram
+from app.http.schemas import CalibrationView, ModelList, ModelSummary, OperatingPoint, ScoreHistogram, VersionNumber
 from app.inference.registry import Registry
 from app.models.calibration import Calibration
 from app.models.manifest import Manifest
@@ -60,7 +60,7 @@ async def model(name: str, request: Request, services: ServicesDep) -> Response:
     responses=problem_responses(404, 422),
     summary="The calibration scores of a version",
 )
-async def calibration(name: str, version: int, services: ServicesDep) -> CalibrationView:
+async def calibration(name: str, version: VersionNumber, services: ServicesDep) -> CalibrationView:
     """Return the histogram of the calibration scores, and the threshold for each supported false-alarm rate."""
     current = services.registry.current(name)
     if current is not None and current.manifest.version == version:
@@ -112,7 +112,7 @@ def _histogram(calibration: Calibration, bins: int = 40) -> ScoreHistogram:
     responses=problem_responses(404, 422),
     summary="The manifest of a version",
 )
-async def model_version(name: str, version: int, services: ServicesDep) -> Manifest:
+async def model_version(name: str, version: VersionNumber, services: ServicesDep) -> Manifest:
     """Return the manifest of a version, loaded or not."""
     return await _manifest(services, name, version)
 
@@ -126,7 +126,7 @@ async def model_version(name: str, version: int, services: ServicesDep) -> Manif
     },
     summary="A file of a version's report",
 )
-async def report(name: str, version: int, file: str, services: ServicesDep) -> Response:
+async def report(name: str, version: VersionNumber, file: str, services: ServicesDep) -> Response:
     """Return a picture, the model card or a table of the report that training wrote."""
     manifest = await _manifest(services, name, version)
     media_type = _REPORT_TYPES.get(file.rpartition(".")[2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -283,3 +284,33 @@ async def test_a_failure_nobody_foresaw_is_a_problem(
     for response in (await client.get("/models"), await raw(client, pngs.plain())):
         document = assert_problem(response, 500, "internal-error")
         assert "secret" not in str(document)
+
+
+async def test_a_loop_of_links_in_the_model_store_is_never_a_500(
+    make_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    """Each route of models replies with what is loaded, or with 404 or 503."""
+    store = model_stores.copy(tmp_path / "store", 1, 2, current=2)
+    ends = ("", "/calibration", "/report/model-card.md")
+    paths = ["", "/zero-article", *(f"/zero-article/versions/{n}{end}" for n in (1, 2) for end in ends)]
+    async with running(make_settings(model_store=store, watch_seconds=300)) as client:
+        for broken in ("2/report/model-card.md", "2/manifest.json", "2", "CURRENT", ""):
+            path = store / "zero-article" / broken
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+            path.symlink_to(path.name)
+            await services(client).registry.refresh()
+            replies = [await client.get(f"/models{path}") for path in paths]
+            replies += [await client.get("/models/zero-article", headers={"accept": "text/html"})]
+            replies += [await client.post(f"/score?model=zero-article@{n}") for n in (1, 2, 3)]
+            assert {reply.status_code for reply in replies} <= {200, 400, 404, 503}, [r.status_code for r in replies]
+
+
+async def test_a_version_has_one_address(client: httpx.AsyncClient) -> None:
+    """Other spellings of a number are a 422, as they are in `model=name@version`."""
+    for number in ("01", "+1", "1.0", "1e0", "0", "-1", " 1", "１", "1_0", "9999999999"):
+        for end in ("", "/calibration", "/report/model-card.md"):
+            reply = await client.get(f"/models/zero-article/versions/{number}{end}")
+            assert_problem(reply, 422, "invalid-parameter")

@@ -21,7 +21,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from app.http import queries, score
+from app.http import fitting, queries
 from app.settings import Settings
 from tests import pngs
 from tests.app.images.test_png import BOMBS, REFUSED
@@ -356,13 +356,13 @@ async def test_an_image_that_is_fitted_too_late_is_504(
 ) -> None:
     """Waiting for the thread that fits counts towards the deadline."""
     goes_on = threading.Event()
-    fitted = score.fit.fit
+    fitted = fitting.fit.fit
 
     def slow(png: bytes, most: int) -> Any:
         goes_on.wait(30)
         return fitted(png, most)
 
-    monkeypatch.setattr(score.fit, "fit", slow)
+    monkeypatch.setattr(fitting.fit, "fit", slow)
     async with running(make_settings(deadline_ms=300)) as client:
         replies = await asyncio.gather(*(raw(client, zero, "?fit=mnist") for _ in range(3)))
         goes_on.set()
