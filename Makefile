@@ -81,8 +81,9 @@ format: $(STAMP) ## format and mend what can be mended
 secrets: ## make what docker-compose.yml needs and is not there yet: trial certificate, passwords, one API key
 	@deploy/secrets
 
-train: $(STAMP) ## teach the article's autoencoder the digit 0, publish and promote it (DATA_DIR=)
-	$(BIN)/python -m training train --recipe article --normal 0 $(if $(DATA_DIR),--data-dir $(DATA_DIR)) --promote
+train: $(STAMP) ## train the article's autoencoder on the digit 0, and promote it in var/model_store (DATA_DIR=)
+	$(BIN)/python -m training train --recipe article --normal 0 $(if $(DATA_DIR),--data-dir $(DATA_DIR)) --promote \
+		--model-store var/model_store
 
 calibration-page: $(STAMP) ## draw the picture and write the table of docs/calibration.md
 	$(BIN)/python docs/calibration.py

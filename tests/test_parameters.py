@@ -43,7 +43,7 @@ async def test_an_unknown_parameter_is_rejected_by_name(
 async def test_the_detail_lists_the_parameters_of_the_route(client: httpx.AsyncClient) -> None:
     """The detail names what the route has, in the general path and in that of the scores."""
     detail = (await client.get(f"/reconstruction/{'0' * 44}?scal=2")).json()["detail"]
-    assert detail == "unknown parameter `scal`; the route has the parameters scale, view"
+    assert detail == "unknown parameter `scal`; the route has the parameters error_scale, scale, view"
     detail = (await client.post("/score?alhpa=0.1", content=b"x")).json()["detail"]
     assert detail == "unknown parameter `alhpa`; the route has the parameters alpha, fit, include, model"
     assert (await client.get("/livez?t=1")).json()["detail"] == "unknown parameter `t`; the route has no parameters"

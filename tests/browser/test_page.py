@@ -479,13 +479,17 @@ def test_a_small_jpeg_is_not_fitted(open_page: Callable[..., Page]) -> None:
 
 
 def test_the_error_map_has_a_scale(open_page: Callable[..., Page], service: Server) -> None:
-    """The number at the bright end of the scale is the largest squared error, as the service gives it."""
+    """The number at the bright end of the scale is ten times the threshold, or with the switch the largest error."""
     page = open_page()
     expect(page.locator("#error-most")).to_have_text("most")
     choose(page, "six.png", (EXAMPLES / "six.png").read_bytes())
     answered(page)
     reply = service.get(f"/reconstruction/{page.locator('#fact-id').inner_text()}?view=error")
-    assert float(page.locator("#error-most").inner_text()) == pytest.approx(float(reply.headers["x-error-peak"]), 1e-3)
+    assert float(page.locator("#error-most").inner_text()) == pytest.approx(float(reply.headers["x-error-limit"]), 0.06)
+    before = page.locator("#error-most").inner_text()
+    page.locator("#error-scale").check()
+    expect(page.locator("#error-most")).not_to_have_text(before)
+    assert float(page.locator("#error-most").inner_text()) == pytest.approx(float(reply.headers["x-error-peak"]), 0.06)
     assert float(reply.headers["x-error-peak"]) > score_of(page)
 
 
