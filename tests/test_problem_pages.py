@@ -24,14 +24,19 @@ def kinds(kind: type[Problem] = Problem) -> Iterator[type[Problem]]:
             yield from kinds(child)
 
 
+def plain(page: str) -> str:
+    """Return a page without its `code` elements and entities."""
+    return html.unescape(re.sub("</?code>", "", page))
+
+
 @pytest.mark.parametrize("kind", list(kinds()), ids=lambda kind: kind.__name__)
 async def test_every_problem_has_its_page(client: httpx.AsyncClient, kind: type[Problem]) -> None:
     """The page contains title, status, meaning and advice; with `Accept: application/json` the same as JSON."""
     page = await client.get(kind.type, headers={"accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
     assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
-    text = html.unescape(page.text)
+    text = plain(page.text)
     for part in (kind.title, str(kind.status), inspect.getdoc(kind), kind.hint, kind.type):
-        assert part in text, part
+        assert part.replace("`", "") in text, part
     document = await client.get(kind.type, headers={"accept": "application/json"})
     assert document.headers["vary"] == "accept"
     assert document.json() == {
@@ -105,9 +110,9 @@ async def test_a_browser_gets_an_error_as_a_page(client: httpx.AsyncClient, path
         document = reply.json()
         assert document["type"] == f"/problems/{kind}"
         assert page.status_code == reply.status_code == document["status"]
-    text = html.unescape(page.text)
+    text = plain(page.text)
     assert document["title"] in text
-    assert document["hint"] in text
+    assert document["hint"].replace("`", "") in text
     assert page.headers["x-request-id"] in text
     assert "<b>" not in page.text
     links = re.findall(r'(?:href|src)="([^"]+)"', page.text)

@@ -28,7 +28,9 @@ def error_picture(error_map: bytes, gain: float = 1.0) -> NDArray[np.uint8]:
         error_map: 784 bytes, squared errors as shares of their peak.
         gain: factor of every byte: the peak, divided by the squared error that pale yellow stands for.
     """
-    return _COLOURS[np.minimum(np.rint(grey_picture(error_map) * gain), 255).astype(np.uint8)]
+    levels: NDArray[np.uint8] = np.minimum(np.rint(grey_picture(error_map) * gain), 255).astype(np.uint8)
+    colours: NDArray[np.uint8] = _COLOURS[levels]
+    return colours
 
 
 def panel(planes: dict[str, NDArray[np.uint8]], caption: str, *, anomalous: bool, scale: int) -> bytes:

@@ -39,6 +39,7 @@ async def reconstruction(
     id: str,
     request: Request,
     services: ServicesDep,
+    *,
     view: View = "reconstruction",
     scale: Annotated[int, Query(ge=1, le=16, description="Side of one pixel, in pixels")] = 1,
     error_scale: Annotated[

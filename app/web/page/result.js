@@ -5,7 +5,7 @@ import * as api from "./api.js";
 const $ = (id) => document.getElementById(id);
 const MARKS = { normal: "m7.5 12.5 3 3 6-7", anomalous: "M12 7v6m0 3.6v.1", problem: "M8 12h8" };
 
-export const number = (value) => (Math.abs(value) >= 1e-3 && Math.abs(value) < 1e4 ? Number(value.toPrecision(4)).toString() : value.toExponential(2));
+export const number = (value) => (value === 0 ? "0" : Math.abs(value) >= 1e-3 && Math.abs(value) < 1e4 ? Number(value.toPrecision(4)).toString() : value.toExponential(2));
 // With two significant digits, for the ends of scales.
 const rounded = (value) => number(Number(value.toPrecision(2)));
 export const percent = (rate) => `${Number((100 * rate).toPrecision(3))} %`;
