@@ -68,3 +68,14 @@ async def test_the_document_names_the_prefix(make_settings: Callable[..., Settin
         assert (await client.get("/openapi.json")).json()["servers"] == [{"url": "/anomaly"}]
     async with running(make_settings()) as client:
         assert "servers" not in (await client.get("/openapi.json")).json()
+
+
+async def test_openapi_describes_the_fields_of_a_form(client: httpx.AsyncClient) -> None:
+    """The form of `POST /score` has the parameters of the query as fields, with the same limits."""
+    operation = (await client.get("/openapi.json")).json()["paths"]["/score"]["post"]
+    form = operation["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
+    assert set(form) == {"file"} | {each["name"] for each in operation["parameters"]}
+    assert (form["alpha"]["type"], form["alpha"]["exclusiveMaximum"]) == ("number", 1)
+    assert form["fit"]["enum"] == ["strict", "mnist"]
+    assert form["include"]["const"] == "reconstruction"
+    assert all("description" in field for name, field in form.items() if name != "file")
