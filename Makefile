@@ -97,7 +97,7 @@ constraints: ## write constraints.txt anew from what is installed now
 	LC_ALL=C sort -f constraints.new > constraints.txt
 	rm constraints.new
 
-bench: $(STAMP) ## measure the service next to what HTTP costs, and write docs/performance.md (needs wrk; minutes)
+bench: $(STAMP) ## measure the service, and write docs/performance.md and benchmarks/report.md (needs wrk; minutes)
 	$(BIN)/python -m benchmarks $(BENCH)
 	$(BIN)/python -m benchmarks.write_performance
 
