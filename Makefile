@@ -12,6 +12,7 @@ STAMP := .venv/installed
 # One process more than cores: tests wait for what they started.
 PYTEST = $(BIN)/python -m pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 5 --dist worksteal
 CHECKOV := .venv/checkov/installed
+MARKDOWN := .venv/markdown/installed
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test test-fast test-containers check check-kubernetes checkov format secrets train calibration-page screenshots constraints bench clean
@@ -58,11 +59,18 @@ test-fast: $(STAMP) ## run the tests that start no process, container or browser
 test-containers: $(STAMP) ## build the images, start docker-compose.yml on a real engine, put faults under load (as root, or with an engine)
 	bash tests/containers/run
 
-check: $(STAMP) ## format check, lint, strict types, layers of imports
+check: $(STAMP) $(MARKDOWN) ## format check, lint, strict types, layers of imports, lint of Markdown
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@# The figures of docs/fit.md are written by a script, in lines of their own length.
+	.venv/markdown/bin/pymarkdown --config .pymarkdown.json scan --exclude docs/fit.md *.md docs research
+
+$(MARKDOWN): tests/markdown.txt | $(STAMP)
+	@test -x .venv/markdown/bin/pip || $(PYTHON) -m venv .venv/markdown
+	@.venv/markdown/bin/pip install --quiet --disable-pip-version-check --requirement tests/markdown.txt
+	@touch $(MARKDOWN)
 
 $(CHECKOV): tests/deploy/checkov.txt | $(STAMP)
 	test -x .venv/checkov/bin/pip || $(PYTHON) -m venv .venv/checkov

@@ -41,7 +41,8 @@ def write(result: Cell, machine: Cell) -> None:
     ours = {count: systems["service, raw"] for count, systems in single["connections"].items()}
     naive = {count: systems["tutorial server, async"] for count, systems in single["connections"].items()}
     stages = single["stages_ms"]
-    workers = found["workers"]["2 workers"]["rate"] / found["workers"]["1 worker"]["rate"]
+    one, two = found["workers"]["1 worker"], found["workers"]["2 workers"]
+    workers = median(b / a for a, b in zip(one["rates"], two["rates"], strict=True))
     fair = found["fairness"]
     busy = next(cell for name, cell in fair.items() if isinstance(cell, dict) and name != "alone")
     ceiling = batch["replies"]["raw TorchScript, best batch size"]["images_per_second"]

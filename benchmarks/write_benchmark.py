@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ that published methods usually learn from all of the digit's training images.{ex
 
 {ours(rows, baselines)}
 {operating(rows)}
-{seeds(rows)} {effort(rows)}
+{seeds(rows)}{effort(rows)}
 
 ## Beside what is published
 
@@ -119,7 +120,8 @@ papers**: check them before you quote them. People who ran published code have r
 * The standardised space (edges by direction and place) is the larger part of the gain; published methods mostly use
   pixels.
 * MNIST's test file was written by other people than its training file, and a threshold's promise is about images like
-  those that it was calibrated on. {broken(rows)}
+  those that it was calibrated on.
+{textwrap.indent(textwrap.fill(broken(rows), 118), "  ")}
 * A mean hides the hard pairs: the lowest AUROC of one digit against one other is {hardest(rows)}.
 
 ## Cost
