@@ -12,6 +12,7 @@ STAMP := .venv/installed
 # One process more than cores: tests wait for what they started.
 PYTEST = $(BIN)/python -m pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 5 --dist worksteal
 CHECKOV := .venv/checkov/installed
+MARKDOWN := .venv/markdown/installed
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test test-fast test-containers check check-kubernetes checkov format secrets train calibration-page screenshots constraints bench clean
@@ -58,11 +59,18 @@ test-fast: $(STAMP) ## run the tests that start no process, container or browser
 test-containers: $(STAMP) ## build the images, start docker-compose.yml on a real engine, put faults under load (as root, or with an engine)
 	bash tests/containers/run
 
-check: $(STAMP) ## format check, lint, strict types, layers of imports
+check: $(STAMP) $(MARKDOWN) ## format check, lint, strict types, layers of imports, lint of Markdown
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@# The figures of docs/fit.md are written by a script, in lines of their own length.
+	.venv/markdown/bin/pymarkdown --config .pymarkdown.json scan --exclude docs/fit.md *.md docs research
+
+$(MARKDOWN): tests/markdown.txt | $(STAMP)
+	@test -x .venv/markdown/bin/pip || $(PYTHON) -m venv .venv/markdown
+	@.venv/markdown/bin/pip install --quiet --disable-pip-version-check --requirement tests/markdown.txt
+	@touch $(MARKDOWN)
 
 $(CHECKOV): tests/deploy/checkov.txt | $(STAMP)
 	test -x .venv/checkov/bin/pip || $(PYTHON) -m venv .venv/checkov
@@ -81,8 +89,9 @@ format: $(STAMP) ## format and mend what can be mended
 secrets: ## make what docker-compose.yml needs and is not there yet: trial certificate, passwords, one API key
 	@deploy/secrets
 
-train: $(STAMP) ## teach the article's autoencoder the digit 0, publish and promote it (DATA_DIR=)
-	$(BIN)/python -m training train --recipe article --normal 0 $(if $(DATA_DIR),--data-dir $(DATA_DIR)) --promote
+train: $(STAMP) ## train the article's autoencoder on the digit 0, and promote it in var/model_store (DATA_DIR=)
+	$(BIN)/python -m training train --recipe article --normal 0 $(if $(DATA_DIR),--data-dir $(DATA_DIR)) --promote \
+		--model-store var/model_store
 
 calibration-page: $(STAMP) ## draw the picture and write the table of docs/calibration.md
 	$(BIN)/python docs/calibration.py
@@ -96,7 +105,7 @@ constraints: ## write constraints.txt anew from what is installed now
 	LC_ALL=C sort -f constraints.new > constraints.txt
 	rm constraints.new
 
-bench: $(STAMP) ## measure the service next to what HTTP costs, and write docs/performance.md (needs wrk; minutes)
+bench: $(STAMP) ## measure the service, and write docs/performance.md and benchmarks/report.md (needs wrk; minutes)
 	$(BIN)/python -m benchmarks $(BENCH)
 	$(BIN)/python -m benchmarks.write_performance
 

@@ -43,8 +43,8 @@ class Picture(Protocol):
 
 
 Image = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Array | Picture
-"""A PNG as a path, as bytes or as a file object that is open in binary mode; or a numpy array of type uint8 and shape
-[height, width]; or a Pillow image."""
+"""A PNG as a path, bytes or a file object in binary mode, a numpy array of type uint8 and shape [height, width], or a
+Pillow image."""
 
 
 def read(image: Image) -> bytes:

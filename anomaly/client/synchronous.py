@@ -61,8 +61,8 @@ class Client:
         """Score one image.
 
         Args:
-            image: a PNG as a path, as bytes or as a binary file object; a numpy array of type uint8 and shape
-                [28, 28]; or a Pillow image.
+            image: a PNG as a path, bytes or a binary file object, a numpy array of type uint8 and shape [28, 28],
+                or a Pillow image.
             model: `name` or `name@version`. Default: the service's default model.
             alpha: false-positive rate of this verdict. Default: that of the model version.
             fit: `mnist` accepts any size; the service crops, scales and centres the strokes as MNIST does.

@@ -10,7 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
-_EXPOSED = b"Retry-After, Server-Timing, WWW-Authenticate, X-Alpha, X-Error-Peak, X-Model, X-Request-ID, X-Threshold"
+_EXPOSED = (
+    b"Retry-After, Server-Timing, WWW-Authenticate, "
+    b"X-Alpha, X-Error-Limit, X-Error-Peak, X-Model, X-Request-ID, X-Threshold"
+)
 _METHODS = b"GET, HEAD, POST"
 _MAX_AGE = b"7200"
 """Seconds for which a browser may cache the reply to a preflight request; Chromium's maximum."""

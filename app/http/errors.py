@@ -9,7 +9,9 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from app.problems import InternalError, InvalidParameter, Problem, from_status, render
+from app.http.negotiation import choose
+from app.problems import MEDIA_TYPE, InternalError, InvalidParameter, Problem, from_status, render
+from app.web import pages
 
 _log = logging.getLogger(__name__)
 
@@ -61,11 +63,25 @@ async def _on_problem(request: Request, problem: Exception) -> Response:
     assert isinstance(problem, Problem)
     facts: dict[str, Any] = request.scope.get("facts", {})
     facts["problem"] = problem.type
+    if request.method == "GET" and _prefers_html(request):
+        return _page(request, problem)
     answer = answer_problem(problem, request.scope.get("request_id"))
     response = Response(answer.body, answer.status)
     # The middleware adds the request id to every response of the framework.
     response.raw_headers = [header for header in answer.headers if header[0] != b"x-request-id"]
     return response
+
+
+def _prefers_html(request: Request) -> bool:
+    """Return whether the client is a browser that shows a page: only such a client prefers HTML to all other types."""
+    return choose(request.headers.get("accept", ""), (MEDIA_TYPE, "text/html")) == "text/html"
+
+
+def _page(request: Request, problem: Problem) -> Response:
+    depth = request.scope["path"].removeprefix(request.scope.get("root_path", "")).count("/") - 1
+    content = pages.error(problem, request.scope.get("request_id"), root="../" * max(0, depth))
+    headers = {name: value for name, value in problem.headers().items() if name != "content-type"}
+    return Response(content, problem.status, {**headers, **pages.HEADERS, "vary": "accept"}, "text/html")
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:

@@ -167,7 +167,7 @@ def _frames(found: Components, order: NDArray[np.int64]) -> Mask:
 
 
 def is_page(found: Components, choice: Choice) -> bool:
-    """Return whether what was chosen is no strokes but a filled shape: a sheet, a sticker, a dark hole."""
+    """Return whether the chosen components are a filled shape, such as a sheet, a sticker or a dark hole."""
     left, top, right, bottom = found.box(choice.chosen)
     longer, shorter = max(right - left, bottom - top), min(right - left, bottom - top)
     filled = float(found.area[choice.chosen].sum()) / (longer * shorter)

@@ -34,7 +34,7 @@ _PAGE = 0.9
 _DARKEST, _DIM = 0.35, 0.5
 """Background, as a share of the page's, below which ink is damped, and below which noise is not measured."""
 _STRONGER = 1.35
-"""How much darker than its line a pixel must be to be a stroke that crosses it."""
+"""Minimum factor between the darkness of a stroke that crosses a line and the darkness of the line."""
 _FAINTEST = 0.045
 """Least darkness of a printed line, as a share of its surroundings."""
 

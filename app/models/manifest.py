@@ -90,5 +90,7 @@ class Manifest(_Frozen):
     torch_version: str
     device: str
     """Where training ran."""
+    warnings: tuple[str, ...] = ()
+    """Reasons to distrust the metrics or the threshold, such as too few images."""
     files: dict[str, Sha256]
     """SHA-256 of every other file of the version, by its path relative to the version's folder."""

@@ -211,6 +211,10 @@ $("file").addEventListener("change", () => {
   if ($("file").files.length) takeFile($("file").files[0]);
   $("file").value = "";
 });
+$("error-scale").addEventListener("change", () => {
+  const { reply } = state;
+  if (reply) showPictures(reply.id, new AbortController().signal, () => state.reply?.id === reply.id);
+});
 $("fit").addEventListener("change", () => {
   if (!state.source) return;
   leaveShared({ keepRate: true });

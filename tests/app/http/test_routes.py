@@ -43,8 +43,16 @@ async def test_views_show_what_was_scored(client: httpx.AsyncClient, zero: bytes
     redrawn = np.asarray(picture(await client.get(path))).astype(float) / 255
     assert np.abs(redrawn - found.reconstruction[0, 0]).max() <= 0.5 / 255 + 1e-6
     error = np.rint(found.error_map[0] / found.error_map[0].max() * 255).astype(np.uint8)
-    shown = np.asarray(picture(await client.get(f"{path}?view=error")))
-    assert np.array_equal(shown, pictures.error_picture(error.tobytes()))
+    relative = await client.get(f"{path}?view=error&error_scale=image")
+    assert np.array_equal(np.asarray(picture(relative)), pictures.error_picture(error.tobytes()))
+    peak = float(relative.headers["x-error-peak"])
+    assert peak == float(relative.headers["x-error-limit"]) == pytest.approx(found.error_map[0].max(), rel=1e-5)
+    absolute = await client.get(f"{path}?view=error")
+    limit = float(absolute.headers["x-error-limit"])
+    assert limit == pytest.approx(10 * reply["threshold"], rel=1e-5)
+    shown = np.asarray(picture(absolute)).astype(int)
+    assert np.abs(shown - pictures.error_picture(error.tobytes(), peak / limit)).max() <= 3
+    assert shown.sum() < np.asarray(picture(relative)).sum(dtype=int), "a good reconstruction is darker on this scale"
     assert found.error_map[0].mean() == pytest.approx(reply["mse"], rel=1e-5)
 
 
