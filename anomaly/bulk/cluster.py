@@ -20,7 +20,7 @@ from ray.data.block import BlockMetadata
 from ray.data.checkpoint import CheckpointConfig
 from ray.exceptions import RayError
 
-from anomaly.bulk.inputs import Listing, Unit
+from anomaly.bulk.inputs import UNIT_IMAGES, Listing, Unit
 from anomaly.bulk.locations import BulkError, Location
 from anomaly.bulk.outputs import ROWS_PER_FILE
 from anomaly.bulk.readers import Reader
@@ -48,7 +48,7 @@ class _Units(Datasource):  # type: ignore[misc]
 
     def get_read_tasks(self, parallelism: int, *_: object, **__: object) -> list[Any]:  # noqa: ARG002
         """Return one task per unit; the number of units does not depend on `parallelism`."""
-        size = ROWS_PER_FILE * PIXELS
+        size = UNIT_IMAGES * PIXELS
         return [
             ReadTask(
                 functools.partial(self._reader.blocks, unit),

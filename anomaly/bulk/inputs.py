@@ -32,7 +32,7 @@ KINDS: tuple[tuple[Kind, str], ...] = (
     ("idx", r"([-.]idx3[-.]ubyte|\.idx3?)(\.gz)?"),
 )
 """Endings of file names, in lower case. WebP and JPEG are scored with `fit=mnist` only, as by the service."""
-UNIT_IMAGES = 65_536
+UNIT_IMAGES = 16_384
 """Maximum number of images of an array per unit."""
 _UNIT_BYTES = UNIT_IMAGES * PIXELS
 _FILE_COST = 4096

@@ -136,7 +136,7 @@ def execute(request: Request, on_rows: Callable[[int], object] = lambda _: None)
                 workers = request.workers or available_cores()
                 local.run(job, listing, reader, output, workers=workers, on_rows=progress.add)
             else:
-                from anomaly.bulk import cluster
+                from anomaly.bulk import cluster  # imports Ray
 
                 cluster.run(job, listing, reader, output, address=request.address, workers=request.workers)
             seconds = time.perf_counter() - (progress.began or began)
