@@ -104,7 +104,7 @@ class Reader:
         if self.source.is_local:
             with open(path, "rb") as stream:  # noqa: PTH123 - millions of small files: a Path costs as much as the open
                 return stream.read(self.max_bytes + 1)
-        with self.source.files.open_input_stream(path) as stream:
+        with self.source.files.open_input_stream(path, compression=None) as stream:
             return bytes(stream.read(self.max_bytes + 1))
 
     def _decoded(self, content: bytes) -> bytes | Refusal:

@@ -24,7 +24,7 @@ from anomaly.bulk.runs import Request, execute
 from anomaly.cli.offline import Offline
 from anomaly.cli.scoring import Verdict
 from tests import model_stores
-from tests.cli.conftest import Anomaly, in_process  # noqa: F401
+from tests.cli.conftest import Anomaly
 from tests.conftest import MODEL_STORE
 from tests.pngs import plain, saved
 from training.data.loaders import mnist_sample
@@ -368,7 +368,7 @@ def test_memory_is_flat(tmp_path: Path, digits: np.ndarray) -> None:
     assert [piece.stop - piece.start for [piece] in units[:-1]] == [UNIT_IMAGES] * (len(units) - 1)
 
 
-def test_the_command(in_process: Anomaly, tmp_path: Path, digits: np.ndarray) -> None:  # noqa: F811
+def test_the_command(in_process: Anomaly, tmp_path: Path, digits: np.ndarray) -> None:
     """The command writes a summary, and its exit codes are 0 for a complete run and 2 for an error."""
     folder = tmp_path / "in"
     folder.mkdir()
