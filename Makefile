@@ -15,7 +15,7 @@ CHECKOV := .venv/checkov/installed
 MARKDOWN := .venv/markdown/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-fast test-containers check check-kubernetes checkov format secrets train calibration-page screenshots constraints bench clean
+.PHONY: help install serve test test-fast test-bulk test-containers check check-kubernetes checkov format secrets train calibration-page screenshots constraints bench clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -39,10 +39,10 @@ endif
 	@touch $(SERVING)
 
 $(STAMP): $(SERVING)
-	@echo 'Training and development tools: about 250 MB to download, a minute or two'
+	@echo 'Training and development tools: about 370 MB to download, a minute or two'
 	@# Python 3.11 and 3.12 bring a pip without --group.
 	@$(PIP) --quiet 'pip>=25.1'
-	@$(PIP) --quiet --editable '.[train]' --group dev
+	@$(PIP) --quiet --editable '.[train,bulk]' --group dev
 	@touch $(STAMP)
 
 install: $(STAMP) ## install everything into .venv: service, training, development tools
@@ -55,6 +55,9 @@ test: $(STAMP) ## run the whole test suite, on up to four cores
 
 test-fast: $(STAMP) ## run the tests that start no process, container or browser (under 2 minutes on 2 cores)
 	$(PYTEST) -m 'not process and not long'
+
+test-bulk: $(STAMP) ## kill a node and the driver of a bulk run on a Ray cluster of two nodes (about 2 minutes)
+	TEST_BULK=40 $(BIN)/python -m pytest tests/bulk/test_cluster.py
 
 test-containers: $(STAMP) ## build the images, start docker-compose.yml on a real engine, put faults under load (as root, or with an engine)
 	bash tests/containers/run

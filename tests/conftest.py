@@ -40,7 +40,18 @@ TRUSTS_NOBODY = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 PROCESS_FIXTURES = frozenset(
-    ("anomaly", "browser", "draft", "installed", "make_server", "redis_server", "server", "shared_redis", "tiny")
+    (
+        "anomaly",
+        "browser",
+        "draft",
+        "installed",
+        "make_server",
+        "redis_server",
+        "server",
+        "shared_cluster",
+        "shared_redis",
+        "tiny",
+    )
 )
 """Fixtures that start a process (`draft` runs git). A test that uses one of them gets the marker `process`."""
 PROCESS_PATHS = tuple(
@@ -93,7 +104,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that start a process, and start with the tests that take long."""
     for item in items:
         parameters = getattr(item, "callspec", None)
-        uses_redis = parameters is not None and parameters.params.get("make_store") == "redis"
+        uses_redis = parameters is not None and str(parameters.params.get("make_store")).startswith("redis")
         fixtures = PROCESS_FIXTURES.intersection(getattr(item, "fixturenames", ()))
         if fixtures or uses_redis or item.nodeid.startswith(PROCESS_PATHS):
             item.add_marker("process")

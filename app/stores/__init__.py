@@ -13,6 +13,7 @@ __all__ = ["BACKENDS", "Store", "StoreError", "open_store"]
 BACKENDS = {
     "sqlite": "app.stores.sqlite",
     "redis": "app.stores.redis",
+    "rediscluster": "app.stores.redis_cluster",
 }
 """Module of each backend, by URL scheme. A module is imported when its backend is opened, and has a function `open_url`
 that takes the URL and the limits."""

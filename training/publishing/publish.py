@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
 from app.inference.detector import Detector, DetectorError
 from app.inference.device import one_thread
@@ -94,6 +95,53 @@ def publish_copy(root: Path, folder: Path, *, promote: bool = False) -> Manifest
             f"number; publish {original} there, and run `calibrate` there"
         )
     return publish(root, manifest, files, promote=promote)
+
+
+def publish_exact(
+    root: Path, content: bytes, files: Mapping[str, bytes], *, promote: bool = False
+) -> tuple[Manifest, bool]:
+    """Publish a version that another model store published, under its own number and with the same manifest.
+
+    Args:
+        root: model store; created if it is missing.
+        content: of manifest.json.
+        files: contents of the files that the manifest lists, by path relative to the version's folder.
+        promote: whether to make it the current version.
+
+    Returns:
+        The manifest, and whether the version is new.
+
+    Raises:
+        PublishError: the service's code rejects the version, or `root` contains another version of this number. The
+            store is unchanged.
+    """
+    try:
+        manifest = Manifest.model_validate_json(content)
+    except ValidationError as error:
+        raise PublishError(f"manifest.json is not valid: {error.error_count()} errors") from error
+    if files.keys() != manifest.files.keys() or any(".." in Path(file).parts or file[:1] == "/" for file in files):
+        raise PublishError(f"{manifest.name}@{manifest.version}: the files are not those of the manifest")
+    with locked(root):
+        remove_leftovers(root)
+        folder = root / manifest.name / str(manifest.version)
+        is_new = not folder.exists()
+        if is_new:
+            with staging_folder(root) as staging:
+                draft = staging / manifest.name / str(manifest.version)
+                write_folder(draft, {**files, "manifest.json": content})
+                _verify(staging, manifest.name, manifest.version)
+                folder.parent.mkdir(exist_ok=True)
+                draft.rename(folder)
+            sync(folder.parent)
+            sync(root)
+        else:
+            present = folder / "manifest.json"
+            if not present.is_file() or present.read_bytes() != content:
+                raise PublishError(f"{root} contains another {manifest.name}@{manifest.version}; versions never change")
+            _verify(root, manifest.name, manifest.version)
+        if promote:
+            write_current(root / manifest.name, manifest.version)
+    return manifest, is_new
 
 
 def promote(root: Path, name: str, version: int) -> None:

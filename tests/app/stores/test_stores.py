@@ -27,7 +27,7 @@ from app.stores.redis import RedisStore
 from app.stores.sqlite import SqliteStore
 from app.telemetry.metrics import Metrics
 from tests.conftest import ROOT, free_port
-from tests.waiting import until
+from tests.waiting import until, wait_until
 
 ENTRY = 4096
 ENTRIES = 1000
@@ -38,9 +38,12 @@ WORDS = "correct horse"
 class RedisServer:
     """A real redis-server with a password and the bounds of the shipped configuration."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, cluster: bool = False) -> None:
         self.folder = folder
         self.port = free_port()
+        self.options = {"cluster-enabled": "yes", "cluster-node-timeout": "500"} if cluster else {}
+        if cluster:
+            self.options["cluster-port"] = str(free_port())
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.password_file = folder / "redis_password"
         self.password_file.write_text(WORDS.replace(" ", "-") + "\n")
@@ -50,8 +53,9 @@ class RedisServer:
         """Start it and return when it has read its log and listens."""
         options = {
             "port": self.port, "bind": "127.0.0.1", "dir": self.folder, "save": "", "appendonly": "yes",
-            "maxmemory": f"{ENTRIES * ENTRY + 2_000_000}", "maxmemory-policy": "volatile-ttl",
-            "requirepass": WORDS.replace(" ", "-"),
+            "maxmemory": f"{ENTRIES * ENTRY // (3 if self.options else 1) + 2_000_000}",
+            "maxmemory-policy": "volatile-ttl",
+            "requirepass": WORDS.replace(" ", "-"), **self.options,
         }  # fmt: skip
         arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
         self.process = subprocess.Popen(["redis-server", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -96,10 +100,65 @@ def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
     server.end()
 
 
+class Cluster:
+    """A Redis Cluster of three nodes, without replicas, with a password and a bound per node."""
+
+    def __init__(self, folder: Path) -> None:
+        self.nodes = []
+        for number in range(3):
+            (folder / str(number)).mkdir()
+            self.nodes.append(RedisServer(folder / str(number), cluster=True))
+        self.password_file = self.nodes[0].password_file
+        self.url = "rediscluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+
+    def start(self) -> None:
+        """Start the nodes, and distribute the slots."""
+        for node in self.nodes:
+            node.start()
+        addresses = [f"127.0.0.1:{node.port}" for node in self.nodes]
+        command = ["redis-cli", "--no-auth-warning", "-a", self.password, "--cluster", "create", *addresses]
+        subprocess.run([*command, "--cluster-yes"], check=True, capture_output=True)
+        for node in self.nodes:
+            with contextlib.closing(self.client(node)) as client:
+                wait_until(lambda client=client: client.cluster("info")["cluster_state"] == "ok")
+
+    @property
+    def password(self) -> str:
+        """The password of all nodes."""
+        return self.password_file.read_text().strip()
+
+    def client(self, node: RedisServer) -> Any:
+        """Return a client of one node."""
+        return redis.Redis(port=node.port, password=self.password)
+
+    def keys(self, node: RedisServer) -> set[bytes]:
+        """Return the keys of one node."""
+        with contextlib.closing(self.client(node)) as client:
+            return set(client.keys())
+
+    def end(self) -> None:
+        """End the nodes."""
+        for node in self.nodes:
+            node.end()
+
+
+@pytest.fixture(scope="module")
+def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Yield a running cluster."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("needs redis-server (Debian: apt install redis-server)")
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.end()
+
+
 OpenStore = Callable[..., Store]
 
 
-@pytest.fixture(params=["sqlite", "redis"])
+@pytest.fixture(params=["sqlite", "redis", "rediscluster"])
 async def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[OpenStore]:
     """Yield a maker of stores that share their entries; all are closed at the end."""
     stores: list[Store] = []
@@ -109,7 +168,8 @@ async def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIte
         if request.param == "sqlite":
             store = open_store(f"sqlite:///{tmp_path}/store.db", ttl_seconds=ttl_seconds, **bounds)
         else:
-            server: RedisServer = request.getfixturevalue("shared_redis")
+            shared = "shared_redis" if request.param == "redis" else "shared_cluster"
+            server: RedisServer | Cluster = request.getfixturevalue(shared)
             file = server.password_file
             store = open_store(server.url, ttl_seconds=ttl_seconds, password_file=file, **bounds)
         stores.append(store)
@@ -188,7 +248,9 @@ async def test_a_ping_answers(make_store: OpenStore) -> None:
     make_store().ping()
 
 
-@pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "sqlite:////proc/none/store.db"])
+@pytest.mark.parametrize(
+    "url", ["redis://127.0.0.1:1/0", "rediscluster://127.0.0.1:1", "sqlite:////proc/none/store.db"]
+)
 async def test_a_store_that_is_not_there_raises_one_kind_of_error(url: str) -> None:
     """Every method of a store that cannot be reached raises StoreError, and does so fast."""
     store = open_store(url, ttl_seconds=60, max_bytes=ENTRY, entry_bytes=ENTRY)
@@ -288,6 +350,78 @@ async def test_a_wrong_password_is_an_error_that_does_not_tell_it(shared_redis: 
         assert "sesame" not in str(refusal.value)
         assert str(tmp_path) not in str(refusal.value)
         store.close()
+
+
+async def test_a_micro_batch_is_in_one_slot_and_batches_are_on_all_nodes(shared_cluster: Cluster) -> None:
+    """The ids of a micro-batch share their slot, so it is one transaction; micro-batches use all three nodes."""
+    store = open_store(
+        shared_cluster.url, ttl_seconds=60, max_bytes=0, entry_bytes=ENTRY, password_file=shared_cluster.password_file
+    )
+    before = [shared_cluster.keys(node) for node in shared_cluster.nodes]
+    used = set()
+    for number in range(40):
+        ids = [f"{number:012x}" + os.urandom(16).hex() for _ in range(8)]
+        owned = [ids[0], *(f"customer/{id}" for id in ids[1:])]
+        store.put([(id, id.encode()) for id in owned])
+        assert [store.get(id) for id in owned] == [id.encode() for id in owned]
+        there = [len(shared_cluster.keys(node) - old) for node, old in zip(shared_cluster.nodes, before, strict=True)]
+        assert sorted(there) == [0, 0, 8]
+        used.add(there.index(8))
+        before = [shared_cluster.keys(node) for node in shared_cluster.nodes]
+    assert used == {0, 1, 2}
+    store.close()
+
+
+@pytest.mark.process
+async def test_a_cluster_comes_back_by_itself(tmp_path: Path) -> None:
+    """While a node is down, writes raise StoreError in bounded time; after its restart the same store works again."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("needs redis-server (Debian: apt install redis-server)")
+    cluster = Cluster(tmp_path)
+    try:
+        cluster.start()
+        store = open_store(
+            cluster.url,
+            ttl_seconds=60,
+            max_bytes=0,
+            entry_bytes=ENTRY,
+            password_file=cluster.password_file,
+            timeout=0.5,
+        )
+        (before,) = entries("000000000001", 1)
+        store.put([before])
+
+        def write_everywhere() -> bool:
+            try:
+                for number in range(30):
+                    store.put([(f"{number:012x}-{os.urandom(4).hex()}", b"content")])
+            except StoreError as error:
+                assert "content" not in str(error) and cluster.password not in str(error)
+                return False
+            return True
+
+        assert write_everywhere()
+        cluster.nodes[1].end(signal.SIGKILL)
+        began = time.monotonic()
+        assert not write_everywhere()
+        assert time.monotonic() - began < 10
+        cluster.nodes[1].start()
+        await until(write_everywhere)
+        assert store.get(before[0]) == before[1]
+        store.close()
+    finally:
+        cluster.end()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["rediscluster://", "rediscluster://a:x", "rediscluster://a/0", "rediscluster://u:secret@a", "rediscluster://a,"],
+)
+def test_a_wrong_url_of_a_cluster_is_an_error_without_the_password(url: str) -> None:
+    """A URL of another form raises StoreError, and its message does not contain the URL."""
+    with pytest.raises(StoreError) as refusal:
+        open_store(url, ttl_seconds=60, max_bytes=ENTRY, entry_bytes=ENTRY)
+    assert "secret" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(
