@@ -101,12 +101,13 @@ def _serve(settings: Settings, sockets: list[socket.socket], *, interruptible: b
     from app.http.auth import KeysError
     from app.inference.device import DeviceError, choose_device
     from app.main import check
+    from app.models.provenance import ProvenanceConfigurationError
     from app.stores import StoreError
 
     try:
         choose_device(settings.device)
         check(settings)
-    except (DeviceError, KeysError, StoreError) as error:
+    except (DeviceError, KeysError, ProvenanceConfigurationError, StoreError) as error:
         return _refuse(error)
     process.limit_heaps()
     configure(settings.log_level, settings.log_format)

@@ -23,6 +23,7 @@ from app.http.routes import ROUTERS
 from app.http.score import ScoreHandler
 from app.inference.loader import VersionLoader
 from app.inference.registry import Registry
+from app.models.provenance import Provenance
 from app.models.repository import Repository
 from app.scoring.batch import BatchScorer
 from app.scoring.score import Scorer
@@ -83,6 +84,7 @@ def create_app(
     Raises:
         DeviceError: the requested device does not exist.
         KeysError: the file of the API keys cannot be used.
+        ProvenanceConfigurationError: the public key or the list of digests cannot be used.
         StoreError: the store URL names no backend.
     """
     metrics, log_writer = Metrics(), log_writer or LineWriter()
@@ -95,7 +97,7 @@ def create_app(
     )
     scorer = Scorer(reconstructions, metrics, settings.root_path)
     loader = VersionLoader(
-        Repository(settings.model_store),
+        Repository(settings.model_store, _provenance(settings)),
         settings,
         metrics,
         prepare=scorer.prepare,
@@ -136,13 +138,15 @@ def create_app(
 
 
 def check(settings: Settings) -> None:
-    """Check the store URL and the API keys before any process is started.
+    """Check the store URL, the API keys and the rules about model versions before any process is started.
 
     Raises:
         KeysError: the file of the API keys cannot be used.
+        ProvenanceConfigurationError: the public key or the list of digests cannot be used.
         StoreError: the store URL cannot be used.
     """
     _keys(settings)
+    _provenance(settings)
     _store(settings, Metrics())
 
 
@@ -156,6 +160,10 @@ def from_environment() -> Application:
 
 def _keys(settings: Settings, clock: Callable[[], float] = time.monotonic) -> ApiKeys | None:
     return None if settings.api_keys_file is None else ApiKeys(settings.api_keys_file, clock=clock)
+
+
+def _provenance(settings: Settings) -> Provenance:
+    return Provenance(settings.model_signature, settings.model_public_key_file, settings.model_digests_file)
 
 
 def _store(settings: Settings, metrics: Metrics) -> Store:

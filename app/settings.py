@@ -55,6 +55,14 @@ class Settings(BaseSettings):
 
     model_store: Path = Path("model_store")
     """Folder of the model store. The service only reads it."""
+    model_signature: Literal["require", "warn", "off"] = "off"
+    """Whether a model version needs a valid signature: `require` rejects a version without one, `warn` logs a warning,
+    `off` does not check signatures. `anomaly sign` signs a version."""
+    model_public_key_file: Path | None = None
+    """PEM file with the public key of signatures, of the curve P-256. `require` and `warn` need it."""
+    model_digests_file: Path | None = None
+    """File with the SHA-256 of the manifest of each accepted version, as `sha256sum` writes it. Other versions are
+    rejected. Default: all versions are accepted."""
     allow_empty: bool = False
     """Whether the service starts although the model store is missing or contains no model. It serves models that arrive
     later."""

@@ -15,6 +15,7 @@ TRAINING = {
     "all": "Train one model per label, and print the metrics of all.",
     "calibrate": "Choose a new threshold for a model, without training.",
     "publish": "Publish a version from another model store.",
+    "sign": "Sign a version with a private key.",
     "list": "List the versions in a model store.",
     "promote": "Make a version the current one.",
     "rollback": "Make an older version the current one.",

@@ -21,6 +21,7 @@ from app.models import textfiles
 from app.models.calibration import Calibration, CalibrationError
 from app.models.files import read_regular
 from app.models.manifest import Manifest
+from app.models.provenance import Provenance, ProvenanceError
 
 MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _MOST_DIGITS = 9
@@ -68,10 +69,16 @@ def sha256(content: bytes) -> str:
 
 
 class Repository:
-    """The model store at `root`. It only reads, and caches nothing."""
+    """The model store at `root`. It only reads, and caches nothing.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: folder of the model store.
+        provenance: rules for versions to open. Default: none.
+    """
+
+    def __init__(self, root: Path, provenance: Provenance | None = None) -> None:
         self.root = root
+        self._provenance = provenance or Provenance()
 
     def names(self) -> list[str]:
         """Return the names of the models that have a current version, sorted."""
@@ -140,9 +147,12 @@ class Repository:
         Raises:
             RepositoryError: the version does not exist, or the manifest is invalid or belongs to another version.
         """
+        return self._parse(name, version, self._read(name, version, "manifest.json"))
+
+    def _parse(self, name: str, version: int, content: bytes) -> Manifest:
         label = f"{name}@{version}"
         try:
-            manifest = Manifest.model_validate_json(self._read(name, version, "manifest.json"))
+            manifest = Manifest.model_validate_json(content)
         except ValidationError as error:
             raise RepositoryError(f"{label}: manifest.json is not valid: {_first(error)}") from error
         if (manifest.name, manifest.version) != (name, version):
@@ -192,10 +202,16 @@ class Repository:
         """Read a version and check it, without running the module.
 
         Raises:
-            RepositoryError: the version is missing, incomplete, altered, or contradicts itself.
+            RepositoryError: the version is missing, incomplete, altered, or contradicts itself, or a rule about its
+                origin rejects it.
         """
-        manifest = self.manifest(name, version)
+        content = self._read(name, version, "manifest.json")
+        manifest = self._parse(name, version, content)
         label = f"{name}@{version}"
+        try:
+            self._provenance.check(name, version, (self.root / name / str(version)).resolve(), content, manifest.files)
+        except ProvenanceError as error:
+            raise RepositoryError(f"{label}: {error}") from error
         calibration, examples = self.calibration(manifest), self.read(manifest, "golden.npz")
         try:
             with np.load(io.BytesIO(examples), allow_pickle=False) as arrays:

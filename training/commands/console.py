@@ -16,6 +16,7 @@ from app.inference.detector import DetectorError
 from app.inference.device import DeviceError
 from app.models.calibration import CalibrationError
 from app.models.manifest import Manifest
+from app.models.provenance import ProvenanceConfigurationError
 from app.models.repository import RepositoryError
 from training.data.dataset import DataError
 from training.publishing.export import ExportError
@@ -28,6 +29,7 @@ _EXPECTED = (
     DetectorError,
     DeviceError,
     ExportError,
+    ProvenanceConfigurationError,
     PublishError,
     RepositoryError,
     TrainingError,

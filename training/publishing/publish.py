@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from app.inference.detector import Detector, DetectorError
 from app.inference.device import one_thread
 from app.models.manifest import Manifest
+from app.models.provenance import Provenance
 from app.models.repository import MODEL_NAME, Repository, RepositoryError, is_version, sha256
 from training.publishing.files import (
     PublishError,
@@ -144,24 +145,25 @@ def publish_exact(
     return manifest, is_new
 
 
-def promote(root: Path, name: str, version: int) -> None:
-    """Make `version` the current one, after loading and scoring it.
+def promote(root: Path, name: str, version: int, provenance: Provenance | None = None) -> None:
+    """Make `version` the current one, after loading and scoring it, if `provenance` accepts it.
 
     Raises:
         PublishError: the version is missing, or the service's code rejects it.
     """
     with locked(_existing(root)):
-        _verify(root, name, version)
+        _verify(root, name, version, provenance)
         write_current(root / name, version)
 
 
-def rollback(root: Path, name: str, to: int | None = None) -> int:
+def rollback(root: Path, name: str, to: int | None = None, provenance: Provenance | None = None) -> int:
     """Make an older version the current one, and return its number.
 
     Args:
         root: model store.
         name: name of the model.
         to: number of the older version; None for the highest one below the current version.
+        provenance: rules about the origin of the version.
 
     Raises:
         PublishError: there is no older version, `to` is not older, or the service's code rejects the version.
@@ -175,18 +177,18 @@ def rollback(root: Path, name: str, to: int | None = None) -> int:
         if to is not None and to not in older:
             raise PublishError(f"{name}: version {to} is not below the current version {current}; choose from {older}")
         version = to if to is not None else older[-1]
-        _verify(root, name, version)
+        _verify(root, name, version, provenance)
         write_current(root / name, version)
         return version
 
 
-def verify(root: Path, name: str, version: int) -> Manifest:
+def verify(root: Path, name: str, version: int, provenance: Provenance | None = None) -> Manifest:
     """Load a version as the service does, and compare every checksum and the golden scores on the CPU.
 
     Raises:
-        PublishError: the version differs from its manifest.
+        PublishError: the version differs from its manifest, or `provenance` rejects it.
     """
-    return _verify(_existing(root), name, version)
+    return _verify(_existing(root), name, version, provenance)
 
 
 def check_current(root: Path, name: str) -> None:
@@ -212,8 +214,8 @@ def check_name(name: str) -> str:
     return name
 
 
-def _verify(root: Path, name: str, version: int) -> Manifest:
-    repository = Repository(root)
+def _verify(root: Path, name: str, version: int, provenance: Provenance | None = None) -> Manifest:
+    repository = Repository(root, provenance)
     try:
         artifact = repository.open(name, version)
         for file in artifact.manifest.files:
