@@ -18,6 +18,7 @@ from app.http.auth import ApiKeys
 from app.http.batch import BatchHandler
 from app.http.cors import Cors
 from app.http.dependencies import Services
+from app.http.hosts import Hosts
 from app.http.middleware import RequestMiddleware
 from app.http.routes import ROUTERS
 from app.http.score import ScoreHandler
@@ -50,12 +51,22 @@ class Application(RequestMiddleware):
         log: gets one line per request.
         keys: the API keys. None: no key is required.
         cors: the allowed origins. None: no cross-origin requests.
+        hosts: the allowed hosts. None: all.
     """
 
     def __init__(
-        self, framework: FastAPI, services: Services, *, log: AccessLog, keys: ApiKeys | None, cors: Cors | None
+        self,
+        framework: FastAPI,
+        services: Services,
+        *,
+        log: AccessLog,
+        keys: ApiKeys | None,
+        cors: Cors | None,
+        hosts: Hosts | None,
     ) -> None:
-        super().__init__(framework, score=services.score, metrics=services.metrics, log=log, keys=keys, cors=cors)
+        super().__init__(
+            framework, score=services.score, metrics=services.metrics, log=log, keys=keys, cors=cors, hosts=hosts
+        )
         self.framework = framework
         self.services = services
 
@@ -131,10 +142,13 @@ def create_app(
     for router in ROUTERS:
         app.include_router(router)
     errors.add_handlers(app)
-    cors = Cors(settings.cors_origins.split(",")) if settings.cors_origins else None
+    origins = [origin for origin in settings.cors_origins.split(",") if origin]
+    names = [name for name in settings.allowed_hosts.split(",") if name]
+    cors = Cors(origins) if origins else None
+    hosts = Hosts(names, origins) if names or settings.api_keys_file is None else None
     text = text_renderer(settings.log_format, log_writer)
     log = AccessLog(log_writer, enabled=settings.log_requests, text=text)
-    return Application(app, services, log=log, keys=_keys(settings, clock), cors=cors)
+    return Application(app, services, log=log, keys=_keys(settings, clock), cors=cors, hosts=hosts)
 
 
 def check(settings: Settings) -> None:

@@ -29,6 +29,7 @@ _FIRST_SEGMENTS = frozenset(path.split("/")[1] for path in (*PUBLIC_PATHS, *PUBL
 
 
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+_HOST_NAME = re.compile(r"\*|[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?")
 
 
 class SettingsError(Exception):
@@ -138,6 +139,10 @@ class Settings(BaseSettings):
     """File that contains the hashes of the API keys. Without a file, no key is required. `deploy/secrets key NAME` adds
     a key."""
 
+    allowed_hosts: str = ""
+    """Host names by which clients may address the service, separated by commas, without ports. IP addresses,
+    `localhost` and names without a dot are always allowed; `*` allows all names. Default: with API keys all names,
+    without API keys no further name."""
     cors_origins: str = ""
     """Origins whose web pages may call the service from a browser, separated by commas: `https://example.org`. `*`
     allows all origins. Default: none."""
@@ -169,6 +174,15 @@ class Settings(BaseSettings):
             if not _ORIGIN.fullmatch(origin):
                 raise ValueError(f"{origin!r} is not an origin; write scheme, host and port alone: https://example.org")
         return ",".join(origins)
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _host_names(cls, text: str) -> str:
+        names = [part.strip().lower().removesuffix(".") for part in text.split(",") if part.strip()]
+        for name in names:
+            if not _HOST_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is not a host name; write it without scheme, port and path: example.org")
+        return ",".join(names)
 
     @field_validator("root_path")
     @classmethod

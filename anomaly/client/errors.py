@@ -9,6 +9,7 @@
     └── Problem                      rejected by the service (RFC 9457): status, type, title, detail, hint, request_id
         ├── MalformedRequest    400  EmptyBody, MalformedMultipart, MissingFile, TooManyFiles, MalformedArray
         ├── Unauthorized        401
+        ├── HostNotAllowed      403
         ├── NotFound            404  ModelNotFound, ReconstructionNotFound
         ├── MethodNotAllowed    405
         ├── NotAcceptable       406
@@ -120,6 +121,10 @@ class MalformedArray(MalformedRequest):
 
 class Unauthorized(Problem):
     """The API key is missing or unknown."""
+
+
+class HostNotAllowed(Problem):
+    """The service does not answer requests that name this host."""
 
 
 class NotFound(Problem):
@@ -265,6 +270,7 @@ class DeadlineExceeded(Problem):
 _OF_STATUS: dict[int, type[Problem]] = {
     400: MalformedRequest,
     401: Unauthorized,
+    403: HostNotAllowed,
     404: NotFound,
     405: MethodNotAllowed,
     408: BodyTimeout,

@@ -16,6 +16,10 @@ from app.web import pages
 _log = logging.getLogger(__name__)
 
 
+NOSNIFF = (b"x-content-type-options", b"nosniff")
+"""Forbids browsers to guess another media type than the one of Content-Type."""
+
+
 class Answer(NamedTuple):
     """A response that is sent in one piece; header names in lower case."""
 
@@ -32,7 +36,7 @@ def answer_problem(problem: Problem, request_id: str | None = None, *, close: bo
     """
     body = render(problem, request_id)
     headers = [(name.encode(), value.encode()) for name, value in problem.headers().items()]
-    headers.append((b"content-length", b"%d" % len(body)))
+    headers += [(b"content-length", b"%d" % len(body)), NOSNIFF]
     if request_id is not None:
         headers.append((b"x-request-id", request_id.encode()))
     if close or problem.closes_connection:
@@ -67,8 +71,9 @@ async def _on_problem(request: Request, problem: Exception) -> Response:
         return _page(request, problem)
     answer = answer_problem(problem, request.scope.get("request_id"))
     response = Response(answer.body, answer.status)
-    # The middleware adds the request id to every response of the framework.
-    response.raw_headers = [header for header in answer.headers if header[0] != b"x-request-id"]
+    # The middleware adds these headers to every response of the framework.
+    added = (b"x-request-id", NOSNIFF[0])
+    response.raw_headers = [header for header in answer.headers if header[0] not in added]
     return response
 
 

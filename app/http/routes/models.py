@@ -136,7 +136,7 @@ async def report(name: str, version: VersionNumber, file: str, services: Service
         content = await asyncio.to_thread(services.registry.repository.read, manifest, f"report/{file}")
     except RepositoryError:
         raise NotFound("the file of the report differs from what was published") from None
-    return Response(content, media_type=media_type, headers={"x-content-type-options": "nosniff"})
+    return Response(content, media_type=media_type)
 
 
 _REPORT_TYPES = {"png": "image/png", "md": "text/markdown; charset=utf-8", "json": "application/json"}

@@ -20,7 +20,7 @@ router = protected_router("Scores")
 
 _ID = re.compile(r"[0-9a-f]{44}")
 _TYPES = ("image/png", "application/json")
-_HEADERS = {"cache-control": f"private, {NO_STORE}", "x-content-type-options": "nosniff", "vary": "accept"}
+_HEADERS = {"cache-control": f"private, {NO_STORE}", "vary": "accept"}
 _LARGE = 4
 """Scale above which a picture is drawn in a thread of its own."""
 View = Literal["reconstruction", "input", "error", "panel"]
