@@ -11,7 +11,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.http.errors import answer_problem
-from app.problems import BodyTooLarge, InternalError, MalformedRequest, Problem
+from app.problems import BodyTooLarge, InternalError, MalformedRequest, Overloaded, Problem
 
 STALLED_SECONDS = 60.0
 """Maximum time that a client may read nothing of its response, or pause in the middle of a request."""
@@ -20,6 +20,7 @@ _KEEP_ALIVE_MARGIN_SECONDS = 1.0
 may take that long to arrive."""
 _HOST = re.compile(rb"[!$%&'()*+.:;=\[\]_~0-9A-Za-z-]*")
 """A value of `Host` that is one host, not a list, a URL or a user name with a host."""
+_PROBES = frozenset((b"/livez", b"/readyz", b"/metrics"))
 _LONGEST_LENGTH = 15
 """Maximum number of digits of a Content-Length, as in the gateway."""
 _MAX_COALESCED_BYTES = 64 * 1024
@@ -118,10 +119,24 @@ class Connection(HttpToolsProtocol):
     _rejection: Problem | None = None
     """The last response of this connection, sent after the earlier ones. Nothing more is read."""
 
+    _surplus = False
+    """Whether the connection exceeds the maximum number of connections; then only probes are answered."""
+
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
+        # uvicorn would answer without a problem document, and to probes too.
+        self._max_connections, self.limit_concurrency = self.limit_concurrency, None
         self._keep_alive = (b"keep-alive", b"timeout=%d" % self.timeout_keep_alive)
         self.keep_alive_line = b"%b: %b\r\n" % self._keep_alive
+
+    def check_surplus(self) -> None:
+        """Reject a request on a connection beyond the maximum, or raise nothing for a probe.
+
+        Raises:
+            Overloaded: the number of connections is at its maximum.
+        """
+        if self._surplus and self.url not in _PROBES:
+            raise Overloaded(f"{self._max_connections} connections are open already")
 
     def parse_problem(self, cause: BaseException | None) -> Problem:
         """Return the problem for a parser error and what one of the parser's callbacks raised, if one did."""
@@ -152,6 +167,7 @@ class Connection(HttpToolsProtocol):
         """Start the idle check."""
         self._transport = CoalescingTransport(transport, self.loop)
         super().connection_made(self._transport)  # type: ignore[arg-type]
+        self._surplus = self._max_connections is not None and len(self.connections) > self._max_connections
         self._idle_since = self.loop.time()
         self._idle_check = self.loop.call_later(self.timeout_keep_alive, self.check_idle)
 

@@ -125,6 +125,7 @@ class ServerProtocol(Connection):
     def on_headers_complete(self) -> None:
         """Begin a request, or hold it until its body is complete."""
         check_head(self.parser.get_http_version(), self.headers)
+        self.check_surplus()
         if len(self.pipeline) >= _MAX_PIPELINED:
             raise MalformedRequest(f"more than {_MAX_PIPELINED} requests of this connection wait for their responses")
         if self._takes_fast_path():
