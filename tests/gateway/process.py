@@ -42,7 +42,7 @@ class Gateway:
         self.certificate = folder / "certificate.pem"
         self.context = ssl.create_default_context(cafile=self.certificate)
         self._health = health
-        self._environment = {"PATH": "/usr/sbin:/usr/bin:/bin", **LIMITS, **limits}
+        self._environment = {"PATH": "/usr/sbin:/usr/bin:/bin", "CORS_ORIGINS": "none", **LIMITS, **limits}
         text = (GATEWAY / "haproxy.cfg").read_text()
         for shipped, own in (
             ("/tmp/", f"{folder}/"),  # first: the folder itself may be in /tmp
