@@ -26,6 +26,8 @@ docs/configuration.md lists all settings. `anomaly serve` has options for these 
 Exit codes: 0 after a shutdown, 2 if the service cannot start, 3 if the shutdown abandoned work.
 """
 
+_BACKLOG = 4096
+"""Maximum number of connections that wait to be accepted; Linux's own maximum (`net.core.somaxconn`)."""
 _metrics_folder = ""
 """Folder of the metrics that the workers share; empty with one worker."""
 
@@ -110,6 +112,7 @@ def _serve(settings: Settings, sockets: list[socket.socket], *, interruptible: b
     except (DeviceError, KeysError, ProvenanceConfigurationError, StoreError) as error:
         return _refuse(error)
     process.limit_heaps()
+    process.raise_descriptor_limit()
     configure(settings.log_level, settings.log_format)
     if ignored := service_links():
         event = "variables of Kubernetes Services ignored"
@@ -123,6 +126,9 @@ def _serve(settings: Settings, sockets: list[socket.socket], *, interruptible: b
         factory=True,
         workers=settings.workers,
         http="app.http.server:ServerProtocol",
+        loop=f"app.http.accepting:{'make_loop' if settings.workers == 1 else 'make_shared_loop'}",
+        limit_concurrency=settings.max_connections,
+        backlog=_BACKLOG,
         ws="none",
         access_log=False,
         log_config=None,

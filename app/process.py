@@ -9,6 +9,7 @@ import functools
 import gc
 import logging
 import os
+import resource
 import shutil
 import signal
 import tempfile
@@ -26,6 +27,7 @@ EXIT_ABANDONED = 3
 _COLLECT_AFTER = 20_000, 20, 50
 """Thresholds of the garbage collector's generations, see `gc.set_threshold`."""
 _EXIT_SECONDS = 5.0
+_MAX_DESCRIPTORS = 65536
 _METRICS_PREFIX = "anomaly-metrics-"
 _M_ARENA_MAX = -8
 _STAT = Path("/proc/self/stat")
@@ -39,6 +41,14 @@ def limit_heaps() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, 3)
+
+
+def raise_descriptor_limit() -> None:
+    """Raise the limit of open files to the maximum that the system allows this process: each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def release_free_memory() -> None:

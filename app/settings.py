@@ -147,6 +147,9 @@ class Settings(BaseSettings):
     """Origins whose web pages may call the service from a browser, separated by commas: `https://example.org`. `*`
     allows all origins. Default: none."""
 
+    max_connections: int = Field(1024, ge=1, le=60_000)
+    """Maximum number of connections per worker. Requests on further connections get 503, except for probes, and their
+    connections are closed."""
     keep_alive_seconds: int = Field(75, ge=1, le=3600)
     """Number of seconds that an idle connection stays open. It must be longer than the idle time-out of a proxy before
     the service."""

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.http.errors import answer_problem
-from app.problems import InternalError, MalformedRequest, Problem
+from app.problems import BodyTooLarge, InternalError, MalformedRequest, Overloaded, Problem
 
 STALLED_SECONDS = 60.0
 """Maximum time that a client may read nothing of its response, or pause in the middle of a request."""
 _KEEP_ALIVE_MARGIN_SECONDS = 1.0
 """Time for which a connection stays open beyond its announced limit. A request that its client sends within the limit
 may take that long to arrive."""
+_HOST = re.compile(rb"[!$%&'()*+.:;=\[\]_~0-9A-Za-z-]*")
+"""A value of `Host` that is one host, not a list, a URL or a user name with a host."""
+_PROBES = frozenset((b"/livez", b"/readyz", b"/metrics"))
+_LONGEST_LENGTH = 15
+"""Maximum number of digits of a Content-Length, as in the gateway."""
 _MAX_COALESCED_BYTES = 64 * 1024
 """Maximum number of bytes that wait for the end of an event-loop iteration; a long response is sent as it comes."""
 
@@ -76,6 +83,33 @@ class CoalescingTransport:
             self._transport.write(data)
 
 
+def check_head(version: str, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Reject heads that the parser accepts, and that another server could read differently.
+
+    A request without `Host` is accepted, contrary to RFC 9112 (3.2): health checks omit it.
+
+    Args:
+        version: of HTTP.
+        headers: names in lower case.
+
+    Raises:
+        MalformedRequest: the version, the header Host or the header Transfer-Encoding is not acceptable.
+        BodyTooLarge: the declared length exceeds every limit, and would wrap around in other servers.
+    """
+    if version not in ("1.0", "1.1"):
+        raise MalformedRequest(f"the version of HTTP is {version}, not 1.1 or 1.0")
+    hosts = 0
+    for name, value in headers:
+        if name == b"host":
+            hosts += 1
+            if hosts > 1 or not _HOST.fullmatch(value):
+                raise MalformedRequest("a request has one header `Host`, with one host")
+        elif name == b"content-length" and len(value.lstrip(b"0")) > _LONGEST_LENGTH:
+            raise BodyTooLarge(f"the header Content-Length has more than {_LONGEST_LENGTH} digits")
+        elif name == b"transfer-encoding" and (value.lower() != b"chunked" or version == "1.0"):
+            raise MalformedRequest("the only supported Transfer-Encoding is chunked, in HTTP/1.1")
+
+
 class Connection(HttpToolsProtocol):
     """One connection, with stricter limits than uvicorn's."""
 
@@ -90,14 +124,28 @@ class Connection(HttpToolsProtocol):
     _rejection: Problem | None = None
     """The last response of this connection, sent after the earlier ones. Nothing more is read."""
 
+    _surplus = False
+    """Whether the connection exceeds the maximum number of connections; then only probes are answered."""
+
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
+        # uvicorn would answer without a problem document, and to probes too.
+        self._max_connections, self.limit_concurrency = self.limit_concurrency, None
         self._keep_alive = (b"keep-alive", b"timeout=%d" % self.timeout_keep_alive)
         self.keep_alive_line = b"%b: %b\r\n" % self._keep_alive
 
+    def check_surplus(self) -> None:
+        """Reject a request on a connection beyond the maximum, or raise nothing for a probe.
+
+        Raises:
+            Overloaded: the number of connections is at its maximum.
+        """
+        if self._surplus and self.url not in _PROBES:
+            raise Overloaded(f"{self._max_connections} connections are open already")
+
     def parse_problem(self, cause: BaseException | None) -> Problem:
         """Return the problem for a parser error and what one of the parser's callbacks raised, if one did."""
-        if isinstance(cause, MalformedRequest):
+        if isinstance(cause, Problem):
             return cause
         if cause is None or isinstance(cause, (httptools.HttpParserError, httptools.HttpParserUpgrade)):
             self.logger.warning("Invalid HTTP request received.")
@@ -124,6 +172,7 @@ class Connection(HttpToolsProtocol):
         """Start the idle check."""
         self._transport = CoalescingTransport(transport, self.loop)
         super().connection_made(self._transport)  # type: ignore[arg-type]
+        self._surplus = self._max_connections is not None and len(self.connections) > self._max_connections
         self._idle_since = self.loop.time()
         self._idle_check = self.loop.call_later(self.timeout_keep_alive, self.check_idle)
 

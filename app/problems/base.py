@@ -239,7 +239,7 @@ class StoreUnavailable(Problem):
 
 
 class Overloaded(Problem):
-    """A limit is reached: queued images, batch requests, images being fitted, or versions being loaded."""
+    """A limit is reached: connections, queued images, batch requests, images being fitted, or versions being loaded."""
 
     status, type, title = 503, "/problems/overloaded", "The service is overloaded"
     hint = "Try again after the seconds in Retry-After."

