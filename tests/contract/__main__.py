@@ -8,12 +8,15 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
 import secrets
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
+from tests.campaigns import record
 from tests.conftest import ROOT, Server
 
 TOOL = ROOT / ".venv" / "contract" / "bin" / "st"
@@ -29,6 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.contract")
     parser.add_argument("--examples", type=int, default=2000, help="Examples per operation. Default: 2000.")
     parser.add_argument("--seed", type=int, default=1, help="Random seed. Default: 1.")
+    parser.add_argument("--record", action="store_true", help="Write the result to docs/security.md.")
     parser.add_argument("options", nargs="*", help="Further options of `st run`.")
     arguments = parser.parse_args()
     if not TOOL.exists():
@@ -44,10 +48,21 @@ def main() -> int:
             command += ["--checks", CHECKS, "--seed", str(arguments.seed), "--max-examples", str(arguments.examples)]
             command += ["--continue-on-failure", "--generation-database", "none", *arguments.options]
             environment = {**os.environ, "SCHEMATHESIS_HOOKS": "tests.contract.hooks", "PYTHONPATH": str(ROOT)}
-            code = subprocess.run(command, cwd=folder, env=environment, check=False).returncode
+            began = time.monotonic()
+            process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+            assert process.stdout is not None
+            output = []
+            for line in process.stdout:
+                output.append(line)
+                sys.stdout.write(line)
+            code = process.wait()
             errors = [line for line in server.log().splitlines() if '"level": "error"' in line or "Traceback" in line]
             for line in errors:
                 sys.stderr.write(f"log of the service: {line}\n")
+            summary = re.findall(r"^ *([\d,]+ generated.*)$", "".join(output), re.MULTILINE)
+            if arguments.record and summary:
+                findings = "finding" if code or errors else "none"
+                record("`make contract`", f"{summary[-1]}, seed {arguments.seed}", time.monotonic() - began, findings)
             return code or bool(errors)
         finally:
             server.stop()

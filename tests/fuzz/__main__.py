@@ -7,9 +7,13 @@ code is then not 0. `--keep` adds to the corpus in the repository the inputs tha
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+from tests.campaigns import record
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CORPUS = Path(__file__).parent / "corpus"
@@ -37,6 +41,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help=f"Targets: {', '.join(NAMES)}. Default: all.")
     parser.add_argument("--seconds", type=int, default=1800, help="Duration per target. Default: 1800.")
     parser.add_argument("--seed", type=int, default=1, help="Random seed. Default: 1.")
+    parser.add_argument("--record", action="store_true", help="Write the result to docs/security.md.")
     parser.add_argument("--keep", action="store_true", help="Add the inputs that reach new code to the corpus.")
     if sys.argv[1:2] == ["--one"]:  # the process of one target, with the options of libFuzzer
         return run(sys.argv[2], sys.argv[3:])
@@ -61,8 +66,17 @@ def main() -> int:
             ]
         print(f"== {name}", flush=True)  # noqa: T201
         command = [sys.executable, "-m", "tests.fuzz", "--one", name, *common]
-        if subprocess.run(command, check=False, cwd=ROOT).returncode:
+        began = time.monotonic()
+        log = findings.parent / f"{name}.log"
+        with log.open("wb") as output:
+            code = subprocess.run(command, check=False, cwd=ROOT, stdout=output, stderr=output).returncode
+        executed = re.findall(r"^stat::number_of_executed_units: *(\d+)", log.read_text(errors="replace"), re.MULTILINE)
+        print(f"{executed[-1] if executed else 0} inputs; log: {log}", flush=True)  # noqa: T201
+        if code:
             failed.append(name)
+        if arguments.record and executed:
+            amount = f"{int(executed[-1]):,} inputs"
+            record(f"`make fuzz`: {name}", amount, time.monotonic() - began, "finding" if code else "none")
     print(f"findings in: {', '.join(failed) or 'no target'}")  # noqa: T201
     return bool(failed)
 

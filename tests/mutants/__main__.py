@@ -15,7 +15,10 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+
+from tests.campaigns import record
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TOOL = ROOT / ".venv" / "mutants" / "bin" / "cosmic-ray"
@@ -104,18 +107,24 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=60, help="Maximum number of mutants per module. Default: 60.")
     parser.add_argument("--seed", type=int, default=1, help="Random seed of the sample. Default: 1.")
     parser.add_argument("--limit", type=float, default=120, help="Seconds for the tests of one mutant. Default: 120.")
+    parser.add_argument("--record", action="store_true", help="Write the result to docs/security.md.")
     parser.add_argument("--minimum", type=float, default=90, help="Minimum percentage of killed mutants. Default: 90.")
     arguments = parser.parse_args()
     if not TOOL.exists():
         sys.exit("cosmic-ray is not installed; run `make mutants`")
     total = killed = 0
     for name in arguments.names or MODULES:
+        began = time.monotonic()
         count, survivors = run(name, arguments.count, arguments.seed, arguments.limit)
         total, killed = total + count, killed + count - len(survivors)
         share = 100 * (count - len(survivors)) / count
         sys.stdout.write(f"{name}: {count - len(survivors)} of {count} mutants killed ({share:.0f} %)\n")
         sys.stdout.write("".join(f"  survived: {each}\n" for each in survivors))
         sys.stdout.flush()
+        if arguments.record:
+            killed_here = f"{count - len(survivors)} killed ({share:.0f} %)"
+            amount = f"{count} mutants, seed {arguments.seed}"
+            record(f"`make mutants`: {name}", amount, time.monotonic() - began, killed_here)
     share = 100 * killed / total
     sys.stdout.write(f"{killed} of {total} mutants killed ({share:.1f} %)\n")
     return share < arguments.minimum
