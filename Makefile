@@ -15,7 +15,8 @@ CHECKOV := .venv/checkov/installed
 MARKDOWN := .venv/markdown/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-fast test-bulk test-containers check check-kubernetes checkov format secrets train calibration-page screenshots constraints bench clean
+.PHONY: help install serve test test-fast test-bulk test-containers check check-kubernetes checkov format secrets train calibration-page screenshots constraints bench \
+	fuzz contract mutants sbom audit ages clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -81,6 +82,36 @@ $(CHECKOV): tests/deploy/checkov.txt | $(STAMP)
 	@touch $(CHECKOV)
 
 checkov: $(CHECKOV) ## install the scanner of Kubernetes manifests, in an environment of its own
+
+# Tools whose packages would change those of the project live in environments of their own.
+.venv/contract/installed .venv/mutants/installed .venv/supply/installed: .venv/%/installed: tests/%/requirements.txt | $(STAMP)
+	test -x .venv/$*/bin/pip || $(BIN)/python -m venv .venv/$*
+	.venv/$*/bin/pip install --quiet --disable-pip-version-check --requirement tests/$*/requirements.txt
+	@touch $@
+
+.venv/fuzz/installed: tests/fuzz/requirements.txt | $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/fuzz --requirement $<
+	@touch $@
+
+fuzz: .venv/fuzz/installed ## fuzz everything that reads what a client sends, 30 minutes per target (FUZZ='--seconds 60 png'; Linux)
+	PYTHONPATH=.venv/fuzz:. $(BIN)/python -m tests.fuzz $(FUZZ)
+
+contract: .venv/contract/installed ## compare a running service with its OpenAPI document, with schemathesis (CONTRACT='--examples 50')
+	$(BIN)/python -m tests.contract $(CONTRACT)
+
+mutants: .venv/mutants/installed ## change the code at random places, and list the changes that no test notices (MUTANTS='keys --count 20')
+	$(BIN)/python -m tests.mutants $(MUTANTS)
+
+sbom: .venv/supply/installed ## write var/sbom.json, the packages of this environment (CycloneDX)
+	mkdir -p var
+	.venv/supply/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible \
+		--output-format JSON --output-file var/sbom.json $(BIN)/python
+
+audit: .venv/supply/installed ## look up constraints.txt in the advisory database; fails if it cannot be reached
+	$(BIN)/python -m tests.supply.audit
+
+ages: $(STAMP) ## find pins that are older than a year although a newer release exists (needs the package index)
+	$(BIN)/python -m tests.supply.ages
 
 check-kubernetes: $(STAMP) $(CHECKOV) ## render, validate and scan deploy/kubernetes, without a cluster
 	$(BIN)/python -m pytest tests/deploy
