@@ -93,7 +93,7 @@ class Health:
             self._metrics.ready.set(self.readiness().ready)
             self._metrics.log_lines_dropped.inc(self._log.dropped - counted)
             counted = self._log.dropped
-            if counted > reported and self._log.flush(timeout=0):  # earlier, the warning would be dropped too
+            if counted > reported and self._log.flush(timeout=0):  # before that, the log drops the warning as well
                 _log.warning("log lines dropped", extra={"lines": counted - reported})
                 reported = counted
             if supervisor is not None and not supervisor.is_alive():

@@ -57,7 +57,7 @@ def spread(plane: NDArray[Kind], reach: int) -> NDArray[Kind]:
 
 
 def _spread(plane: NDArray[Kind], reach: int, best: Callable[..., Any]) -> NDArray[Kind]:
-    """Return the largest or smallest value within a square reach; what lies outside the image does not count."""
+    """Return the largest or smallest value within a square reach; pixels outside the image are ignored."""
     for _ in range(2):
         size = plane.shape[0]
         far = min(reach, size - 1)

@@ -100,7 +100,7 @@ def search(grey: Floats) -> Search:
 
     Raises:
         BlankImage: there is no ink.
-        AmbiguousImage: the digit cannot be told from what else there is.
+        AmbiguousImage: the digit cannot be distinguished from other parts of the image.
     """
     digit, dark = _filling(grey)
     if digit is not None:

@@ -21,7 +21,7 @@ from functools import lru_cache
 
 
 class CalibrationError(ValueError):
-    """There are too few calibration scores for a false-positive rate; the message contains the number that is needed."""
+    """There are too few calibration scores for the rate; the message contains the number that is needed."""
 
 
 def _binomial_tail(n: int, successes: int, p: float) -> float:
