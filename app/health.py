@@ -72,7 +72,7 @@ class Health:
 
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[None]:
-        """Check once per second inside the block. Each worker process exports the result as metrics."""
+        """Update the metrics of the readiness once per second while the block runs, in each worker process."""
         self._metrics.ready.set(self.readiness().ready)
         task = asyncio.create_task(self._watch())
         try:
