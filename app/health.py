@@ -1,4 +1,4 @@
-"""Liveness and readiness: what `/readyz` reports, and a check once per second of what no request shows."""
+"""Liveness and readiness: the causes that `/readyz` reports, checked once per second also without requests."""
 
 from __future__ import annotations
 
