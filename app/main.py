@@ -132,8 +132,8 @@ def create_app(
         lifespan=functools.partial(_lifespan, services=services, settings=settings, on_stopped=on_stopped),
         root_path=settings.root_path,
         servers=[{"url": settings.root_path}] if settings.root_path else None,
-        openapi_url=None,  # a route like any other serves it, and rejects unknown parameters
-        docs_url=None,  # the web routes serve it, without a CDN
+        openapi_url=None,  # the route of `operation` rejects unknown parameters
+        docs_url=None,  # the web routes serve the page, without a CDN
         redoc_url=None,
         # A redirect would contain the host that the request names.
         redirect_slashes=False,
@@ -203,7 +203,7 @@ async def _lifespan(
             await services.registry.start()
             await stack.enter_async_context(services.health.watch())
             stack.enter_context(process.drain_on_sigterm(services.health.begin_draining, settings.drain_seconds))
-            await asyncio.to_thread(app.openapi)  # it takes 0.1 s, which no request should wait for
+            await asyncio.to_thread(app.openapi)  # building the document takes 0.1 s
             seconds = process.process_age()
             if seconds is not None:
                 services.metrics.start_duration.set(seconds)

@@ -36,7 +36,7 @@ _STAT = Path("/proc/self/stat")
 def limit_heaps() -> None:
     """Limit glibc to three heaps: event loop, inference, store. Further heaps would keep megabytes each.
 
-    Call it before any thread starts. Without glibc it does nothing.
+    Call it before any thread starts. Without glibc, this function does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -76,7 +76,7 @@ def make_metrics_folder() -> str:
     """
     parent = Path(tempfile.gettempdir())
     for stale in parent.glob(f"{_METRICS_PREFIX}*"):
-        with suppress(OSError):  # it is in use, belongs to another user, or is not a folder
+        with suppress(OSError):  # a path that is in use, of another user, or not a folder
             lock = os.open(stale, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

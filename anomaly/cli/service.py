@@ -46,7 +46,7 @@ def serve(
 
 
 def training(context: typer.Context) -> None:
-    """Run the command of the training that has the same name."""
+    """Run the training command with the same name."""
     with plain_errors():
         name = str(context.info_name)
         with service_code(f"`anomaly {name}`", "anomaly-train", "train"):

@@ -91,7 +91,7 @@ class Problem(ServiceError):
         super().__init__(f"{self.title}: {self.detail}" if self.detail else self.title)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # By default copy and pickle call the class with the message alone, which is not its signature.
+        # By default, copy and pickle call the class with the message only, which does not match its signature.
         return type(self), (self.status, self._document, self.retry_after), self.__dict__
 
 
@@ -224,7 +224,7 @@ class BlankImage(InvalidImage):
 
 
 class AmbiguousImage(InvalidImage):
-    """Strokes and background cannot be told apart."""
+    """The strokes and the background cannot be distinguished."""
 
 
 class WrongArray(InvalidImage):

@@ -225,7 +225,7 @@ def transport_error(error: httpx.HTTPError, url: httpx.URL) -> ServiceError:
 def _reason(error: Exception) -> str:
     cause: BaseException | None = error
     while cause is not None:
-        # httpx and asyncio have words of their own; the reason of the system is in a cause.
+        # The messages of httpx and asyncio are generic. The error of the operating system is in a cause.
         if isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError | socket.gaierror) and cause.errno:
             return os.strerror(cause.errno).lower()
         cause = cause.__cause__ or cause.__context__

@@ -60,7 +60,7 @@ class BatchHandler:
             loop.call_later(SHUTDOWN_SECONDS, self._places.end_all, lambda: Overloaded(_STOPPING))
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Handle one request. A client that disconnects, or does not read its reply, ends it silently.
+        """Handle one request. If a client disconnects or does not read its reply, the request ends without an error.
 
         Raises:
             Problem: the request is rejected; nothing has been sent.

@@ -148,7 +148,7 @@ class _NdjsonReply:
 
 
 class _ReplyWithLength(ABC):
-    """A reply that is sent when all is scored: JSON, or npy of the scores alone. `_pieces` holds it, piece by piece."""
+    """A reply that is sent when all images are scored: JSON, or npy of the scores. `_pieces` contains it in pieces."""
 
     begun = False
     _kind: bytes

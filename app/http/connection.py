@@ -116,7 +116,7 @@ class Connection(HttpToolsProtocol):
     _transport: CoalescingTransport
     _idle_check: asyncio.TimerHandle
     _idle_since = 0.0
-    """When the connection was made or its last response was completed, in event-loop seconds."""
+    """Time in event-loop seconds at which the connection was made, or its last response was completed."""
     _request_incomplete = False
     """Whether a request has begun to arrive and is not complete."""
     _non_body_bytes = 0
@@ -191,7 +191,7 @@ class Connection(HttpToolsProtocol):
             return
         period = float(self.timeout_keep_alive)
         wait = period + _KEEP_ALIVE_MARGIN_SECONDS
-        if self.cycle is None or self.cycle.response_complete:  # else the client waits for the service
+        if self.cycle is None or self.cycle.response_complete:  # during a response, the client waits for the service
             if self._request_incomplete:
                 wait = STALLED_SECONDS
             wait += self._idle_since - self.loop.time()
@@ -236,7 +236,7 @@ class Connection(HttpToolsProtocol):
             self._start_asgi_task(*self.pipeline.pop())
         elif self._rejection is not None:
             self._send_rejection(self._rejection)
-        if not self.pipeline:  # else each response would admit more than one further request
+        if not self.pipeline:  # one response admits one further request
             self.flow.resume_reading()
 
     def reject(self, problem: Problem) -> None:
@@ -246,7 +246,7 @@ class Connection(HttpToolsProtocol):
         if cycle is None:
             self._send_rejection(problem)
         elif cycle.more_body and self.pipeline:
-            self.pipeline.popleft()  # it has not begun, and earlier responses are still to come
+            self.pipeline.popleft()  # the newest request has not begun
         elif cycle.more_body and cycle.response_started:
             self.transport.close()  # its response has begun
         elif cycle.more_body or cycle.response_complete:

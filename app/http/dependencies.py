@@ -63,7 +63,7 @@ async def reject_unknown_parameters(request: Request) -> None:
 
 
 def _declared_parameters(route: APIRoute) -> frozenset[str]:
-    """Return the names of a route's query parameters. A model as a parameter stands for its fields."""
+    """Return the names of a route's query parameters. A pydantic model declares one parameter per field."""
     names: set[str] = set()
     for parameter in route.dependant.query_params:
         kind: Any = parameter.field_info.annotation

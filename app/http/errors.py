@@ -31,8 +31,8 @@ class Answer(NamedTuple):
 def answer_problem(problem: Problem, request_id: str | None = None, *, close: bool = False) -> Answer:
     """Return the response for a problem.
 
-    The connection closes if the problem says so, because the rest of the body is not read, or if `close` is set,
-    because the parser cannot continue.
+    The connection closes if `closes_connection` is set, because the rest of the body is not read, or if `close` is
+    set, because the parser cannot continue.
     """
     body = render(problem, request_id)
     headers = [(name.encode(), value.encode()) for name, value in problem.headers().items()]

@@ -159,7 +159,7 @@ class RequestMiddleware:
         """End what would delay a shutdown. The server calls it once per connection."""
 
     def count_problem(self, problem: Problem) -> None:
-        """Count a problem that the server answered itself, because the request could not be parsed."""
+        """Count a problem that the server has returned itself, because the request could not be parsed."""
         self._metrics.problem(problem.type)
 
     def _respond(self, request: _Request, respond: Respond, future: asyncio.Future[Reply]) -> None:

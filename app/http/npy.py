@@ -147,7 +147,9 @@ def parse_header(content: bytes) -> Header | None:
         raise MalformedArray("the npy header cannot be parsed") from None
     if not isinstance(shape, tuple) or any(type(length) is not int for length in shape):
         raise WrongArray("the shape of the array is not a tuple of integers")
-    if not all(0 <= length < _TOO_MANY for length in shape):  # Python refuses to print thousands of digits.
+    if not all(
+        0 <= length < _TOO_MANY for length in shape
+    ):  # Python raises an error for integers with thousands of digits.
         raise WrongArray("a length of the array is negative or too large")
     if not isinstance(kind, str):
         raise WrongArray("the array has a structured type")
@@ -210,7 +212,7 @@ async def _wrong_type(header: Header, buffer: bytearray, body: AsyncIterator[byt
 
 
 def _conversion(kind: str, low: float, high: float) -> str:
-    """Return the hint for values of this kind and range. Where the scale is not certain, it contains no formula."""
+    """Return the hint for values of this kind and range. If the scale is not certain, the hint contains no formula."""
     if kind == "b":
         return "Convert the values: images.astype(numpy.uint8) * 255."
     if low < 0:

@@ -79,7 +79,7 @@ class ServerProtocol(Connection):
     """
 
     _pending_body: list[bytes] | None = None
-    """The body so far of a request that is held for the fast path."""
+    """The part of the body that has arrived, of a request that is held for the fast path."""
     _pending_since = 0.0
     _pending_timer: asyncio.TimerHandle | None = None
 
@@ -211,13 +211,13 @@ class ServerProtocol(Connection):
         if self._middleware is not None:
             self._middleware.begin_shutdown()
         if self._pending_body is not None:
-            self._hand_over()  # else uvicorn closes a connection whose request is only half received
+            self._hand_over()  # uvicorn would close a connection whose request is incomplete
         super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel the request in progress."""
         if self._pending_body is not None:
-            self._hand_over()  # it is counted and logged there as a disconnect
+            self._hand_over()  # the middleware counts and logs a disconnect
         super().connection_lost(exc)
 
     def reject(self, problem: Problem) -> None:

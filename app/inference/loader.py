@@ -1,4 +1,4 @@
-"""Loads model versions, one at a time, in a thread of its own."""
+"""Loads model versions, one at a time, in a separate thread."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class VersionLoader:
         repository: reads the model store.
         settings: device, micro-batches, queue.
         metrics: of the versions.
-        prepare, on_batch_done: see `ModelVersion`.
+        prepare, on_batch_done: as in `ModelVersion`.
 
     Raises:
         DeviceError: the requested device does not exist.

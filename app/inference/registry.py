@@ -23,7 +23,7 @@ from app.telemetry.metrics import Metrics
 _log = logging.getLogger(__name__)
 
 REJECTED_SECONDS = 30.0
-"""How long a version stays rejected before it is read again: a full disk or a missing GPU may be temporary."""
+"""Seconds before a rejected version is read again. A full disk or a missing GPU may be temporary."""
 _FAILURES_UNREADY = 3
 _RETIRE_SECONDS = 0.1
 
@@ -126,7 +126,7 @@ class Registry:
 
         Raises:
             ModelNotFound: there is no such model or version.
-            ModelUnavailable: it exists but was rejected.
+            ModelUnavailable: the version exists, but was rejected.
             DeadlineExceeded: it is still being loaded; later requests will find it.
             Overloaded: too many versions are loaded, or too many requests wait for a version to be loaded.
         """

@@ -91,7 +91,7 @@ class Repository:
         """Check that at least one model has a current version.
 
         Raises:
-            RepositoryError: there is none. The message contains the absolute path of the model store.
+            RepositoryError: there is no model store. The message contains the absolute path of the model store.
         """
         path = self.root.absolute()
         what_to_do = "set ANOMALY_MODEL_STORE, or ANOMALY_ALLOW_EMPTY=true if the models arrive later"
@@ -216,7 +216,7 @@ class Repository:
         try:
             with np.load(io.BytesIO(examples), allow_pickle=False) as arrays:
                 golden = Golden(arrays["images"], arrays["mse"], arrays["reconstructions"])
-        except Exception as error:  # as above
+        except Exception as error:  # any error of the loader means a damaged file
             raise RepositoryError(f"{label}: calibration.npy or golden.npz cannot be read") from error
         if golden.images.dtype != np.uint8 or {golden.mse.dtype, golden.reconstructions.dtype} != {
             np.dtype(np.float32)

@@ -50,7 +50,7 @@ class Store(Protocol):
         """Return the content under an id; None if it was never stored or has expired."""
 
     def ping(self) -> None:
-        """Write something: a backend that is full or read-only still answers reads."""
+        """Write an entry as a test, because a backend that is full or read-only can still be read."""
 
     def close(self) -> None:
         """Release files and connections."""

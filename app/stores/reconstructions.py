@@ -38,7 +38,7 @@ class Record(NamedTuple):
     Attributes:
         reply: the JSON document that `POST /score` returned.
         pixels: input, reconstruction and error map, uint8 [3, 28, 28], as bytes.
-        error_peak: the squared error that 255 stands for in the error map.
+        error_peak: the squared error that 255 means in the error map.
         id: names the record; empty once it has been read.
         owner: name of the API key, or None; only keys of the same name find the record.
     """
@@ -110,7 +110,7 @@ class _Put:
 class Reconstructions:
     """The reconstruction store behind a circuit breaker. The event loop must call `check` before the first `put`.
 
-    The store runs in a thread of its own. While it fails, records are dropped at once instead of waiting for its
+    The store runs in its own thread. While it fails, records are dropped at once instead of waiting for its
     timeout; about once per second one write probes whether the store works again.
 
     Args:

@@ -177,7 +177,7 @@ def configure(level: str, log_format: str = "auto") -> LineWriter:
 
     Args:
         level: least severe level that is logged.
-        log_format: as for `text_renderer`.
+        log_format: as in `text_renderer`.
 
     Returns:
         The writer of the lines.
@@ -217,7 +217,7 @@ class AccessLog:
         self._second, self._head = -1, b""
 
     def write(self, members: dict[str, Any]) -> None:
-        """Log one answered request; the members are JSON values."""
+        """Log one request after its response; the members are JSON values."""
         if not self._enabled:
             return
         if not self._lines:

@@ -40,7 +40,7 @@ def publish(
 
     Every file is compared with its checksum, and the version is loaded and scored as in the service.
 
-    Example: `python -m training publish /mnt/laptop/model_store/zero/3 --promote`
+    Example: `anomaly publish /mnt/laptop/model_store/zero/3 --promote`
     """
     with exit_on_error():
         print_published(model_store_changes.publish_copy(model_store, folder, promote=promote), promote)

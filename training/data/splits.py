@@ -102,7 +102,7 @@ def images_needed(calibration: int, *, has_test_file: bool) -> int:
         calibration: number of calibration images.
         has_test_file: whether the data set has a test file, whose images are not counted.
     """
-    total = max(_MIN_IMAGES, 5 * calibration - 10)
+    total = max(2 if has_test_file else _MIN_IMAGES, 5 * calibration - 10)
     while _calibration_count(total, has_test_file=has_test_file) < calibration:
         total += 1
     return total

@@ -207,7 +207,7 @@ def check_name(name: str) -> str:
     """Return `name` if it is a valid model name.
 
     Raises:
-        PublishError: it is invalid.
+        PublishError: the name is invalid.
     """
     if not MODEL_NAME.fullmatch(name):
         raise PublishError(f"{name!r} is not a model name; use lower-case letters, digits and hyphens, at most 63")

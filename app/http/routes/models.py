@@ -61,7 +61,7 @@ async def model(name: str, request: Request, services: ServicesDep) -> Response:
     summary="The calibration scores of a version",
 )
 async def calibration(name: str, version: VersionNumber, services: ServicesDep) -> CalibrationView:
-    """Return the histogram of the calibration scores, and the threshold for each supported false-alarm rate."""
+    """Return the histogram of the calibration scores, and the threshold for each supported false-positive rate."""
     current = services.registry.current(name)
     if current is not None and current.manifest.version == version:
         return _calibration(current.manifest, current.calibration)

@@ -37,7 +37,7 @@ export function showReply(reply, calibration, point) {
   const words = inWords(reply.p_value, calibration.n);
   const why = reply.reason !== null
     ? `A guard decided: ${reply.reason.replaceAll("_", " ")}.`
-    : anomalous ? `The model cannot redraw it as it redraws ${learned}.` : `The model redraws it as well as it redraws ${learned}.`;
+    : anomalous ? `The model reconstructs it worse than ${learned}.` : `The model reconstructs it as well as ${learned}.`;
   showVerdict(anomalous ? "anomalous" : "normal", anomalous ? "Anomalous" : "Normal", `${why}\n${words}`);
   $("facts").hidden = false;
   $("fact-mse").textContent = number(reply.mse);
@@ -71,7 +71,7 @@ export function clearResult() {
   for (const part of ["facts", "share", "unlinked", "fitted"]) $(part).hidden = true;
 }
 
-const VIEWS = { input: "The image as the model saw it", reconstruction: "What the model redrew", error: "Where they differ, brighter is more" };
+const VIEWS = { input: "Input of the model", reconstruction: "Reconstruction by the model", error: "Error map: brighter pixels have a larger error" };
 
 function clearPictures() {
   for (const view of Object.keys(VIEWS)) {
