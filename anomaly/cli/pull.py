@@ -37,7 +37,7 @@ def pull(
     Example: `anomaly pull s3://bucket/models/zero/3 --promote`
     """
     with plain_errors():
-        with service_code("`anomaly pull`", "anomaly-train", "bulk"):
+        with service_code("`anomaly pull`", None, "bulk"):
             from anomaly.bulk.locations import BulkError, locate
             from anomaly.bulk.versions import read_version
             from training.publishing.files import PublishError

@@ -20,6 +20,7 @@ from training.data.loaders import mnist_sample
 
 pytestmark = [
     pytest.mark.process,
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(not os.environ.get("TEST_BULK"), reason="`make test-bulk` runs the tests of a Ray cluster"),
 ]
 
