@@ -134,15 +134,7 @@ the run and of {million["private_mb_last_quarter_max"]:.0f} MB in the last one.
 Images per second against the raw module, which gets pixels in memory and writes nothing (median of the rounds; the raw
 module scores {raw_core:,.0f} images per core-second):
 
-{
-        table(
-            ("threads", "wall time", "processor time"),
-            (
-                (str(each["threads"]), *(f"{each['median_ratio'][clock]:.2f}" for clock in ("wall", "cpu")))
-                for each in (one, two)
-            ),
-        )
-    }
+{_ratios(one, two)}
 
 The ratio by wall time depends on the other programs of the machine.
 
