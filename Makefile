@@ -58,7 +58,7 @@ test-fast: $(STAMP) ## run the tests that start no process, container or browser
 	$(PYTEST) -m 'not process and not long'
 
 test-bulk: $(STAMP) ## kill a node and the driver of a bulk run on a Ray cluster of two nodes (about 2 minutes)
-	TEST_BULK=40 $(BIN)/python -m pytest tests/bulk/test_cluster.py
+	TEST_BULK=$(or $(TEST_BULK),40) $(BIN)/python -m pytest tests/bulk/test_cluster.py
 
 test-containers: $(STAMP) ## build the images, start docker-compose.yml on a real engine, put faults under load (as root, or with an engine)
 	bash tests/containers/run

@@ -190,7 +190,7 @@ def million(folder: Path, images: np.ndarray, count: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def agreement(folder: Path, images: np.ndarray, count: int = 10_000) -> dict[str, Any]:
+def agreement(folder: Path, images: np.ndarray, model: str, count: int = 10_000) -> dict[str, Any]:
     """Score the same images by every interface, and compare each with the offline command."""
     from PIL import Image
 
@@ -201,25 +201,25 @@ def agreement(folder: Path, images: np.ndarray, count: int = 10_000) -> dict[str
 
     chosen = mutated(images, count)
     pngs, npy = folder / "pngs", folder / "agreement.npy"
-    pngs.mkdir()
+    pngs.mkdir(parents=True)
     for place, image in enumerate(chosen):
         Image.fromarray(image).save(pngs / f"{place:05}.png")
     np.save(npy, chosen)
     paths = sorted(pngs.iterdir())
     os.environ["ANOMALY_DEVICE"] = "cpu"
     results: dict[str, list[tuple[float, float, bool]]] = {}
-    found = Offline(MODEL_STORE, Verdict(MODEL, None, "strict")).results(Source(path.name, path) for path in paths)
+    found = Offline(MODEL_STORE, Verdict(model, None, "strict")).results(Source(path.name, path) for path in paths)
     results["offline command"] = [_triple(each.outcome) for each in found]
     server = service(folder)
     try:
         with Client(server.url) as client:
-            results["service, single scores"] = [_triple(each) for each in client.score_many(paths, model=MODEL)]
-            results["service, batch route"] = [_triple(each) for each in client.score_array(chosen, model=MODEL)]
+            results["service, single scores"] = [_triple(each) for each in client.score_many(paths, model=model)]
+            results["service, batch route"] = [_triple(each) for each in client.score_array(chosen, model=model)]
     finally:
         server.stop()
     for name, source in (("bulk, PNG folder", pngs), ("bulk, npy", npy)):
         output = folder / name.replace(", ", "-").replace(" ", "-")
-        command = [sys.executable, "-m", "anomaly.cli", "bulk", str(source), str(output), "--model", MODEL, "-q"]
+        command = [sys.executable, "-m", "anomaly.cli", "bulk", str(source), str(output), "--model", model, "-q"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
         rows = pq.read_table(output).to_pylist()
@@ -258,7 +258,9 @@ def main() -> None:
         if given.only in (None, "million"):
             results["million"] = million(folder, images, given.images)
         if given.only in (None, "agreement"):
-            results["agreement"] = agreement(folder, images)
+            results["agreement"] = {
+                model: agreement(folder / model, images, model) for model in ("zero", "zero-article")
+            }
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
 
 

@@ -15,6 +15,7 @@ from anomaly.bulk.locations import BulkError, locate
 from anomaly.bulk.readers import Reader
 from anomaly.bulk.rows import ANOMALOUS, NORMAL, NOT_SCORED
 from anomaly.bulk.scorer import open_job
+from app.models.provenance import Provenance, ProvenanceConfigurationError
 from app.settings import SettingsError, from_environment
 
 
@@ -92,11 +93,13 @@ def execute(request: Request, on_rows: Callable[[int], object] = lambda _: None)
     """
     try:
         settings = from_environment()
-    except SettingsError as error:
+        provenance = Provenance(settings.model_signature, settings.model_public_key_file, settings.model_digests_file)
+    except (SettingsError, ProvenanceConfigurationError) as error:
         raise BulkError(str(error)) from error
     job = open_job(
         request.model_store,
         request.model or settings.default_model,
+        provenance,
         alpha=request.alpha,
         device=settings.device,
         q_values=request.q_values,

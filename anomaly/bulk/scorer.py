@@ -15,6 +15,7 @@ from anomaly.bulk.rows import ANOMALOUS, NORMAL, NOT_SCORED, pixels_of, result_s
 from app.images.pictures import encode, grey_picture
 from app.inference.detector import STEP, Detector, DetectorError
 from app.inference.device import DeviceError, choose_device, use_one_thread
+from app.models.provenance import Provenance
 from app.models.repository import Artifact, Repository, RepositoryError
 from app.problems import UnsupportedAlpha
 from app.scoring.verdict import DecisionRule
@@ -61,18 +62,19 @@ class Job:
         return result_schema(q_values=self.q_values, reconstructions=self.reconstructions)
 
 
-def open_job(model_store: Path, reference: str, **options: Any) -> Job:
+def open_job(model_store: Path, reference: str, provenance: Provenance | None = None, **options: Any) -> Job:
     """Read and verify a version of a model store.
 
     Args:
         model_store: folder of the model versions.
         reference: `name` or `name@version`.
+        provenance: rules about the origin of versions. Default: none.
         options: further attributes of `Job`.
 
     Raises:
-        BulkError: the version does not exist or is damaged.
+        BulkError: the version does not exist, is damaged, or is rejected by `provenance`.
     """
-    repository = Repository(model_store)
+    repository = Repository(model_store, provenance)
     name, _, wanted = reference.partition("@")
     try:
         version = int(wanted) if wanted else repository.current(name)

@@ -24,6 +24,7 @@ from pydantic import ValidationError
 
 from anomaly.bulk.locations import BulkError, Location
 from app.models.manifest import Manifest
+from app.models.provenance import SIGNATURE_FILE
 
 MAX_BYTES = 2 * 1024**3
 """Maximum number of bytes of all files of an archive or of an OCI artifact, unpacked."""
@@ -45,10 +46,12 @@ class Version(NamedTuple):
     Attributes:
         manifest: the content of manifest.json.
         files: the content of all other files that the manifest lists, by path.
+        signature: the content of the signature, or None. It is not verified here.
     """
 
     manifest: bytes
     files: dict[str, bytes]
+    signature: bytes | None
 
     @property
     def digest(self) -> str:
@@ -109,7 +112,8 @@ def _version(files: Files, url: str, model: str | None) -> Version:
         contents[file] = files[path]()
         if hashlib.sha256(contents[file]).hexdigest() != checksum:
             raise BulkError(f"{label}: {file} is not the file that was published (SHA-256 differs)")
-    return Version(content, contents)
+    signature = posixpath.join(folder, SIGNATURE_FILE)
+    return Version(content, contents, files[signature]() if signature in files else None)
 
 
 def _files(source: Location) -> Files:

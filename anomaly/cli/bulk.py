@@ -65,7 +65,7 @@ def bulk(
     Example: `anomaly bulk images/ scores/ --model zero`
     """
     with plain_errors(), stop_on([signal.SIGINT, signal.SIGTERM], interrupt):
-        with service_code("`anomaly bulk`", "anomaly-api", "bulk"):
+        with service_code("`anomaly bulk`", None, "bulk"):
             from anomaly.bulk.locations import BulkError
             from anomaly.bulk.runs import Request, execute
         request = Request(

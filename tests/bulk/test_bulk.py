@@ -353,8 +353,8 @@ def test_reconstructions_are_those_of_the_service(tmp_path: Path, digits: np.nda
     assert len(found) == 70
 
 
-def test_memory_is_flat(tmp_path: Path, digits: np.ndarray) -> None:
-    """Units of a large input are listed while they are scored: a reader asks for one unit at a time."""
+def test_a_large_array_is_divided(tmp_path: Path) -> None:
+    """An npy file of 100 million images is divided into units of a bounded size by its header alone."""
     from anomaly.bulk.inputs import UNIT_IMAGES, Listing
 
     header = io.BytesIO()

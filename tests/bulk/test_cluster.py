@@ -20,11 +20,15 @@ from training.data.loaders import mnist_sample
 
 pytestmark = [
     pytest.mark.process,
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(not os.environ.get("TEST_BULK"), reason="`make test-bulk` runs the tests of a Ray cluster"),
 ]
 
 COPIES = int(os.environ.get("TEST_BULK") or 40)
 """Of the 5,000 digits, each copy with another pixel changed. `TEST_BULK=200` scores 1,000,000 images."""
+
+_PATIENCE = 900
+"""Seconds. Ray takes half a minute to start, and several minutes on a busy machine."""
 
 
 @pytest.fixture
@@ -75,7 +79,9 @@ def write_input(folder: Path) -> None:
     np.save(folder / "floats.npy", np.zeros((3, 28, 28), np.float32))
 
 
-def test_rows_are_exact_after_a_node_and_the_driver_are_killed(tmp_path: Path, nodes: subprocess.Popen[str]) -> None:
+def test_rows_are_exact_after_a_node_and_the_driver_are_killed(
+    tmp_path: Path, nodes: subprocess.Popen[str], request: pytest.FixtureRequest
+) -> None:
     """A node and the driver are killed in the middle; the resumed run has each row of a run in the process once."""
     write_input(tmp_path / "in")
     log = tmp_path / "log"
@@ -87,21 +93,22 @@ def test_rows_are_exact_after_a_node_and_the_driver_are_killed(tmp_path: Path, n
         return len([path for path in checkpoint.rglob("*.parquet") if "pending" not in path.name])
 
     driver = bulk(*arguments, log=log)
+    request.addfinalizer(lambda: (driver.kill(), driver.wait()))
     running = lambda: driver.poll() is None or pytest.fail(f"the driver has ended:\n{log.read_text()}")  # noqa: E731
-    wait_until(lambda: running() and committed() >= 1, 120, describe=log.read_text)
+    wait_until(lambda: running() and committed() >= 1, _PATIENCE, describe=log.read_text)
     assert nodes.stdin is not None
     nodes.stdin.write("kill\n")
     nodes.stdin.flush()
     assert read_line(nodes) == "killed"
     before = committed()
-    wait_until(lambda: running() and committed() > before, 120, describe=log.read_text)
+    wait_until(lambda: running() and committed() > before, _PATIENCE, describe=log.read_text)
     driver.kill()
     driver.wait()
     resumed_from = sum(len(pq.read_table(path)) for path in output.glob("*.parquet"))
     assert 0 < resumed_from < 5_000 * COPIES
 
-    assert bulk(*arguments, log=log).wait(900) == 0, log.read_text()
-    assert bulk(tmp_path / "in", tmp_path / "here", "--quiet", log=log).wait(600) == 0, log.read_text()
+    assert bulk(*arguments, log=log).wait(_PATIENCE) == 0, log.read_text()
+    assert bulk(tmp_path / "in", tmp_path / "here", "--quiet", log=log).wait(_PATIENCE) == 0, log.read_text()
     found, expected = (pq.read_table(folder).sort_by("id") for folder in (output, tmp_path / "here"))
     assert len(expected) == 5_000 * COPIES + 3
     assert found.column("id").equals(expected.column("id"))

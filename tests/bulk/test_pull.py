@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from anomaly.bulk.locations import BulkError, locate
 from anomaly.bulk.versions import read_version
@@ -20,6 +22,7 @@ from tests import model_stores
 from tests.cli.conftest import Anomaly
 from tests.conftest import MODEL_STORE
 from training.publishing import publish as publishing
+from training.publishing.sign import sign
 
 VERSION = MODEL_STORE / "zero-article" / "1"
 DIGEST = hashlib.sha256((VERSION / "manifest.json").read_bytes()).hexdigest()
@@ -156,15 +159,40 @@ def test_nothing_is_copied_if_a_check_fails(
     assert failed.returncode == 2 and "contains another zero-article@1; versions never change" in failed.stderr
 
 
+def test_the_origin_is_checked(in_process: Anomaly, tmp_path: Path) -> None:
+    """A list of digests and a required signature reject versions; the signature is copied with its version."""
+    store, listed = tmp_path / "store", tmp_path / "digests"
+    listed.write_text(f"{'0' * 64}  zero-article/1/manifest.json\n")
+    failed = in_process("pull", VERSION, "--model-store", store, "--digests", listed)
+    assert failed.returncode == 2 and "differs from the list of digests" in failed.stderr
+    failed = in_process("pull", VERSION, "--model-store", store, "--signature", "require")
+    assert failed.returncode == 2 and "ANOMALY_MODEL_PUBLIC_KEY_FILE" in failed.stderr
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
+    for number, key in enumerate(keys):
+        form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        (tmp_path / f"{number}.pem").write_bytes(key.private_bytes(*form))
+        public = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        (tmp_path / f"{number}.pub").write_bytes(key.public_key().public_bytes(*public))
+    source = model_stores.copy(tmp_path / "source", 1)
+    sign(source, "zero-article", 1, tmp_path / "0.pem")
+    options = ("--model-store", store, "--signature", "require", "--public-key")
+    failed = in_process("pull", source, *options, tmp_path / "1.pub")
+    assert failed.returncode == 2 and "was not made with the private key" in failed.stderr
+    assert not list(store.iterdir())
+    assert in_process("pull", source, *options, tmp_path / "0.pub").returncode == 0
+    here = (store / "zero-article" / "1" / "model.sig").read_bytes()
+    assert here == (source / "zero-article" / "1" / "model.sig").read_bytes()
+
+
 def test_a_killed_pull_leaves_no_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until the rename, the store has no part of the version; the next pull removes the leftovers of a killed one."""
     found = read_version(locate(str(VERSION)))
     seen: list[list[str]] = []
     verify = publishing._verify
 
-    def look(root: Path, name: str, version: int) -> Any:
+    def look(root: Path, name: str, version: int, *rest: Any) -> Any:
         seen.append([path.name for path in tmp_path.iterdir() if not path.name.startswith(".")])
-        return verify(root, name, version)
+        return verify(root, name, version, *rest)
 
     monkeypatch.setattr(publishing, "_verify", look)
     (tmp_path / ".staging-killed" / "zero-article").mkdir(parents=True)

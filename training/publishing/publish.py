@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from app.inference.detector import Detector, DetectorError
 from app.inference.device import one_thread
 from app.models.manifest import Manifest
-from app.models.provenance import Provenance
+from app.models.provenance import SIGNATURE_FILE, Provenance
 from app.models.repository import MODEL_NAME, Repository, RepositoryError, is_version, sha256
 from training.publishing.files import (
     PublishError,
@@ -99,7 +99,13 @@ def publish_copy(root: Path, folder: Path, *, promote: bool = False) -> Manifest
 
 
 def publish_exact(
-    root: Path, content: bytes, files: Mapping[str, bytes], *, promote: bool = False
+    root: Path,
+    content: bytes,
+    files: Mapping[str, bytes],
+    *,
+    signature: bytes | None = None,
+    provenance: Provenance | None = None,
+    promote: bool = False,
 ) -> tuple[Manifest, bool]:
     """Publish a version that another model store published, under its own number and with the same manifest.
 
@@ -107,6 +113,8 @@ def publish_exact(
         root: model store; created if it is missing.
         content: of manifest.json.
         files: contents of the files that the manifest lists, by path relative to the version's folder.
+        signature: content of its signature, or None if it has none.
+        provenance: rules about the origin of versions. Default: none.
         promote: whether to make it the current version.
 
     Returns:
@@ -129,8 +137,9 @@ def publish_exact(
         if is_new:
             with staging_folder(root) as staging:
                 draft = staging / manifest.name / str(manifest.version)
-                write_folder(draft, {**files, "manifest.json": content})
-                _verify(staging, manifest.name, manifest.version)
+                signed = {} if signature is None else {SIGNATURE_FILE: signature}
+                write_folder(draft, {**files, **signed, "manifest.json": content})
+                _verify(staging, manifest.name, manifest.version, provenance)
                 folder.parent.mkdir(exist_ok=True)
                 draft.rename(folder)
             sync(folder.parent)
@@ -139,7 +148,7 @@ def publish_exact(
             present = folder / "manifest.json"
             if not present.is_file() or present.read_bytes() != content:
                 raise PublishError(f"{root} contains another {manifest.name}@{manifest.version}; versions never change")
-            _verify(root, manifest.name, manifest.version)
+            _verify(root, manifest.name, manifest.version, provenance)
         if promote:
             write_current(root / manifest.name, manifest.version)
     return manifest, is_new
