@@ -28,6 +28,7 @@ from app.models.provenance import Provenance
 from app.models.repository import Repository
 from app.scoring.batch import BatchScorer
 from app.scoring.score import Scorer
+from app.scoring.validity.monitor import ValidityMonitor
 from app.settings import Settings
 from app.stores import Store, open_store
 from app.stores.reconstructions import MAX_RECORD_BYTES, Reconstructions
@@ -106,7 +107,8 @@ def create_app(
         max_waiting=settings.queue_max_images,
         clock=clock,
     )
-    scorer = Scorer(reconstructions, metrics, settings.root_path)
+    validity = ValidityMonitor(reconstructions, metrics, settings.validity_limit)
+    scorer = Scorer(reconstructions, metrics, settings.root_path, validity)
     loader = VersionLoader(
         Repository(settings.model_store, _provenance(settings)),
         settings,
@@ -116,13 +118,15 @@ def create_app(
     )
     registry = Registry(loader, settings, metrics, clock)
     score = ScoreHandler(registry, scorer, settings)
-    batch = BatchHandler(registry, BatchScorer(reconstructions, metrics, settings.root_path), metrics, settings)
+    batch_scorer = BatchScorer(reconstructions, metrics, settings.root_path, validity)
+    batch = BatchHandler(registry, batch_scorer, metrics, settings)
     services = Services(
         registry=registry,
         reconstructions=reconstructions,
         score=score,
         batch=batch,
         metrics=metrics,
+        validity=validity,
         health=Health(registry, reconstructions, metrics, log_writer),
     )
     app = FastAPI(
@@ -202,6 +206,7 @@ async def _lifespan(
             await services.reconstructions.check()
             await services.registry.start()
             await stack.enter_async_context(services.health.watch())
+            await stack.enter_async_context(services.validity.watch(services.registry))
             stack.enter_context(process.drain_on_sigterm(services.health.begin_draining, settings.drain_seconds))
             await asyncio.to_thread(app.openapi)  # building the document takes 0.1 s
             seconds = process.process_age()

@@ -135,6 +135,10 @@ class Settings(BaseSettings):
     """Maximum time in milliseconds that a score waits for its reconstruction to be stored; then the id is null. The
     same limit applies to connecting to Redis, to each reply of Redis, and to a lock of the SQLite file."""
 
+    validity_limit: float = Field(100.0, ge=10, le=1e9)
+    """Evidence at which the validity of a model version becomes `changed`. If nothing has changed, the probability that
+    this ever happens is at most one divided by this value."""
+
     api_keys_file: Path | None = None
     """File that contains the hashes of the API keys. Without a file, no key is required. `deploy/secrets key NAME` adds
     a key."""

@@ -17,6 +17,7 @@ from app.http.queries import check_names
 from app.http.schemas import ProblemDocument
 from app.http.score import ScoreHandler
 from app.inference.registry import Registry
+from app.scoring.validity.monitor import ValidityMonitor
 from app.stores.reconstructions import Reconstructions
 from app.telemetry.metrics import Metrics
 
@@ -30,6 +31,7 @@ class Services:
     score: ScoreHandler
     batch: BatchHandler
     metrics: Metrics
+    validity: ValidityMonitor
     health: Health
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from app.inference.loader import CHUNKS_AT_ONCE
 from app.inference.version import EMPTY_CHUNK, ChunkScores, ModelVersion
 from app.problems import InternalError, Problem
+from app.scoring.validity.monitor import ValidityMonitor
 from app.scoring.verdict import DecisionRule
 from app.stores.reconstructions import Reconstructions, Record, new_ids
 from app.telemetry.metrics import STAGES, Metrics
@@ -105,9 +106,13 @@ class BatchScorer:
         reconstructions: stores records when a request asks for it.
         metrics: counts verdicts.
         prefix: path prefix of links.
+        validity: compares the scores with the calibration.
     """
 
-    def __init__(self, reconstructions: Reconstructions, metrics: Metrics, prefix: str) -> None:
+    def __init__(
+        self, reconstructions: Reconstructions, metrics: Metrics, prefix: str, validity: ValidityMonitor
+    ) -> None:
+        self._validity = validity
         self.prefix = prefix
         self._reconstructions = reconstructions
         self._metrics = metrics
@@ -169,6 +174,8 @@ class BatchScorer:
                 chunk.problems[valid[index]] = InternalError("the model returned a score that is not finite")
             scores[~finite] = math.nan
         mses = scores.tolist()
+        unguarded = np.fromiter((reason is None for reason in found.reasons), bool, len(found.reasons))
+        self._validity.add(job.version, scores[finite & unguarded])
         ids: list[str | None] = [None] * len(valid)
         began = time.perf_counter()
         if job.store:

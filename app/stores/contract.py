@@ -49,6 +49,18 @@ class Store(Protocol):
     def get(self, id: str) -> bytes | None:
         """Return the content under an id; None if it was never stored or has expired."""
 
+    def read_state(self, key: str) -> bytes | None:
+        """Return the state under a key; None if there is none. States do not expire."""
+
+    def swap_state(self, key: str, old: bytes | None, new: bytes) -> bool:
+        """Replace the state under a key if it still is `old`, in one atomic step. Return False if it is not.
+
+        Args:
+            key: names the state.
+            old: what `read_state` returned.
+            new: different from every earlier state under the key.
+        """
+
     def ping(self) -> None:
         """Write an entry as a test, because a backend that is full or read-only can still be read."""
 

@@ -190,6 +190,18 @@ class Reconstructions:
             _log.warning("a record of another format was found and ignored")
             return None
 
+    async def read_state(self, key: str) -> bytes | None:
+        """Return the state under a key; None if there is none. Errors as for `find`."""
+        return await self._within_timeout(lambda: self._store.read_state(key))
+
+    async def swap_state(self, key: str, old: bytes | None, new: bytes) -> bool:
+        """Replace the state under a key if it still is `old`, and return whether it was.
+
+        Raises:
+            StoreError: the store did not answer in time. It may have replaced the state nevertheless.
+        """
+        return await self._within_timeout(lambda: self._store.swap_state(key, old, new))
+
     async def check(self) -> None:
         """Probe whether the store can be written; `up` has the result."""
         self._loop = asyncio.get_running_loop()

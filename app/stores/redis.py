@@ -19,6 +19,16 @@ from app.models import textfiles
 from app.stores.contract import StoreError, StoreLimits
 
 PREFIX = "reconstruction:"
+STATES = "state:"
+SWAP = """
+local found = redis.call('GET', KEYS[1])
+if found == ARGV[3] then return 1 end
+if found ~= (ARGV[1] == '1' and ARGV[2]) then return 0 end
+redis.call('SET', KEYS[1], ARGV[3])
+return 1
+"""
+"""Replaces a state: 1 if there is an old one, the old one, the new one. If the client repeats the command because the
+connection broke before the reply, the state is the new one already."""
 
 
 def open_url(url: str, limits: StoreLimits) -> RedisStore:
@@ -84,6 +94,17 @@ class RedisStore:
         with as_store_error():
             content = self._redis.get(PREFIX + id)
         return content if isinstance(content, bytes) else None
+
+    def read_state(self, key: str) -> bytes | None:
+        """Return the state under a key; None if there is none."""
+        with as_store_error():
+            content = self._redis.get(STATES + key)
+        return content if isinstance(content, bytes) else None
+
+    def swap_state(self, key: str, old: bytes | None, new: bytes) -> bool:
+        """Replace the state under a key if it still is `old`. Return False if it is not."""
+        with as_store_error():
+            return bool(self._redis.eval(SWAP, 1, STATES + key, int(old is not None), old or b"", new))
 
     def ping(self) -> None:
         """Write an entry that expires after a second."""

@@ -12,7 +12,7 @@ from redis.cluster import ClusterNode, RedisCluster
 from redis.retry import Retry
 
 from app.stores.contract import StoreError, StoreLimits
-from app.stores.redis import PREFIX, Credentials, as_store_error
+from app.stores.redis import PREFIX, STATES, SWAP, Credentials, as_store_error
 
 _TIME_DIGITS = 12
 """The first digits of an id, its time in milliseconds. The entries of a micro-batch have the same time."""
@@ -80,6 +80,17 @@ class RedisClusterStore:
         with as_store_error():
             content = self._connected().get(key_of(id))
         return content if isinstance(content, bytes) else None
+
+    def read_state(self, key: str) -> bytes | None:
+        """Return the state under a key; None if there is none."""
+        with as_store_error():
+            content = self._connected().get(STATES + key)
+        return content if isinstance(content, bytes) else None
+
+    def swap_state(self, key: str, old: bytes | None, new: bytes) -> bool:
+        """Replace the state under a key if it still is `old`. Return False if it is not."""
+        with as_store_error():
+            return bool(self._connected().eval(SWAP, 1, STATES + key, int(old is not None), old or b"", new))
 
     def ping(self) -> None:
         """Write an entry that expires after a second. It is on one node; a cluster with a failed slot rejects it."""

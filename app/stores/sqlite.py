@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from app.stores import states
 from app.stores.contract import StoreError, StoreLimits
 from app.stores.sqlite_file import PAGE_BYTES, StoreFile, check_tables
 
@@ -59,7 +60,7 @@ def _path_of(url: str) -> Path:
 
 
 def _check_tables(connection: sqlite3.Connection) -> None:
-    check_tables(connection, "entries", "number,key,expires,content")
+    check_tables(connection, ("entries", "number,key,expires,content"), states.TABLE)
 
 
 @lru_cache
@@ -104,7 +105,7 @@ class SqliteStore:
         self._since_sweep = 0
         self._file = StoreFile(
             path,
-            schema=_SCHEMA,
+            schema=(_SCHEMA, states.SCHEMA),
             check=_check_tables,
             timeout=timeout,
             on_reopened=on_reopened,
@@ -119,6 +120,14 @@ class SqliteStore:
     def get(self, id: str) -> bytes | None:
         """Return the content under an id; None if it was never stored or has expired."""
         return self._file.run(lambda connection: self._get(connection, id))
+
+    def read_state(self, key: str) -> bytes | None:
+        """Return the state under a key; None if there is none."""
+        return self._file.run(lambda connection: states.read(connection, key))
+
+    def swap_state(self, key: str, old: bytes | None, new: bytes) -> bool:
+        """Replace the state under a key if it still is `old`. Return False if it is not."""
+        return self._file.run(lambda connection: states.swap(connection, key, old, new))
 
     def ping(self) -> None:
         """Write an expired entry and delete it. It needs new pages, so it fails on a full disk as `put` does."""

@@ -7,7 +7,7 @@ import fcntl
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO, TypeVar
 
@@ -33,13 +33,18 @@ _SUSPECT = (*_DAMAGE, sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_READONLY_D
 table is missing."""
 
 
-def check_tables(connection: sqlite3.Connection, table: str, columns: str) -> None:
-    """Raise StoreError if the database has other tables. Only reads."""
+def check_tables(connection: sqlite3.Connection, *known: tuple[str, str]) -> None:
+    """Raise StoreError if the database has other tables. Only reads.
+
+    Args:
+        connection: to the database.
+        known: name and columns of each table of the store.
+    """
     tables = connection.execute(
         "SELECT name, (SELECT group_concat(name) FROM pragma_table_info(tables.name)) FROM sqlite_master AS tables"
         " WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
     ).fetchall()
-    if tables not in ([], [(table, columns)]):
+    if not set(tables) <= set(known):
         raise StoreError("SQLite: the file is a database of another program")
 
 
@@ -52,7 +57,7 @@ class StoreFile:
 
     Args:
         path: the file; its folder is created.
-        schema: creates the table if it does not exist.
+        schema: statements that create the tables if they do not exist.
         check: raises StoreError if the database belongs to another program.
         timeout: seconds that each access waits for a lock of another connection. A process that checks the file is
             awaited without a limit.
@@ -64,7 +69,7 @@ class StoreFile:
         self,
         path: Path,
         *,
-        schema: str,
+        schema: Sequence[str],
         check: Callable[[sqlite3.Connection], None],
         timeout: float,
         on_reopened: Callable[[], object],
@@ -153,7 +158,8 @@ class StoreFile:
             connection.execute(f"PRAGMA journal_size_limit={_MAX_JOURNAL_BYTES}")
             connection.execute("PRAGMA synchronous=OFF")
             connection.execute("PRAGMA locking_mode=NORMAL")
-            connection.execute(self._schema)
+            for statement in self._schema:
+                connection.execute(statement)
             connection.execute("SELECT count(*) FROM sqlite_master").fetchall()  # releases the exclusive lock
         except BaseException:
             connection.close()

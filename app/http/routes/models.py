@@ -16,8 +16,10 @@ from app.inference.registry import Registry
 from app.models.calibration import Calibration
 from app.models.manifest import Manifest
 from app.models.repository import RepositoryError
-from app.problems import ModelNotFound, NotFound, UnsupportedAlpha
+from app.problems import ModelNotFound, NotFound, StoreUnavailable, UnsupportedAlpha
+from app.scoring.validity.report import Validity
 from app.scoring.verdict import DecisionRule
+from app.stores import StoreError
 from app.web import pages
 
 router = protected_router("Models")
@@ -71,6 +73,20 @@ async def calibration(name: str, version: VersionNumber, services: ServicesDep) 
     except RepositoryError:
         raise ModelNotFound("the files of the version differ from what was published") from None
     return _calibration(manifest, scores)
+
+
+@router.get(
+    "/models/{name}/validity",
+    responses=problem_responses(404, 422, 503),
+    summary="Whether images still score like the calibration images",
+)
+async def validity(name: str, services: ServicesDep) -> Validity:
+    """Return whether the images that the current version scored still resemble its calibration images."""
+    version = await services.registry.select(_known(services, name))
+    try:
+        return await services.validity.report(version)
+    except StoreError:
+        raise StoreUnavailable("the store cannot look up the scores now") from None
 
 
 _RATES = sorted(

@@ -16,17 +16,21 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import redis
 
+from app.models.repository import Repository
+from app.scoring.validity.monitor import ValidityMonitor
 from app.stores import Store, StoreError, open_store
 from app.stores.reconstructions import Reconstructions, Record, new_ids
 from app.stores.redis import RedisStore
 from app.stores.sqlite import SqliteStore
 from app.telemetry.metrics import Metrics
-from tests.conftest import ROOT, free_port
+from tests.conftest import MODEL_STORE, ROOT, free_port
 from tests.waiting import until, wait_until
 
 ENTRY = 4096
@@ -797,3 +801,62 @@ async def test_a_group_larger_than_the_bound_is_kept_when_none_waits(tmp_path: P
     assert await asyncio.gather(*(kept.stored(group) for group in groups)) == [True, False]
     assert await kept.stored(groups[1])
     await kept.aclose()
+
+
+async def test_states_are_swapped_atomically(make_store: OpenStore) -> None:
+    """A state is replaced only by the caller that has read the latest one, and does not expire."""
+    one, other = make_store(ttl_seconds=0.001), make_store()
+    key = f"test/{os.urandom(8).hex()}"
+    assert one.read_state(key) is None
+    assert one.swap_state(key, None, b"first")
+    assert not other.swap_state(key, None, b"second")
+    assert other.read_state(key) == b"first"
+    assert other.swap_state(key, b"first", b"second")
+    assert not one.swap_state(key, b"first", b"third")
+    assert one.read_state(key) == b"second"
+    assert one.get(key) is None
+
+
+async def test_concurrent_swaps_lose_nothing(make_store: OpenStore) -> None:
+    """Two processes that add to one state at the same time lose no addition."""
+    key = f"test/{os.urandom(8).hex()}"
+
+    def add(store: Store) -> None:
+        for _ in range(100):
+            while True:
+                old = store.read_state(key)
+                with contextlib.suppress(StoreError):
+                    if store.swap_state(key, old, str(int(old or 0) + 1).encode()):
+                        break
+        store.close()
+
+    threads = [threading.Thread(target=add, args=[make_store()]) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert make_store().read_state(key) == b"200"
+
+
+async def test_replicas_continue_one_stream(make_store: OpenStore) -> None:
+    """Two replicas with one store add their images to one stream, at the same time, and none counts twice."""
+    repository = Repository(MODEL_STORE)
+    manifest = repository.manifest("zero-article", 1)
+    manifest = manifest.model_copy(update={"files": {**manifest.files, "calibration.npy": os.urandom(8).hex()}})
+    version: Any = SimpleNamespace(
+        manifest=manifest, calibration=repository.calibration(repository.manifest("zero-article", 1))
+    )
+    kept = [Reconstructions(make_store(), Metrics(), timeout=20, max_waiting=100) for _ in range(2)]
+    replicas = [ValidityMonitor(each, Metrics(), 100) for each in kept]
+    for each in kept:
+        await each.check()
+    scores = np.asarray(version.calibration.scores)
+    for _ in range(20):
+        for replica in replicas:
+            replica.add(version, scores[::10])
+        await asyncio.gather(*(replica.flush() for replica in replicas))
+    reports = [await replica.report(version) for replica in replicas]
+    assert [each.images for each in reports] == [40 * len(scores[::10])] * 2
+    assert reports[0] == reports[1]
+    for each in kept:
+        await each.aclose()
