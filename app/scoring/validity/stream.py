@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 import time
 from dataclasses import dataclass
 
@@ -41,6 +42,8 @@ class StreamState(BaseModel):
     format: int = Field(1, ge=1, le=1)
     started: float
     updated: float
+    token: str = ""
+    """Random, so that no two processes write the same state."""
     images: int = 0
     anomalous: int = 0
     accepted: dict[int, int] = Field(default_factory=dict)
@@ -143,6 +146,7 @@ class Stream:
         return StreamState(
             started=self._state.started,
             updated=now,
+            token=secrets.token_hex(8),
             images=self._images,
             anomalous=self._anomalous,
             accepted=_sparse(self._counts - self._reference.counts),
