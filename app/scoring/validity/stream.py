@@ -76,7 +76,7 @@ class StreamState(BaseModel):
 
 @dataclass(frozen=True)
 class Reference:
-    """What the scores of a version's stream are compared with.
+    """The calibration scores that the stream of a version is compared with.
 
     Only scores strictly below the version's own threshold are compared. The threshold is an order statistic of the
     calibration scores. Given its value, the calibration scores below it and the stream's normal scores below it are
