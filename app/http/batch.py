@@ -48,7 +48,9 @@ class BatchHandler:
         self._scorer = scorer
         self._metrics = metrics
         self._settings = settings
-        self._places = FairPlaces(settings.batch_max_connections, "batch requests are being handled")
+        self._places = FairPlaces(
+            settings.batch_max_connections, "batch requests are being handled", cause="batch_places"
+        )
         self._stopping = False
         self.running = 0
 
@@ -57,7 +59,7 @@ class BatchHandler:
         if not self._stopping:
             self._stopping = True
             loop = asyncio.get_running_loop()
-            loop.call_later(SHUTDOWN_SECONDS, self._places.end_all, lambda: Overloaded(_STOPPING))
+            loop.call_later(SHUTDOWN_SECONDS, self._places.end_all, lambda: Overloaded(_STOPPING, cause="shutdown"))
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Handle one request. If a client disconnects or does not read its reply, the request ends without an error.
@@ -66,9 +68,9 @@ class BatchHandler:
             Problem: the request is rejected; nothing has been sent.
         """
         if self._stopping:
-            raise Overloaded(_STOPPING)
+            raise Overloaded(_STOPPING, cause="shutdown")
         if self._scorer.working >= self._settings.batch_max_requests:
-            raise Overloaded(f"{self._scorer.working} batch requests are being scored already")
+            raise Overloaded(f"{self._scorer.working} batch requests are being scored already", cause="batch_places")
         self.running += 1
         try:
             await self._handle(scope, receive, send)
@@ -90,6 +92,8 @@ class BatchHandler:
         except Problem as problem:
             if reply is None or not reply.begun:
                 raise
+            if problem.cause:
+                scope.get("facts", {})["cause"] = problem.cause
             await reply.fail(problem)
         except ClientLeft:
             raise

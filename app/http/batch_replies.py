@@ -57,6 +57,8 @@ class BatchExchange:
         """Return the members of the access log line."""
         manifest, tally = self.job.rule.manifest, self.job.tally
         counts = {"count": tally.count, "anomalous": tally.anomalous, "failed": tally.failed}
+        if tally.without_id:
+            counts["without_id"] = tally.without_id
         return {"model": manifest.name, "version": manifest.version, **counts, **stage_times(tally.seconds)[1]}
 
 

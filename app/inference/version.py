@@ -169,6 +169,17 @@ class ModelVersion:
             detect = functools.partial(self.detector.draw, self._golden)
             await self._worker.run(functools.partial(self._count_failure, detect, 1), lane=self)
 
+    async def score_alone(self, pixels: memoryview) -> float:
+        """Return the score of one image of a batch request, uint8 [28, 28], in a forward pass of its own.
+
+        Raises:
+            InternalError: the model failed.
+        """
+        try:
+            return await self._worker.run(functools.partial(self.score_one, pixels), lane="batch")
+        except Exception:
+            raise InternalError from None
+
     async def _score_chunk(self, pixels: bytearray, since: float, *, draw: bool) -> ChunkScores:
         rest, parts = memoryview(pixels), list[ChunkScores]()
         while rest:
@@ -182,6 +193,11 @@ class ModelVersion:
         return parts[0] if len(parts) == 1 else _join(parts)
 
     # The following methods run in the inference thread.
+
+    def score_one(self, pixels: bytes | memoryview) -> float:
+        """Return the score of one image, uint8 [28, 28], in a forward pass of its own."""
+        image = np.frombuffer(bytearray(pixels), np.uint8).reshape(1, 1, 28, 28)
+        return self._count_failure(functools.partial(self.detector.score_alone, image), 1)
 
     def _run_batch(self, requests: list[ImageRequest], resolve: Resolve) -> None:
         detect = functools.partial(self._detect, requests)

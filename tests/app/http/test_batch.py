@@ -554,6 +554,10 @@ class Counting:
         self.calls.append(("chunk", len(found[0])))
         return found
 
+    def score_alone(self, image: np.ndarray) -> float:
+        """Score an image near the threshold again."""
+        return self._detector.score_alone(image)
+
     def draw(self, images: np.ndarray) -> Any:
         """Score a micro-batch."""
         self.calls.append(("single", len(images)))
