@@ -21,6 +21,9 @@ STEP = 64
 GOLDEN_TOLERANCE = 1e-3
 """Maximum relative difference of a golden score: rounding depends on device and kernel, the verdict must not."""
 
+_NO_MEMORY = ("CUDA out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What TorchScript says of the memory that ran out: an error inside a module loses its class."""
+
 
 class DetectorError(Exception):
     """The module cannot be loaded, or does not reproduce its golden scores on this device."""
@@ -248,6 +251,11 @@ class Detector:
                 self.draw(np.zeros((size, 1, 28, 28), np.uint8))
                 self.score(np.zeros((size, 1, 28, 28), np.uint8))
         return time.perf_counter() - started
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether the memory of the device or of the process ran out."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in _NO_MEMORY)
 
 
 @contextmanager
