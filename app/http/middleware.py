@@ -226,10 +226,7 @@ class RequestMiddleware:
     def _finish(self, request: _Request, route: str, status: int) -> None:
         seconds = time.perf_counter() - request.started
         self._metrics.request(route, status, seconds)
-        problem = request.facts.get("problem")
-        if problem is not None:
-            self._metrics.problem(problem)
-        self._metrics.degraded(request.facts.get("cause"))
+        self._metrics.problem(request.facts.get("problem"), request.facts.get("cause"))
         if route in _PROBES and status == 200:
             return  # several per second, without information
         self._log.write(

@@ -22,7 +22,7 @@ GOLDEN_TOLERANCE = 1e-3
 """Maximum relative difference of a golden score: rounding depends on device and kernel, the verdict must not."""
 
 _NO_MEMORY = ("CUDA out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""What TorchScript says of the memory that ran out: an error inside a module loses its class."""
+"""Parts of error messages. TorchScript raises a plain RuntimeError for each error inside a module."""
 
 
 class DetectorError(Exception):

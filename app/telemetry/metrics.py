@@ -143,9 +143,11 @@ class Metrics:
         children[0].inc()
         children[1].observe(seconds)
 
-    def problem(self, type: str) -> None:
-        """Count one request that was answered with a problem."""
-        self._problems.labels(type.rpartition("/")[2]).inc()
+    def problem(self, type: str | None, cause: str | None = None) -> None:
+        """Count one request that was answered with a problem, and its cause. None is not counted."""
+        if type is not None:
+            self._problems.labels(type.rpartition("/")[2]).inc()
+        self.degraded(cause)
 
     def degraded(self, cause: str | None, count: int = 1) -> None:
         """Count requests, or scores without an id, by one of `CAUSES`. None is not counted."""

@@ -8,6 +8,7 @@ import io
 import struct
 import tracemalloc
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from app import problems
+from app.images import png
 from app.images.pictures import encode, error_picture, panel
 from app.images.png import decode, decode_any
 from tests import pngs
@@ -52,10 +54,10 @@ def sixteen_bit_rgb(*extra: bytes) -> bytes:
     return pngs.SIGNATURE + pngs.header(depth=16, colour=2) + b"".join(extra) + pixels + pngs.chunk(b"IEND")
 
 
-def deep(samples: np.ndarray, colour: int = 0) -> bytes:
+def deep(samples: np.ndarray, colour: int = 0, *extra: bytes) -> bytes:
     """Return a 16-bit PNG of samples [28, 28 times the samples per pixel]."""
     content = pngs.chunk(b"IDAT", pngs.rows(samples.astype(">u2")))
-    return pngs.SIGNATURE + pngs.header(depth=16, colour=colour) + content + pngs.chunk(b"IEND")
+    return pngs.SIGNATURE + pngs.header(depth=16, colour=colour) + b"".join(extra) + content + pngs.chunk(b"IEND")
 
 
 def off_by_one() -> Image.Image:
@@ -512,3 +514,56 @@ def test_panel_holds_every_plane(scale: int) -> None:
         left = gap + place * (28 * scale + gap)
         found = drawn[gap + room : gap + room + 28 * scale : scale, left : left + 28 * scale : scale, 0]
         assert np.array_equal(found, plane)
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 12, 14, 26])
+@pytest.mark.parametrize("read", [decode, lambda content: decode_any(content, 10_000)], ids=["score", "fit"])
+def test_a_header_of_another_length_is_a_corrupt_png(length: int, read: Callable[[bytes], object]) -> None:
+    """IHDR has 13 bytes. Another length is one problem, never an error of the parser."""
+    content = (struct.pack(">IIBBBBB", 28, 28, 8, 0, 0, 0, 0) * 2)[:length]
+    with pytest.raises(problems.CorruptPng):
+        read(pngs.SIGNATURE + pngs.chunk(b"IHDR", content) + PIXELS + END)
+    with pytest.raises(problems.InvalidImage):
+        read(pngs.SIGNATURE + pngs.chunk(b"IHDR", content))
+
+
+@pytest.mark.parametrize("level", [1, 255, 256, 4096, 40_000])
+def test_a_transparent_level_of_16_bits_is_compared_whole(level: int) -> None:
+    """A 16-bit level other than 0 is transparent where a sample equals it, and only there."""
+    samples = np.linspace(20_000, 60_000, 28 * 28).astype(np.uint16).reshape(28, 28)
+    samples[samples == level] += 1
+    accepted = decode(deep(samples, 0, clear(level)))
+    assert accepted == (samples >> 8).astype(np.uint8).tobytes()
+    samples[3, 4] = level
+    with pytest.raises(problems.Transparent):
+        decode(deep(samples, 0, clear(level)))
+
+
+def test_the_usual_png_takes_the_fast_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plain PNG, and one that Pillow writes, are decoded without the chunk reader and Pillow's PNG reader."""
+
+    def not_reached(*_: object) -> None:
+        raise AssertionError("the slow decoder was used")
+
+    monkeypatch.setattr(png.chunks, "check", not_reached)
+    monkeypatch.setattr(png, "_opened", not_reached)
+    for content in (pngs.plain(), pngs.saved(Image.fromarray(GREY), optimize=True)):
+        assert decode(content) == GREY.tobytes()
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_the_smallest_pngs_are_decoded(value: int) -> None:
+    """An image of one level compresses to about 20 bytes, the least that a client can send."""
+    pixels = np.full((28, 28), value, np.uint8)
+    content = (
+        pngs.SIGNATURE
+        + pngs.header()
+        + pngs.chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in pixels), 9))
+        + END
+    )
+    assert len(content) < 90
+    assert decode(content) == pixels.tobytes()
+    one = pngs.SIGNATURE + pngs.header(1, 1) + pngs.chunk(b"IDAT", zlib.compress(bytes([0, value]))) + END
+    assert decode_any(one, 1).tobytes() == bytes([value])
+    with pytest.raises(problems.InvalidImage):
+        decode_any(one, 0)

@@ -11,9 +11,10 @@ import psutil
 import pytest
 import torch
 
+from app.inference import detector
 from app.inference.detector import Detector, DetectorError, torchscript_allowed
 from app.inference.device import DeviceError, choose_device
-from app.models.repository import Artifact, Repository
+from app.models.repository import Artifact, Golden, Repository
 from app.process import release_free_memory
 from tests.conftest import MODEL_STORE
 
@@ -153,3 +154,44 @@ def test_a_version_that_is_let_go_of_leaves_no_memory_behind():
         release_free_memory()
         sizes.append(process.memory_info().rss)
     assert sizes[-1] - sizes[4] < 20 * 2**20
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-5])
+def test_golden_scores_near_zero_are_compared_relatively(scale: float) -> None:
+    """A difference of 1 % rejects a version, also if its scores are so small that the difference is below 0.001."""
+    golden = Golden(
+        np.zeros((2, 1, 28, 28), np.uint8), np.array([scale, 2 * scale], np.float32), np.zeros(0, np.float32)
+    )
+    detector._compare_scores("small@1", golden, golden.mse)
+    detector._compare_scores("small@1", golden, golden.mse * np.float32(1.0005))
+    for wrong in (golden.mse * np.float32(1.01), golden.mse * np.float32(0.99), golden.mse * np.float32(np.nan)):
+        with pytest.raises(DetectorError, match="golden scores differ"):
+            detector._compare_scores("small@1", golden, wrong)
+
+
+@pytest.mark.parametrize(
+    ("available", "count", "wanted", "device"),
+    [
+        (True, 2, "auto", "cuda:0"),
+        (False, 0, "auto", "cpu"),
+        (True, 2, "cpu", "cpu"),
+        (True, 2, "cuda", "cuda:0"),
+        (True, 2, "cuda:1", "cuda:1"),
+        (True, 2, "cuda:2", None),
+        (True, 1, "cuda:1", None),
+        (False, 0, "cuda", None),
+        (True, 1, "cuda:", None),
+        (True, 1, "cuda:x", None),
+    ],
+)
+def test_the_device_is_the_one_that_was_requested(
+    monkeypatch: pytest.MonkeyPatch, available: bool, count: int, wanted: str, device: str | None
+) -> None:
+    """`auto` prefers CUDA, and a device that does not exist is an error, on machines with and without CUDA."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    if device is None:
+        with pytest.raises(DeviceError):
+            choose_device(wanted)
+    else:
+        assert choose_device(wanted) == torch.device(device)

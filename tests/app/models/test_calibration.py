@@ -133,3 +133,13 @@ def test_a_confidence_that_is_no_probability_is_refused(confidence):
     """Only a number between 0 and 1 is a confidence."""
     with pytest.raises(CalibrationError, match="between 0 and 1"):
         confident_rank(1000, 0.05, confidence)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, 2.0, math.nan, math.inf])
+@pytest.mark.parametrize("confidence", [0.5, 0.95])
+def test_a_bad_alpha_with_a_confidence_is_refused(alpha: float, confidence: float) -> None:
+    """The message names the rate, as it does without a confidence."""
+    with pytest.raises(CalibrationError, match="alpha must lie between 0 and 1"):
+        confident_rank(1000, alpha, confidence)
+    with pytest.raises(CalibrationError, match="alpha must lie between 0 and 1"):
+        Calibration([0.1] * 1000, confidence).threshold(alpha)

@@ -330,3 +330,36 @@ def test_a_huge_current_is_not_read(root: Path) -> None:
         file.truncate(1 << 40)
     with pytest.raises(RepositoryError, match="CURRENT does not hold"):
         Repository(root).current(NAME)
+
+
+class Payload:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self._marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self._marker),)
+
+
+def test_a_pickled_payload_does_not_run(root: Path, folder: Path, tmp_path: Path) -> None:
+    """An array of objects is refused before it is unpickled, in both files that numpy reads."""
+    marker = tmp_path / "ran"
+    content = io.BytesIO()
+    np.save(content, np.array([Payload(marker)], dtype=object), allow_pickle=True)
+    replace(folder, "calibration.npy", content.getvalue())
+    refused(root, "cannot be read")
+    shutil.copy(SHIPPED / NAME / "1" / "calibration.npy", folder)
+    replace(folder, "calibration.npy", (folder / "calibration.npy").read_bytes())
+    for array_name in ("images", "mse", "reconstructions"):
+        content = io.BytesIO()
+        with np.load(folder / "golden.npz") as arrays:
+            members = {**arrays, array_name: np.array([Payload(marker)], dtype=object)}
+        np.savez(content, allow_pickle=True, **members)
+        original = (folder / "golden.npz").read_bytes()
+        replace(folder, "golden.npz", content.getvalue())
+        refused(root, "cannot be read")
+        replace(folder, "golden.npz", original)
+    assert not marker.exists()
+    np.load(io.BytesIO(content.getvalue()), allow_pickle=True)[array_name]
+    assert marker.exists()  # the payload would have run
