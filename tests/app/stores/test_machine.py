@@ -180,10 +180,10 @@ class BatcherMachine(RuleBasedStateMachine):
         """Let the model continue, or fail, and wait for all results."""
         self.fails = fails
         self.gate.set()
-        waiting = asyncio.gather(*self.futures.values(), return_exceptions=True)
 
         async def finish() -> list[object]:
-            return list(await asyncio.wait_for(waiting, 30))
+            async with asyncio.timeout(30):
+                return list(await asyncio.gather(*self.futures.values(), return_exceptions=True))
 
         if self.futures:
             for value, result in zip(list(self.futures), self.loop.run_until_complete(finish()), strict=True):
