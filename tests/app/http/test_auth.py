@@ -301,7 +301,6 @@ async def test_the_public_paths_are_these(make_settings: Callable[..., Settings]
         "/models/zero",
         "/reconstruction/a",
         "/none",
-        "//",
         "/docs/",
         "/page",
     }
