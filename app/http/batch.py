@@ -12,7 +12,8 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from app.concurrency.places import FairPlaces
-from app.http.batch_replies import BatchExchange, BatchReply, Send, reply_type
+from app.http.batch_exchange import BatchExchange
+from app.http.batch_replies import BatchReply, Send, reply_type
 from app.http.bodies import ClientLeft, Receive, decoded_pieces, pieces
 from app.http.fitting import client_of
 from app.http.multipart import Chunks, chunks

@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from app.http.batch_replies import BatchExchange, JsonReply
+from app.http.batch_exchange import BatchExchange
+from app.http.batch_replies import JsonReply
 from app.http.bodies import ClientLeft, pieces
 from app.http.multipart import chunks
 from app.http.npy import array_header
