@@ -160,7 +160,7 @@ class RequestMiddleware:
 
     def count_problem(self, problem: Problem) -> None:
         """Count a problem that the server has returned itself, because the request could not be parsed."""
-        self._metrics.problem(problem.type)
+        self._metrics.problem(problem.type, problem.cause or None)
 
     def _respond(self, request: _Request, respond: Respond, future: asyncio.Future[Reply]) -> None:
         if future.cancelled():

@@ -25,7 +25,7 @@ _ALERTED_PROBLEMS = ("overloaded", "internal-error", "deadline-exceeded", "model
 """Exported from the start: a rate needs the value before the first problem."""
 CAUSES = (
     "queue", "deadline", "fit_places", "fit_deadline", "batch_places", "version_places", "version_load",
-    "version_rejected", "version_retired", "shutdown", "store_read",
+    "version_rejected", "version_retired", "connections", "shutdown", "store_read",
     "store_down", "store_slow", "store_full",
 )  # fmt: skip
 """Causes of a 503 or 504, and, the last three, of a score without an id."""
