@@ -16,7 +16,7 @@ MARKDOWN := .venv/markdown/installed
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test test-fast test-bulk test-containers check check-kubernetes checkov format secrets train calibration-page screenshots constraints bench \
-	fuzz contract mutants sbom audit ages clean
+	fuzz contract mutants soak sbom audit ages clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -142,6 +142,9 @@ constraints: ## write constraints.txt anew from what is installed now
 bench: $(STAMP) ## measure the service, and write docs/performance.md and benchmarks/report.md (needs wrk; minutes)
 	$(BIN)/python -m benchmarks $(BENCH)
 	$(BIN)/python -m benchmarks.write_performance
+
+soak: $(STAMP) ## mixed load with faults at random on a service of its own (SECONDS=600, SEED=)
+	$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
 
 clean: ## remove the environment and everything that was made
 	rm -rf .venv var .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis *.egg-info

@@ -230,5 +230,6 @@ async def _close(services: Services) -> bool:
     stored = await services.reconstructions.aclose(CLOSE_SECONDS)
     if not stored:
         _log.error("shutdown abandoned a write to the reconstruction store that did not finish in time")
+    process.remove_abandoned_metrics_folder()
     _log.info("stopped")
     return finished and stored

@@ -76,17 +76,28 @@ def make_metrics_folder() -> str:
     """
     parent = Path(tempfile.gettempdir())
     for stale in parent.glob(f"{_METRICS_PREFIX}*"):
-        with suppress(OSError):  # a path that is in use, of another user, or not a folder
-            lock = os.open(stale, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(stale, ignore_errors=True)
-            finally:
-                os.close(lock)
+        _remove_unless_locked(stale)
     # Locked before it has the name that others look for.
     created = Path(tempfile.mkdtemp(prefix=f".{_METRICS_PREFIX}"))
     fcntl.flock(os.open(created, os.O_RDONLY | os.O_DIRECTORY), fcntl.LOCK_EX)
     return str(created.rename(parent / created.name.removeprefix(".")))
+
+
+def remove_abandoned_metrics_folder() -> None:
+    """Remove the folder of the metrics if the supervisor has been killed: a worker calls it at its end."""
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if folder is not None and Path(folder).name.startswith(_METRICS_PREFIX):
+        _remove_unless_locked(Path(folder))
+
+
+def _remove_unless_locked(folder: Path) -> None:
+    with suppress(OSError):  # a path that is in use, of another user, or not a folder
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(lock)
 
 
 def process_age() -> float | None:

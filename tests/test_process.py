@@ -94,14 +94,16 @@ def test_ids_answered_before_a_kill_are_there_after_it(
     assert missing == []
 
 
-def test_workers_end_when_their_supervisor_is_killed(make_server: Callable[..., Server]) -> None:
-    """After `kill -9` of the process that started them no worker stays behind and holds the port."""
-    server = make_server(ANOMALY_WORKERS="2").start()
+def test_workers_end_when_their_supervisor_is_killed(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    """After `kill -9` of the process that started them no worker stays behind and holds the port, and no metrics."""
+    server = make_server(ANOMALY_WORKERS="2", TMPDIR=str(tmp_path)).start()
+    assert list(tmp_path.glob("anomaly-metrics-*"))
     children = psutil.Process(server.process.pid).children(recursive=True)
     assert len(children) >= 2
     server.process.kill()
     _, alive = psutil.wait_procs(children, 60)
     assert alive == []
+    assert list(tmp_path.glob("*anomaly-metrics-*")) == []
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

@@ -83,10 +83,13 @@ class Offline:
         fitted = fit.fit(content, self._fit_pixels) if self._fit == "mnist" else None
         pixels = png.decode(content) if fitted is None else fitted.pixels
         shape = (1, 1, png.SIDE, png.SIDE)
-        found = self._detector.detect(np.frombuffer(bytearray(pixels), np.uint8).reshape(shape))
+        image = np.frombuffer(bytearray(pixels), np.uint8).reshape(shape)
+        found = self._detector.detect(image)
         mse, code = float(found.mse[0]), int(found.reason[0])
         if not math.isfinite(mse):
             raise problems.InternalError("the score is not a finite number")
+        if self._rule.is_near(mse):
+            mse = self._detector.score_alone(image)
         [verdict] = self._rule.verdicts([mse], [(None, *self._rule.manifest.reasons)[code]])
         how = None if fitted is None else Fitted.of(fitted)
         return score_of(self._rule.document(verdict, id=None, fitted=how))

@@ -103,9 +103,9 @@ class MicroBatcher(Generic[Item]):
             ModelUnavailable: the batcher has been closed.
         """
         if self._closed is not None:
-            raise ModelUnavailable("the model version is being retired")
+            raise ModelUnavailable("the model version is being retired", cause="version_retired")
         if self.waiting >= self._max_waiting:
-            raise Overloaded(f"{self._max_waiting} images are waiting already")
+            raise Overloaded(f"{self._max_waiting} images are waiting already", cause="queue")
         if not self._arrivals:
             loop = asyncio.get_running_loop()
             loop.call_soon(self._admit, loop)  # after the other items of this event-loop iteration
@@ -217,7 +217,7 @@ def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[..., object],
 
 def _set_deadline_exceeded(future: asyncio.Future[Any]) -> None:
     if not future.done():
-        future.set_exception(DeadlineExceeded("the deadline passed before the forward pass ended"))
+        future.set_exception(DeadlineExceeded("the deadline passed before the forward pass ended", cause="deadline"))
 
 
 def _failures(error: BaseException, count: int) -> list[Exception]:

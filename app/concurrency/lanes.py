@@ -58,7 +58,7 @@ class LaneWorker:
         with self._lock:
             if self._closed:
                 raise RuntimeError(f"the worker {self._name} has been closed")
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():  # it has not begun, or its initializer failed
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
             self._lanes.setdefault(lane, deque()).append(work)

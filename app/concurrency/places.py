@@ -26,10 +26,12 @@ class FairPlaces:
     Args:
         limit: number of places.
         purpose: what the places are for, as the problem says it: "images are being fitted".
+        cause: name of the limit in metric and log.
     """
 
-    def __init__(self, limit: int, purpose: str) -> None:
+    def __init__(self, limit: int, purpose: str, *, cause: str) -> None:
         self._limit = limit
+        self._cause = cause
         self._purpose = purpose
         self._places: dict[Hashable, list[_Place]] = {}
 
@@ -76,8 +78,9 @@ class FairPlaces:
     def _make_room(self, client: Hashable) -> None:
         largest = max(self._places, key=lambda other: len(self._places[other]))
         if len(self._places[largest]) <= len(self._places.get(client, ())) + 1:
-            raise Overloaded(f"{self._limit} {self._purpose} already")
-        loss = Overloaded(f"{self._limit} {self._purpose}, and another client had fewer of them")
+            raise Overloaded(f"{self._limit} {self._purpose} already", cause=self._cause)
+        detail = f"{self._limit} {self._purpose}, and another client had fewer of them"
+        loss = Overloaded(detail, cause=self._cause)
         self._end(largest, self._places[largest][-1], loss)
 
     def _remove(self, client: Hashable, place: _Place) -> None:

@@ -12,8 +12,9 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from app.concurrency.places import FairPlaces
+from app.http.batch_exchange import BatchExchange
 from app.http.batch_lots import lot_reply
-from app.http.batch_replies import BatchExchange, BatchReply, Send, reply_type
+from app.http.batch_replies import BatchReply, Send, reply_type
 from app.http.bodies import ClientLeft, Receive, decoded_pieces, pieces
 from app.http.fitting import client_of
 from app.http.multipart import Chunks, chunks
@@ -49,7 +50,9 @@ class BatchHandler:
         self._scorer = scorer
         self._metrics = metrics
         self._settings = settings
-        self._places = FairPlaces(settings.batch_max_connections, "batch requests are being handled")
+        self._places = FairPlaces(
+            settings.batch_max_connections, "batch requests are being handled", cause="batch_places"
+        )
         self._stopping = False
         self.running = 0
 
@@ -58,7 +61,7 @@ class BatchHandler:
         if not self._stopping:
             self._stopping = True
             loop = asyncio.get_running_loop()
-            loop.call_later(SHUTDOWN_SECONDS, self._places.end_all, lambda: Overloaded(_STOPPING))
+            loop.call_later(SHUTDOWN_SECONDS, self._places.end_all, lambda: Overloaded(_STOPPING, cause="shutdown"))
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Handle one request. If a client disconnects or does not read its reply, the request ends without an error.
@@ -67,9 +70,9 @@ class BatchHandler:
             Problem: the request is rejected; nothing has been sent.
         """
         if self._stopping:
-            raise Overloaded(_STOPPING)
+            raise Overloaded(_STOPPING, cause="shutdown")
         if self._scorer.working >= self._settings.batch_max_requests:
-            raise Overloaded(f"{self._scorer.working} batch requests are being scored already")
+            raise Overloaded(f"{self._scorer.working} batch requests are being scored already", cause="batch_places")
         self.running += 1
         try:
             await self._handle(scope, receive, send)
@@ -91,6 +94,8 @@ class BatchHandler:
         except Problem as problem:
             if reply is None or not reply.begun:
                 raise
+            if problem.cause:
+                scope.get("facts", {})["cause"] = problem.cause
             await reply.fail(problem)
         except ClientLeft:
             raise

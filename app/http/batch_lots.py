@@ -8,8 +8,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from app.http.batch_exchange import BatchExchange
 from app.http.batch_replies import (
-    BatchExchange,
     BatchReply,
     JsonReply,
     NdjsonReply,

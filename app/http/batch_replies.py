@@ -7,14 +7,12 @@ import io
 import json
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
 
 import numpy as np
 
-from app.http.bodies import ClientLeft
+from app.http.batch_exchange import BatchExchange
 from app.http.negotiation import negotiate
 from app.problems import BodyTimeout, Problem
 from app.scoring.batch import BatchJob, ScoredChunk
@@ -26,38 +24,6 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 _MAX_UNSENT_BYTES = 32 * 1024 * 1024
 """Maximum number of bytes of an NDJSON reply that wait for the client. The lines of a body of 128 MiB have 16 MiB."""
 _READ = "Read the reply while you send the body, or send fewer images per request."
-
-
-@dataclass(frozen=True)
-class BatchExchange:
-    """A batch request and the limits on its client.
-
-    Attributes:
-        job: what is scored.
-        prefix: path prefix of links.
-        timeout: seconds that a client may pause.
-        min_bytes_per_second: minimum average rate at which a client must read its reply.
-    """
-
-    job: BatchJob
-    prefix: str
-    timeout: float
-    min_bytes_per_second: float
-
-    @asynccontextmanager
-    async def sending(self, size: int) -> AsyncIterator[None]:
-        """Raise `ClientLeft` if the client takes too long to read the remaining `size` bytes of its reply."""
-        try:
-            async with asyncio.timeout(self.timeout + size / self.min_bytes_per_second):
-                yield
-        except TimeoutError:
-            raise ClientLeft from None
-
-    def facts(self) -> dict[str, Any]:
-        """Return the members of the access log line."""
-        manifest, tally = self.job.rule.manifest, self.job.tally
-        counts = {"count": tally.count, "anomalous": tally.anomalous, "failed": tally.failed}
-        return {"model": manifest.name, "version": manifest.version, **counts, **stage_times(tally.seconds)[1]}
 
 
 class BatchReply(Protocol):

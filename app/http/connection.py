@@ -141,7 +141,7 @@ class Connection(HttpToolsProtocol):
             Overloaded: the number of connections is at its maximum.
         """
         if self._surplus and self.url not in _PROBES:
-            raise Overloaded(f"{self._max_connections} connections are open already")
+            raise Overloaded(f"{self._max_connections} connections are open already", cause="connections")
 
     def parse_problem(self, cause: BaseException | None) -> Problem:
         """Return the problem for a parser error and what one of the parser's callbacks raised, if one did."""

@@ -55,6 +55,11 @@ def problem_of(error: BaseException, request_id: str) -> Problem:
     return error
 
 
+def problem_facts(problem: Problem) -> dict[str, str]:
+    """Return the members of the access log line about a problem."""
+    return {"problem": problem.type, **({"cause": problem.cause} if problem.cause else {})}
+
+
 def add_handlers(app: FastAPI) -> None:
     """Make the framework answer every error by `answer_problem`."""
     app.add_exception_handler(Problem, _on_problem)
@@ -66,7 +71,7 @@ def add_handlers(app: FastAPI) -> None:
 async def _on_problem(request: Request, problem: Exception) -> Response:
     assert isinstance(problem, Problem)
     facts: dict[str, Any] = request.scope.get("facts", {})
-    facts["problem"] = problem.type
+    facts.update(problem_facts(problem))
     if request.method == "GET" and _prefers_html(request):
         return _page(request, problem)
     answer = answer_problem(problem, request.scope.get("request_id"))

@@ -31,7 +31,7 @@ class Fitter:
     def __init__(self, settings: Settings) -> None:
         self._max_pixels = settings.fit_max_pixels
         self._deadline = settings.deadline_ms / 1000
-        self._places = FairPlaces(settings.fit_max_waiting, "images are being fitted")
+        self._places = FairPlaces(settings.fit_max_waiting, "images are being fitted", cause="fit_places")
         self._worker = LaneWorker("fit")
 
     def place(self, scope: MutableMapping[str, Any]) -> AbstractContextManager[None]:
@@ -54,7 +54,7 @@ class Fitter:
                 work, lane = lambda: fit.fit(content, self._max_pixels), (client_of(scope), _is_large(content))
                 return await self._worker.run(work, lane)
         except TimeoutError:
-            raise DeadlineExceeded("the image was not fitted in time") from None
+            raise DeadlineExceeded("the image was not fitted in time", cause="fit_deadline") from None
 
     def close(self) -> None:
         """End the thread, once it has finished its image."""

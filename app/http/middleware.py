@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from app.http.auth import ApiKeys, is_public
 from app.http.bodies import ClientLeft, Receive
 from app.http.cors import Cors
-from app.http.errors import NOSNIFF, Answer, answer_problem, problem_of
+from app.http.errors import NOSNIFF, Answer, answer_problem, problem_facts, problem_of
 from app.http.hosts import Hosts
 from app.http.queries import LONGEST_QUERY
 from app.problems import HostNotAllowed, MalformedRequest, Problem, Unauthorized
@@ -155,7 +155,7 @@ class RequestMiddleware:
 
     def count_problem(self, problem: Problem) -> None:
         """Count a problem that the server has returned itself, because the request could not be parsed."""
-        self._metrics.problem(problem.type)
+        self._metrics.problem(problem.type, problem.cause or None)
 
     def _respond(self, request: _Request, respond: Respond, future: asyncio.Future[Reply]) -> None:
         if future.cancelled():
@@ -221,9 +221,7 @@ class RequestMiddleware:
     def _finish(self, request: _Request, route: str, status: int) -> None:
         seconds = time.perf_counter() - request.started
         self._metrics.request(route, status, seconds)
-        problem = request.facts.get("problem")
-        if problem is not None:
-            self._metrics.problem(problem)
+        self._metrics.problem(request.facts.get("problem"), request.facts.get("cause"))
         if route in _PROBES and status == 200:
             return  # several per second, without information
         self._log.write(
@@ -255,7 +253,7 @@ class RequestMiddleware:
 
     def _reject(self, error: BaseException, request: _Request) -> Answer:
         problem = problem_of(error, request.id)
-        request.facts["problem"] = problem.type
+        request.facts.update(problem_facts(problem))
         answer = answer_problem(problem, request.id)
         answer.headers.extend(self._extra(request))
         return answer

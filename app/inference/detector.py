@@ -21,6 +21,9 @@ STEP = 64
 GOLDEN_TOLERANCE = 1e-3
 """Maximum relative difference of a golden score: rounding depends on device and kernel, the verdict must not."""
 
+_NO_MEMORY = ("CUDA out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""Parts of error messages. TorchScript raises a plain RuntimeError for each error inside a module."""
+
 
 class DetectorError(Exception):
     """The module cannot be loaded, or does not reproduce its golden scores on this device."""
@@ -236,6 +239,10 @@ class Detector:
         rows = self._draw(images)
         return Pictures(rows["mse"], rows["planes"], rows["peak"], rows["reason"].astype(np.int8))
 
+    def score_alone(self, image: NDArray[np.uint8]) -> float:
+        """Return the score of one image, uint8 [1, 1, 28, 28]. It is the same each time. Errors as for `detect`."""
+        return float(self.score(image)[0][0])
+
     def warm_up(self, batch_sizes: Iterable[int]) -> float:
         """Score each batch size twice, because TorchScript optimises on the second call. Return the seconds taken."""
         started = time.perf_counter()
@@ -244,6 +251,11 @@ class Detector:
                 self.draw(np.zeros((size, 1, 28, 28), np.uint8))
                 self.score(np.zeros((size, 1, 28, 28), np.uint8))
         return time.perf_counter() - started
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether the memory of the device or of the process ran out."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in _NO_MEMORY)
 
 
 @contextmanager

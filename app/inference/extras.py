@@ -76,7 +76,7 @@ class ExtraVersions:
         """
         version = self.get(name, number) or await self._join_load((name, number))
         if version is None:
-            raise ModelUnavailable(f"{name}@{number} was rejected")
+            raise ModelUnavailable(f"{name}@{number} was rejected", cause="version_rejected")
         return version
 
     async def take(self, name: str, number: int) -> ModelVersion | None:
@@ -109,12 +109,13 @@ class ExtraVersions:
         if self._clock() < self._rejected_until.get(key, 0.0):
             return None
         if self._waiting >= self._max_waiting:
-            raise Overloaded(f"{self._waiting} requests wait for versions that are being loaded")
+            raise Overloaded(f"{self._waiting} requests wait for versions that are being loaded", cause="version_load")
         if key not in self._loads:
             if not self._has_room():
                 raise Overloaded(
                     f"{self._max_versions} versions besides the current ones are loaded or being loaded, and each stays"
-                    f" loaded for at least {RESIDENCE_SECONDS:g} s"
+                    f" loaded for at least {RESIDENCE_SECONDS:g} s",
+                    cause="version_places",
                 )
             self._loads[key] = load = asyncio.create_task(self._load_one(key))
             load.add_done_callback(lambda _: self._loads.pop(key))
@@ -123,7 +124,7 @@ class ExtraVersions:
             async with asyncio.timeout(self._deadline):
                 return await asyncio.shield(self._loads[key])
         except TimeoutError:
-            raise DeadlineExceeded("the version is still being loaded") from None
+            raise DeadlineExceeded("the version is still being loaded", cause="version_load") from None
         finally:
             self._waiting -= 1
 

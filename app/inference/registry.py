@@ -140,7 +140,7 @@ class Registry:
                 raise ModelNotFound(f"the model store has no version {number} of {name}")
             return version or await self.extras.load(name, int(number))
         if reference is None or name in self._rejected:
-            raise ModelUnavailable(f"the model {name} is not loaded")
+            raise ModelUnavailable(f"the model {name} is not loaded", cause="version_rejected")
         raise ModelNotFound(f"the model store has no model {name}")
 
     def problems(self) -> list[str]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from app.concurrency.batcher import HasFuture, MicroBatcher, Resolve
 from app.concurrency.lanes import LaneWorker
-from app.inference.detector import Detector
+from app.inference.detector import Detector, Pictures, is_out_of_memory
 from app.models.repository import Artifact
 from app.problems import InternalError
 from app.settings import Settings
@@ -169,6 +169,17 @@ class ModelVersion:
             detect = functools.partial(self.detector.draw, self._golden)
             await self._worker.run(functools.partial(self._count_failure, detect, 1), lane=self)
 
+    async def score_alone(self, pixels: memoryview) -> float:
+        """Return the score of one image of a batch request, uint8 [28, 28], in a forward pass of its own.
+
+        Raises:
+            InternalError: the model failed.
+        """
+        try:
+            return await self._worker.run(functools.partial(self.score_one, pixels), lane="batch")
+        except Exception:
+            raise InternalError from None
+
     async def _score_chunk(self, pixels: bytearray, since: float, *, draw: bool) -> ChunkScores:
         rest, parts = memoryview(pixels), list[ChunkScores]()
         while rest:
@@ -182,6 +193,11 @@ class ModelVersion:
         return parts[0] if len(parts) == 1 else _join(parts)
 
     # The following methods run in the inference thread.
+
+    def score_one(self, pixels: bytes | memoryview) -> float:
+        """Return the score of one image, uint8 [28, 28], in a forward pass of its own."""
+        image = np.frombuffer(bytearray(pixels), np.uint8).reshape(1, 1, 28, 28)
+        return self._count_failure(functools.partial(self.detector.score_alone, image), 1)
 
     def _run_batch(self, requests: list[ImageRequest], resolve: Resolve) -> None:
         detect = functools.partial(self._detect, requests)
@@ -203,10 +219,11 @@ class ModelVersion:
         images = np.frombuffer(pixels, np.uint8).reshape(-1, 1, 28, 28)
         planes, peak = _NO_PLANES, _NO_PEAKS
         if draw:
-            found = self.detector.draw(images)
+            found = _join_pictures(_within_memory(self.detector.draw, images))
             mse, codes, planes, peak = found.mse, found.reason, found.planes, found.peak
         else:
-            mse, codes = self.detector.score(images)
+            parts = _within_memory(self.detector.score, images)
+            mse, codes = np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
         reasons: list[str | None] = [None] * len(codes)
         for place in np.flatnonzero(codes).tolist():
             reasons[place] = self.manifest.reasons[codes[place] - 1]
@@ -215,7 +232,8 @@ class ModelVersion:
     def _detect(self, requests: list[ImageRequest]) -> list[Detection]:
         started = time.perf_counter()
         pixels = bytearray().join([request.image for request in requests])
-        found = self.detector.draw(np.frombuffer(pixels, np.uint8).reshape(len(requests), 1, 28, 28))
+        images = np.frombuffer(pixels, np.uint8).reshape(len(requests), 1, 28, 28)
+        found = _join_pictures(_within_memory(self.detector.draw, images))
         forward = time.perf_counter() - started
         reasons = (None, *self.manifest.reasons)
         rows = zip(requests, found.mse.tolist(), found.reason.tolist(), found.peak.tolist(), found.planes, strict=True)
@@ -223,6 +241,35 @@ class ModelVersion:
             Detection(mse, reasons[code], planes.tobytes(), peak, started - request.queued_at, forward)
             for request, mse, code, peak, planes in rows
         ]
+
+
+def _within_memory(detect: Callable[[NDArray[np.uint8]], Result], images: NDArray[np.uint8]) -> list[Result]:
+    """Return the results of N images in order; if memory runs out, halve the forward pass until one image is left.
+
+    `detect` may return fewer results than it is given images: then only its first part is used.
+    """
+    try:
+        return [detect(images)]
+    except (RuntimeError, MemoryError) as error:
+        if len(images) == 1 or not is_out_of_memory(error):
+            raise
+        _log.warning("out of memory: the forward pass is split", extra={"images": len(images)})
+    half = len(images) // 2
+    first = _within_memory(detect, images[:half])
+    if sum(map(_count, first)) < half:
+        return first
+    return [*first, *_within_memory(detect, images[half:])]
+
+
+def _count(found: Any) -> int:
+    return len(found.mse if isinstance(found, Pictures) else found[0])
+
+
+def _join_pictures(parts: Sequence[Pictures]) -> Pictures:
+    if len(parts) == 1:
+        return parts[0]
+    names = ("mse", "planes", "peak", "reason")
+    return Pictures(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 def _join(parts: Sequence[ChunkScores]) -> ChunkScores:

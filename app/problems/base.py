@@ -15,6 +15,7 @@ class Problem(Exception):
     Args:
         detail: the cause in this request, without internal details.
         hint: what the client can do. Default: the hint of the class.
+        cause: name of the cause in metric and log, for a 503 or 504: one of `app.telemetry.metrics.CAUSES`.
     """
 
     status = 500
@@ -22,12 +23,15 @@ class Problem(Exception):
     title = "Internal error"
     hint = "Try again. If the error persists, report the request id to the operator."
     retry_after: int | None = None
+    cause = ""
     closes_connection = False
     """Whether the connection is closed, because the rest of the request body is not read."""
 
-    def __init__(self, detail: str = "", *, hint: str | None = None) -> None:
+    def __init__(self, detail: str = "", *, hint: str | None = None, cause: str = "") -> None:
         super().__init__(detail)
         self.detail = detail
+        if cause:
+            self.cause = cause
         if hint is not None:
             self.hint = hint
 
@@ -234,6 +238,7 @@ class StoreUnavailable(Problem):
     """The reconstruction store does not reply. Scores are still returned, without ids."""
 
     status, type, title = 503, "/problems/store-unavailable", "The reconstruction store is not available"
+    cause = "store_read"
     hint = "Try again after the seconds in Retry-After."
     retry_after = 5
 

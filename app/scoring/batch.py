@@ -66,11 +66,12 @@ class ScoredChunk:
 
 @dataclass
 class Tally:
-    """Totals of a batch request so far: items, and seconds in each of `STAGES`."""
+    """Totals of a batch request so far: items, items whose record was dropped, and seconds in each of `STAGES`."""
 
     count: int = 0
     anomalous: int = 0
     failed: int = 0
+    without_id: int = 0
     seconds: list[float] = field(default_factory=lambda: [0.0] * len(STAGES))
 
     def add(self, scored: ScoredChunk) -> None:
@@ -173,6 +174,12 @@ class BatchScorer:
             for index in np.flatnonzero(~finite).tolist():
                 chunk.problems[valid[index]] = InternalError("the model returned a score that is not finite")
             scores[~finite] = math.nan
+        for index in job.rule.near(scores):
+            pixels = memoryview(chunk.pixels)[784 * index : 784 * (index + 1)]
+            try:
+                scores[index] = await job.version.score_alone(pixels)
+            except InternalError as problem:
+                chunk.problems[valid[index]], scores[index], finite[index] = problem, math.nan, False
         mses = scores.tolist()
         unguarded = np.fromiter((reason is None for reason in found.reasons), bool, len(found.reasons))
         self._validity.add(job.version, scores[finite & unguarded])
@@ -202,4 +209,7 @@ class BatchScorer:
                 continue
             reply = job.rule.reply(verdict, id, self.prefix)
             records.append(Record(reply, found.planes[place].tobytes(), float(found.peak[place]), id, job.owner))
-        return ids if await self._reconstructions.stored(records) else [None] * len(ids)
+        if await self._reconstructions.stored(records):
+            return ids
+        job.tally.without_id += len(records)
+        return [None] * len(ids)

@@ -138,6 +138,12 @@ class Scorer:
         A score that is not finite becomes an `InternalError`.
         """
         began = time.perf_counter()
+        detections = [
+            detection._replace(mse=version.score_one(request.image))
+            if request.rule.is_near(detection.mse)
+            else detection
+            for request, detection in zip(requests, detections, strict=True)
+        ]
         places = [place for place, detection in enumerate(detections) if math.isfinite(detection.mse)]
         self._validity.add(version, [detections[place].mse for place in places if detections[place].reason is None])
         p_values = version.calibration.p_values([detections[place].mse for place in places])
@@ -189,6 +195,8 @@ class Scorer:
                 "mse": document["mse"],
                 **logged,
             }
+            if not stored:
+                facts["without_id"] = 1
             results[place] = Reply(body, timing, facts)
         self._count(size, batch, store_seconds)
         return results

@@ -159,8 +159,9 @@ class Reconstructions:
                 as dropped. A slow store may have stored them nevertheless.
         """
         put = _Put(len(records), on_stored)
-        if not self._admit(put):
-            self._metrics.reconstructions_dropped.inc(put.size)
+        cause = self._admit(put)
+        if cause is not None:
+            self._drop(put.size, cause)
             on_stored(False)
             return
         self._worker.submit(functools.partial(self._write, put, records))
@@ -223,20 +224,26 @@ class Reconstructions:
         self._worker.submit(self._close)
         return await asyncio.to_thread(self._worker.close, timeout)
 
-    def _admit(self, put: _Put) -> bool:
+    def _drop(self, size: int, cause: str) -> None:
+        self._metrics.reconstructions_dropped.inc(size)
+        self._metrics.degraded(cause, size)
+
+    def _admit(self, put: _Put) -> str | None:
+        """Return why the records are dropped, or None."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
         with self._lock:
             now = self._clock()
-            full = self._waiting > 0 and self._waiting + put.size > self._max_waiting
-            if full or (self._down and now < self._retry_at):
-                return False
+            if self._down and now < self._retry_at:
+                return "store_down"
+            if self._waiting > 0 and self._waiting + put.size > self._max_waiting:
+                return "store_full"
             # While the store is down, this write is the probe.
             self._retry_at = now + _RETRY_SECONDS
             self._used_at = now
             self._waiting += put.size
         self._puts.begin(put, self._loop)
-        return True
+        return None
 
     def _expire(self, put: _Put) -> None:
         put.expired = True
@@ -258,7 +265,7 @@ class Reconstructions:
             self._waiting -= put.size
         self._note(error)
         if error is not None:
-            self._metrics.reconstructions_dropped.inc(put.size)
+            self._drop(put.size, "store_slow" if isinstance(error, TimeoutError) else "store_down")
         put.on_stored(error is None)
 
     def _close(self) -> None:

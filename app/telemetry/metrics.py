@@ -23,6 +23,12 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 _MSE = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 4.0)
 _ALERTED_PROBLEMS = ("overloaded", "internal-error", "deadline-exceeded", "model-unavailable")
 """Exported from the start: a rate needs the value before the first problem."""
+CAUSES = (
+    "queue", "deadline", "fit_places", "fit_deadline", "batch_places", "version_places", "version_load",
+    "version_rejected", "version_retired", "connections", "shutdown", "store_read",
+    "store_down", "store_slow", "store_full",
+)  # fmt: skip
+"""Causes of a 503 or 504, and, the last three, of a score without an id."""
 STAGES = ("decode", "queue", "forward", "store")
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _TIMING = ", ".join(f"{stage};dur=%.3f" for stage in STAGES)
@@ -65,6 +71,11 @@ class Metrics:
         self._verdicts = self._counter("anomaly_scores", "Images scored.", "model", "verdict")
         self._mse = self._histogram("anomaly_score_mse", "Anomaly scores.", _MSE, "model")
         self._forward_images = self._histogram("anomaly_forward_pass_images", "Images per forward pass.", _SIZES)
+        self._degraded = self._counter(
+            "anomaly_degraded", "Requests that a limit ended with 503 or 504, and scores without an id.", "cause"
+        )
+        for cause in CAUSES:
+            self._degraded.labels(cause)
         self.reconstructions_dropped = self._counter(
             "anomaly_reconstructions_dropped", "Scores without an id because the reconstruction store failed."
         )
@@ -132,9 +143,16 @@ class Metrics:
         children[0].inc()
         children[1].observe(seconds)
 
-    def problem(self, type: str) -> None:
-        """Count one request that was answered with a problem."""
-        self._problems.labels(type.rpartition("/")[2]).inc()
+    def problem(self, type: str | None, cause: str | None = None) -> None:
+        """Count one request that was answered with a problem, and its cause. None is not counted."""
+        if type is not None:
+            self._problems.labels(type.rpartition("/")[2]).inc()
+        self.degraded(cause)
+
+    def degraded(self, cause: str | None, count: int = 1) -> None:
+        """Count requests, or scores without an id, by one of `CAUSES`. None is not counted."""
+        if cause is not None:
+            self._degraded.labels(cause).inc(count)
 
     def forward_passes(self, sizes: Iterable[int]) -> None:
         """Count forward passes by their number of images."""

@@ -15,6 +15,9 @@ from app.concurrency.lanes import LaneWorker
 from app.problems import DeadlineExceeded, InternalError, ModelUnavailable, Overloaded
 from tests.waiting import until
 
+pytestmark = pytest.mark.timeout(60)
+"""A broken batcher fails a test instead of blocking the test run."""
+
 
 class Item(int):
     """An integer with the future of its result."""
@@ -108,7 +111,7 @@ def test_no_caller_ever_gets_anothers_answer(
         assert not batcher._deadlines
         worker.close()
 
-    asyncio.run(scenario())
+    asyncio.run(asyncio.wait_for(scenario(), 30))
 
 
 async def test_what_waits_goes_together(worker: LaneWorker) -> None:

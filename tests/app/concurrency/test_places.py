@@ -16,7 +16,7 @@ class Crowd:
     """Tasks that hold places until they are released."""
 
     def __init__(self, limit: int) -> None:
-        self.places = FairPlaces(limit, "images are being fitted")
+        self.places = FairPlaces(limit, "images are being fitted", cause="fit_places")
         self.released = asyncio.Event()
 
     async def hold(self, client: str) -> str:

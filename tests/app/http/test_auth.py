@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import tempfile
 import timeit
 from collections import Counter
@@ -288,3 +289,41 @@ def test_the_process_refuses_to_start_without_its_keys(make_server: Callable[...
     assert server.process is not None
     assert server.process.wait(30) == 2
     assert server.log().strip() == "cannot start: the file of the API keys cannot be read"
+
+
+async def test_the_public_paths_are_these(make_settings: Callable[..., Settings], keys_file: Path) -> None:
+    """The list is written here a second time, so that no path becomes public by a mistake in the first one."""
+    public = {"/", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/problems", "/page/page.js"}
+    protected = {
+        "/score",
+        "/score/batch",
+        "/models",
+        "/models/zero",
+        "/reconstruction/a",
+        "/none",
+        "/docs/",
+        "/page",
+    }
+    async with running(make_settings(api_keys_file=keys_file)) as client:
+        documented = client.app.framework.openapi()["paths"]  # type: ignore[attr-defined]
+        open_paths = {
+            path for path, methods in documented.items() for each in methods.values() if "security" not in each
+        }
+        assert {path for path in open_paths if not path.startswith(("/page/", "/problems/"))} <= public
+        for path in public | protected:
+            assert ((await client.get(path)).status_code != 401) is (path in public), path
+
+
+def test_changed_keys_are_logged_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The log line about new keys contains the names, and no digest."""
+    now, path = [0.0], tmp_path / "keys"
+    digests = [hashlib.sha256(key).hexdigest() for key in (b"one", b"two")]
+    path.write_text(f"{digests[0]} first\n")
+    keys = ApiKeys(path, clock=lambda: now[0])
+    path.write_text(f"{digests[1]} second\n{digests[0]} first\n")
+    now[0] += 60
+    with caplog.at_level(logging.WARNING):
+        assert keys.owner(b"two") == "second"
+    (record,) = caplog.records
+    assert (record.getMessage(), record.names) == ("API keys changed", ["first", "second"])  # type: ignore[attr-defined]
+    assert digests[0] not in str(vars(record))

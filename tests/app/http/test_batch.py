@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from app.http.batch_replies import BatchExchange, JsonReply
+from app.http.batch_exchange import BatchExchange
+from app.http.batch_replies import JsonReply
 from app.http.bodies import ClientLeft, pieces
 from app.http.multipart import chunks
 from app.http.npy import array_header
@@ -553,6 +554,10 @@ class Counting:
         found = self._detector.score(images)
         self.calls.append(("chunk", len(found[0])))
         return found
+
+    def score_alone(self, image: np.ndarray) -> float:
+        """Score an image near the threshold again."""
+        return self._detector.score_alone(image)
 
     def draw(self, images: np.ndarray) -> Any:
         """Score a micro-batch."""

@@ -52,10 +52,10 @@ def sixteen_bit_rgb(*extra: bytes) -> bytes:
     return pngs.SIGNATURE + pngs.header(depth=16, colour=2) + b"".join(extra) + pixels + pngs.chunk(b"IEND")
 
 
-def deep(samples: np.ndarray, colour: int = 0) -> bytes:
+def deep(samples: np.ndarray, colour: int = 0, *extra: bytes) -> bytes:
     """Return a 16-bit PNG of samples [28, 28 times the samples per pixel]."""
     content = pngs.chunk(b"IDAT", pngs.rows(samples.astype(">u2")))
-    return pngs.SIGNATURE + pngs.header(depth=16, colour=colour) + content + pngs.chunk(b"IEND")
+    return pngs.SIGNATURE + pngs.header(depth=16, colour=colour) + b"".join(extra) + content + pngs.chunk(b"IEND")
 
 
 def off_by_one() -> Image.Image:

@@ -13,7 +13,7 @@ import torch
 
 from app.inference.detector import Detector, DetectorError, _compare_scores, torchscript_allowed
 from app.inference.device import DeviceError, choose_device
-from app.models.repository import Artifact, Repository
+from app.models.repository import Artifact, Golden, Repository
 from app.process import release_free_memory
 from tests.conftest import MODEL_STORE
 
@@ -175,11 +175,14 @@ def test_devices_are_chosen_by_what_cuda_has(monkeypatch: pytest.MonkeyPatch) ->
             choose_device(wanted)
 
 
-def test_golden_scores_near_zero_are_compared_absolutely(artifact: Artifact) -> None:
-    """A golden score of 0 tolerates a difference of 1e-9, the rounding of a score, and not one of 1e-8."""
-    golden = replace(artifact.golden, mse=np.zeros_like(artifact.golden.mse))
-    _compare_scores("zero@1", golden, golden.mse + np.float32(9e-10))
-    _compare_scores("zero@1", golden, golden.mse - np.float32(9e-10))
-    for difference in (2e-9, -2e-9):
-        with pytest.raises(DetectorError, match=r"golden scores differ by up to 0\.002 relative"):
-            _compare_scores("zero@1", golden, golden.mse + np.float32(difference))
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-5])
+def test_golden_scores_near_zero_are_compared_relatively(scale: float) -> None:
+    """A difference of 1 % rejects a version, also if its scores are so small that the difference is below 0.001."""
+    golden = Golden(
+        np.zeros((2, 1, 28, 28), np.uint8), np.array([scale, 2 * scale], np.float32), np.zeros(0, np.float32)
+    )
+    _compare_scores("small@1", golden, golden.mse)
+    _compare_scores("small@1", golden, golden.mse * np.float32(1.0005))
+    for wrong in (golden.mse * np.float32(1.01), golden.mse * np.float32(0.99), golden.mse * np.float32(np.nan)):
+        with pytest.raises(DetectorError, match="golden scores differ"):
+            _compare_scores("small@1", golden, wrong)
