@@ -61,13 +61,14 @@ def files() -> dict[str, File]:
     }
 
 
-def model_card(name: str, version: int, card: str) -> bytes:
+def model_card(name: str, version: int, card: str, status: str | None = None) -> bytes:
     """Render a model card as an HTML page for `/models/{name}`.
 
     Args:
         name: of the model.
         version: the version whose card it is.
         card: Markdown. HTML in it is escaped, and pictures are taken from the report of the version.
+        status: whether images still score like the calibration images, in words; None if it is not known.
     """
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = markdown.parse(card)
@@ -76,6 +77,10 @@ def model_card(name: str, version: int, card: str) -> bytes:
         if token.type == "image" and isinstance(source, str) and "/" not in source:
             token.attrs["src"] = f"{name}/versions/{version}/report/{source}"
     body = _arranged(markdown.renderer.render(tokens, markdown.options, {}), html.escape(name))
+    if status is not None:
+        line = f'<p>Calibration: <a href="{html.escape(name)}/validity">{html.escape(status)}</a></p>\n'
+        head, heading, rest = body.partition("<h2>")
+        body = head + line + heading + rest
     body = body.replace("<table>", '<div class="wide" tabindex="0" role="group" aria-label="Table"><table>')
     body = body.replace("</table>", "</table></div>")
     # Markdown requires a table head, and screen readers announce an empty head cell.

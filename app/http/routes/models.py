@@ -13,6 +13,7 @@ from app.http.dependencies import Services, ServicesDep, problem_responses, prot
 from app.http.negotiation import negotiate
 from app.http.schemas import CalibrationView, ModelList, ModelSummary, OperatingPoint, ScoreHistogram, VersionNumber
 from app.inference.registry import Registry
+from app.inference.version import ModelVersion
 from app.models.calibration import Calibration
 from app.models.manifest import Manifest
 from app.models.repository import RepositoryError
@@ -44,7 +45,8 @@ async def model(name: str, request: Request, services: ServicesDep) -> Response:
     With `Accept: text/html`, which browsers send, the reply is the model card as a page.
     """
     media_type = negotiate(request.scope["headers"], ("application/json", "text/html"))
-    manifest = (await services.registry.select(_known(services, name))).manifest
+    version = await services.registry.select(_known(services, name))
+    manifest = version.manifest
     vary = {"vary": "accept"}
     if media_type == "application/json":
         return Response(manifest.model_dump_json(), media_type=media_type, headers=vary)
@@ -53,7 +55,8 @@ async def model(name: str, request: Request, services: ServicesDep) -> Response:
         card = content.decode()
     except (RepositoryError, UnicodeDecodeError):
         raise NotFound("the version has no model card") from None
-    page = await asyncio.to_thread(pages.model_card, manifest.name, manifest.version, card)
+    status = await _status(services, version)
+    page = await asyncio.to_thread(pages.model_card, manifest.name, manifest.version, card, status)
     return Response(page, media_type="text/html", headers={**pages.HEADERS, **vary})
 
 
@@ -87,6 +90,15 @@ async def validity(name: str, services: ServicesDep) -> Validity:
         return await services.validity.report(version)
     except StoreError:
         raise StoreUnavailable("the store cannot look up the scores now") from None
+
+
+async def _status(services: Services, version: ModelVersion) -> str | None:
+    """Describe the validity of a version in a few words; None if the store does not reply."""
+    try:
+        found = await services.validity.report(version)
+    except StoreError:
+        return None
+    return f"{found.status} after {found.images:,} images (p = {found.p_value:.2g})"
 
 
 _RATES = sorted(

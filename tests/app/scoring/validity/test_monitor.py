@@ -79,6 +79,13 @@ async def test_a_change_is_reported(client: httpx.AsyncClient, caplog: pytest.Lo
     await until(lambda: b'validity_changed{model="zero-article"} 1.0' in services(client).metrics.exposition())
 
 
+async def test_the_model_card_has_the_status(client: httpx.AsyncClient) -> None:
+    """The card as a page contains the status and a link to the figures."""
+    await bulk(client, digits(3))
+    page = (await client.get("/models/zero-article", headers={"accept": "text/html"})).text
+    assert '<a href="zero-article/validity">valid after 3 images (p = ' in page
+
+
 async def test_only_anomalies_are_watched(client: httpx.AsyncClient) -> None:
     """If nearly all images are anomalous, no image is left to compare, and the status is not `valid`."""
     monitor, version = services(client).validity, version_of(client)
