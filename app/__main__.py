@@ -126,7 +126,7 @@ def _serve(settings: Settings, sockets: list[socket.socket], *, interruptible: b
         factory=True,
         workers=settings.workers,
         http="app.http.server:ServerProtocol",
-        loop=f"app.http.accepting:{'make_loop' if settings.workers == 1 else 'make_shared_loop'}",
+        loop="app.http.accepting:make_loop" if settings.workers == 1 else "auto",
         limit_concurrency=settings.max_connections,
         backlog=_BACKLOG,
         ws="none",

@@ -2,6 +2,9 @@
 
 uvloop accepts one connection per event-loop iteration. Under load an iteration takes a tenth of a second and more, so a
 burst of new connections would keep a health check waiting for seconds.
+
+Only a process that listens alone uses this event loop. Of several workers that share a socket, the quickest would take
+all connections, while uvloop's own listener spreads them.
 """
 
 from __future__ import annotations
@@ -15,9 +18,7 @@ from typing import Any
 _log = logging.getLogger(__name__)
 
 _ACCEPTED_TOGETHER = 64
-"""Maximum number of connections that are accepted per event-loop iteration by a process that listens alone."""
-_SHARED = 4
-"""The same for a process that shares its sockets: it must not take all connections of a burst."""
+"""Maximum number of connections that are accepted per event-loop iteration."""
 _PAUSE_SECONDS = 1.0
 """Time without accepting after the process has run out of file descriptors."""
 
@@ -30,7 +31,6 @@ class Acceptor:
         factory: makes the protocol of a connection.
         listener: bound; it listens from here on.
         backlog: maximum number of connections that wait to be accepted.
-        together: maximum number of connections accepted per event-loop iteration.
 
     Raises:
         OSError: another process listens on the address.
@@ -43,12 +43,10 @@ class Acceptor:
         listener: socket.socket,
         *,
         backlog: int,
-        together: int = _ACCEPTED_TOGETHER,
     ) -> None:
         self._loop = loop
         self._factory = factory
         self._listener: socket.socket | None = listener
-        self._together = together
         self._tasks: set[asyncio.Task[Any]] = set()
         self._pause: asyncio.TimerHandle | None = None
         self.sockets = (listener,)
@@ -73,7 +71,7 @@ class Acceptor:
     def _accept(self) -> None:
         if self._listener is None:
             return
-        for _ in range(self._together):
+        for _ in range(_ACCEPTED_TOGETHER):
             try:
                 connection, _ = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -100,12 +98,8 @@ class Acceptor:
             connection.close()  # the client has disconnected already
 
 
-def make_loop(*, shared: bool = False) -> asyncio.AbstractEventLoop:
-    """Return an event loop whose `create_server` accepts by `Acceptor`; asyncio's own loop if uvloop is missing.
-
-    Args:
-        shared: whether other processes accept connections of the same sockets.
-    """
+def make_loop() -> asyncio.AbstractEventLoop:
+    """Return an event loop whose `create_server` accepts by `Acceptor`; asyncio's own loop if uvloop is missing."""
     try:
         import uvloop
     except ImportError:
@@ -116,12 +110,6 @@ def make_loop(*, shared: bool = False) -> asyncio.AbstractEventLoop:
             listener = named.get("sock")
             if listener is None or named.get("ssl") is not None:
                 return await super().create_server(protocol_factory, *given, **named)
-            together = _SHARED if shared else _ACCEPTED_TOGETHER
-            return Acceptor(self, protocol_factory, listener, backlog=named.get("backlog", 100), together=together)
+            return Acceptor(self, protocol_factory, listener, backlog=named.get("backlog", 100))
 
     return Loop()
-
-
-def make_shared_loop() -> asyncio.AbstractEventLoop:
-    """Return the event loop of a worker: `make_loop` with `shared`."""
-    return make_loop(shared=True)
