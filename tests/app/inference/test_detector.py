@@ -186,3 +186,13 @@ def test_golden_scores_near_zero_are_compared_relatively(scale: float) -> None:
     for wrong in (golden.mse * np.float32(1.01), golden.mse * np.float32(0.99), golden.mse * np.float32(np.nan)):
         with pytest.raises(DetectorError, match="golden scores differ"):
             _compare_scores("small@1", golden, wrong)
+
+
+def test_golden_scores_near_zero_are_compared_absolutely(artifact: Artifact) -> None:
+    """A golden score of 0 tolerates a difference of 1e-9, the rounding of a score, and not one of 1e-8."""
+    golden = replace(artifact.golden, mse=np.zeros_like(artifact.golden.mse))
+    _compare_scores("zero@1", golden, golden.mse + np.float32(9e-10))
+    _compare_scores("zero@1", golden, golden.mse - np.float32(9e-10))
+    for difference in (2e-9, -2e-9):
+        with pytest.raises(DetectorError, match=r"golden scores differ by up to 0\.002 relative"):
+            _compare_scores("zero@1", golden, golden.mse + np.float32(difference))
