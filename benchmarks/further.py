@@ -188,7 +188,7 @@ def section(found: dict[str, Any]) -> str:
     whole, foreign = found["digits"], found["uci"]
     return f"""## The shipped model `zero`, beyond the benchmark
 
-Written by `python -m benchmarks.further`, in %, for `zero@{found["version"]}`; nothing was chosen on these images.
+Written by `python -m benchmarks.further`, in %, for `zero@{found["version"]}`. Nothing was chosen on these images.
 *Equal rates*: the threshold is the score that 1 % or 5 % of the normal images of the same row exceed, so that a row
 with a higher false-positive rate has no advantage. Defects are on all {whole["normal"]:,} zeros of MNIST's test file
 (seed 0). UCI: {foreign["normal"]:,} zeros and {foreign["anomalous"]:,} other digits; {foreign["refused"]:,} refused.
