@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from app.images.prepare import prepared_pixels
 from app.models.manifest import Preparation
-from examples.washers import DEFECTS, washer
+from benchmarks.washers import DEFECTS, washer
 
 _CELL, _GAP = 112, 8
 _PREPARATION = Preparation(fit="resize", invert=True)

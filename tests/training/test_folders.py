@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from anomaly import image_files
+from app.models.manifest import STRICT
 from tests.conftest import EXAMPLES
 from training.commands.console import print_ignored
 from training.data import folders
 from training.data.dataset import DataError
+from training.data.pictures import read_folder
 
 NAMES = (
     "a.png", "B.PNG", "é.Png", "._a.png", ".DS_Store", ".hidden.png", "Thumbs.db", "desktop.ini", "Icon\r", "note.txt",

@@ -16,7 +16,7 @@ from app.inference.detector import Detector
 from app.models.manifest import STRICT, Preparation
 from app.models.repository import Repository
 from app.settings import Settings
-from examples.washers import DEFECTS, washer, write
+from benchmarks.washers import DEFECTS, washer, write
 from tests.conftest import running
 from tests.requests import assert_problem
 from tests.training.commands import run

@@ -1,6 +1,6 @@
 """Draw photos of washers on a bright table: material to try `anomaly train --fit resize` with.
 
-`python examples/washers.py FOLDER` writes JPEG files of different sizes into `FOLDER/normal`, `FOLDER/new` (more normal
+`python benchmarks/washers.py FOLDER` writes JPEG files of different sizes to `FOLDER/normal`, `FOLDER/new` (more normal
 washers) and `FOLDER/odd` (defects). Place, size, rotation, light, grain and quality vary as in real photos.
 """
 
