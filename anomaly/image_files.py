@@ -1,6 +1,7 @@
 """The rule that decides which files of a folder are images to score. Imports the standard library only.
 
-An image is a file that is named `*.png`, in upper or lower case. Ignored are:
+An image is a file that is named `*.png`, in upper or lower case; if images are prepared before they are scored, also
+`*.jpg`, `*.jpeg` and `*.webp`. Ignored are:
 
 * hidden files and folders (`.DS_Store`, `._a.png`) and those of the system (`Thumbs.db`, `__MACOSX`),
 * symbolic links to folders, because a link may lead in a circle,
@@ -20,7 +21,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-SUFFIX = ".png"
+PNG_ONLY = frozenset((".png",))
+"""Suffixes of images that are scored as they are."""
+PREPARED = PNG_ONLY | {".jpg", ".jpeg", ".webp"}
+"""Suffixes of images that are prepared before they are scored."""
 _OTHER_FORMATS = frozenset(
     (".avif", ".bmp", ".gif", ".heic", ".heif", ".jpeg", ".jpg", ".jxl", ".tif", ".tiff", ".webp")
 )  # fmt: skip
@@ -43,12 +47,12 @@ class Kind(Enum):
     LINKED_FOLDER = ("link to a folder", "links to folders")
 
 
-def kind_of_name(name: str) -> Kind | None:
-    """Return why a file of this name is ignored, or None if it is an image."""
+def kind_of_name(name: str, suffixes: frozenset[str] = PNG_ONLY) -> Kind | None:
+    """Return why a file of this name is ignored, or None if it is an image with one of the suffixes."""
     if is_hidden(name):
         return Kind.HIDDEN
     suffix = Path(name).suffix.lower()
-    if suffix == SUFFIX:
+    if suffix in suffixes:
         return None
     return Kind.OTHER_FORMAT if suffix in _OTHER_FORMATS else Kind.OTHER
 
@@ -90,8 +94,8 @@ class Found:
         self.links += other.links
 
 
-def search(folder: Path) -> Found:
-    """Find the images of a folder and its subfolders."""
+def search(folder: Path, suffixes: frozenset[str] = PNG_ONLY) -> Found:
+    """Find the images of a folder and its subfolders that have one of the suffixes."""
     found = Found()
     folders = [str(folder)]
     while folders:
@@ -99,7 +103,7 @@ def search(folder: Path) -> Found:
         try:
             with os.scandir(where) as entries:
                 for entry in entries:
-                    _sort_in(entry, found, folders)
+                    _sort_in(entry, found, folders, suffixes)
         except OSError:
             found.unreadable.append(Path(where))
     found.images.sort()
@@ -108,7 +112,7 @@ def search(folder: Path) -> Found:
     return found
 
 
-def _sort_in(entry: os.DirEntry[str], found: Found, folders: list[str]) -> None:
+def _sort_in(entry: os.DirEntry[str], found: Found, folders: list[str], suffixes: frozenset[str]) -> None:
     if _is(entry.is_dir, otherwise=False):
         if is_hidden(entry.name):
             found.ignored[Kind.HIDDEN_FOLDER] += 1
@@ -117,7 +121,7 @@ def _sort_in(entry: os.DirEntry[str], found: Found, folders: list[str]) -> None:
             found.links.append(Path(entry.path))
         else:
             folders.append(entry.path)
-    elif (kind := kind_of_name(entry.name)) is not None:
+    elif (kind := kind_of_name(entry.name, suffixes)) is not None:
         found.ignored[kind] += 1
     elif _is(entry.is_file, otherwise=True) or _is_dangling(entry):
         found.images.append(Path(entry.path))

@@ -18,6 +18,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from benchmarks import further
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmark.md"
@@ -105,6 +107,7 @@ that published methods usually learn from all of the digit's training images.{ex
 {operating(rows)}
 {seeds(rows)}{effort(rows)}
 
+{further.section(read("further.json"))}
 ## Beside what is published
 
 {beside(rows, published)}

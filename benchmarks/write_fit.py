@@ -145,8 +145,11 @@ def _cells(found: Outcome) -> str:
     return " | ".join(f"{part} of {whole}" for part, whole in pairs)
 
 
+_REFUSALS_HEAD = "| scene without one whole digit | refused | reasons |"
+
+
 def _refusals(outcomes: dict[str, Outcome], count: int) -> Iterator[str]:
-    yield "| scene without one whole digit | refused | reasons |"
+    yield _REFUSALS_HEAD
     yield "| --- | ---: | --- |"
     for name in REFUSALS:
         found = outcomes[name]
@@ -168,15 +171,25 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, help="folder with MNIST's files")
     parser.add_argument("--per-kind", type=int, default=100, help="number of zeros, and of other digits")
     parser.add_argument("--jobs", type=int, default=1, help="number of processes")
+    parser.add_argument(
+        "--only-refusals", action="store_true", help="measure the scenes without one whole digit, and write their table"
+    )
     parser.add_argument("--model-store", type=Path, default=ROOT / "model_store")
     arguments = parser.parse_args()
     data, count = load("mnist", arguments.data_dir), arguments.per_kind
     images, labels = data.images[data.test_start or 0 :], data.labels[data.test_start or 0 :]
     zeros, others = images[labels == 0][:count], images[labels != 0][:count]
     measured = partial(_measured, store=arguments.model_store, zeros=zeros, others=others)
-    names = [*SCENES, *REFUSALS]
+    names = [*REFUSALS] if arguments.only_refusals else [*SCENES, *REFUSALS]
     with ProcessPoolExecutor(arguments.jobs) as processes:
         outcomes = dict(zip(names, processes.map(measured, names), strict=True))
+    if arguments.only_refusals:
+        rows = "\n".join(_refusals(outcomes, count))
+        PAGE.write_text(
+            re.sub(rf"{re.escape(_REFUSALS_HEAD)}.*?(?=\n\n)", lambda _: rows, PAGE.read_text(), flags=re.DOTALL)
+        )
+        print(rows)
+        return
     text = "\n".join(
         [
             f"{count} zeros and {count} other digits, the first of MNIST's test file, in each scene; seed {SEED}.",

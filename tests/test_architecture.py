@@ -47,7 +47,7 @@ def imports_of(path: Path) -> set[str]:
         ("prometheus_client", {"app.telemetry.metrics"}),
         (
             "PIL",
-            {f"app.images.{name}" for name in ("png", "background", "reading", "fit", "pictures")},
+            {f"app.images.{name}" for name in ("png", "background", "reading", "fit", "pictures", "resize")},
         ),
     ],
 )

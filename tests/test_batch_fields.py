@@ -63,7 +63,8 @@ async def test_the_same_value_in_both_places_is_accepted(client: httpx.AsyncClie
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
-        ([field("fit", "mnist")], ["`fit`", "alpha, model, store"]),
+        ([field("include", "reconstruction")], ["`include`", "alpha, fit, model, store"]),
+        ([field("fit", "mnist")], ["fit", "'strict'"]),
         ([field("alpha", "big")], ["alpha"]),
         ([field("alpha", "0.1"), field("alpha", "0.1")], ["`alpha`", "twice"]),
         ([field("model", "x" * 2000)], ["`model`", "1024"]),

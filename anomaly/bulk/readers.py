@@ -21,7 +21,8 @@ from anomaly.bulk.inputs import Piece, Unit, kind_of
 from anomaly.bulk.locations import Location
 from anomaly.bulk.rows import BLOCK, PIXELS, BlockBuilder, Refusal, block
 from anomaly.image_files import is_hidden
-from app.images import fit, png
+from app.images.prepare import prepared_pixels
+from app.models.manifest import Preparation
 from app.problems import BodyTooLarge, EmptyBody, MalformedArray, Problem, WrongArray
 
 UNREADABLE = "unreadable-file"
@@ -45,14 +46,14 @@ class Reader:
     Attributes:
         source: the input.
         column: column of the images in Parquet files.
-        fit: `strict` or `mnist`.
+        preparation: how an image becomes the pixels that the model judges.
         max_bytes: maximum number of bytes of an encoded image.
         max_pixels: maximum number of pixels of an image with `mnist`.
     """
 
     source: Location
     column: str
-    fit: str
+    preparation: Preparation
     max_bytes: int
     max_pixels: int
 
@@ -112,7 +113,7 @@ class Reader:
         try:
             if len(content) > self.max_bytes:
                 raise BodyTooLarge(f"the image has more than {self.max_bytes} bytes")
-            return png.decode(content) if self.fit == "strict" else fit.fit(content, self.max_pixels).pixels
+            return prepared_pixels(content, self.preparation, self.max_pixels)
         except Problem as problem:
             return Refusal.of(problem)
 

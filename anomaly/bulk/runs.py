@@ -15,7 +15,9 @@ from anomaly.bulk.locations import BulkError, locate
 from anomaly.bulk.readers import Reader
 from anomaly.bulk.rows import ANOMALOUS, NORMAL, NOT_SCORED
 from anomaly.bulk.scorer import open_job
+from app.images.prepare import Fit, choose
 from app.models.provenance import Provenance, ProvenanceConfigurationError
+from app.problems import InvalidParameter
 from app.settings import SettingsError, from_environment
 
 
@@ -29,7 +31,7 @@ class Request:
         model_store: folder of the model versions.
         model: `name`, `name@version`, or None for the default model.
         alpha: false-positive rate, or None for that of the version.
-        fit: `strict` or `mnist`.
+        fit: `strict`, `mnist` or `resize`; None for what the version was trained with.
         column: column of the images in Parquet files.
         q_values, reconstructions: whether the rows have these columns.
         workers: number of threads or of actors; None for the number of cores.
@@ -41,7 +43,7 @@ class Request:
     model_store: Path
     model: str | None = None
     alpha: float | None = None
-    fit: str = "strict"
+    fit: Fit | None = None
     column: str = "image"
     q_values: bool = False
     reconstructions: bool = False
@@ -109,10 +111,13 @@ def execute(request: Request, on_rows: Callable[[int], object] = lambda _: None)
     if output.path == source.path and output.url == source.url:
         raise BulkError("the input and the output are the same folder; choose another folder for the results")
     listing = Listing(source, request.column)
-    is_fit = request.fit == "mnist"
-    max_bytes = settings.fit_max_body_bytes if is_fit else settings.max_body_bytes
-    reader = Reader(source, request.column, request.fit, max_bytes, settings.fit_max_pixels)
     manifest, rule = job.artifact.manifest, job.rule
+    try:
+        preparation = choose(request.fit, manifest)
+    except InvalidParameter as refused:
+        raise BulkError(str(refused)) from refused
+    max_bytes = settings.max_body_bytes if preparation.fit == "strict" else settings.fit_max_body_bytes
+    reader = Reader(source, request.column, preparation, max_bytes, settings.fit_max_pixels)
     outputs.begin(
         output,
         {
@@ -123,7 +128,7 @@ def execute(request: Request, on_rows: Callable[[int], object] = lambda _: None)
             "alpha": rule.alpha,
             "threshold": rule.threshold,
             "input": source.url,
-            "fit": request.fit,
+            "fit": preparation.fit,
             "column": request.column,
             "q_values": request.q_values,
             "reconstructions": request.reconstructions,

@@ -35,7 +35,7 @@ def bulk(
     ),
     model: Model = None,
     alpha: Alpha = None,
-    fit: Fitting = "strict",
+    fit: Fitting = None,
     image_column: Annotated[str, typer.Option(help="Column of the images in Parquet files.")] = "image",
     q_values: Annotated[
         bool, typer.Option("--q-values", help="Add the Benjamini-Hochberg adjusted p-value of each image.")

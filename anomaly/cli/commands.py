@@ -34,7 +34,7 @@ from anomaly.cli.sources import Source, sources
 from anomaly.cli.streams import discard_stdout, write_message
 from anomaly.cli.watching import Arrivals, FolderAway
 from anomaly.client.errors import InvalidParameter
-from anomaly.image_files import Kind
+from anomaly.image_files import PNG_ONLY, PREPARED, Kind
 
 NORMAL, ANOMALY, ERROR = 0, 1, 2
 INTERRUPTED = 130
@@ -54,7 +54,7 @@ def score(
     model_store: ModelStore = None,
     model: Model = None,
     alpha: Alpha = None,
-    fit: Fitting = "strict",
+    fit: Fitting = None,
     output: Output = "table",
     concurrency: Concurrency = 8,
     patience: Patience = 30.0,
@@ -67,20 +67,20 @@ def score(
     with plain_errors(), stop_on([signal.SIGINT], interrupt):
         if not all(files):
             raise typer.BadParameter("a file name is empty")
-        wanted, found = sources(files)
-        if ignored := found.summary():
-            write_message(ignored)
-        if not wanted:
-            raise typer.BadParameter(f"there is no PNG file in {printable(', '.join(files))}")
         code = NORMAL
-        with (
-            closing(_open(model_store, Connection(url, key_file, concurrency, patience), Verdict(model, alpha, fit)))
-            as scorer,
-            closing(WRITERS[output](sys.stdout)) as writer,
-        ):  # fmt: skip
-            for result in _with_progress(scorer.results(wanted), len(wanted), show=not quiet):
-                writer.add(result)
-                code = max(code, _exit_code(result))
+        with closing(
+            _open(model_store, Connection(url, key_file, concurrency, patience), Verdict(model, alpha, fit))
+        ) as scorer:
+            wanted, found = sources(files, _suffixes(scorer))
+            if ignored := found.summary():
+                write_message(ignored)
+            if not wanted:
+                formats = "PNG" if scorer.fit == "strict" else "PNG, JPEG or WebP"
+                raise typer.BadParameter(f"there is no {formats} file in {printable(', '.join(files))}")
+            with closing(WRITERS[output](sys.stdout)) as writer:
+                for result in _with_progress(scorer.results(wanted), len(wanted), show=not quiet):
+                    writer.add(result)
+                    code = max(code, _exit_code(result))
         raise typer.Exit(code)
 
 
@@ -92,7 +92,7 @@ def watch(
     model_store: ModelStore = None,
     model: Model = None,
     alpha: Alpha = None,
-    fit: Fitting = "strict",
+    fit: Fitting = None,
     output: Output = "table",
     concurrency: Concurrency = 8,
     existing: Annotated[bool, typer.Option("--existing", help="Also score the images that are in the folder.")] = False,
@@ -112,7 +112,7 @@ def watch(
         closing(_open(model_store, connection, Verdict(model, alpha, fit))) as scorer,
     ):
         writer = STREAMING[output](sys.stdout)
-        arrivals = Arrivals(folder)
+        arrivals = Arrivals(folder, _suffixes(scorer))
         if not existing:
             arrivals.skip_present()
         write_message(f"watching {folder}; press Ctrl-C to end")
@@ -199,6 +199,10 @@ def _open(model_store: Path | None, connection: Connection, verdict: Verdict) ->
         return open_scorer(model_store, connection, verdict)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def _suffixes(scorer: Scorer) -> frozenset[str]:
+    return PNG_ONLY if scorer.fit == "strict" else PREPARED
 
 
 def _report_ignored(arrivals: Arrivals, reported: set[Kind]) -> None:

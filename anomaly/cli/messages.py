@@ -18,7 +18,7 @@ class _Words:
     Attributes:
         hint: what to do.
         offline: what to do if no service is involved. Default: `hint`.
-        fitted: what to do with `--fit mnist`. Default: `hint`.
+        fitted: what to do with `--fit mnist` or `--fit resize`. Default: `hint`.
         title: what happened. Default: the title of the service.
     """
 
@@ -63,7 +63,7 @@ _WORDS: dict[type[Problem], _Words] = {
 }
 
 
-def explain(error: ServiceError, *, fit: Fit = "strict", offline: bool = False) -> ServiceError:
+def explain(error: ServiceError, *, fit: Fit | None = None, offline: bool = False) -> ServiceError:
     """Return an error with the title and hint of the command.
 
     Args:
@@ -80,7 +80,7 @@ def explain(error: ServiceError, *, fit: Fit = "strict", offline: bool = False) 
     if words is not None:
         document["title"] = words.title or error.title
         hint = words.offline if offline and words.offline is not None else words.hint
-        document["hint"] = words.fitted if fit == "mnist" and words.fitted is not None else hint
+        document["hint"] = words.fitted if fit not in (None, "strict") and words.fitted is not None else hint
     elif not offline:
         document["hint"] = error.hint
     return type(error)(error.status, document, error.retry_after)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 from urllib.parse import urlencode
 
 import numpy as np
@@ -24,7 +24,8 @@ from anomaly.client.replies import score_of
 from app import problems
 from app.http.queries import parse_query
 from app.http.schemas import ScoreQuery
-from app.images import fit, png
+from app.images import png
+from app.images.prepare import choose, prepare
 from app.inference.detector import Detector, DetectorError
 from app.inference.device import DeviceError, choose_device, use_one_thread
 from app.models.repository import Artifact, Repository, RepositoryError
@@ -45,6 +46,9 @@ class Offline:
         model_store: folder of the model versions.
         verdict: parameters of the verdicts.
 
+    Attributes:
+        fit: how images are prepared.
+
     Raises:
         ServiceError: the version does not exist, is rejected, or its calibration does not support `alpha`.
     """
@@ -59,7 +63,13 @@ class Offline:
         except (SettingsError, DeviceError, RepositoryError, DetectorError) as error:
             raise OfflineError(str(error)) from error
         self._rule = _rule(artifact, query.alpha)
-        self._fit, self._fit_pixels = verdict.fit, settings.fit_max_pixels
+        try:
+            self._preparation = choose(query.fit, artifact.manifest)
+        except problems.InvalidParameter as refused:
+            _refuse(refused)
+        self.fit: str = self._preparation.fit
+        self._source: Literal["request", "model"] = "model" if query.fit is None else "request"
+        self._fit_pixels = settings.fit_max_pixels
 
     def results(self, sources: Iterable[Source]) -> Iterator[Result]:
         """Yield the result of each image, in order."""
@@ -75,13 +85,16 @@ class Offline:
         """Do nothing. Offline scoring opens no connections."""
 
     def score(self, content: bytes) -> Score:
-        """Score one PNG.
+        """Score one image file.
 
         Raises:
             app.problems.Problem: the service would reject the image too.
         """
-        fitted = fit.fit(content, self._fit_pixels) if self._fit == "mnist" else None
-        pixels = png.decode(content) if fitted is None else fitted.pixels
+        if self._preparation.fit == "strict":
+            pixels, how = png.decode(content), None
+        else:
+            fitted = prepare(content, self._preparation, self._fit_pixels)
+            pixels, how = fitted.pixels, Fitted.of(fitted, self._preparation.fit, self._source)
         shape = (1, 1, png.SIDE, png.SIDE)
         image = np.frombuffer(bytearray(pixels), np.uint8).reshape(shape)
         found = self._detector.detect(image)
@@ -91,7 +104,6 @@ class Offline:
         if self._rule.is_near(mse):
             mse = self._detector.score_alone(image)
         [verdict] = self._rule.verdicts([mse], [(None, *self._rule.manifest.reasons)[code]])
-        how = None if fitted is None else Fitted.of(fitted)
         return score_of(self._rule.document(verdict, id=None, fitted=how))
 
 

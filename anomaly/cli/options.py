@@ -25,7 +25,11 @@ Alpha = Annotated[
     float | None, typer.Option(help="False-positive rate of the verdicts, 0.001 for example. Default: the model's own.")
 ]
 Fitting = Annotated[
-    Fit, typer.Option(help="`mnist` accepts any size: it crops, scales and centres the strokes as MNIST does.")
+    Fit | None,
+    typer.Option(
+        help="`mnist` accepts any size: it crops, scales and centres the strokes as MNIST does. `resize` prepares "
+        "images as those of the training. Default: what the model was trained with."
+    ),
 ]
 Output = Annotated[Format, typer.Option("--format", "-f", help="Format of the results.")]
 Concurrency = Annotated[int, typer.Option(min=1, max=64, help="Maximum number of concurrent requests.")]

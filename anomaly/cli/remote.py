@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from anomaly import NO_RETRY, Client, Problem, Retry
+from anomaly import NO_RETRY, Client, Model, Problem, Retry
 from anomaly.cli.formats import Result
 from anomaly.cli.scoring import Connection, Verdict
 from anomaly.cli.sources import Source
@@ -17,6 +17,9 @@ from anomaly.client.environment import api_key
 class Remote:
     """Scores with the service at a URL.
 
+    Attributes:
+        fit: how images are prepared: the option, else that of the model's current version.
+
     Raises:
         ServiceError: there is no service at the address.
         ValueError: the address or the key is not valid.
@@ -25,9 +28,11 @@ class Remote:
     def __init__(self, connection: Connection, verdict: Verdict) -> None:
         key = api_key(connection.key_file)
         # A wrong address is an error at once; only a service that was reached before is waited for.
+        known: tuple[Model, ...] = ()
         with Client(connection.url, api_key=key, retry=NO_RETRY) as once, suppress(Problem):
-            once.models()
+            known = once.models()
         self._client = Client(connection.url, api_key=key, retry=Retry(patience=connection.patience))
+        self.fit: str = verdict.fit or _default_fit(known, verdict.model)
         self._verdict, self._concurrency = verdict, connection.concurrency
 
     def results(self, sources: Iterable[Source]) -> Iterator[Result]:
@@ -53,3 +58,9 @@ class Remote:
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
+
+
+def _default_fit(known: Iterable[Model], reference: str | None) -> str:
+    name = None if reference is None else reference.partition("@")[0]
+    model = next((each for each in known if (each.is_default if name is None else each.name == name)), None)
+    return (model and model.fit) or "strict"

@@ -20,12 +20,12 @@ class Verdict:
     Attributes:
         model: `name`, `name@version`, or None for the default model.
         alpha: false-positive rate, or None for that of the model version.
-        fit: how an image becomes the model's input.
+        fit: how an image becomes the model's input; None for the way that the version was trained with.
     """
 
     model: str | None
     alpha: float | None
-    fit: Fit
+    fit: Fit | None
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,13 @@ class Connection:
 
 
 class Scorer(Protocol):
-    """Scores images with a service or on this machine."""
+    """Scores images with a service or on this machine.
+
+    Attributes:
+        fit: how images are prepared.
+    """
+
+    fit: str
 
     def results(self, sources: Iterable[Source]) -> Iterator[Result]:
         """Yield the result of each image, in order.
@@ -63,6 +69,7 @@ class _Explained:
     """A scorer whose errors have the words of the command."""
 
     def __init__(self, scorer: Scorer, words: Explain) -> None:
+        self.fit = scorer.fit
         self._scorer = scorer
         self._words = words
 

@@ -25,11 +25,12 @@ class Source:
     image: Path | bytes
 
 
-def sources(arguments: Iterable[str]) -> tuple[list[Source], Found]:
+def sources(arguments: Iterable[str], suffixes: frozenset[str]) -> tuple[list[Source], Found]:
     """Return the images that the arguments name, and what the folders among them contain.
 
-    An argument is a file, a folder, or `-` for standard input. A file may have any suffix. A folder that cannot be
-    listed is returned as an image, so that it becomes a result with the reason.
+    An argument is a file, a folder, or `-` for standard input. A file may have any suffix; the images of a folder have
+    one of `suffixes`. A folder that cannot be listed is returned as an image, so that it becomes a result with the
+    reason.
     """
     wanted: list[Source] = []
     total = Found()
@@ -38,7 +39,7 @@ def sources(arguments: Iterable[str]) -> tuple[list[Source], Found]:
         if argument == STDIN:
             wanted.append(Source(STDIN, sys.stdin.buffer.read()))
         elif _is_folder(path):
-            found = search(path)
+            found = search(path, suffixes)
             wanted += (Source(str(each), each) for each in sorted(found.images + found.unreadable))
             total.add(found)
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from anomaly.image_files import Found, search
+from anomaly.image_files import PNG_ONLY, Found, search
 
 Mark = tuple[int, int]
 """Modification time in nanoseconds and size in bytes."""
@@ -25,10 +25,12 @@ class Arrivals:
 
     Attributes:
         folder: watched folder, subfolders included.
+        suffixes: suffixes of the images.
         found: content of the folder at the last poll.
     """
 
     folder: Path
+    suffixes: frozenset[str] = PNG_ONLY
     found: Found = field(default_factory=Found)
     _before: dict[Path, Mark] = field(default_factory=dict)
     _done: dict[Path, Mark] = field(default_factory=dict)
@@ -66,7 +68,7 @@ class Arrivals:
             self._done[path] = self._before[path]
 
     def _marks(self) -> dict[Path, Mark]:
-        found = search(self.folder)
+        found = search(self.folder, self.suffixes)
         if self.folder in found.unreadable:
             raise FolderAway(f"the folder {self.folder} does not exist or cannot be read")
         self.found = found

@@ -60,7 +60,7 @@ class AsyncClient:
             await self._http.aclose()
 
     async def score(
-        self, image: Image, *, model: str | None = None, alpha: float | None = None, fit: wire.Fit = "strict"
+        self, image: Image, *, model: str | None = None, alpha: float | None = None, fit: wire.Fit | None = None
     ) -> Score:
         """Score one image; see `Client.score`."""
         png = image if isinstance(image, bytes) else await asyncio.to_thread(forms.read, image)
@@ -72,7 +72,7 @@ class AsyncClient:
         *,
         model: str | None = None,
         alpha: float | None = None,
-        fit: wire.Fit = "strict",
+        fit: wire.Fit | None = None,
         concurrency: int = 8,
         on_progress: parallel.Progress | None = None,
     ) -> AsyncGenerator[Score | ServiceError, None]:

@@ -11,16 +11,20 @@ from anomaly.client.errors import Problem, problem
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """The changes that `fit="mnist"` made to an image before it was scored.
+    """The changes that were made to an image before it was scored.
 
     Attributes:
         inverted: whether dark strokes on a bright background were inverted.
-        crop: left, top, right and bottom of the strokes in the image that was sent, in pixels; right and bottom are
-            exclusive.
+        crop: left, top, right and bottom of the part that was scored, in pixels of the upright image; right and bottom
+            are exclusive.
+        fit: `mnist` or `resize`.
+        source: `request` or `model`: who chose `fit`. None from a service that does not tell.
     """
 
     inverted: bool
     crop: tuple[int, int, int, int]
+    fit: str = "mnist"
+    source: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ class Score:
         p_value: (1 + number of calibration scores >= `mse`) / (n + 1).
         is_anomaly: the verdict.
         reason: guard that decided the verdict, `empty` for example; None if the threshold decided.
-        fitted: the changes that `fit="mnist"` made; None without it.
+        fitted: the changes to the image; None if it was scored as it is.
         document: the whole reply.
     """
 
@@ -66,6 +70,7 @@ class Model:
         normal_class: description of the normal class.
         threshold: threshold of the current version.
         alpha: false-positive rate of the current version.
+        fit: how the service prepares an image of the current version if a request does not say.
         problem: why the service does not use the version that the model store marks as current; None if it does.
         document: the whole entry.
     """
@@ -79,6 +84,7 @@ class Model:
     alpha: float | None
     problem: str | None
     document: Mapping[str, Any] = field(repr=False, compare=False)
+    fit: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +213,7 @@ def models_of(document: Mapping[str, Any]) -> tuple[Model, ...]:
             alpha=entry["alpha"],
             problem=_text(entry["problem"]),
             document=entry,
+            fit=_text(entry.get("fit")),
         )
         for entry in document["models"]
     )
@@ -277,4 +284,6 @@ def _fitted_of(document: Mapping[str, Any] | None) -> Fitted | None:
     if document is None:
         return None
     left, top, right, bottom = document["crop"]
-    return Fitted(_bool(document["inverted"]), (int(left), int(top), int(right), int(bottom)))
+    crop = (int(left), int(top), int(right), int(bottom))
+    source = _text(document.get("source"))
+    return Fitted(_bool(document["inverted"]), crop, str(document.get("fit", "mnist")), source)

@@ -56,7 +56,7 @@ class Client:
         self._http.close()
 
     def score(
-        self, image: Image, *, model: str | None = None, alpha: float | None = None, fit: wire.Fit = "strict"
+        self, image: Image, *, model: str | None = None, alpha: float | None = None, fit: wire.Fit | None = None
     ) -> Score:
         """Score one image.
 
@@ -65,7 +65,9 @@ class Client:
                 or a Pillow image.
             model: `name` or `name@version`. Default: the service's default model.
             alpha: false-positive rate of this verdict. Default: that of the model version.
-            fit: `mnist` accepts any size; the service crops, scales and centres the strokes as MNIST does.
+            fit: `mnist` accepts any size; the service crops, scales and centres the strokes as MNIST does. `resize`
+                repeats the preparation of the training images, `strict` changes nothing. Default: what the version was
+                trained with.
 
         Raises:
             ServiceError: there is no score; the subclass states the reason.
@@ -79,7 +81,7 @@ class Client:
         *,
         model: str | None = None,
         alpha: float | None = None,
-        fit: wire.Fit = "strict",
+        fit: wire.Fit | None = None,
         concurrency: int = 8,
         on_progress: parallel.Progress | None = None,
     ) -> Generator[Score | ServiceError, None, None]:
@@ -190,7 +192,7 @@ class Client:
         return name, version or wire.version_reply(self._request(wire.manifest_request(name)))
 
     def _score(
-        self, image: Image, model: str | None, alpha: float | None, fit: wire.Fit, stop: threading.Event
+        self, image: Image, model: str | None, alpha: float | None, fit: wire.Fit | None, stop: threading.Event
     ) -> Score:
         return wire.score_reply(self._request(wire.score_request(forms.read(image), model, alpha, fit), stop))
 

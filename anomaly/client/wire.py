@@ -39,8 +39,9 @@ from anomaly.client.replies import (
     version_of,
 )
 
-Fit = Literal["strict", "mnist"]
-"""`strict`: the image has the size of the model's input. `mnist`: the service makes a digit in MNIST's form of it."""
+Fit = Literal["strict", "mnist", "resize"]
+"""`strict`: the image has the size of the model's input. `mnist`: the service makes a digit in MNIST's form of it.
+`resize`: the service resizes it as the training images of the version were."""
 View = Literal["reconstruction", "input", "error", "panel"]
 """The pictures of a score: the reconstruction, the model's input, the error map, or all three side by side."""
 Request = dict[str, Any]
@@ -83,12 +84,12 @@ def options(url: str | None, api_key: str | None, timeout: float) -> dict[str, A
     }
 
 
-def score_request(png: bytes, model: str | None, alpha: float | None, fit: Fit) -> Request:
+def score_request(png: bytes, model: str | None, alpha: float | None, fit: Fit | None) -> Request:
     """Return the request `POST /score`."""
     return {
         "method": "POST",
         "url": "/score",
-        "params": _given(model=model, alpha=alpha, fit=None if fit == "strict" else fit),
+        "params": _given(model=model, alpha=alpha, fit=fit),
         "content": png,
         "headers": {"content-type": "image/png"},
     }

@@ -21,7 +21,7 @@ from app.http.multipart import Chunks, chunks
 from app.http.queries import parse_query, with_fields
 from app.http.schemas import BatchQuery
 from app.inference.registry import Registry
-from app.problems import InternalError, Overloaded, Problem
+from app.problems import InternalError, InvalidParameter, Overloaded, Problem
 from app.scoring.batch import PASSES_AT_ONCE, BatchJob, BatchScorer
 from app.scoring.verdict import DecisionRule
 from app.settings import Settings
@@ -134,6 +134,12 @@ class BatchHandler:
         if query.fdr is not None:
             make_reply = lot_reply(make_reply, query.fdr)
         version = await self._registry.select(query.model)
+        own = version.manifest.preparation.fit
+        if found.has_files and query.fit is None and own != "strict":
+            raise InvalidParameter(
+                f"{version.manifest.name} prepares images with fit={own}, which a batch does not do; send them "
+                "one by one to POST /score, or add fit=strict if they are prepared already"
+            )
         rule = DecisionRule.for_alpha(version.manifest, version.calibration, query.alpha)
         job = BatchJob(version, rule, scope.get("owner"), query.store)
         exchange = BatchExchange(job, scope.get("root_path", ""), timeout, slowest)

@@ -1,4 +1,4 @@
-"""Fits images for `fit=mnist`, one at a time, off the event loop, with fair turns between clients."""
+"""Prepares images for `fit=mnist` and `fit=resize`, one at a time, with fair turns between clients."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 
 from app.concurrency.lanes import LaneWorker
 from app.concurrency.places import FairPlaces
-from app.images import fit
+from app.images.fit import Fitted
+from app.images.prepare import prepare
+from app.models.manifest import Preparation
 from app.problems import DeadlineExceeded
 from app.settings import Settings
 
@@ -42,8 +44,8 @@ class Fitter:
         """
         return self._places.take(client_of(scope))
 
-    async def fit(self, scope: MutableMapping[str, Any], content: bytes) -> fit.Fitted:
-        """Fit the image of a client.
+    async def fit(self, scope: MutableMapping[str, Any], content: bytes, preparation: Preparation) -> Fitted:
+        """Prepare the image of a client.
 
         Raises:
             InvalidImage: one of its kinds.
@@ -51,8 +53,8 @@ class Fitter:
         """
         try:
             async with asyncio.timeout(self._deadline):
-                work, lane = lambda: fit.fit(content, self._max_pixels), (client_of(scope), _is_large(content))
-                return await self._worker.run(work, lane)
+                lane = client_of(scope), _is_large(content)
+                return await self._worker.run(lambda: prepare(content, preparation, self._max_pixels), lane)
         except TimeoutError:
             raise DeadlineExceeded("the image was not fitted in time", cause="fit_deadline") from None
 

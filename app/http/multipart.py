@@ -25,7 +25,7 @@ from app.scoring.batch import Chunk
 
 FIELDS = frozenset(("model", "alpha", "fit", "include"))
 """Parameters that a form of `POST /score` may have in addition to its file."""
-BATCH_FIELDS = frozenset(("model", "alpha", "store"))
+BATCH_FIELDS = frozenset(("model", "alpha", "fit", "store"))
 """Parameters that a form of `POST /score/batch` may have before its first file."""
 
 _CRLF2 = b"\r\n\r\n"
@@ -141,9 +141,11 @@ class Chunks(Protocol):
 
     Attributes:
         size: number of items per chunk. It may change until the first chunk is read.
+        has_files: whether the items are files, and not pixels of an array.
     """
 
     size: int
+    has_files: bool
 
     async def fields(self) -> Mapping[str, str]:
         """Return the parameters in front of the first file."""
@@ -183,6 +185,8 @@ def chunks(content_type: str, body: AsyncIterator[bytes], *, size: int, largest_
 class _ArrayChunks:
     """An npy array, which has no parameters."""
 
+    has_files = False
+
     def __init__(self, body: AsyncIterator[bytes], size: int, *, declared: bool) -> None:
         self.size = size
         self._body = body
@@ -197,6 +201,8 @@ class _ArrayChunks:
 
 class _FormChunks:
     """A form: parameters, then files."""
+
+    has_files = True
 
     def __init__(self, reader: FormReader, body: AsyncIterator[bytes], size: int) -> None:
         self.size = size

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from app.images.prepare import Fit
 from app.models.repository import is_version
 from app.scoring.verdict import Fitted
 
@@ -30,10 +31,11 @@ class ScoreQuery(BaseModel):
     alpha: float | None = Field(
         None, gt=0, lt=1, description="False-positive rate for this verdict. Default: the rate of the version"
     )
-    fit: Literal["strict", "mnist"] = Field(
-        "strict",
+    fit: Fit | None = Field(
+        None,
         description="`strict`: the image must have 28x28 pixels and is scored unchanged. `mnist`: the image may have "
-        "any size, and is cropped, scaled and centred like the digits of MNIST",
+        "any size, and is cropped, scaled and centred like the digits of MNIST. `resize`: the image is resized as the "
+        "training images of the version were. Default: what the version was trained with, `strict` for most",
     )
     include: Literal["reconstruction"] | None = Field(None, description="Embed the reconstruction as base64 PNG")
 
@@ -49,6 +51,11 @@ class BatchQuery(BaseModel):
     )
     fdr: float | None = Field(
         None, gt=0, lt=1, description="Mark the anomalies of the whole batch at this false-discovery rate"
+    )
+    fit: Literal["strict"] | None = Field(
+        None,
+        description="`strict`: the files have 28x28 pixels and are scored unchanged. Required for files if the version "
+        "was trained with another preparation, which a batch does not do",
     )
     store: bool = Field(False, description="Store the reconstructions; each item then has an id")
 
@@ -68,7 +75,7 @@ class ScoreResponse(BaseModel):
     is_anomaly: bool
     reason: str | None = Field(description="The guard that decided the verdict, for example `empty`; null if none did")
     reconstruction: str | None = Field(description="Path of the reconstruction; null if the store failed")
-    fitted: Fitted | None = Field(None, description="The changes to the image, only with `fit=mnist`")
+    fitted: Fitted | None = Field(None, description="The changes to the image; not with `fit=strict`")
     reconstruction_png: str | None = Field(
         None, description="The reconstruction as base64 PNG, only with `include=reconstruction`"
     )
@@ -152,6 +159,7 @@ class ModelSummary(BaseModel):
     normal_class: str | None
     threshold: float | None
     alpha: float | None
+    fit: Fit | None = Field(description="How images are prepared if a request does not set `fit`")
     problem: str | None = Field(description="The reason why the current version of the model store is not in use")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, MutableMapping
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from app.http.bodies import BodyReader, ClientLeft, Receive, decoded
@@ -13,6 +13,7 @@ from app.http.fitting import Fitter
 from app.http.multipart import Form, plain_image_of, read_form
 from app.http.queries import parse_query, with_fields
 from app.http.schemas import ScoreQuery
+from app.images.prepare import Fit, choose
 from app.inference.registry import Registry
 from app.inference.version import ModelVersion
 from app.problems import BodyTooLarge
@@ -22,7 +23,25 @@ from app.settings import Settings
 
 _NO_QUERY = ScoreQuery()
 _FIT_TYPES = frozenset(("image/jpeg", "image/jpg", "image/pjpeg", "image/webp", "application/octet-stream", ""))
-"""Media types that are accepted with `fit=mnist` besides PNG and forms. `fit` recognises the format by its bytes."""
+"""Media types that are accepted besides PNG and forms if the image is prepared. Its bytes decide on the format."""
+
+
+class _Received(NamedTuple):
+    """A request that has been read completely.
+
+    Attributes:
+        version: scores the image.
+        image: encoded PNG; raw pixels, uint8 [28, 28], if `fitted` is set.
+        query: the parameters of the query and of the form.
+        fitted: how the image was prepared.
+        seconds: time for preparing it.
+    """
+
+    version: ModelVersion
+    image: bytes
+    query: ScoreQuery
+    fitted: Fitted | None
+    seconds: float
 
 
 class ScoreHandler:
@@ -63,12 +82,14 @@ class ScoreHandler:
             Problem: the request is rejected.
         """
         query = _query_of(scope)
-        if query.fit == "mnist" or len(body) > self.max_body_bytes or b"content-encoding" in headers:
+        if len(body) > self.max_body_bytes or b"content-encoding" in headers:
+            return None
+        version = self._registry.loaded(query.model)
+        if version is None or (query.fit or version.manifest.preparation.fit) != "strict":
             return None
         kind = headers.get(b"content-type")
         image = body if kind == b"image/png" else plain_image_of(_content_type(headers), body)
-        version = self._registry.loaded(query.model)
-        if image is None or version is None:
+        if image is None:
             return None
         return self._scorer.submit(
             version,
@@ -89,13 +110,12 @@ class ScoreHandler:
         """
         query = _query_of(scope)
         is_form = _content_type(headers).lower().startswith("multipart/form-data")
-        if query.fit == "mnist" or (is_form and self._is_large(headers)):
+        if await self._default_fit(query) != "strict" or (is_form and self._is_large(headers)):
             with self._fitter.place(scope):  # a form may ask for `fit` in a field behind a large image
                 received = await self._receive(scope, query, headers, receive, self._fit_max_bytes)
         else:
             received = await self._receive(scope, query, headers, receive, self.max_body_bytes)
-        image, query, fitted, seconds = received
-        version = await self._registry.select(query.model)
+        version, image, query, fitted, seconds = received
         future = self._scorer.submit(
             version,
             image,
@@ -123,6 +143,15 @@ class ScoreHandler:
         declared = headers.get(b"content-length", b"")
         return not declared.isdigit() or int(declared) > self.max_body_bytes
 
+    async def _default_fit(self, query: ScoreQuery) -> Fit:
+        """Return the preparation that the query asks for or the version was trained with, before a form is read."""
+        if query.fit is not None:
+            return query.fit
+        version = self._registry.loaded(query.model)
+        if version is None and query.model is not None:
+            version = await self._registry.select(query.model)
+        return "strict" if version is None else version.manifest.preparation.fit
+
     async def _receive(
         self,
         scope: MutableMapping[str, Any],
@@ -130,24 +159,24 @@ class ScoreHandler:
         headers: Mapping[bytes, bytes],
         receive: Receive,
         limit: int,
-    ) -> tuple[bytes, ScoreQuery, Fitted | None, float]:
-        """Read a body of at most `limit` bytes. Return image, parameters, how it was fitted, and the seconds taken."""
+    ) -> _Received:
+        """Read a body of at most `limit` bytes, and prepare its image."""
         body = await self._bodies.read(receive, declared=headers.get(b"content-length"), limit=limit)
         began = time.perf_counter()
         body = decoded(headers.get(b"content-encoding"), body, limit=limit)
         kind = _content_type(headers).partition(";")[0].strip().lower()
-        form = (
-            Form(body, {})
-            if query.fit == "mnist" and kind in _FIT_TYPES and body
-            else read_form(_content_type(headers), body)
-        )
+        is_picture = kind in _FIT_TYPES and body and await self._default_fit(query) != "strict"
+        form = Form(body, {}) if is_picture else read_form(_content_type(headers), body)
         query = with_fields(query, form.fields)
-        if query.fit == "strict":
+        version = await self._registry.select(query.model)
+        preparation = choose(query.fit, version.manifest)
+        if preparation.fit == "strict":
             if len(body) > self.max_body_bytes:
                 raise BodyTooLarge(f"the body has {len(body)} bytes, the limit is {self.max_body_bytes}")
-            return form.image, query, None, 0.0
-        found = await self._fitter.fit(scope, form.image)
-        return found.pixels, query, Fitted.of(found), time.perf_counter() - began
+            return _Received(version, form.image, query, None, 0.0)
+        found = await self._fitter.fit(scope, form.image, preparation)
+        fitted = Fitted.of(found, preparation.fit, "model" if query.fit is None else "request")
+        return _Received(version, found.pixels, query, fitted, time.perf_counter() - began)
 
 
 async def _unless_disconnected(future: asyncio.Future[Reply], receive: Receive) -> Reply:

@@ -61,13 +61,13 @@ class Fitted:
         inverted: the image was dark on bright, and was turned round.
         crop: left, top, right, bottom of the digit in the image as a viewer shows it, in pixels, right and bottom
             outside.
-        ignored: what was left out.
+        ignored: what was left out; None if nothing could be left out.
     """
 
     pixels: bytes
     inverted: bool
     crop: Box
-    ignored: Ignored
+    ignored: Ignored | None
 
 
 def fit(content: bytes, max_pixels: int) -> Fitted:

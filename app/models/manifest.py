@@ -40,6 +40,22 @@ class Data(_Frozen):
     test_anomalous: int
 
 
+class Preparation(_Frozen):
+    """How an image file becomes the pixels that the model judges: the default of requests to the version."""
+
+    fit: Literal["strict", "mnist", "resize"] = "strict"
+    """`strict`: a PNG of the model's size, unchanged. `mnist`: see docs/fit.md. `resize`: the whole picture or a crop
+    of it as grey levels, resized."""
+    invert: bool = False
+    """Only for `resize`: whether bright becomes dark."""
+    crop: tuple[float, float, float, float] | None = None
+    """Only for `resize`: left, top, right and bottom as shares of the upright picture's sides, 0 to 1. None: all."""
+
+
+STRICT = Preparation()
+"""Images are judged as they are."""
+
+
 class Recalibration(_Frozen):
     """A new threshold for an existing model. All other members of the manifest are those of `version`."""
 
@@ -77,6 +93,8 @@ class Manifest(_Frozen):
     recipe: Recipe
     input_shape: tuple[int, int, int]
     """Channels, height, width of the raw uint8 input."""
+    preparation: Preparation = STRICT
+    """How the training images became raw input. Versions without this member were trained with `strict`."""
     score_space: str
     """Description of the space in which the squared errors are computed."""
     alpha: float = Field(gt=0, lt=1)

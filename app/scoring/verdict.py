@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 
-from app.images import fit
+from app.images.fit import Fitted as Prepared
 from app.models.calibration import Calibration, CalibrationError
 from app.models.manifest import Manifest
 from app.problems import UnsupportedAlpha
@@ -34,21 +34,25 @@ class Ignored(BaseModel):
 
 
 class Fitted(BaseModel):
-    """The changes of `fit=mnist` to the image before it was scored."""
+    """The changes to the image before it was scored."""
 
     model_config = ConfigDict(frozen=True)
 
+    fit: Literal["mnist", "resize"] = Field(description="How the image was prepared")
+    source: Literal["request", "model"] = Field(
+        description="Who chose `fit`: the request, or the version, which was trained on images prepared in this way"
+    )
     inverted: bool = Field(description="Whether the image was dark on bright and has been inverted")
     crop: tuple[int, int, int, int] = Field(
-        description="Left, top, right, bottom of the strokes in the upright image, in pixels"
+        description="Left, top, right, bottom of the part that was scored, in pixels of the upright image"
     )
-    ignored: Ignored | None = Field(None, description="Parts of the image that were left out")
+    ignored: Ignored | None = Field(None, description="Parts of the image that were left out, only with `mnist`")
 
     @classmethod
-    def of(cls, found: fit.Fitted) -> Fitted:
-        """Return the description of a fitted image."""
-        ignored = Ignored(components=found.ignored.components, ink=found.ignored.ink)
-        return cls(inverted=found.inverted, crop=found.crop, ignored=ignored)
+    def of(cls, found: Prepared, how: Literal["mnist", "resize"], source: Literal["request", "model"]) -> Fitted:
+        """Return the description of a prepared image."""
+        ignored = found.ignored and Ignored(components=found.ignored.components, ink=found.ignored.ink)
+        return cls(fit=how, source=source, inverted=found.inverted, crop=found.crop, ignored=ignored)
 
 
 class Verdict(NamedTuple):

@@ -92,6 +92,8 @@ SCORE = score_of(
 class Scorer:
     """Scores without a service: each image by its file's name, as a test says."""
 
+    fit = "strict"
+
     def __init__(self, outcome: Callable[[str], Score | ServiceError] = lambda _: SCORE) -> None:
         self.outcome = outcome
 

@@ -146,9 +146,9 @@ def test_what_nobody_foresaw_is_one_line(tmp_path: Path) -> None:
     code = (
         "import sys, anomaly.cli.__main__ as command\n"
         "from anomaly.cli import commands\n"
-        "def broken(files): raise RuntimeError('first line\\nsecond')\n"
+        "def broken(*given): raise RuntimeError('first line\\nsecond')\n"
         "commands.sources = broken\n"
-        f"sys.argv = ['anomaly', 'score', {str(ZERO)!r}]\n"
+        f"sys.argv = ['anomaly', 'score', {str(ZERO)!r}, '--model-store', {str(MODEL_STORE)!r}]\n"
         "command.main()"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

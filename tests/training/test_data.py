@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app.models.manifest import STRICT
 from tests.training.conftest import ROOT, full_mnist_folder, write_pngs
 from training.data import loaders
 from training.data.dataset import DataError, Dataset
-from training.data.pngs import read_pngs
+from training.data.pictures import read_folder
 
 STEMS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 
@@ -173,7 +174,8 @@ def test_a_copy_is_no_further_image(digits, tmp_path):
     normal = write_pngs(tmp_path / "normal", digits.images[[0, 1, 0, 2, 1, 0]])
     Image.fromarray(digits.images[2]).convert("RGB").save(normal / "again.png")
     odd = write_pngs(tmp_path / "odd", digits.images[[4000, 4000]])
-    images, copies = read_pngs(normal)
+    found = read_folder(normal, STRICT)
+    images, copies = found.images, found.copies
     assert (images == digits.images[:3]).all()
     assert copies == 4
     mine = loaders.load("folder", normal, odd)
@@ -220,10 +222,11 @@ def test_a_folder_says_itself_what_it_is(digits, tmp_path):
     [
         (None, "there is no folder .*photos"),
         ([], "no PNG files.*, it is empty: give a folder of 28x28 grey PNGs"),
-        (["0.JPG", "1.jpg", "readme"], r"no PNG files.*, it contains \.jpg, readme: give a folder of 28x28 grey PNGs"),
+        (["0.JPG", "1.jpg", "readme"], r"no PNG files.*, it contains \.jpg, readme: add --fit resize for pictures"),
+        (["0.bmp", "readme"], r"no PNG files.*, it contains \.bmp, readme: give a folder of 28x28 grey PNGs"),
         (["zero/0.png", "one/0.png"], "no PNG files.*, but its subfolders contain PNGs: give one of them"),
     ],
-    ids=["nowhere", "empty", "no PNGs", "subfolders"],
+    ids=["nowhere", "empty", "photos", "no PNGs", "subfolders"],
 )
 def test_a_folder_without_pngs_says_what_it_is(tmp_path, files, words):
     """The error for a folder without PNGs contains what is in the folder, and what to give instead."""
@@ -236,14 +239,14 @@ def test_a_folder_without_pngs_says_what_it_is(tmp_path, files, words):
     with pytest.raises(DataError, match=words):
         loaders.infer_dataset(folder)
     with pytest.raises(DataError, match=words):
-        read_pngs(folder)
+        read_folder(folder, STRICT)
 
 
 def test_a_file_is_no_folder(tmp_path):
     """A file instead of a folder is an error that says so."""
     (tmp_path / "0.png").touch()
     with pytest.raises(DataError, match=r"0\.png is not a folder"):
-        read_pngs(tmp_path / "0.png")
+        read_folder(tmp_path / "0.png", STRICT)
 
 
 @pytest.mark.parametrize("kind", ["wrong size", "colour", "not a PNG", "truncated"])

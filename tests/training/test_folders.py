@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from anomaly import image_files
+from app.models.manifest import STRICT
 from tests.conftest import EXAMPLES
 from training.commands.console import print_ignored
-from training.data import folders, pngs
+from training.data import folders
 from training.data.dataset import DataError
+from training.data.pictures import read_folder
 
 NAMES = (
     "a.png", "B.PNG", "é.Png", "._a.png", ".DS_Store", ".hidden.png", "Thumbs.db", "desktop.ini", "Icon\r", "note.txt",
@@ -66,12 +68,12 @@ def test_macos_metadata_is_not_an_image(tmp_path: Path) -> None:
     """A folder that macOS has copied is read without its `._` files; an empty file and a dangling link are named."""
     (tmp_path / "zero.png").write_bytes((EXAMPLES / "zero.png").read_bytes())
     (tmp_path / "._zero.png").write_bytes(b"\x00\x05\x16\x07")
-    images, copies = pngs.read_pngs(tmp_path)
-    assert (len(images), copies) == (1, 0)
+    found = read_folder(tmp_path, STRICT)
+    assert (len(found.images), found.copies) == (1, 0)
     for name, make in BROKEN.items():
         make(tmp_path / name)
         with pytest.raises(DataError, match=name):
-            pngs.read_pngs(tmp_path)
+            read_folder(tmp_path, STRICT)
         (tmp_path / name).unlink()
 
 

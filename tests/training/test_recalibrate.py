@@ -55,9 +55,14 @@ def test_another_pen_gets_a_threshold_of_its_own(store, thin, draft):
     assert list(new.calibration.scores) == scores.astype(float).tolist()
     summary = new.manifest.calibration
     assert (summary.n, summary.rank, new.manifest.alpha) == (500, 476, 0.05)
+    assert "warning" not in out
+    assert f"{new.manifest.threshold:.6g}" in out
+    low, high = new.manifest.metrics["recall"]
+    assert 0 <= low <= high <= 1
+    assert new.manifest.metrics["before"]["recall"][0] >= low
     assert new.manifest.threshold == float(scores[475])
     assert summary.recalibrated is not None
-    assert (summary.recalibrated.version, summary.recalibrated.source) == (1, "folder of 500 PNG files")
+    assert (summary.recalibrated.version, summary.recalibrated.source) == (1, "folder of 500 image files")
     assert summary.recalibrated.sha256 == hashlib.sha256(images.tobytes()).hexdigest()
     assert old.manifest.calibration.recalibrated is None
     before = new.manifest.metrics["before"]
@@ -81,14 +86,14 @@ def test_nothing_that_was_not_measured_is_passed_on(store, thin):
         f"**{new.threshold:.6g}**",
         f"threshold {old.threshold:.6g}, for alpha 0.01",
         f"{100 * flagged['rate']:.1f} %",
-        "500 normal images: folder of 500 PNG files",
+        "500 normal images: folder of 500 image files",
         "was not measured",
         "calibrate small@1 --data-dir FOLDER_OF_NORMAL_PNGS --alpha 0.01",
         str(new.calibration.recalibrated.sha256),
     ):
         assert words in card, words
     pictures = [file for file in new.files if file.endswith(".png")]
-    assert sorted(pictures) == ["report/histogram.png", "report/loss.png"]
+    assert sorted(pictures) == ["report/highest.png", "report/histogram.png", "report/loss.png"]
     assert all(f"({file.removeprefix('report/')})" in card for file in pictures)
     assert "small" in run("list", "--model-store", store)[1]
 

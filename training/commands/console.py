@@ -16,7 +16,7 @@ from rich.table import Table
 from app.inference.detector import DetectorError
 from app.inference.device import DeviceError
 from app.models.calibration import CalibrationError
-from app.models.manifest import Manifest
+from app.models.manifest import STRICT, Manifest, Preparation
 from app.models.provenance import ProvenanceConfigurationError
 from app.models.repository import RepositoryError
 from training.data.dataset import DataError
@@ -102,12 +102,13 @@ def print_copies(copies: int) -> None:
         console.print(f"copies left out: {copies:,} (images with the same pixels as an earlier one)")
 
 
-def print_ignored(*folders: Path | None) -> None:
+def print_ignored(*folders: Path | None, preparation: Preparation = STRICT) -> None:
     """Print what the folders contain besides images, one line for each folder that contains anything else."""
     from training.data.folders import search
+    from training.data.pictures import suffixes_of
 
     for folder in folders:
-        if folder is not None and (summary := search(folder).summary()):
+        if folder is not None and (summary := search(folder, suffixes_of(preparation)).summary()):
             console.print(f"{folder}: {summary}", highlight=False, markup=False)
 
 

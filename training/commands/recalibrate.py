@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import typer
+from rich.table import Table
 
-from app.models.manifest import Manifest
+from app.models.manifest import Manifest, Preparation
 from app.models.repository import Repository, is_version
 from training.commands.console import (
     console,
@@ -20,7 +22,9 @@ from training.commands.console import (
     print_published,
 )
 from training.commands.options import DATA_DIR_VARIABLE, MODEL_STORE, ModelStore, Promote
-from training.data.pngs import read_pngs
+from training.commands.preparing import Crop, Fit, Invert, parse_preparation, prepare_folder
+from training.data.dataset import DataError
+from training.data.pictures import Folder
 from training.publishing import publish
 from training.publishing.files import PublishError, check_writable
 
@@ -31,7 +35,7 @@ def calibrate(
     data_dir: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of normal PNGs that were not used for training. Default: the version's calibration scores.",
+            help="Folder of normal images that were not used for training. Default: the version's calibration scores.",
             envvar=DATA_DIR_VARIABLE,
         ),
     ] = None,
@@ -42,6 +46,9 @@ def calibrate(
         float | None,
         typer.Option(help="Probability with which the rate is at most alpha. Default: that of the version."),
     ] = None,
+    fit: Fit = None,
+    invert: Invert = None,
+    crop: Crop = None,
     promote: Promote = False,
     model_store: ModelStore = MODEL_STORE,
 ) -> None:
@@ -58,22 +65,79 @@ def calibrate(
         repository = Repository(model_store)
         origin = _find(repository, model)
         check_writable(model_store, model_store / origin.name)
-        print_ignored(data_dir)
-        images, copies = (None, 0) if data_dir is None else read_pngs(data_dir)
-        print_copies(copies)
-        version = recalibrate(repository, origin, images, alpha=alpha, confidence=confidence)
+        folder, preparation = _read(data_dir, origin, fit, invert, crop)
+        print_ignored(data_dir, preparation=preparation)
+        if folder is not None:
+            print_copies(folder.copies)
+        version = recalibrate(
+            repository,
+            origin,
+            None if folder is None else folder.images,
+            alpha=alpha,
+            confidence=confidence,
+            preparation=preparation,
+            names=() if folder is None else [path.name for path in folder.paths],
+        )
         manifest = version.publish(model_store, promote=promote)
         print_guard_counts(manifest)
-        before, summary = manifest.metrics["before"], manifest.calibration
-        console.print(
-            f"{summary.n:,} normal images; {percent(before['flagged']['rate'])} of them are above the threshold "
-            f"{origin.threshold:.6g} of {origin.name}@{origin.version}"
-        )
-        console.print(
-            f"alpha {manifest.alpha:g}: threshold {manifest.threshold:.6g}; false-positive rate between "
-            f"{percent(summary.band[0])} and {percent(summary.band[1])} with probability {100 * summary.band_level:g} %"
-        )
+        _print_change(origin, manifest)
+        if folder is not None:
+            _warn_of_few(manifest)
+            console.print(
+                "images with the highest scores: "
+                f"{model_store / manifest.name / str(manifest.version) / 'report' / 'highest.png'}"
+            )
         print_published(manifest, promote)
+
+
+def _read(
+    data_dir: Path | None,
+    origin: Manifest,
+    fit: Literal["strict", "mnist", "resize"] | None,
+    invert: bool | None,
+    crop: str | None,
+) -> tuple[Folder | None, Preparation]:
+    """Read the folder as the options say, or as the version was trained."""
+    chosen = fit is not None or invert is not None or crop is not None
+    if data_dir is None:
+        if chosen:
+            raise DataError("--fit, --invert and --crop are for the images of --data-dir; add it")
+        return None, origin.preparation
+    if chosen:
+        return prepare_folder(data_dir, parse_preparation(fit, invert, crop), invert)
+    # The inversion is that of the version; the new images do not decide on it.
+    return prepare_folder(data_dir, origin.preparation, origin.preparation.invert)
+
+
+def _print_change(origin: Manifest, manifest: Manifest) -> None:
+    from training.report.recalibrated_card import recall_range
+
+    before, summary = manifest.metrics["before"], manifest.calibration
+    console.print(
+        f"{summary.n:,} normal images; {percent(before['flagged']['rate'])} of them are above the threshold "
+        f"{origin.threshold:.6g} of {origin.name}@{origin.version}"
+    )
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "alpha", "threshold", f"false-positive rate ({100 * summary.band_level:g} % band)", "recall"):
+        table.add_column(column)
+    for label, of, recall in (("before", origin, before["recall"]), ("after", manifest, manifest.metrics["recall"])):
+        band = of.calibration.band
+        shown = "-" if recall is None else recall_range(recall)
+        rate = f"{percent(band[0])} to {percent(band[1])}"
+        table.add_row(label, f"{of.alpha:g}", f"{of.threshold:.6g}", rate, shown)
+    console.print(table)
+    if manifest.metrics["recall"] is not None:
+        console.print(f"recall: on the anomalies of the test of version {manifest.metrics['tested_version']}")
+
+
+def _warn_of_few(manifest: Manifest) -> None:
+    enough = math.ceil(2 / manifest.alpha)
+    if manifest.calibration.n < enough:
+        console.print(
+            f"warning: with fewer than {enough:,} images (2 / alpha), a few odd images decide the threshold, and the "
+            "recall may fall by tens of percent; look at the images with the highest scores",
+            style="yellow",
+        )
 
 
 def _find(repository: Repository, reference: str) -> Manifest:

@@ -10,6 +10,7 @@ import typer
 
 from app.inference.detector import Detector
 from app.inference.device import choose_device
+from app.models.manifest import Preparation
 from training.commands.console import (
     console,
     exit_on_error,
@@ -34,6 +35,7 @@ from training.commands.options import (
     folder_for,
     parse_labels,
 )
+from training.commands.preparing import Crop, Fit, Invert, load_own_images, parse_preparation
 from training.data.dataset import DataError, Dataset
 from training.data.loaders import LOADERS, infer_dataset, load
 from training.pipeline.reference import model_name, open_reference, reference_version
@@ -54,18 +56,22 @@ def train(
     ] = "0",
     name: Annotated[
         str | None,
-        typer.Option(help="Name of the model. Default: from data and recipe (`zero-deep`). Needed for PNGs."),
+        typer.Option(help="Name of the model. Default: from data and recipe (`zero-deep`). Needed for a folder."),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help=f"Data set: {', '.join(LOADERS)}. Default: `folder` for a --data-dir with PNGs, else mnist."),
+        typer.Option(help=f"Data set: {', '.join(LOADERS)}. Default: `folder` for a folder of images, else mnist."),
     ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of PNGs, or of the IDX files of the data set.", envvar=DATA_DIR_VARIABLE)
+        Path | None,
+        typer.Option(help="Folder of images, or of the data set's IDX files.", envvar=DATA_DIR_VARIABLE),
     ] = None,
     anomalies_dir: Annotated[
-        Path | None, typer.Option(help="Folder of anomalous PNGs, for the evaluation only.")
+        Path | None, typer.Option(help="Folder of anomalous images, for the evaluation only.")
     ] = None,
+    fit: Fit = None,
+    invert: Invert = None,
+    crop: Crop = None,
     alpha: Annotated[float, typer.Option(help="False-positive rate of the threshold.")] = 0.01,
     confidence: Annotated[
         float | None,
@@ -85,7 +91,7 @@ def train(
     Training is followed by export, calibration and evaluation. The service serves the version if it is promoted, by
     `--promote` or the command `promote`.
 
-    Example: `anomaly train --data-dir photos/normal --name mine --promote`
+    Example: `anomaly train --data-dir photos/normal --fit resize --name mine --promote`
     """
     with exit_on_error():
         from training.pipeline.make import TrainingJob
@@ -94,17 +100,23 @@ def train(
         chosen = find_recipe(recipe).with_epochs(epochs)
         torch_device = choose_device(device)
         data_dir = folder_for(data, data_dir, context)
-        data = data or _infer_dataset(data_dir)
+        preparation = parse_preparation(fit, invert, crop)
+        data = data or _infer_dataset(data_dir, preparation)
+        if data != "folder" and fit is not None:
+            raise DataError(f"--fit is for a folder of images, and the data are {data}; leave it out")
         if data in ("folder", "idx") and name is None:
             raise DataError(
-                f"a folder of {'PNGs' if data == 'folder' else 'IDX files'} needs --name, the name of the model"
+                f"a folder of {'images' if data == 'folder' else 'IDX files'} needs --name, the name of the model"
             )
         if data == "folder" and normal != "0":
             # Label 1 is the folder of anomalies, which is for evaluation only.
-            raise DataError("all PNGs in --data-dir are normal and none in --anomalies-dir; leave --normal out")
+            raise DataError("all images in --data-dir are normal and none in --anomalies-dir; leave --normal out")
         if data == "folder":
-            print_ignored(data_dir, anomalies_dir)
-        dataset = load(data, data_dir, anomalies_dir)
+            print_ignored(data_dir, anomalies_dir, preparation=preparation)
+        if data == "folder" and data_dir is not None:
+            dataset = load_own_images(data_dir, anomalies_dir, preparation, invert, alpha=alpha)
+        else:
+            dataset = load(data, data_dir, anomalies_dir)
         labels = parse_labels(normal, dataset)
         console.print(f"data: {dataset.name}, {len(dataset.labels):,} images from: {dataset.source}")
         print_copies(dataset.copies)
@@ -121,10 +133,10 @@ def train(
         print_published(manifest, promote)
 
 
-def _infer_dataset(data_dir: Path | None) -> str:
-    name = infer_dataset(data_dir)
+def _infer_dataset(data_dir: Path | None, preparation: Preparation) -> str:
+    name = infer_dataset(data_dir, preparation)
     if name == "folder":
-        console.print(f"{data_dir} contains PNGs: using --data folder")
+        console.print(f"{data_dir} contains {'PNGs' if preparation.fit == 'strict' else 'images'}: using --data folder")
     return name
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from app.models.manifest import STRICT, Preparation
+
 
 class DataError(Exception):
     """Missing, damaged or unsuitable data. The message contains what to do."""
@@ -27,6 +29,7 @@ class Dataset:
         noun: noun for one image, such as `digit`.
         test_start: index of the first image of the test file; None if the set has no test file.
         copies: number of images that were left out because an earlier one has the same pixels.
+        preparation: how files became these images.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Dataset:
     noun: str
     test_start: int | None
     copies: int = 0
+    preparation: Preparation = STRICT
 
     @property
     def sha256(self) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-SUFFIX = ".png"
+PNG_ONLY = frozenset((".png",))
 _OTHER_FORMATS = frozenset(
     (".avif", ".bmp", ".gif", ".heic", ".heif", ".jpeg", ".jpg", ".jxl", ".tif", ".tiff", ".webp")
 )  # fmt: skip
@@ -52,11 +52,11 @@ class Found:
         return f"ignored {', '.join(parts)}" if parts else ""
 
 
-def search(folder: Path) -> Found:
-    """Find the images of a folder, without its subfolders."""
+def search(folder: Path, suffixes: frozenset[str] = PNG_ONLY) -> Found:
+    """Find the images of a folder that have one of the suffixes, without its subfolders."""
     found = Found()
     for path in folder.glob("*"):
-        kind = _kind(path)
+        kind = _kind(path, suffixes)
         if kind is None:
             found.images.append(path)
         else:
@@ -65,13 +65,13 @@ def search(folder: Path) -> Found:
     return found
 
 
-def _kind(path: Path) -> Kind | None:
+def _kind(path: Path, suffixes: frozenset[str]) -> Kind | None:
     hidden = path.name.startswith(".") or path.name.lower() in _SYSTEM
     if path.is_dir():
         return Kind.HIDDEN_FOLDER if hidden else Kind.LINKED_FOLDER if path.is_symlink() else Kind.FOLDER
     if hidden:
         return Kind.HIDDEN
     suffix = path.suffix.lower()
-    if suffix != SUFFIX:
+    if suffix not in suffixes:
         return Kind.OTHER_FORMAT if suffix in _OTHER_FORMATS else Kind.OTHER
     return None if path.is_file() or not path.exists() else Kind.SPECIAL

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from app.models.manifest import STRICT, Preparation
 from training.data.dataset import DataError, Dataset
 from training.data.idx import IMAGES, LABELS, has_idx, read_idx, torchvision_folder
-from training.data.pngs import explain_no_pngs, png_paths, read_pngs
+from training.data.pictures import Folder, explain_no_images, image_paths, read_folder
 
 _DIGITS = tuple("0123456789")
 _CLOTHES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
@@ -32,27 +33,28 @@ _SHA256 = {
 }
 
 
-def infer_dataset(data_dir: Path | None) -> str:
-    """Return the data set to use if none is named: `folder` for PNGs without IDX files, else that of the IDX files.
+def infer_dataset(data_dir: Path | None, preparation: Preparation = STRICT) -> str:
+    """Return the data set to use if none is named: `folder` for images without IDX files, else that of the IDX files.
 
     Args:
         data_dir: folder of the data, if one is given.
+        preparation: how images would be prepared, which decides on the formats.
 
     Raises:
-        DataError: the folder is missing, or contains neither PNGs nor IDX files.
+        DataError: the folder is missing, or contains neither images nor IDX files.
     """
     if data_dir is None or has_idx(torchvision_folder(data_dir, "MNIST")):
         return "mnist"
     if has_idx(torchvision_folder(data_dir, "FashionMNIST")):
         return FASHION
-    if not png_paths(data_dir):
-        raise DataError(explain_no_pngs(data_dir, " and no IDX files of MNIST"))
+    if not image_paths(data_dir, preparation):
+        raise DataError(explain_no_images(data_dir, preparation, " and no IDX files of MNIST"))
     return "folder"
 
 
 def is_png_folder(folder: Path) -> bool:
     """Return whether a folder contains PNGs and no IDX files."""
-    return not has_idx(folder) and bool(png_paths(folder))
+    return not has_idx(folder) and bool(image_paths(folder, STRICT))
 
 
 def load(name: str, data_dir: Path | None = None, anomalies_dir: Path | None = None) -> Dataset:
@@ -202,23 +204,39 @@ def png_folder(data_dir: Path | None, anomalies_dir: Path | None) -> Dataset:
         DataError: a folder is missing or empty, the service rejects a file, or an image is in both folders.
     """
     if data_dir is None:
-        raise DataError("the data set `folder` needs --data-dir: a folder of 28x28 grey PNGs")
-    normal, normal_copies = read_pngs(data_dir)
-    anomalous, anomalous_copies = read_pngs(anomalies_dir) if anomalies_dir else (np.zeros((0, 28, 28), np.uint8), 0)
-    both = {image.tobytes() for image in normal} & {image.tobytes() for image in anomalous}
+        raise DataError("the data set `folder` needs --data-dir: a folder of images")
+    return own_images(read_folder(data_dir, STRICT), data_dir, anomalies_dir, STRICT)
+
+
+def own_images(found: Folder, data_dir: Path, anomalies_dir: Path | None, preparation: Preparation) -> Dataset:
+    """Return the images of a folder as label 0, and those of another folder as label 1.
+
+    Args:
+        found: the normal images, prepared.
+        data_dir: their folder.
+        anomalies_dir: folder of the anomalies, which are prepared in the same way; None for no anomalies.
+        preparation: how the images are prepared.
+
+    Raises:
+        DataError: the folder of anomalies cannot be used, or an image is in both folders.
+    """
+    anomalies = read_folder(anomalies_dir, preparation) if anomalies_dir else None
+    anomalous = anomalies.images if anomalies else np.zeros((0, 28, 28), np.uint8)
+    both = {image.tobytes() for image in found.images} & {image.tobytes() for image in anomalous}
     if both:
         raise DataError(f"{len(both):,} images of {anomalies_dir} are also in {data_dir}; remove them from one folder")
-    labels = np.repeat(np.array([0, 1], np.uint8), [len(normal), len(anomalous)])
-    images = np.concatenate([normal, anomalous])
+    labels = np.repeat(np.array([0, 1], np.uint8), [len(found.images), len(anomalous)])
+    images = np.concatenate([found.images, anomalous])
     return Dataset(
         "folder",
-        "folder of PNG files",
+        "folder of PNG files" if preparation.fit == "strict" else "folder of image files",
         images,
         labels,
         ("normal", "anomalous"),
         "image labelled",
         None,
-        normal_copies + anomalous_copies,
+        found.copies + (anomalies.copies if anomalies else 0),
+        preparation,
     )
 
 

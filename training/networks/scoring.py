@@ -26,6 +26,7 @@ class StandardisedScoring(nn.Module):
     least_ink: Final[float]
     most_ink: Final[float]
     guard_error: Final[float]
+    own_background: Final[bool]
     cells: Final[int]
     cell_of_pixel: Tensor
 
@@ -37,6 +38,7 @@ class StandardisedScoring(nn.Module):
         least_ink: float,
         most_ink: float,
         guard_error: float,
+        own_background: bool = False,
     ) -> None:
         """Combine the parts.
 
@@ -46,6 +48,7 @@ class StandardisedScoring(nn.Module):
             least_ink: minimum sum of an image's pixels in 0..1; below it the reason is `empty`.
             most_ink: maximum sum; above it the reason is `too_much_ink`.
             guard_error: error of every pixel of an image that a guard rejects.
+            own_background: whether ink is the difference from the median of the image's border, and not from black.
         """
         super().__init__()
         self.standardise = standardise
@@ -53,6 +56,7 @@ class StandardisedScoring(nn.Module):
         self.least_ink = least_ink
         self.most_ink = most_ink
         self.guard_error = guard_error
+        self.own_background = own_background
         self.cells = standardise.pool.shape[0]
         side = torch.arange(SIDE) * self.cells // SIDE
         self.register_buffer("cell_of_pixel", (side[:, None] * self.cells + side).flatten())
@@ -74,7 +78,11 @@ class StandardisedScoring(nn.Module):
         reconstruction, drawing = self.autoencoder(rows)
         errors = (features - reconstruction[:count]).square() / features.mean(dim=1, keepdim=True).clamp_min(1e-6)
         errors = errors.view(count, -1, self.cells, self.cells).mean(dim=1)
-        ink = pixels.sum(dim=(1, 2))
+        ground = pixels
+        if self.own_background:
+            border = torch.cat([pixels[:, 0], pixels[:, -1], pixels[:, 1:-1, 0], pixels[:, 1:-1, -1]], dim=1)
+            ground = (pixels - border.median(dim=1).values[:, None, None]).abs()
+        ink = ground.sum(dim=(1, 2))
         reason = (ink < self.least_ink).to(torch.int8) + 2 * (ink > self.most_ink).to(torch.int8)
         errors = errors.masked_fill((reason > 0)[:, None, None], self.guard_error)
         error_map = errors.flatten(1).index_select(1, self.cell_of_pixel).view(pixels.shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -120,6 +120,8 @@ def make_version(
     """
     normal_class = dataset.describe(job.normal)
     split = SPLITS[job.recipe.split](dataset, job.normal, job.seed)
+    if dataset.name == "folder":
+        job = replace(job, recipe=job.recipe.with_ink_of(dataset.images[split.train]))
     _check_counts(job, split, dataset)
     losses: list[float] = []
 
@@ -245,6 +247,7 @@ def _manifest(
         normal_class=normal_class,
         recipe=RecipeRecord(name=recipe.name, parameters=parameters, seed=job.seed),
         input_shape=(1, 28, 28),
+        preparation=dataset.preparation,
         score_space=recipe.score_space,
         alpha=job.alpha,
         threshold=threshold,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -14,15 +15,18 @@ from numpy.typing import NDArray
 
 from app.inference.detector import Detector
 from app.models.calibration import CalibrationError
-from app.models.manifest import Manifest, Recalibration
-from app.models.repository import Artifact, Repository
+from app.models.manifest import Manifest, Preparation, Recalibration
+from app.models.repository import Artifact, Repository, RepositoryError
 from training.evaluation.calibrate import BAND_LEVEL, calibrate, check_guards, guard_error, score_with_reasons
 from training.evaluation.figures import INTERVAL_LEVEL, proportion
+from training.evaluation.recall import recall_between
 from training.pipeline.make import DraftVersion, code_version
-from training.report import pictures
+from training.report import examples, pictures
 from training.report.files import histogram
 from training.report.recalibrated_card import recalibrated_card
 
+_SHOWN = 8
+"""Number of images in the picture of the highest scores."""
 _THRESHOLD_FREE = ("test_normal", "test_anomalous", "auroc", "average_precision", "final_loss")
 """Metrics that do not depend on the threshold."""
 
@@ -38,6 +42,8 @@ def recalibrate(
     *,
     alpha: float | None = None,
     confidence: float | None = None,
+    preparation: Preparation | None = None,
+    names: Sequence[str] = (),
 ) -> DraftVersion:
     """Make a version in memory with the model of another version and its own threshold.
 
@@ -48,6 +54,8 @@ def recalibrate(
             `origin`.
         alpha: false-positive rate; None for that of `origin`.
         confidence: probability that the rate is at most alpha; None for that of `origin`.
+        preparation: how the images were prepared; None for that of `origin`.
+        names: a name for each image, for the picture of those with the highest scores.
 
     Raises:
         RecalibrationError: images, rate and confidence are all None, or the version was made from these images.
@@ -77,15 +85,34 @@ def recalibrate(
             "alpha": alpha,
             "threshold": threshold,
             "calibration": summary.model_copy(update={"recalibrated": _recalibration(origin, images)}),
-            "metrics": {**_metrics(origin, scores, alpha), **({"calibration_caught": counts} if counts else {})},
+            "metrics": {
+                **_metrics(repository, origin, scores, alpha, threshold),
+                **({"calibration_caught": counts} if counts else {}),
+            },
             "data": origin.data if images is None else origin.data.model_copy(update={"calibration": 0}),
             "code_version": code_version(),
             "files": {},
+            **({"preparation": preparation} if preparation else {}),
         }
     )
+    highest = {} if images is None else _highest(images, names, scores, detector, threshold)
     return DraftVersion(
-        manifest, {**_artifact(repository, origin, scores), **_report(repository, origin, manifest, scores)}
+        manifest, {**_artifact(repository, origin, scores), **_report(repository, origin, manifest, scores, highest)}
     )
+
+
+def _highest(
+    images: NDArray[np.uint8],
+    names: Sequence[str],
+    scores: NDArray[np.float32],
+    detector: Detector,
+    threshold: float,
+) -> dict[str, bytes]:
+    """Draw the images with the highest scores: a single odd image may decide the threshold."""
+    order = np.argsort(-scores, kind="stable")[:_SHOWN]
+    chosen = [(names[index] if names else f"image {index}", images[index]) for index in order]
+    title = "Calibration images with the highest scores"
+    return {"highest.png": pictures.gallery(examples.reconstruct(chosen, detector, threshold), title)}
 
 
 def _check_unseen(artifact: Artifact, images: NDArray[np.uint8]) -> None:
@@ -114,10 +141,22 @@ def _recalibration(origin: Manifest, images: NDArray[np.uint8] | None) -> Recali
         source = before.source if before else f"{origin.data.name} ({origin.data.source}), held out from training"
         return Recalibration(version=origin.version, source=source, sha256=before.sha256 if before else None)
     sha256 = hashlib.sha256(images.tobytes()).hexdigest()
-    return Recalibration(version=origin.version, source=f"folder of {len(images):,} PNG files", sha256=sha256)
+    return Recalibration(version=origin.version, source=f"folder of {len(images):,} image files", sha256=sha256)
 
 
-def _metrics(origin: Manifest, scores: NDArray[np.float32], alpha: float) -> dict[str, Any]:
+def _recall(repository: Repository, origin: Manifest, threshold: float) -> tuple[float, float] | None:
+    """Return the bounds of the recall on the test of the trained version; None if they are not known."""
+    try:
+        tested = repository.manifest(origin.name, _tested_version(origin))
+        evaluation = json.loads(repository.read(tested, "report/evaluation.json"))
+    except (RepositoryError, KeyError):
+        return None  # The trained version was deleted, or published by an older training.
+    return recall_between(evaluation["histogram"], tested.metrics["operating_points"], threshold)
+
+
+def _metrics(
+    repository: Repository, origin: Manifest, scores: NDArray[np.float32], alpha: float, threshold: float
+) -> dict[str, Any]:
     # Metrics that depend on the threshold were measured at another one, and are left out.
     return {
         "test": origin.metrics["test"],
@@ -133,8 +172,11 @@ def _metrics(origin: Manifest, scores: NDArray[np.float32], alpha: float) -> dic
         "before": {
             "alpha": origin.alpha,
             "threshold": origin.threshold,
+            "band": origin.calibration.band,
             "flagged": proportion(scores > np.float32(origin.threshold)),
+            "recall": _recall(repository, origin, origin.threshold),
         },
+        "recall": _recall(repository, origin, threshold),
     }
 
 
@@ -152,12 +194,16 @@ def _artifact(repository: Repository, origin: Manifest, scores: NDArray[np.float
 
 
 def _report(
-    repository: Repository, origin: Manifest, manifest: Manifest, scores: NDArray[np.float32]
+    repository: Repository,
+    origin: Manifest,
+    manifest: Manifest,
+    scores: NDArray[np.float32],
+    highest: dict[str, bytes],
 ) -> dict[str, bytes]:
     bins = histogram(scores, np.ones(len(scores), np.bool_), manifest.threshold)
     title = "Scores of the calibration images"
     picture = pictures.histogram(bins, manifest.threshold, manifest.alpha, manifest.normal_class, title)
-    files = {"histogram.png": picture}
+    files = {"histogram.png": picture, **highest}
     if "report/loss.png" in origin.files:
         files["loss.png"] = repository.read(origin, "report/loss.png")
     files["model-card.md"] = recalibrated_card(manifest, sorted(files)).encode()

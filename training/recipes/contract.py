@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from training.data.preflight import ink
+
 Progress = Callable[[int, float], None]
 """Callback for each finished epoch: its number, counted from 1, and its mean training loss."""
 
@@ -73,3 +75,19 @@ class Recipe:
         if epochs is None or "epochs" not in self.parameters:
             return self
         return replace(self, parameters={**self.parameters, "epochs": epochs})
+
+    def with_ink_of(self, images: NDArray[np.uint8]) -> Recipe:
+        """Return the recipe with guards for images that are not digits; unchanged if it has no guards.
+
+        Ink is then the difference from the image's own background. The limits are half of what the palest images have,
+        and twice what the fullest ones have, leaving out one in a hundred on both sides.
+
+        Args:
+            images: training images, uint8 [n, 28, 28].
+        """
+        if "guards" not in self.parameters:
+            return self
+        least, most = np.quantile(ink(images), (0.01, 0.99))
+        limits = {"least_ink": max(0.5, round(least / 2, 2)), "most_ink": max(1.0, round(2 * most, 2))}
+        guards = {**self.parameters["guards"], **limits, "own_background": True}
+        return replace(self, parameters={**self.parameters, "guards": guards})

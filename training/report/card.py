@@ -9,6 +9,7 @@ from app.models.manifest import Manifest
 from training.evaluation.probes import KINDS
 from training.report.sections import (
     confidence_option,
+    fit_options,
     interval,
     limits_section,
     origin_section,
@@ -137,7 +138,7 @@ def _command(manifest: Manifest) -> str:
     epochs = f" --epochs {parameters['epochs']}" if "epochs" in parameters else ""
     folders = ""
     if manifest.data.name == "folder":
-        folders = " --data-dir FOLDER_OF_NORMAL_PNGS"
+        folders = " --data-dir FOLDER_OF_NORMAL_PNGS" + fit_options(manifest.preparation)
         folders += " --anomalies-dir FOLDER_OF_ANOMALOUS_PNGS" if manifest.data.test_anomalous else ""
     if manifest.data.name == "idx":
         folders = " --data-dir FOLDER_OF_IDX_FILES"

@@ -13,7 +13,7 @@ _MIN_RECALL = 0.9
 
 def limits(manifest: Manifest, label_names: Sequence[str]) -> Iterator[str]:
     """Yield one or two sentences for each limit."""
-    yield "The model is for 28x28 grey images with bright strokes on black, placed and sized as its training images."
+    yield _LIMIT_OF_INPUT[manifest.preparation.fit]
     yield "A p-value is the share of normal images with at least this score, not the probability of an anomaly."
     yield "The threshold does not depend on anomalies; the recall depends on the kind of anomaly."
     yield from _label_limits(manifest.metrics, label_names)
@@ -23,10 +23,21 @@ def limits(manifest: Manifest, label_names: Sequence[str]) -> Iterator[str]:
         yield from _probe_limits(shares, manifest.alpha)
     guards = manifest.recipe.parameters.get("guards", {})
     if "least_ink" in guards and "most_ink" in guards:
+        above = ", counted from its own background," if guards.get("own_background") else ""
         yield (
-            f"If the pixels in 0..1 of an image add up to less than {guards['least_ink']:g}, its reason is `empty`; "
-            f"if they add up to more than {guards['most_ink']:g}, it is `too_much_ink`. Both are always anomalous."
+            f"If the pixels in 0..1 of an image{above} add up to less than {guards['least_ink']:g}, its reason is "
+            f"`empty`; if they add up to more than {guards['most_ink']:g}, it is `too_much_ink`. "
+            "Both are always anomalous."
         )
+
+
+_LIMIT_OF_INPUT = {
+    "strict": "The model is for 28x28 grey images with bright strokes on black, placed and sized as its training "
+    "images.",
+    "mnist": "The model is for pictures with one handwritten digit, which the service prepares with `fit=mnist`.",
+    "resize": "The model is for pictures taken as its training images were: the same distance, place, light and part "
+    "of the picture. The service resizes them to 28x28 grey pixels, so a defect must still be visible at this size.",
+}
 
 
 def _label_limits(metrics: Mapping[str, Any], label_names: Sequence[str]) -> Iterator[str]:

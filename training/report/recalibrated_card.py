@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from app.models.manifest import Manifest, Recalibration
 from training.report.sections import (
     confidence_option,
+    fit_options,
     interval,
     limits_section,
     origin_section,
@@ -57,14 +58,31 @@ def _not_measured(manifest: Manifest) -> str:
 * The model is that of version {version}, byte for byte. {ranking_sentence(manifest.metrics)} These metrics are from the
   test of version {tested} ({manifest.metrics["test"]}), and do not apply to images made in another way.
 * All images were used for the calibration, so the false-positive rate was not measured; the guarantee below applies.
-* The recall at the new threshold was not measured.
+* The recall at the new threshold was not measured on images like these.{_recall(manifest)}
 * Pictures, probes and the metrics of each label are in the model card of version {tested}, at its own threshold.
 """
 
 
+def _recall(manifest: Manifest) -> str:
+    after = manifest.metrics.get("recall")
+    if after is None:
+        return ""
+    before = manifest.metrics["before"]["recall"]
+    return (
+        f" On the anomalies of the test of version {manifest.metrics['tested_version']}, the recall changes from "
+        f"{recall_range(before)} to {recall_range(after)}."
+    )
+
+
+def recall_range(bounds: Sequence[float]) -> str:
+    """Return a recall that is known up to a bin of a histogram."""
+    low, high = (f"{100 * bound:.1f}" for bound in bounds)
+    return f"{low} %" if low == high else f"{low} to {high} %"
+
+
 def _command(manifest: Manifest) -> str:
     origin, confidence = _origin(manifest), confidence_option(manifest)
-    folder = " --data-dir FOLDER_OF_NORMAL_PNGS" if origin.sha256 else ""
+    folder = f" --data-dir FOLDER_OF_NORMAL_PNGS{fit_options(manifest.preparation)}" if origin.sha256 else ""
     pixels = f"\nThe SHA-256 of the images' pixels, in the order of their names, is `{origin.sha256}`.\n"
     return f"""## Reproduction
 

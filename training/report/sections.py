@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from app.models.calibration import needed
-from app.models.manifest import Manifest
+from app.models.manifest import Manifest, Preparation
 from training.evaluation.calibrate import describe_guard_counts
 from training.report.limits import limits
 
@@ -63,6 +63,7 @@ def pictures_section(files: Sequence[str]) -> str:
         "kinds.png": "A typical image of every label",
         "normals.png": "The normal images with the lowest and the highest scores",
         "probes.png": "One image of some probes",
+        "highest.png": "The calibration images with the highest scores",
         "histogram.png": "Scores of normal and anomalous images, with the threshold",
         "roc.png": "Recall against false-positive rate",
         "loss.png": "Training loss per epoch",
@@ -131,3 +132,14 @@ def _guards(manifest: Manifest) -> str:
     counts = manifest.metrics.get("calibration_caught")
     words = counts and describe_guard_counts(counts, manifest.calibration.n)
     return f"\n{words[0].upper()}{words[1:]}; they are false positives." if words else ""
+
+
+def fit_options(preparation: Preparation) -> str:
+    """Return the options that repeat a preparation, with a space in front; nothing for `strict`."""
+    if preparation.fit == "strict":
+        return ""
+    options = f" --fit {preparation.fit}"
+    if preparation.fit == "resize":
+        options += " --invert" if preparation.invert else " --no-invert"
+        options += f" --crop {','.join(f'{share:g}' for share in preparation.crop)}" if preparation.crop else ""
+    return options

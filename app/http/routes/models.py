@@ -194,5 +194,6 @@ def _summary(registry: Registry, name: str) -> ModelSummary:
         normal_class=manifest.normal_class if manifest else None,
         threshold=manifest.threshold if manifest else None,
         alpha=manifest.alpha if manifest else None,
+        fit=manifest.preparation.fit if manifest else None,
         problem=registry.rejection(name),
     )

@@ -112,8 +112,8 @@ function removeTint(context) {
   context.putImageData(pixels, 0, 0);
 }
 
-// Any file to a PNG that the service takes: PNGs of a reasonable size go as they are, the rest is drawn anew.
-export async function prepare(file, mode) {
+// `own` is what the model was trained with, for the mode `auto`. Any file to a PNG that the service takes: PNGs of a reasonable size go as they are, the rest is drawn anew.
+export async function prepare(file, mode, own) {
   let head;
   try {
     head = new DataView(await file.slice(0, 24).arrayBuffer());
@@ -127,7 +127,7 @@ export async function prepare(file, mode) {
   }
   const isPng = head.byteLength >= 8 && head.getUint32(0) === 0x89504e47;
   const [width, height] = isPng && head.byteLength >= 24 ? [head.getUint32(16), head.getUint32(20)] : [0, 0];
-  const fit = (width, height) => (mode !== "auto" ? mode : width === 28 && height === 28 ? "strict" : "mnist");
+  const fit = (width, height) => (mode !== "auto" ? mode : own !== "strict" ? own : width === 28 && height === 28 ? "strict" : "mnist");
   if (isPng && file.size <= LARGEST_BODY && width * height <= LARGEST_PIXELS) return { png: file, fit: fit(width, height) };
   let bitmap;
   try {

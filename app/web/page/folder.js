@@ -91,11 +91,11 @@ export class Folder {
     await Promise.all(Array.from({ length: AT_ONCE }, worker));
   }
 
-  async #score(file, { model, alpha, mode }, signal) {
+  async #score(file, { model, alpha, mode, own }, signal) {
     const name = file.webkitRelativePath || file.name;
     for (let attempt = 0; ; attempt += 1) {
       try {
-        const { png, fit } = await api.prepare(file, mode);
+        const { png, fit } = await api.prepare(file, mode, own);
         const reply = await api.score(png, { model, alpha, fit, signal });
         const notes = [reply.reason && `guard: ${reply.reason.replaceAll("_", " ")}`, reply.fitted?.inverted && "inverted"];
         return { name, verdict: reply.is_anomaly ? "anomalous" : "normal", note: notes.filter(Boolean).join(", "), ...reply };

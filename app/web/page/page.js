@@ -198,12 +198,15 @@ const pad = new Pad($("pad"), () => {
 $("undo").addEventListener("click", () => pad.undo());
 $("clear").addEventListener("click", () => pad.clear());
 
+// How the model prepares images: what it was trained with.
+const ownFit = () => state.models.find((model) => model.name === state.model)?.fit ?? "strict";
+
 // Files.
 function take(open) {
   if (!pad.empty) pad.clear();
   aside = null;
   leaveShared();
-  state.source = { drawn: false, give: async (signal) => api.prepare(await open(signal), $("fit").value) };
+  state.source = { drawn: false, give: async (signal) => api.prepare(await open(signal), $("fit").value, ownFit()) };
   judge();
 }
 const takeFile = (file) => take(() => file);
@@ -314,7 +317,7 @@ $("copy").addEventListener("click", async () => {
 // Views.
 const folder = new Folder(async () => {
   if (!state.model) await loadModels();
-  return { model: state.model, alpha: state.alpha, mode: $("fit").value };
+  return { model: state.model, alpha: state.alpha, mode: $("fit").value, own: ownFit() };
 }, askForKey);
 
 const showShared = (id) => {

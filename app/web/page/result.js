@@ -53,7 +53,8 @@ export function showReply(reply, calibration, point) {
   if (reply.fitted) {
     const [left, top, right, bottom] = reply.fitted.crop;
     const turned = reply.fitted.inverted ? " It was dark on bright, and was inverted." : "";
-    $("fitted").textContent = `Fitted as MNIST's digits were: cropped to ${right - left}×${bottom - top}, scaled, centred.${turned}`;
+    const how = reply.fitted.fit === "resize" ? "Prepared as the training images were: a part of" : "Fitted as MNIST's digits were: cropped to";
+    $("fitted").textContent = `${how} ${right - left}×${bottom - top}, scaled${reply.fitted.fit === "resize" ? "" : ", centred"}.${turned}`;
   }
 }
 

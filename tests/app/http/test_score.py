@@ -356,13 +356,13 @@ async def test_an_image_that_is_fitted_too_late_is_504(
 ) -> None:
     """Waiting for the thread that fits counts towards the deadline."""
     goes_on = threading.Event()
-    fitted = fitting.fit.fit
+    fitted = fitting.prepare
 
-    def slow(png: bytes, most: int) -> Any:
+    def slow(*given: Any) -> Any:
         goes_on.wait(30)
-        return fitted(png, most)
+        return fitted(*given)
 
-    monkeypatch.setattr(fitting.fit, "fit", slow)
+    monkeypatch.setattr(fitting, "prepare", slow)
     async with running(make_settings(deadline_ms=300)) as client:
         replies = await asyncio.gather(*(raw(client, zero, "?fit=mnist") for _ in range(3)))
         goes_on.set()

@@ -76,7 +76,7 @@ async def test_a_reply_is_what_the_schema_says(kept):
 
 async def test_each_order_has_its_own_reply(kept):
     """Thresholds, guards, fits and embedded pictures of one micro-batch do not mix."""
-    fitted = Fitted(inverted=True, crop=(1, 2, 3, 4))
+    fitted = Fitted(fit="mnist", source="request", inverted=True, crop=(1, 2, 3, 4))
     replies = await finished(
         kept,
         (PLAIN, detection(0.2)),
@@ -88,7 +88,12 @@ async def test_each_order_has_its_own_reply(kept):
     assert [each["is_anomaly"] for each in said] == [False, True, True, False]
     assert [each["alpha"] for each in said] == [0.4, 0.8, 0.4, 0.4]
     assert [each["reason"] for each in said] == [None, None, "empty", None]
-    assert [each.get("fitted") for each in said] == [None, None, {"inverted": True, "crop": [1, 2, 3, 4]}, None]
+    assert [each.get("fitted") for each in said] == [
+        None,
+        None,
+        {"fit": "mnist", "source": "request", "inverted": True, "crop": [1, 2, 3, 4]},
+        None,
+    ]
     assert ["reconstruction_png" in each for each in said] == [False, False, False, True]
     assert "reconstruction_png" not in json.loads((await kept.find(said[3]["id"])).reply)
 
