@@ -79,3 +79,15 @@ def test_every_test_states_its_claim(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, functions) and node.name.startswith("test_"):
             assert ast.get_docstring(node), f"{path.name}: {node.name} has no docstring"
+
+
+def test_the_service_stays_easy_to_read() -> None:
+    """`app/` has at most 15 entries, no file has more than 300 lines, and no class more than 200."""
+    entries = {path.name for path in (ROOT / "app").iterdir()} - {"__init__.py", "__pycache__"}
+    assert len(entries) <= 15
+    for name in SERVICE:
+        source = MODULES[name].read_text()
+        assert source.count("\n") <= 300, name
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ClassDef):
+                assert (node.end_lineno or 0) - node.lineno < 200, f"{name}.{node.name}"
