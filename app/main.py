@@ -18,6 +18,7 @@ from app.http.auth import ApiKeys
 from app.http.batch import BatchHandler
 from app.http.cors import Cors
 from app.http.dependencies import Services
+from app.http.inference_protocol.scoring import InferHandler
 from app.http.middleware import RequestMiddleware
 from app.http.routes import ROUTERS
 from app.http.score import ScoreHandler
@@ -98,12 +99,22 @@ def create_app(
     )
     registry = Registry(loader, settings, metrics, clock)
     score = ScoreHandler(registry, scorer, settings)
-    batch = BatchHandler(registry, BatchScorer(reconstructions, metrics, settings.root_path), metrics, settings)
+    batch_scorer = BatchScorer(reconstructions, metrics, settings.root_path)
+    batch = BatchHandler(registry, batch_scorer, metrics, settings)
     services = Services(
         registry=registry,
         reconstructions=reconstructions,
         score=score,
         batch=batch,
+        infer=InferHandler(
+            registry=registry,
+            scorer=scorer,
+            batch_scorer=batch_scorer,
+            score=score,
+            batch=batch,
+            metrics=metrics,
+            settings=settings,
+        ),
         metrics=metrics,
         health=Health(registry, reconstructions, metrics, log_writer),
     )

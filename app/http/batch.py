@@ -6,7 +6,8 @@ because it occupies one of few places.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any
 
 from app.http.batch_replies import BatchExchange, Send, reply_type
@@ -48,13 +49,24 @@ class BatchHandler:
         Raises:
             Problem: the request is rejected; nothing has been sent.
         """
+        with self.place():
+            try:
+                await self._handle(scope, receive, send)
+            except ClientLeft:
+                scope.get("facts", {})["client_left"] = True
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Occupy one of the places of batch requests inside the block.
+
+        Raises:
+            Overloaded: all of them are occupied.
+        """
         if self.running >= self._settings.batch_max_requests:
             raise Overloaded(f"{self.running} batch requests are being handled already")
         self.running += 1
         try:
-            await self._handle(scope, receive, send)
-        except ClientLeft:
-            scope.get("facts", {})["client_left"] = True
+            yield
         finally:
             self.running -= 1
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from app.health import Health
 from app.http.batch import BatchHandler
+from app.http.inference_protocol.scoring import InferHandler
 from app.http.queries import check_names
 from app.http.schemas import ProblemDocument
 from app.http.score import ScoreHandler
@@ -29,6 +30,7 @@ class Services:
     reconstructions: Reconstructions
     score: ScoreHandler
     batch: BatchHandler
+    infer: InferHandler
     metrics: Metrics
     health: Health
 
@@ -72,16 +74,19 @@ def _declared_parameters(route: APIRoute) -> frozenset[str]:
     return frozenset(names)
 
 
-_KEY = APIKeyHeader(
-    name="X-API-Key",
-    auto_error=False,
-    description="Required on every request if the operator has set a file of API keys.",
+KEY: Any = Security(
+    APIKeyHeader(
+        name="X-API-Key",
+        auto_error=False,
+        description="Required on every request if the operator has set a file of API keys.",
+    )
 )
+"""Documents the API key of a router. The middleware checks the key before it calls a route."""
 
 
 def protected_router(tag: str) -> APIRouter:
     """Return a router whose routes document the API key. The middleware checks the key before it calls a route."""
-    dependencies = [Security(_KEY), Depends(reject_unknown_parameters)]
+    dependencies = [KEY, Depends(reject_unknown_parameters)]
     return APIRouter(tags=[tag], dependencies=dependencies, responses=problem_responses(401))
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import MutableMapping
 from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from app.http.inference_protocol.errors import is_protocol_request, render_error
 from app.problems import InternalError, InvalidParameter, Problem, from_status, render
 
 _log = logging.getLogger(__name__)
@@ -22,14 +24,25 @@ class Answer(NamedTuple):
     body: bytes
 
 
-def answer_problem(problem: Problem, request_id: str | None = None, *, close: bool = False) -> Answer:
-    """Return the response for a problem.
+def answer_problem(
+    problem: Problem,
+    request_id: str | None = None,
+    *,
+    scope: MutableMapping[str, Any] | None = None,
+    close: bool = False,
+) -> Answer:
+    """Return the response for a problem, in the shape that the path of `scope` demands.
 
     The connection closes if the problem says so, because the rest of the body is not read, or if `close` is set,
     because the parser cannot continue.
     """
-    body = render(problem, request_id)
-    headers = [(name.encode(), value.encode()) for name, value in problem.headers().items()]
+    named = problem.headers()
+    if scope is not None and is_protocol_request(scope):
+        body = render_error(problem)
+        named["content-type"] = "application/json"
+    else:
+        body = render(problem, request_id)
+    headers = [(name.encode(), value.encode()) for name, value in named.items()]
     headers.append((b"content-length", b"%d" % len(body)))
     if request_id is not None:
         headers.append((b"x-request-id", request_id.encode()))
@@ -61,7 +74,7 @@ async def _on_problem(request: Request, problem: Exception) -> Response:
     assert isinstance(problem, Problem)
     facts: dict[str, Any] = request.scope.get("facts", {})
     facts["problem"] = problem.type
-    answer = answer_problem(problem, request.scope.get("request_id"))
+    answer = answer_problem(problem, request.scope.get("request_id"), scope=request.scope)
     response = Response(answer.body, answer.status)
     # The middleware adds the request id to every response of the framework.
     response.raw_headers = [header for header in answer.headers if header[0] != b"x-request-id"]

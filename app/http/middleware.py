@@ -61,10 +61,11 @@ class ScoreHandler(Protocol):
 class _Request:
     """The facts about a request that do not depend on its route."""
 
-    __slots__ = ("facts", "headers", "id", "method", "started")
+    __slots__ = ("facts", "headers", "id", "method", "scope", "started")
 
     def __init__(self, scope: MutableMapping[str, Any], new_id: Callable[[], bytes], started: float) -> None:
         self.started = started
+        self.scope = scope
         self.method = scope["method"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         given = self.headers.get(b"x-request-id", b"")
@@ -254,7 +255,7 @@ class RequestMiddleware:
     def _reject(self, error: BaseException, request: _Request) -> Answer:
         problem = problem_of(error, request.id)
         request.facts["problem"] = problem.type
-        answer = answer_problem(problem, request.id)
+        answer = answer_problem(problem, request.id, scope=request.scope)
         answer.headers.extend(self._extra(request))
         return answer
 

@@ -97,7 +97,7 @@ class ScoreHandler:
         query = _query_of(scope)
         is_form = _content_type(headers).lower().startswith("multipart/form-data")
         if query.fit == "mnist" or (is_form and self._is_large(headers)):
-            with self._fit_place():  # a form may ask for `fit` in a field behind a large image
+            with self.fit_place():  # a form may ask for `fit` in a field behind a large image
                 image, query, fitted, seconds = await self._receive(query, headers, receive, self._fit_max_bytes)
         else:
             image, query, fitted, seconds = await self._receive(query, headers, receive, self.max_body_bytes)
@@ -109,9 +109,23 @@ class ScoreHandler:
             owner=scope.get("owner"),
             include_reconstruction=query.include == "reconstruction",
             fitted=fitted,
+            decoded=fitted is not None,
             decode_seconds=seconds,
         )
         return await _unless_disconnected(future, receive)
+
+    async def fit_image(self, image: bytes) -> fit.Fitted:
+        """Fit an image in the thread for it, within the deadline.
+
+        Raises:
+            InvalidImage: one of its kinds.
+            DeadlineExceeded: the images before it took too long.
+        """
+        try:
+            async with asyncio.timeout(self._deadline):
+                return await self._fitter.run(lambda: fit.fit(image, self._fit_max_pixels))
+        except TimeoutError:
+            raise DeadlineExceeded("the image was not fitted in time") from None
 
     def close(self) -> None:
         """End the thread that fits images, once it has finished its image."""
@@ -130,7 +144,12 @@ class ScoreHandler:
         return not declared.isdigit() or int(declared) > self.max_body_bytes
 
     @contextmanager
-    def _fit_place(self) -> Iterator[None]:
+    def fit_place(self) -> Iterator[None]:
+        """Occupy one of the places of requests with `fit=mnist` inside the block.
+
+        Raises:
+            Overloaded: all of them are occupied.
+        """
         if self._fits >= self._fit_max_waiting:
             raise Overloaded(f"{self._fit_max_waiting} images are being fitted already")
         self._fits += 1
@@ -157,11 +176,7 @@ class ScoreHandler:
             if len(body) > self.max_body_bytes:
                 raise BodyTooLarge(f"the body has {len(body)} bytes, the limit is {self.max_body_bytes}")
             return form.image, query, None, 0.0
-        try:
-            async with asyncio.timeout(self._deadline):
-                found = await self._fitter.run(lambda: fit.fit(form.image, self._fit_max_pixels))
-        except TimeoutError:
-            raise DeadlineExceeded("the image was not fitted in time") from None
+        found = await self.fit_image(form.image)
         return found.pixels, query, Fitted.of(found), time.perf_counter() - began
 
 

@@ -21,7 +21,7 @@ from app.concurrency.batcher import Resolve
 from app.images import pictures, png
 from app.inference.version import Detection, ModelVersion
 from app.problems import InternalError
-from app.scoring.verdict import DecisionRule, Fitted
+from app.scoring.verdict import DecisionRule, Fitted, Verdict
 from app.stores.reconstructions import PIXELS, Reconstructions, Record, new_ids
 from app.telemetry.metrics import Metrics, stage_times
 
@@ -31,11 +31,13 @@ class ScoreRequest:
     """One image on its way from the socket to the response.
 
     Attributes:
-        image: encoded PNG; raw pixels, uint8 [28, 28], once decoded or if `fitted` is set.
+        image: encoded PNG; raw pixels, uint8 [28, 28], if `decoded` is set or once it has been decoded.
         rule: threshold and false-positive rate.
         owner: name of the API key, or None.
         include_reconstruction: whether the reply embeds the reconstruction.
         fitted: how the image was changed before it was scored, if it was.
+        decoded: whether `image` contains pixels from the start.
+        store: whether the reconstruction is stored; else the reply has no JSON body.
         future: receives the `Reply` or an error; cancel it when the client disconnects.
         decode_seconds: time from bytes to pixels.
         queued_at: when the image was queued, in `perf_counter` seconds.
@@ -48,6 +50,8 @@ class ScoreRequest:
     fitted: Fitted | None
     future: asyncio.Future[Reply]
     decode_seconds: float = 0.0
+    decoded: bool = False
+    store: bool = True
     queued_at: float = 0.0
 
 
@@ -58,11 +62,14 @@ class Reply(NamedTuple):
         body: JSON, as `app.http.schemas.ScoreResponse` describes it.
         timing: the value of the header Server-Timing.
         facts: members of the access log line.
+        verdict, detection: what the JSON is made from.
     """
 
     body: bytes
     timing: str
     facts: dict[str, Any]
+    verdict: Verdict
+    detection: Detection
 
 
 class _Scored(NamedTuple):
@@ -71,6 +78,7 @@ class _Scored(NamedTuple):
     place: int
     request: ScoreRequest
     detection: Detection
+    verdict: Verdict
     document: dict[str, Any]
     body: bytes
 
@@ -99,6 +107,8 @@ class Scorer:
         include_reconstruction: bool = False,
         fitted: Fitted | None = None,
         decode_seconds: float = 0.0,
+        decoded: bool = False,
+        store: bool = True,
     ) -> asyncio.Future[Reply]:
         """Accept an image. Arguments as for `ScoreRequest`.
 
@@ -106,7 +116,9 @@ class Scorer:
             Overloaded: the queue is full. This is checked before the image is decoded, so that load shedding is cheap.
         """
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        version.queue.enqueue(ScoreRequest(image, rule, owner, include_reconstruction, fitted, future, decode_seconds))
+        version.queue.enqueue(
+            ScoreRequest(image, rule, owner, include_reconstruction, fitted, future, decode_seconds, decoded, store)
+        )
         return future
 
     def prepare(self, request: ScoreRequest) -> None:
@@ -116,7 +128,7 @@ class Scorer:
             InvalidImage: one of its kinds.
         """
         began = time.perf_counter()
-        if request.fitted is None:
+        if not request.decoded:
             request.image = png.decode(request.image)
         request.queued_at = time.perf_counter()
         request.decode_seconds += request.queued_at - began
@@ -138,11 +150,12 @@ class Scorer:
         batch: list[_Scored] = []
         for place, p_value, id in zip(places, p_values, new_ids(len(places)), strict=True):
             request, detection = requests[place], detections[place]
-            document = request.rule.judge(
-                detection.mse, p_value, detection.reason, id, prefix=self._prefix, fitted=request.fitted
-            )
-            batch.append(_Scored(place, request, detection, document, to_json(document)))
-        if not batch:
+            verdict = request.rule.verdict(detection.mse, p_value, detection.reason)
+            document = request.rule.document(verdict, id, self._prefix, request.fitted)
+            body = to_json(document) if request.store else b""
+            batch.append(_Scored(place, request, detection, verdict, document, body))
+        stored_ones = [scored for scored in batch if scored.request.store]
+        if not stored_ones:
             resolve(functools.partial(self._replies, len(requests), batch, 0.0, stored=True))
             return
         self._reconstructions.put(
@@ -154,7 +167,7 @@ class Scorer:
                     scored.document["id"],
                     scored.request.owner,
                 )
-                for scored in batch
+                for scored in stored_ones
             ],
             lambda stored: resolve(
                 functools.partial(self._replies, len(requests), batch, time.perf_counter() - began, stored=stored)
@@ -168,8 +181,8 @@ class Scorer:
         results: list[Any] = [None] * size
         for place in set(range(size)) - {scored.place for scored in batch} if len(batch) < size else ():
             results[place] = InternalError("the model returned a score that is not finite")
-        for place, request, detection, document, body in batch:
-            if not stored:
+        for place, request, detection, verdict, document, body in batch:
+            if not stored and request.store:
                 document["id"] = document["reconstruction"] = None
                 body = to_json(document)  # noqa: PLW2901
             if request.include_reconstruction:
@@ -183,7 +196,7 @@ class Scorer:
                 "mse": document["mse"],
                 **logged,
             }
-            results[place] = Reply(body, timing, facts)
+            results[place] = Reply(body, timing, facts, verdict, detection)
         self._count(size, batch, store_seconds)
         return results
 

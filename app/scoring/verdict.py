@@ -98,19 +98,6 @@ class DecisionRule:
         p_values = self.calibration.p_values(mses)
         return [self.verdict(*values) for values in zip(mses, p_values, reasons, strict=True)]
 
-    def judge(
-        self,
-        mse: float,
-        p_value: float,
-        reason: str | None,
-        id: str | None,
-        *,
-        prefix: str = "",
-        fitted: Fitted | None = None,
-    ) -> dict[str, Any]:
-        """Return the members of the JSON reply for an image with the score `mse`. Arguments as for `document`."""
-        return self.document(self.verdict(mse, p_value, reason), id, prefix, fitted)
-
     def count_anomalous(self, mses: NDArray[np.float64]) -> int:
         """Return how many of N scores are anomalous. NaN is not."""
         return int(np.count_nonzero(mses > self.threshold))

@@ -1,0 +1,322 @@
+"""Handles `POST /v2/models/{name}/infer` and `POST /v1/models/{name}:predict`.
+
+A request with few images joins the micro-batches of `POST /score`. A larger one takes turns with them like a batch
+request, and occupies one of the places of batch requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, MutableMapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from app.http.batch import BatchHandler
+from app.http.batch_replies import BatchExchange, Send
+from app.http.bodies import ClientLeft, Receive, decoded_pieces, pieces
+from app.http.inference_protocol import documents, tensors
+from app.http.inference_protocol.outputs import MAX_PICTURES, PredictReply, Rows, binary_reply, infer_reply
+from app.http.npy import PIXELS
+from app.http.score import ScoreHandler
+from app.images import png
+from app.inference.registry import Registry
+from app.problems import BodyTooLarge, InvalidParameter, MalformedRequest, Problem, WrongArray
+from app.scoring.batch import PASSES_AT_ONCE, BatchJob, BatchScorer, Chunk, ScoredChunk
+from app.scoring.score import Reply as ScoreReply
+from app.scoring.score import Scorer
+from app.scoring.verdict import DecisionRule
+from app.settings import Settings
+from app.telemetry.metrics import Metrics, stage_times
+
+_NOTHING = np.zeros((0, 3, 28, 28), np.uint8), np.zeros(0, np.float32)
+
+
+class Reply(Protocol):
+    """Collects results and ends as headers and body."""
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether it needs the pictures."""
+
+    def add(self, rows: Rows) -> None:
+        """Add the results of some images."""
+
+    def finish(self, model: str, version: int, count: int) -> tuple[list[tuple[bytes, bytes]], list[bytes]]:
+        """Return headers and pieces of the body."""
+
+
+@dataclass(frozen=True)
+class _Images:
+    """The images of a request: `count`, and what the request has to say about them."""
+
+    count: int
+    parameters: documents.ScoreParameters
+    pixels: tensors.Body | None = None
+    """Raw pixels; None if the images are encoded."""
+    encoded: AsyncIterator[bytes] | None = None
+
+    def chunks(self, size: int, decode: tensors.Decode, largest: int) -> AsyncIterator[Chunk]:
+        if self.pixels is not None:
+            return tensors.pixel_chunks(self.pixels, self.count, size)
+        assert self.encoded is not None
+        return tensors.encoded_chunks(self.encoded, size, decode, largest=largest)
+
+
+class _Places(ExitStack):
+    """What a request occupies: the place of a batch request and of a request with `fit`, if it needs them.
+
+    A body above the limit of a single score needs a place, however it is sent: the places bound the memory of all such
+    requests together.
+    """
+
+    def __init__(self, batch: BatchHandler) -> None:
+        super().__init__()
+        self._batch = batch
+        self._taken = False
+
+    def take(self) -> None:
+        """Occupy the place of a batch request, unless the request has one.
+
+        Raises:
+            Overloaded: all places are occupied.
+        """
+        if not self._taken:
+            self.enter_context(self._batch.place())
+            self._taken = True
+
+
+class InferHandler:
+    """Handles the requests of the protocol that score images.
+
+    Args:
+        registry: selects the model version.
+        scorer: scores few images, in micro-batches.
+        batch_scorer: scores many images.
+        score: fits images, within its limits.
+        batch: has the places of batch requests.
+        metrics: counts the times of requests.
+        settings: limits.
+
+    Attributes:
+        max_body_bytes: maximum size of a body.
+    """
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        scorer: Scorer,
+        batch_scorer: BatchScorer,
+        score: ScoreHandler,
+        batch: BatchHandler,
+        metrics: Metrics,
+        settings: Settings,
+    ) -> None:
+        self._registry = registry
+        self._scorer = scorer
+        self._batch_scorer = batch_scorer
+        self._score = score
+        self._batch = batch
+        self._metrics = metrics
+        self._settings = settings
+        self.max_body_bytes = settings.batch_max_body_bytes
+
+    async def infer(self, reference: str, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Handle a request of v2. Arguments as for `predict`."""
+        await self._handle(reference, scope, receive, send, self._read_infer)
+
+    async def predict(self, reference: str, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Handle a request of v1. A client that disconnects, or does not read its reply, ends it silently.
+
+        Args:
+            reference: `name` or `name@version`.
+            scope, receive, send: of the ASGI request.
+
+        Raises:
+            Problem: the request is rejected; nothing has been sent.
+        """
+        await self._handle(reference, scope, receive, send, self._read_predict)
+
+    async def _handle(
+        self, reference: str, scope: MutableMapping[str, Any], receive: Receive, send: Send, read: Any
+    ) -> None:
+        headers, settings = dict(scope["headers"]), self._settings
+        timeout, slowest = settings.body_timeout_ms / 1000, settings.batch_min_bytes_per_second
+        with _Places(self._batch) as places:
+            body = self._body(headers, receive, places)
+            try:
+                version = await self._registry.select(reference)
+                images, reply = await read(headers, body)
+                rule = DecisionRule.for_alpha(version.manifest, version.calibration, images.parameters.alpha)
+                job = BatchJob(version, rule, scope.get("owner"), store=False, pictures=reply.has_pictures)
+                facts = scope.get("facts", {})
+                if images.parameters.fit == "mnist":
+                    places.enter_context(self._score.fit_place())
+                if reply.has_pictures and images.count > MAX_PICTURES:
+                    detail = f"{images.count} images with pictures, the maximum is {MAX_PICTURES}"
+                    raise BodyTooLarge(detail, hint="Request `reconstruction` and `error_map` for fewer images.")
+                exchange = BatchExchange(job, "", timeout, slowest)
+                if images.count <= settings.microbatch_max_size:
+                    timing = await self._score_few(job, images, reply, facts)
+                else:
+                    places.take()
+                    timing = await self._score_many(job, images, reply)
+                    facts.update(exchange.facts())
+                await _send(exchange, send, reply, images.count, timing)
+            except ClientLeft:
+                scope.get("facts", {})["client_left"] = True
+
+    def _body(self, headers: dict[bytes, bytes], receive: Receive, places: _Places) -> tensors.Body:
+        settings = self._settings
+        arriving = pieces(
+            receive,
+            declared=headers.get(b"content-length"),
+            limit=settings.batch_max_body_bytes,
+            timeout=settings.body_timeout_ms / 1000,
+            slowest=settings.batch_min_bytes_per_second,
+        )
+
+        def on_bytes(size: int) -> None:
+            if size > settings.max_body_bytes:
+                places.take()
+
+        encoding = headers.get(b"content-encoding")
+        return tensors.Body(decoded_pieces(encoding, arriving, limit=settings.batch_max_body_bytes), on_bytes)
+
+    async def _read_infer(self, headers: dict[bytes, bytes], body: tensors.Body) -> tuple[_Images, Reply]:
+        length, limit = documents.header_length(headers), documents.MAX_DOCUMENT_BYTES
+        if length == 0:
+            content = await body.rest(limit, documents.document_too_large)
+            count, rest = divmod(len(content), PIXELS)
+            if rest or not count:
+                raise WrongArray(f"the body has {len(content)} bytes, which is not a multiple of {PIXELS}")
+            return _Images(count, documents.ScoreParameters(), tensors.body_of(content)), binary_reply()
+        if length is None:
+            content = await body.rest(limit, documents.document_too_large)
+        else:
+            content = bytes(await body.take(length))
+        document = documents.parse(documents.InferDocument, content)
+        parameters = documents.score_parameters(document.parameters, also=frozenset(("binary_data_output",)))
+        tensor, reply = document.tensor, infer_reply(document)
+        _check_tensor_parameters(tensor)
+        count, size = tensors.count_of(tensor), tensor.binary_size
+        if tensor.datatype == "BYTES" and count > self._settings.batch_max_files:
+            raise BodyTooLarge(f"the tensor has {count} images, the maximum is {self._settings.batch_max_files}")
+        if tensor.datatype == "UINT8" and parameters.fit == "mnist":
+            raise WrongArray("`fit` applies to encoded images", hint="Send the datatype BYTES, or omit `fit`.")
+        if size is None:
+            if length is not None:
+                await body.expect_end()
+            if tensor.datatype == "UINT8":
+                pixels = tensors.json_pixels(tensor.data, count)
+                return _Images(count, parameters, tensors.body_of(pixels)), reply
+            values = tensors.flat_values(tensor, count)
+            return _Images(count, parameters, encoded=tensors.json_elements(values)), reply
+        if length is None:
+            raise MalformedRequest("`binary_data_size` without the header Inference-Header-Content-Length")
+        tensors.check_size(tensor, count, size)
+        if tensor.datatype == "UINT8":
+            return _Images(count, parameters, body), reply
+        elements = tensors.binary_elements(body, count, size, largest=self._largest(parameters))
+        return _Images(count, parameters, encoded=elements), reply
+
+    async def _read_predict(self, _: dict[bytes, bytes], body: tensors.Body) -> tuple[_Images, Reply]:
+        content = await body.rest(documents.MAX_DOCUMENT_BYTES, documents.document_too_large)
+        document = documents.parse(documents.PredictDocument, content)
+        parameters = documents.score_parameters(document.parameters)
+        pixels, encoded = tensors.instances(document.instances)
+        count = len(document.instances)
+        if not encoded and parameters.fit == "mnist":
+            raise WrongArray("`fit` applies to encoded images", hint='Send {"b64": "..."}, or omit `fit`.')
+        if encoded:
+            return _Images(count, parameters, encoded=tensors.json_elements(encoded)), PredictReply()
+        return _Images(count, parameters, tensors.body_of(pixels)), PredictReply()
+
+    def _largest(self, parameters: documents.ScoreParameters) -> int:
+        settings = self._settings
+        return settings.fit_max_body_bytes if parameters.fit == "mnist" else settings.max_body_bytes
+
+    def _chunks(self, images: _Images, size: int) -> AsyncIterator[Chunk]:
+        decode = self._fit if images.parameters.fit == "mnist" else _decode
+        return images.chunks(size, decode, self._largest(images.parameters))
+
+    async def _fit(self, image: bytes) -> bytes:
+        return (await self._score.fit_image(image)).pixels
+
+    async def _score_few(self, job: BatchJob, images: _Images, reply: Reply, facts: dict[str, Any]) -> str:
+        """Score images in micro-batches, each as an image of its own. Return the value of Server-Timing."""
+        found = [chunk async for chunk in self._chunks(images, images.count)]
+        pixels, seconds = found[0].pixels, found[0].decode_seconds
+        futures: list[asyncio.Future[ScoreReply]] = []
+        try:
+            for start in range(0, len(pixels), PIXELS):
+                image = bytes(pixels[start : start + PIXELS])
+                futures.append(
+                    self._scorer.submit(job.version, image, job.rule, decoded=True, store=False, decode_seconds=seconds)
+                )
+                seconds = 0.0  # of the first image: they were decoded together
+            results = await asyncio.gather(*futures)
+        finally:
+            for future in futures:
+                future.cancel()
+        planes, peak = _NOTHING
+        if job.pictures:
+            planes = np.stack([np.frombuffer(each.detection.pixels, np.uint8) for each in results])
+            planes = planes.reshape(-1, 3, 28, 28)
+            peak = np.array([each.detection.error_peak for each in results], np.float32)
+        reply.add(Rows([each.verdict for each in results], planes, peak))
+        facts.update(results[0].facts)
+        if len(results) > 1:
+            facts.pop("mse")
+            facts.pop("is_anomaly")
+            anomalous = sum(each.verdict.is_anomaly for each in results)
+            facts.update({"count": len(results), "anomalous": anomalous, "failed": 0})
+        return results[0].timing
+
+    async def _score_many(self, job: BatchJob, images: _Images, reply: Reply) -> str:
+        """Score images like a batch request. Return the value of Server-Timing."""
+        size = self._settings.batch_chunk_images * (1 if job.pictures else PASSES_AT_ONCE)
+        try:
+            async for scored in self._batch_scorer.score(job, self._chunks(images, size)):
+                if scored.problems:
+                    raise _of_image(scored, job.tally.count)
+                reply.add(Rows(job.rule.verdicts(scored.mse, scored.reasons), scored.planes, scored.peak))
+                job.tally.add(scored)
+        finally:
+            self._metrics.batch(job.tally.seconds)
+        return stage_times(job.tally.seconds)[0]
+
+
+async def _decode(image: bytes) -> bytes:
+    return png.decode(image)
+
+
+def _of_image(scored: ScoredChunk, before: int) -> Problem:
+    place = min(scored.problems)
+    problem = scored.problems[place]
+    problem.detail = f"image {before + place}: {problem.detail or problem.title}"
+    return problem
+
+
+def _check_tensor_parameters(tensor: documents.InputTensor) -> None:
+    unknown = sorted(tensor.parameters.keys() - {"binary_data_size"})
+    if unknown:
+        detail = f"unknown parameter `{unknown[0][:40]}` of the input"
+        raise InvalidParameter(detail, hint="An input has the parameter `binary_data_size`.")
+
+
+async def _send(exchange: BatchExchange, send: Send, reply: Reply, count: int, timing: str) -> None:
+    manifest = exchange.job.rule.manifest
+    headers, body = reply.finish(manifest.name, manifest.version, count)
+    content = b"".join(body)
+    headers += [
+        (b"content-length", b"%d" % len(content)),
+        (b"cache-control", b"no-store"),
+        (b"server-timing", timing.encode()),
+    ]
+    async with exchange.sending(len(content)):
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
