@@ -66,7 +66,7 @@ class _Images:
 
 
 class _Places(ExitStack):
-    """What a request occupies: the place of a batch request and of a request with `fit`, if it needs them.
+    """The places that a request occupies: that of a batch request, and that of a request with `fit`.
 
     A body above the limit of a single score needs a place, however it is sent: the places bound the memory of all such
     requests together.
