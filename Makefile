@@ -12,9 +12,10 @@ STAMP := .venv/installed
 # One process more than cores: tests wait for what they started.
 PYTEST = $(BIN)/python -m pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 5 --dist worksteal
 CHECKOV := .venv/checkov/installed
+PROTOCOL := .venv/protocol/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-fast test-containers check check-kubernetes checkov format secrets train calibration-page screenshots constraints bench clean
+.PHONY: help install serve test test-fast test-containers check check-kubernetes checkov protocol test-protocol fuzz-protocol format secrets train calibration-page screenshots constraints bench clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -73,6 +74,19 @@ checkov: $(CHECKOV) ## install the scanner of Kubernetes manifests, in an enviro
 
 check-kubernetes: $(STAMP) $(CHECKOV) ## render, validate and scan deploy/kubernetes, without a cluster
 	$(BIN)/python -m pytest tests/deploy
+
+$(PROTOCOL): tests/protocol/requirements.txt | $(STAMP)
+	test -x .venv/protocol/bin/pip || $(BIN)/python -m venv .venv/protocol
+	.venv/protocol/bin/pip install --quiet --disable-pip-version-check --requirement tests/protocol/requirements.txt
+	@touch $(PROTOCOL)
+
+protocol: $(PROTOCOL) ## install the clients of the inference protocol, in an environment of their own
+
+test-protocol: $(STAMP) $(PROTOCOL) ## run the unmodified clients of Triton and KServe, directly and through HAProxy
+	$(BIN)/python -m pytest tests/protocol tests/app/http/inference_protocol
+
+fuzz-protocol: $(STAMP) ## send 20,000 generated bodies of inference requests (2 minutes)
+	PROTOCOL_EXAMPLES=20000 $(BIN)/python -m pytest -o timeout=3000 tests/app/http/inference_protocol/test_fuzz.py
 
 format: $(STAMP) ## format and mend what can be mended
 	$(BIN)/ruff format .
