@@ -102,11 +102,12 @@ def _serve(settings: Settings, sockets: list[socket.socket], *, interruptible: b
     from app.inference.device import DeviceError, choose_device
     from app.main import check
     from app.stores import StoreError
+    from app.telemetry.traces import TracesError
 
     try:
         choose_device(settings.device)
         check(settings)
-    except (DeviceError, KeysError, StoreError) as error:
+    except (DeviceError, KeysError, StoreError, TracesError) as error:
         return _refuse(error)
     process.limit_heaps()
     configure(settings.log_level, settings.log_format)

@@ -30,8 +30,10 @@ from app.scoring.score import Scorer
 from app.settings import Settings
 from app.stores import Store, open_store
 from app.stores.reconstructions import MAX_RECORD_BYTES, Reconstructions
+from app.telemetry import traces as tracing
 from app.telemetry.logs import AccessLog, configure, text_renderer
 from app.telemetry.metrics import Metrics
+from app.telemetry.traces import Traces
 from app.telemetry.writer import LineWriter
 
 _log = logging.getLogger(__name__)
@@ -49,12 +51,22 @@ class Application(RequestMiddleware):
         log: gets one line per request.
         keys: the API keys. None: no key is required.
         cors: the allowed origins. None: no cross-origin requests.
+        traces: records spans. None: no traces.
     """
 
     def __init__(
-        self, framework: FastAPI, services: Services, *, log: AccessLog, keys: ApiKeys | None, cors: Cors | None
+        self,
+        framework: FastAPI,
+        services: Services,
+        *,
+        log: AccessLog,
+        keys: ApiKeys | None,
+        cors: Cors | None,
+        traces: Traces | None,
     ) -> None:
-        super().__init__(framework, score=services.score, metrics=services.metrics, log=log, keys=keys, cors=cors)
+        super().__init__(
+            framework, score=services.score, metrics=services.metrics, log=log, keys=keys, cors=cors, traces=traces
+        )
         self.framework = framework
         self.services = services
 
@@ -66,6 +78,7 @@ def create_app(
     log_writer: LineWriter | None = None,
     on_stopped: Callable[[bool], object] = lambda _: None,
     clock: Callable[[], float] = time.monotonic,
+    traces: Traces | None = None,
 ) -> Application:
     """Build the application; its lifespan loads the models.
 
@@ -75,6 +88,7 @@ def create_app(
         log_writer: writes the access log. Default: standard output.
         on_stopped: called at the end of the shutdown with whether all work was finished.
         clock: monotonic seconds.
+        traces: records spans, and is closed by the shutdown. None: no traces.
 
     Raises:
         DeviceError: the requested device does not exist.
@@ -89,7 +103,7 @@ def create_app(
         max_waiting=settings.queue_max_images,
         clock=clock,
     )
-    scorer = Scorer(reconstructions, metrics, settings.root_path)
+    scorer = Scorer(reconstructions, metrics, settings.root_path, traces)
     loader = VersionLoader(
         Repository(settings.model_store),
         settings,
@@ -122,7 +136,9 @@ def create_app(
         title="Reconstruction anomaly service",
         description="Returns how badly an autoencoder reconstructs an image, and whether that is an anomaly.",
         version=__version__,
-        lifespan=functools.partial(_lifespan, services=services, settings=settings, on_stopped=on_stopped),
+        lifespan=functools.partial(
+            _lifespan, services=services, settings=settings, on_stopped=on_stopped, traces=traces
+        ),
         root_path=settings.root_path,
         servers=[{"url": settings.root_path}] if settings.root_path else None,
         openapi_url=None,  # a route like any other serves it, and rejects unknown parameters
@@ -138,18 +154,20 @@ def create_app(
     cors = Cors(settings.cors_origins.split(",")) if settings.cors_origins else None
     text = text_renderer(settings.log_format, log_writer)
     log = AccessLog(log_writer, enabled=settings.log_requests, text=text)
-    return Application(app, services, log=log, keys=_keys(settings, clock), cors=cors)
+    return Application(app, services, log=log, keys=_keys(settings, clock), cors=cors, traces=traces)
 
 
 def check(settings: Settings) -> None:
-    """Check the store URL and the API keys before any process is started.
+    """Check the store URL, the API keys and the variables of traces before any process is started.
 
     Raises:
+        TracesError: the requested traces cannot be exported.
         KeysError: the file of the API keys cannot be used.
         StoreError: the store URL cannot be used.
     """
     _keys(settings)
     _store(settings)
+    tracing.check()
 
 
 def from_environment() -> Application:
@@ -157,7 +175,8 @@ def from_environment() -> Application:
     process.limit_heaps()
     chosen = settings.from_environment()
     log_writer = configure(chosen.log_level, chosen.log_format)
-    return create_app(chosen, log_writer=log_writer, on_stopped=process.exit_unless_finished)
+    traces = tracing.from_environment(__version__)
+    return create_app(chosen, log_writer=log_writer, on_stopped=process.exit_unless_finished, traces=traces)
 
 
 def _keys(settings: Settings, clock: Callable[[], float] = time.monotonic) -> ApiKeys | None:
@@ -178,7 +197,11 @@ def _store(settings: Settings, on_reopened: Callable[[], object] = lambda: None)
 
 @asynccontextmanager
 async def _lifespan(
-    app: FastAPI, services: Services, settings: Settings, on_stopped: Callable[[bool], object]
+    app: FastAPI,
+    services: Services,
+    settings: Settings,
+    on_stopped: Callable[[bool], object],
+    traces: Traces | None,
 ) -> AsyncIterator[None]:
     try:
         async with AsyncExitStack() as stack:
@@ -196,10 +219,10 @@ async def _lifespan(
             process.tune_garbage_collector()
             yield
     finally:
-        on_stopped(await _close(services))
+        on_stopped(await _close(services, traces))
 
 
-async def _close(services: Services) -> bool:
+async def _close(services: Services, traces: Traces | None) -> bool:
     """End all threads. Return False if work that did not finish in time was abandoned."""
     services.score.close()
     finished = await services.registry.aclose(CLOSE_SECONDS)
@@ -208,5 +231,7 @@ async def _close(services: Services) -> bool:
     stored = await services.reconstructions.aclose(CLOSE_SECONDS)
     if not stored:
         _log.error("shutdown abandoned a write to the reconstruction store that did not finish in time")
+    if traces is not None and not await asyncio.to_thread(traces.close, CLOSE_SECONDS):
+        _log.warning("shutdown abandoned spans that the collector did not accept in time")
     _log.info("stopped")
     return finished and stored

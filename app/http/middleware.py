@@ -11,7 +11,6 @@ import functools
 import itertools
 import logging
 import os
-import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any, Protocol
@@ -21,10 +20,12 @@ from app.http.bodies import ClientLeft, Receive
 from app.http.cors import Cors
 from app.http.errors import Answer, answer_problem, problem_of
 from app.http.queries import LONGEST_QUERY
+from app.http.request_facts import RequestFacts
 from app.problems import MalformedRequest, Problem, Unauthorized
 from app.scoring.score import Reply
 from app.telemetry.logs import AccessLog
 from app.telemetry.metrics import Metrics
+from app.telemetry.traces import Traces
 
 _log = logging.getLogger(__name__)
 
@@ -36,8 +37,7 @@ Respond = Callable[[Answer], object]
 SCORE = "/score"
 CLIENT_LEFT = 499
 """Status in log and metrics of a request whose client disconnected before its response; nginx's convention."""
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-_PROBES = frozenset({"/livez", "/readyz", "/metrics"})
+_PROBES = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 _JSON = (b"content-type", b"application/json")
 _NO_STORE = (b"cache-control", b"no-store")
 
@@ -58,21 +58,6 @@ class ScoreHandler(Protocol):
         """Start to handle a request whose body is complete, or raise a problem; None leaves it to a call."""
 
 
-class _Request:
-    """The facts about a request that do not depend on its route."""
-
-    __slots__ = ("facts", "headers", "id", "method", "scope", "started")
-
-    def __init__(self, scope: MutableMapping[str, Any], new_id: Callable[[], bytes], started: float) -> None:
-        self.started = started
-        self.scope = scope
-        self.method = scope["method"]
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        given = self.headers.get(b"x-request-id", b"")
-        self.id = (given if _REQUEST_ID.fullmatch(given) else new_id()).decode()
-        self.facts: dict[str, Any] = {}
-
-
 class RequestMiddleware:
     """The outermost ASGI application.
 
@@ -83,6 +68,7 @@ class RequestMiddleware:
         log: gets one line per request.
         keys: the API keys. None: no key is required.
         cors: the origins whose pages may read the responses. None: no page of another origin.
+        traces: records a span per request. None: no traces.
     """
 
     def __init__(
@@ -94,6 +80,7 @@ class RequestMiddleware:
         log: AccessLog,
         keys: ApiKeys | None = None,
         cors: Cors | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self.max_body_bytes = score.max_body_bytes
         self._app = app
@@ -102,6 +89,7 @@ class RequestMiddleware:
         self._log = log
         self._keys = keys
         self._cors = cors
+        self._traces = traces
         self._process = binascii.hexlify(os.urandom(6))
         self._number = itertools.count()
 
@@ -110,7 +98,7 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._lifespan(scope, receive, send)
             return
-        request = _Request(scope, self._new_id, time.perf_counter())
+        request = RequestFacts(scope, self._new_id, time.perf_counter(), self._traces)
         scope["request_id"] = request.id
         if request.method == "OPTIONS" and (answer := self._preflight(request)) is not None:
             route, status = "preflight", await _send(send, answer)
@@ -140,7 +128,7 @@ class RequestMiddleware:
             The future reply, to be cancelled if the client disconnects. None if an ASGI call must handle the request:
             then nothing has been done.
         """
-        request = _Request(scope, self._new_id, started)
+        request = RequestFacts(scope, self._new_id, started, self._traces)
         if not self._authorize(scope, request):
             return None
         try:
@@ -156,7 +144,7 @@ class RequestMiddleware:
         """Count a problem that the server answered itself, because the request could not be parsed."""
         self._metrics.problem(problem.type)
 
-    def _respond(self, request: _Request, respond: Respond, future: asyncio.Future[Reply]) -> None:
+    def _respond(self, request: RequestFacts, respond: Respond, future: asyncio.Future[Reply]) -> None:
         if future.cancelled():
             self._finish(request, SCORE, CLIENT_LEFT)
             return
@@ -181,7 +169,7 @@ class RequestMiddleware:
             self._log.flush()
 
     async def _score_streamed(
-        self, scope: MutableMapping[str, Any], request: _Request, receive: Receive, send: Send
+        self, scope: MutableMapping[str, Any], request: RequestFacts, receive: Receive, send: Send
     ) -> int:
         try:
             answer = _scored(await self._score(scope, request.headers, receive), request, self._extra(request))
@@ -191,7 +179,9 @@ class RequestMiddleware:
             answer = self._reject(error, request)
         return await _send(send, answer)
 
-    async def _framework(self, scope: MutableMapping[str, Any], request: _Request, receive: Receive, send: Send) -> int:
+    async def _framework(
+        self, scope: MutableMapping[str, Any], request: RequestFacts, receive: Receive, send: Send
+    ) -> int:
         if len(scope["query_string"]) > LONGEST_QUERY:
             problem = MalformedRequest(f"the query has more than {LONGEST_QUERY} bytes")
             return await _send(send, self._reject(problem, request))
@@ -221,7 +211,7 @@ class RequestMiddleware:
                 return await _send(send, answer)
         return status or CLIENT_LEFT
 
-    def _finish(self, request: _Request, route: str, status: int) -> None:
+    def _finish(self, request: RequestFacts, route: str, status: int) -> None:
         seconds = time.perf_counter() - request.started
         self._metrics.request(route, status, seconds)
         problem = request.facts.get("problem")
@@ -229,6 +219,11 @@ class RequestMiddleware:
             self._metrics.problem(problem)
         if route in _PROBES and status == 200:
             return  # several per second, without information
+        if self._traces is not None and request.trace is not None:
+            facts = request.facts
+            self._traces.request(
+                request.trace, method=request.method, route=route, status=status, started=request.started, facts=facts
+            )
         self._log.write(
             {
                 "request_id": request.id,
@@ -244,7 +239,7 @@ class RequestMiddleware:
         """Return a request id: random per process, numbered within the process. It is a name, not a secret."""
         return b"%s-%x" % (self._process, next(self._number))
 
-    def _authorize(self, scope: MutableMapping[str, Any], request: _Request) -> bool:
+    def _authorize(self, scope: MutableMapping[str, Any], request: RequestFacts) -> bool:
         if self._keys is None or is_public(scope["path"]):
             return True
         owner = self._keys.owner(request.headers.get(b"x-api-key", b""))
@@ -252,25 +247,25 @@ class RequestMiddleware:
             scope["owner"] = request.facts["key_name"] = owner
         return owner is not None
 
-    def _reject(self, error: BaseException, request: _Request) -> Answer:
+    def _reject(self, error: BaseException, request: RequestFacts) -> Answer:
         problem = problem_of(error, request.id)
         request.facts["problem"] = problem.type
         answer = answer_problem(problem, request.id, scope=request.scope)
         answer.headers.extend(self._extra(request))
         return answer
 
-    def _preflight(self, request: _Request) -> Answer | None:
+    def _preflight(self, request: RequestFacts) -> Answer | None:
         """Return the response to a preflight request (CORS), which browsers send without a key."""
         headers = None if self._cors is None else self._cors.preflight(request.headers)
         if headers is None:
             return None
         return Answer(204, [*headers, (b"x-request-id", request.id.encode()), *self._extra(request)], b"")
 
-    def _extra(self, request: _Request) -> Iterable[tuple[bytes, bytes]]:
+    def _extra(self, request: RequestFacts) -> Iterable[tuple[bytes, bytes]]:
         return () if self._cors is None else self._cors.headers(request.headers.get(b"origin"))
 
 
-def _scored(reply: Reply, request: _Request, extra: Iterable[tuple[bytes, bytes]]) -> Answer:
+def _scored(reply: Reply, request: RequestFacts, extra: Iterable[tuple[bytes, bytes]]) -> Answer:
     request.facts.update(reply.facts)
     headers = [
         _JSON,

@@ -83,6 +83,7 @@ class ScoreHandler:
             self._rule(version, query.alpha),
             owner=scope.get("owner"),
             include_reconstruction=query.include == "reconstruction",
+            trace=scope.get("trace"),
         )
 
     async def __call__(
@@ -111,6 +112,7 @@ class ScoreHandler:
             fitted=fitted,
             decoded=fitted is not None,
             decode_seconds=seconds,
+            trace=scope.get("trace"),
         )
         return await _unless_disconnected(future, receive)
 

@@ -24,6 +24,7 @@ from app.problems import InternalError
 from app.scoring.verdict import DecisionRule, Fitted, Verdict
 from app.stores.reconstructions import PIXELS, Reconstructions, Record, new_ids
 from app.telemetry.metrics import Metrics, stage_times
+from app.telemetry.traces import TraceContext, Traces
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +39,7 @@ class ScoreRequest:
         fitted: how the image was changed before it was scored, if it was.
         decoded: whether `image` contains pixels from the start.
         store: whether the reconstruction is stored; else the reply has no JSON body.
+        trace: its place in a trace, if it is sampled.
         future: receives the `Reply` or an error; cancel it when the client disconnects.
         decode_seconds: time from bytes to pixels.
         queued_at: when the image was queued, in `perf_counter` seconds.
@@ -52,6 +54,7 @@ class ScoreRequest:
     decode_seconds: float = 0.0
     decoded: bool = False
     store: bool = True
+    trace: TraceContext | None = None
     queued_at: float = 0.0
 
 
@@ -90,12 +93,16 @@ class Scorer:
         reconstructions: where reconstructions are stored.
         metrics: counts verdicts and times.
         prefix: path prefix of links.
+        traces: records a span per micro-batch. None: no traces.
     """
 
-    def __init__(self, reconstructions: Reconstructions, metrics: Metrics, prefix: str) -> None:
+    def __init__(
+        self, reconstructions: Reconstructions, metrics: Metrics, prefix: str, traces: Traces | None = None
+    ) -> None:
         self._reconstructions = reconstructions
         self._metrics = metrics
         self._prefix = prefix
+        self._traces = traces
 
     def submit(
         self,
@@ -109,6 +116,7 @@ class Scorer:
         decode_seconds: float = 0.0,
         decoded: bool = False,
         store: bool = True,
+        trace: TraceContext | None = None,
     ) -> asyncio.Future[Reply]:
         """Accept an image. Arguments as for `ScoreRequest`.
 
@@ -117,7 +125,9 @@ class Scorer:
         """
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         version.queue.enqueue(
-            ScoreRequest(image, rule, owner, include_reconstruction, fitted, future, decode_seconds, decoded, store)
+            ScoreRequest(
+                image, rule, owner, include_reconstruction, fitted, future, decode_seconds, decoded, store, trace
+            )
         )
         return future
 
@@ -198,7 +208,22 @@ class Scorer:
             }
             results[place] = Reply(body, timing, facts, verdict, detection)
         self._count(size, batch, store_seconds)
+        if self._traces is not None and batch:
+            self._trace(self._traces, size, batch, store_seconds)
         return results
+
+    def _trace(self, traces: Traces, size: int, batch: Sequence[_Scored], store_seconds: float) -> None:
+        stored = time.perf_counter()
+        passed = stored - store_seconds
+        stages = [("forward", passed - batch[0].detection.forward_seconds, passed), ("store", passed, stored)]
+        document = batch[0].document
+        traces.micro_batch(
+            [scored.request.trace for scored in batch],
+            stages if store_seconds else stages[:1],
+            images=size,
+            model=document["model"],
+            version=document["version"],
+        )
 
     def _count(self, size: int, batch: Sequence[_Scored], store_seconds: float) -> None:
         decode = sum(scored.request.decode_seconds for scored in batch)

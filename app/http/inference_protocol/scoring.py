@@ -9,21 +9,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, MutableMapping
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from app.http.batch import BatchHandler
 from app.http.batch_replies import BatchExchange, Send
 from app.http.bodies import ClientLeft, Receive, decoded_pieces, pieces
-from app.http.inference_protocol import documents, tensors
-from app.http.inference_protocol.outputs import MAX_PICTURES, PredictReply, Rows, binary_reply, infer_reply
+from app.http.inference_protocol import reading, tensors
+from app.http.inference_protocol.outputs import MAX_PICTURES, Rows
+from app.http.inference_protocol.reading import Images, Reply
 from app.http.npy import PIXELS
 from app.http.score import ScoreHandler
 from app.images import png
 from app.inference.registry import Registry
-from app.problems import BodyTooLarge, InvalidParameter, MalformedRequest, Problem, WrongArray
+from app.problems import BodyTooLarge, Problem
 from app.scoring.batch import PASSES_AT_ONCE, BatchJob, BatchScorer, Chunk, ScoredChunk
 from app.scoring.score import Reply as ScoreReply
 from app.scoring.score import Scorer
@@ -32,37 +32,6 @@ from app.settings import Settings
 from app.telemetry.metrics import Metrics, stage_times
 
 _NOTHING = np.zeros((0, 3, 28, 28), np.uint8), np.zeros(0, np.float32)
-
-
-class Reply(Protocol):
-    """Collects results and ends as headers and body."""
-
-    @property
-    def has_pictures(self) -> bool:
-        """Whether it needs the pictures."""
-
-    def add(self, rows: Rows) -> None:
-        """Add the results of some images."""
-
-    def finish(self, model: str, version: int, count: int) -> tuple[list[tuple[bytes, bytes]], list[bytes]]:
-        """Return headers and pieces of the body."""
-
-
-@dataclass(frozen=True)
-class _Images:
-    """The images of a request: `count`, and what the request has to say about them."""
-
-    count: int
-    parameters: documents.ScoreParameters
-    pixels: tensors.Body | None = None
-    """Raw pixels; None if the images are encoded."""
-    encoded: AsyncIterator[bytes] | None = None
-
-    def chunks(self, size: int, decode: tensors.Decode, largest: int) -> AsyncIterator[Chunk]:
-        if self.pixels is not None:
-            return tensors.pixel_chunks(self.pixels, self.count, size)
-        assert self.encoded is not None
-        return tensors.encoded_chunks(self.encoded, size, decode, largest=largest)
 
 
 class _Places(ExitStack):
@@ -126,7 +95,7 @@ class InferHandler:
 
     async def infer(self, reference: str, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Handle a request of v2. Arguments as for `predict`."""
-        await self._handle(reference, scope, receive, send, self._read_infer)
+        await self._handle(reference, scope, receive, send, reading.read_infer)
 
     async def predict(self, reference: str, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Handle a request of v1. A client that disconnects, or does not read its reply, ends it silently.
@@ -138,7 +107,7 @@ class InferHandler:
         Raises:
             Problem: the request is rejected; nothing has been sent.
         """
-        await self._handle(reference, scope, receive, send, self._read_predict)
+        await self._handle(reference, scope, receive, send, reading.read_predict)
 
     async def _handle(
         self, reference: str, scope: MutableMapping[str, Any], receive: Receive, send: Send, read: Any
@@ -149,7 +118,7 @@ class InferHandler:
             body = self._body(headers, receive, places)
             try:
                 version = await self._registry.select(reference)
-                images, reply = await read(headers, body)
+                images, reply = await read(headers, body, self._settings)
                 rule = DecisionRule.for_alpha(version.manifest, version.calibration, images.parameters.alpha)
                 job = BatchJob(version, rule, scope.get("owner"), store=False, pictures=reply.has_pictures)
                 facts = scope.get("facts", {})
@@ -160,7 +129,7 @@ class InferHandler:
                     raise BodyTooLarge(detail, hint="Request `reconstruction` and `error_map` for fewer images.")
                 exchange = BatchExchange(job, "", timeout, slowest)
                 if images.count <= settings.microbatch_max_size:
-                    timing = await self._score_few(job, images, reply, facts)
+                    timing = await self._score_few(job, images, reply, scope)
                 else:
                     places.take()
                     timing = await self._score_many(job, images, reply)
@@ -186,68 +155,16 @@ class InferHandler:
         encoding = headers.get(b"content-encoding")
         return tensors.Body(decoded_pieces(encoding, arriving, limit=settings.batch_max_body_bytes), on_bytes)
 
-    async def _read_infer(self, headers: dict[bytes, bytes], body: tensors.Body) -> tuple[_Images, Reply]:
-        length, limit = documents.header_length(headers), documents.MAX_DOCUMENT_BYTES
-        if length == 0:
-            content = await body.rest(limit, documents.document_too_large)
-            count, rest = divmod(len(content), PIXELS)
-            if rest or not count:
-                raise WrongArray(f"the body has {len(content)} bytes, which is not a multiple of {PIXELS}")
-            return _Images(count, documents.ScoreParameters(), tensors.body_of(content)), binary_reply()
-        if length is None:
-            content = await body.rest(limit, documents.document_too_large)
-        else:
-            content = bytes(await body.take(length))
-        document = documents.parse(documents.InferDocument, content)
-        parameters = documents.score_parameters(document.parameters, also=frozenset(("binary_data_output",)))
-        tensor, reply = document.tensor, infer_reply(document)
-        _check_tensor_parameters(tensor)
-        count, size = tensors.count_of(tensor), tensor.binary_size
-        if tensor.datatype == "BYTES" and count > self._settings.batch_max_files:
-            raise BodyTooLarge(f"the tensor has {count} images, the maximum is {self._settings.batch_max_files}")
-        if tensor.datatype == "UINT8" and parameters.fit == "mnist":
-            raise WrongArray("`fit` applies to encoded images", hint="Send the datatype BYTES, or omit `fit`.")
-        if size is None:
-            if length is not None:
-                await body.expect_end()
-            if tensor.datatype == "UINT8":
-                pixels = tensors.json_pixels(tensor.data, count)
-                return _Images(count, parameters, tensors.body_of(pixels)), reply
-            values = tensors.flat_values(tensor, count)
-            return _Images(count, parameters, encoded=tensors.json_elements(values)), reply
-        if length is None:
-            raise MalformedRequest("`binary_data_size` without the header Inference-Header-Content-Length")
-        tensors.check_size(tensor, count, size)
-        if tensor.datatype == "UINT8":
-            return _Images(count, parameters, body), reply
-        elements = tensors.binary_elements(body, count, size, largest=self._largest(parameters))
-        return _Images(count, parameters, encoded=elements), reply
-
-    async def _read_predict(self, _: dict[bytes, bytes], body: tensors.Body) -> tuple[_Images, Reply]:
-        content = await body.rest(documents.MAX_DOCUMENT_BYTES, documents.document_too_large)
-        document = documents.parse(documents.PredictDocument, content)
-        parameters = documents.score_parameters(document.parameters)
-        pixels, encoded = tensors.instances(document.instances)
-        count = len(document.instances)
-        if not encoded and parameters.fit == "mnist":
-            raise WrongArray("`fit` applies to encoded images", hint='Send {"b64": "..."}, or omit `fit`.')
-        if encoded:
-            return _Images(count, parameters, encoded=tensors.json_elements(encoded)), PredictReply()
-        return _Images(count, parameters, tensors.body_of(pixels)), PredictReply()
-
-    def _largest(self, parameters: documents.ScoreParameters) -> int:
-        settings = self._settings
-        return settings.fit_max_body_bytes if parameters.fit == "mnist" else settings.max_body_bytes
-
-    def _chunks(self, images: _Images, size: int) -> AsyncIterator[Chunk]:
+    def _chunks(self, images: Images, size: int) -> AsyncIterator[Chunk]:
         decode = self._fit if images.parameters.fit == "mnist" else _decode
-        return images.chunks(size, decode, self._largest(images.parameters))
+        return images.chunks(size, decode, reading.largest(images.parameters, self._settings))
 
     async def _fit(self, image: bytes) -> bytes:
         return (await self._score.fit_image(image)).pixels
 
-    async def _score_few(self, job: BatchJob, images: _Images, reply: Reply, facts: dict[str, Any]) -> str:
+    async def _score_few(self, job: BatchJob, images: Images, reply: Reply, scope: MutableMapping[str, Any]) -> str:
         """Score images in micro-batches, each as an image of its own. Return the value of Server-Timing."""
+        facts, trace = scope.get("facts", {}), scope.get("trace")
         found = [chunk async for chunk in self._chunks(images, images.count)]
         pixels, seconds = found[0].pixels, found[0].decode_seconds
         futures: list[asyncio.Future[ScoreReply]] = []
@@ -255,7 +172,9 @@ class InferHandler:
             for start in range(0, len(pixels), PIXELS):
                 image = bytes(pixels[start : start + PIXELS])
                 futures.append(
-                    self._scorer.submit(job.version, image, job.rule, decoded=True, store=False, decode_seconds=seconds)
+                    self._scorer.submit(
+                        job.version, image, job.rule, decoded=True, store=False, decode_seconds=seconds, trace=trace
+                    )
                 )
                 seconds = 0.0  # of the first image: they were decoded together
             results = await asyncio.gather(*futures)
@@ -276,7 +195,7 @@ class InferHandler:
             facts.update({"count": len(results), "anomalous": anomalous, "failed": 0})
         return results[0].timing
 
-    async def _score_many(self, job: BatchJob, images: _Images, reply: Reply) -> str:
+    async def _score_many(self, job: BatchJob, images: Images, reply: Reply) -> str:
         """Score images like a batch request. Return the value of Server-Timing."""
         size = self._settings.batch_chunk_images * (1 if job.pictures else PASSES_AT_ONCE)
         try:
@@ -299,13 +218,6 @@ def _of_image(scored: ScoredChunk, before: int) -> Problem:
     problem = scored.problems[place]
     problem.detail = f"image {before + place}: {problem.detail or problem.title}"
     return problem
-
-
-def _check_tensor_parameters(tensor: documents.InputTensor) -> None:
-    unknown = sorted(tensor.parameters.keys() - {"binary_data_size"})
-    if unknown:
-        detail = f"unknown parameter `{unknown[0][:40]}` of the input"
-        raise InvalidParameter(detail, hint="An input has the parameter `binary_data_size`.")
 
 
 async def _send(exchange: BatchExchange, send: Send, reply: Reply, count: int, timing: str) -> None:
