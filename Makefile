@@ -42,7 +42,7 @@ $(STAMP): $(SERVING)
 	@echo 'Training and development tools: about 250 MB to download, a minute or two'
 	@# Python 3.11 and 3.12 bring a pip without --group.
 	@$(PIP) --quiet 'pip>=25.1'
-	@$(PIP) --quiet --editable '.[train]' --group dev
+	@$(PIP) --quiet --editable '.[train,otel]' --group dev
 	@touch $(STAMP)
 
 install: $(STAMP) ## install everything into .venv: service, training, development tools
