@@ -15,7 +15,7 @@ CHECKOV := .venv/checkov/installed
 PROTOCOL := .venv/protocol/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-fast test-containers check check-kubernetes checkov protocol test-protocol fuzz-protocol format secrets train calibration-page screenshots constraints bench clean
+.PHONY: help install serve test test-fast test-containers check check-kubernetes checkov protocol test-protocol fuzz-protocol check-alerts format secrets train calibration-page screenshots constraints bench clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -84,6 +84,9 @@ protocol: $(PROTOCOL) ## install the clients of the inference protocol, in an en
 
 test-protocol: $(STAMP) $(PROTOCOL) ## run the unmodified clients of Triton and KServe, directly and through HAProxy
 	$(BIN)/python -m pytest tests/protocol tests/app/http/inference_protocol
+
+check-alerts: $(STAMP) ## play time series against the alert rules (needs promtool; half a minute)
+	ALERTS=1 $(BIN)/python -m pytest tests/monitoring -k rules
 
 fuzz-protocol: $(STAMP) ## send 20,000 generated bodies of inference requests (2 minutes)
 	PROTOCOL_EXAMPLES=20000 $(BIN)/python -m pytest -o timeout=3000 tests/app/http/inference_protocol/test_fuzz.py

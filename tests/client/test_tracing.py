@@ -44,7 +44,10 @@ def test_an_active_span_of_opentelemetry() -> None:
     assert propagate is not None and traced({}) == {}
     with TracerProvider(shutdown_on_exit=False).get_tracer("t").start_as_current_span("s") as span:
         context = span.get_span_context()
-        assert traced({})["headers"]["traceparent"] == f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+        assert (
+            traced({})["headers"]["traceparent"]
+            == f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+        )
     assert trace.get_current_span() is trace.INVALID_SPAN and traced({}) == {}
 
 

@@ -47,14 +47,14 @@ def write_keys(folder: Path) -> Path:
     return path
 
 
-def _configuration(folder: Path, port: int, server: int, limits: dict[str, str]) -> str:
+def _configuration(folder: Path, port: int, metrics: int, server: int, limits: dict[str, str]) -> str:
     """Return the shipped configuration, with addresses and files of this machine in place of those of the container."""
     text = (GATEWAY / "haproxy.cfg").read_text()
     for pattern, replacement in (
         (r"^program keys\n    command start watch\n", ""),
         (r"^    (stats socket|server-state-file|load-server-state-from-file) .*\n", ""),
         (r"bind :8443 ssl crt \S+", f"bind 127.0.0.1:{port} ssl crt {folder}/tls.pem"),
-        (r"bind :8405", f"bind 127.0.0.1:{free_port()}"),
+        (r"bind :8405", f"bind 127.0.0.1:{metrics}"),
         (r"/run/keys/api_keys", f"{folder}/api_keys"),
         (r"^resolvers docker\n(    .*\n)+", ""),
         (r" resolvers docker init-addr last,none", ""),
@@ -67,12 +67,13 @@ def _configuration(folder: Path, port: int, server: int, limits: dict[str, str])
 
 
 @contextmanager
-def running_gateway(folder: Path, server: int, **limits: str) -> Iterator[Gateway]:
+def running_gateway(folder: Path, server: int, *, metrics: int | None = None, **limits: str) -> Iterator[Gateway]:
     """Run HAProxy inside the block, with a certificate of its own.
 
     Args:
         folder: contains `api_keys`, and gets configuration, certificate and log.
         server: port of the service.
+        metrics: port of the gateway's metrics. Default: a free one.
         limits: replacements of the image's limits.
     """
     tls, port = folder / "tls.pem", free_port()
@@ -86,7 +87,7 @@ def running_gateway(folder: Path, server: int, **limits: str) -> Iterator[Gatewa
         file.write((folder / "certificate.pem").read_text())
     chosen = {**dict(re.findall(r"\b([A-Z_]+)=(\d+)", (GATEWAY / "Dockerfile").read_text())), **limits}
     configuration = folder / "haproxy.cfg"
-    configuration.write_text(_configuration(folder, port, server, chosen))
+    configuration.write_text(_configuration(folder, port, metrics or free_port(), server, chosen))
     with (folder / "gateway.log").open("wb") as log:
         process = subprocess.Popen(
             ["haproxy", "-db", "-f", configuration], stdout=log, stderr=log, env={**os.environ, **chosen}
