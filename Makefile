@@ -13,9 +13,10 @@ STAMP := .venv/installed
 PYTEST = $(BIN)/python -m pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 5 --dist worksteal
 CHECKOV := .venv/checkov/installed
 PROTOCOL := .venv/protocol/installed
+OPENAPI := .venv/openapi/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-fast test-containers check check-kubernetes checkov protocol test-protocol fuzz-protocol check-alerts format secrets train calibration-page screenshots constraints bench clean
+.PHONY: help install serve test test-fast test-containers check check-kubernetes checkov protocol test-protocol fuzz-protocol check-alerts openapi format secrets train calibration-page screenshots constraints bench clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -79,6 +80,13 @@ $(PROTOCOL): tests/protocol/requirements.txt | $(STAMP)
 	test -x .venv/protocol/bin/pip || $(BIN)/python -m venv .venv/protocol
 	.venv/protocol/bin/pip install --quiet --disable-pip-version-check --requirement tests/protocol/requirements.txt
 	@touch $(PROTOCOL)
+
+$(OPENAPI): tests/generated/requirements.txt | $(STAMP)
+	test -x .venv/openapi/bin/pip || $(BIN)/python -m venv .venv/openapi
+	.venv/openapi/bin/pip install --quiet --disable-pip-version-check --requirement tests/generated/requirements.txt
+	@touch $(OPENAPI)
+
+openapi: $(OPENAPI) ## install the generator of Python clients, in an environment of its own
 
 protocol: $(PROTOCOL) ## install the clients of the inference protocol, in an environment of their own
 

@@ -141,6 +141,7 @@ def create_app(
         ),
         root_path=settings.root_path,
         servers=[{"url": settings.root_path}] if settings.root_path else None,
+        generate_unique_id_function=lambda route: route.name,  # short names in generated clients
         openapi_url=None,  # a route like any other serves it, and rejects unknown parameters
         docs_url=None,  # the web routes serve it, without a CDN
         redoc_url=None,

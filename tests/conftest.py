@@ -49,7 +49,7 @@ PROCESS_PATHS = tuple(
         "cli/test_serve.py", "test_addresses.py", "test_clients.py",
         "test_idx_files.py", "test_keep_alive.py", "test_start.py",
         "test_store_file.py", "test_text_files.py", "test_thread_counts.py",
-        "browser/", "containers/", "deploy/", "monitoring/", "protocol/",
+        "browser/", "containers/", "deploy/", "generated/", "monitoring/", "protocol/",
         "test_gateway_start.py", "test_process.py", "test_secrets.py",
         "test_tutorial.py", "test_wheel.py", "test_workers.py", "training/test_imports.py", "training/test_main.py",
         "training/test_publish.py", "training/test_recalibrate.py", "training/test_recipes.py",

@@ -30,13 +30,13 @@ public = APIRouter(tags=[_TAG], dependencies=[Depends(reject_unknown_parameters)
 
 
 @public.get("/v2/health/live", summary="Is the process alive? (v2)")
-async def live() -> schemas.Live:
+async def v2_live() -> schemas.Live:
     """Return 200 while the event loop runs."""
     return schemas.Live()
 
 
 @public.get("/v2/health/ready", responses={503: {"model": schemas.Ready}}, summary="Can it score? (v2)")
-async def ready(services: ServicesDep, response: Response) -> schemas.Ready:
+async def v2_ready(services: ServicesDep, response: Response) -> schemas.Ready:
     """Return 200 if the default model can score, else 503, as `GET /readyz` does."""
     readiness = services.health.readiness()
     response.status_code = 200 if readiness.ready else 503
@@ -44,59 +44,63 @@ async def ready(services: ServicesDep, response: Response) -> schemas.Ready:
 
 
 @router.get("/v2", summary="The server (v2)")
-async def server() -> schemas.ServerMetadata:
+async def v2_server() -> schemas.ServerMetadata:
     """Return name and version of the service, and the extensions of the protocol that it supports."""
     return schemas.ServerMetadata.model_validate(metadata.server())
 
 
-@router.get("/v2/models/{name}", responses=_errors(404), summary="The tensors of a model (v2)")
-async def model(services: ServicesDep, name: str) -> schemas.ModelMetadata:
+@router.get("/v2/models/{name}", responses=_errors(404, 422), summary="The tensors of a model (v2)")
+async def v2_model(services: ServicesDep, name: str) -> schemas.ModelMetadata:
     """Return the names, datatypes and shapes of the tensors; -1 is the number of images."""
     return await _metadata(services, name)
 
 
-@router.get("/v2/models/{name}/versions/{version}", responses=_errors(404), summary="The tensors of a version (v2)")
-async def model_version(services: ServicesDep, name: str, version: str) -> schemas.ModelMetadata:
+@router.get(
+    "/v2/models/{name}/versions/{version}", responses=_errors(404, 422), summary="The tensors of a version (v2)"
+)
+async def v2_model_version(services: ServicesDep, name: str, version: str) -> schemas.ModelMetadata:
     """Return the names, datatypes and shapes of the tensors, which all versions have in common."""
     return await _metadata(services, name, version)
 
 
-@router.get("/v2/models/{name}/config", responses=_errors(404), summary="The configuration of a model (v2)")
-async def config(services: ServicesDep, name: str) -> schemas.ModelConfiguration:
+@router.get("/v2/models/{name}/config", responses=_errors(404, 422), summary="The configuration of a model (v2)")
+async def v2_config(services: ServicesDep, name: str) -> schemas.ModelConfiguration:
     """Return the configuration in the form of Triton's, for tools such as perf_analyzer."""
     return await _configuration(services, name)
 
 
 @router.get(
-    "/v2/models/{name}/versions/{version}/config", responses=_errors(404), summary="The configuration of a version (v2)"
+    "/v2/models/{name}/versions/{version}/config",
+    responses=_errors(404, 422),
+    summary="The configuration of a version (v2)",
 )
-async def version_config(services: ServicesDep, name: str, version: str) -> schemas.ModelConfiguration:
+async def v2_version_config(services: ServicesDep, name: str, version: str) -> schemas.ModelConfiguration:
     """Return the configuration in the form of Triton's, which all versions have in common."""
     return await _configuration(services, name, version)
 
 
-@router.get("/v2/models/{name}/ready", responses=_errors(404, 503), summary="Is a model ready? (v2)")
-async def model_ready(services: ServicesDep, name: str) -> schemas.ModelReady:
+@router.get("/v2/models/{name}/ready", responses=_errors(404, 422, 503), summary="Is a model ready? (v2)")
+async def v2_model_ready(services: ServicesDep, name: str) -> schemas.ModelReady:
     """Return 200 if the current version is loaded, else 503."""
     return await _ready(services, name)
 
 
 @router.get(
-    "/v2/models/{name}/versions/{version}/ready", responses=_errors(404, 503), summary="Is a version ready? (v2)"
+    "/v2/models/{name}/versions/{version}/ready", responses=_errors(404, 422, 503), summary="Is a version ready? (v2)"
 )
-async def version_ready(services: ServicesDep, name: str, version: str) -> schemas.ModelReady:
+async def v2_version_ready(services: ServicesDep, name: str, version: str) -> schemas.ModelReady:
     """Return 200 if the version is loaded, else 503. A request that scores with the version loads it."""
     return await _ready(services, name, version)
 
 
 @router.get("/v1/models", summary="The models (v1)")
-async def models(services: ServicesDep) -> schemas.ModelNames:
+async def v1_models(services: ServicesDep) -> schemas.ModelNames:
     """Return the names of all models."""
     return schemas.ModelNames(models=services.registry.names())
 
 
-@router.get("/v1/models/{name}", responses=_errors(404, 503), summary="Is a model ready? (v1)")
-async def predictor_ready(services: ServicesDep, name: str) -> schemas.ModelReady:
+@router.get("/v1/models/{name}", responses=_errors(404, 422, 503), summary="Is a model ready? (v1)")
+async def v1_model_ready(services: ServicesDep, name: str) -> schemas.ModelReady:
     """Return 200 if the current version of the model is loaded, else 503."""
     return await _ready(services, name)
 
@@ -104,28 +108,32 @@ async def predictor_ready(services: ServicesDep, name: str) -> schemas.ModelRead
 _STATUSES = (400, 404, 408, 413, 415, 422, 500, 503, 504)
 
 
-def _body(document: dict[str, Any], *, binary: bool) -> dict[str, Any]:
-    content: dict[str, Any] = {"application/json": document}
-    if binary:
-        content["application/octet-stream"] = {"schema": {"type": "string", "format": "binary"}}
-    return {"requestBody": {"required": True, "content": content}}
+def _body(document: dict[str, Any]) -> dict[str, Any]:
+    # Binary tensors behind the JSON have no description in OpenAPI.
+    return {"requestBody": {"required": True, "content": {"application/json": document}}}
 
 
 _INFER: dict[str, Any] = {
     "response_model": schemas.InferResponse,
-    "responses": {200: {"content": {"application/octet-stream": {}}}, **_errors(*_STATUSES)},
-    "openapi_extra": _body(schemas.INFER_BODY, binary=True),
+    "responses": {
+        200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
+        **_errors(*_STATUSES),
+    },
+    "openapi_extra": _body(schemas.INFER_BODY),
 }
 
 
 @router.post("/v2/models/{name}/infer", summary="Score images (v2)", **_INFER)
-async def infer(services: ServicesDep, name: str) -> Response:
-    """Score the images of the tensor `images`: UINT8 of shape [N, 1, 28, 28], or BYTES of shape [N] with PNGs."""
+async def v2_infer(services: ServicesDep, name: str) -> Response:
+    """Score the images of the tensor `images`: UINT8 of shape [N, 1, 28, 28], or BYTES of shape [N] with PNGs.
+
+    With the header `Inference-Header-Content-Length`, binary tensors follow the JSON.
+    """
     return Direct(functools.partial(services.infer.infer, _reference(name)))
 
 
 @router.post("/v2/models/{name}/versions/{version}/infer", summary="Score images with a version (v2)", **_INFER)
-async def version_infer(services: ServicesDep, name: str, version: str) -> Response:
+async def v2_version_infer(services: ServicesDep, name: str, version: str) -> Response:
     """Score images as without a version, with this version."""
     return Direct(functools.partial(services.infer.infer, _reference(name, version)))
 
@@ -134,10 +142,10 @@ async def version_infer(services: ServicesDep, name: str, version: str) -> Respo
     "/v1/models/{name}:predict",
     response_model=schemas.PredictResponse,
     responses=_errors(*_STATUSES),
-    openapi_extra=_body(schemas.PREDICT_BODY, binary=False),
+    openapi_extra=_body(schemas.PREDICT_BODY),
     summary="Score images (v1)",
 )
-async def predict(services: ServicesDep, name: str) -> Response:
+async def v1_predict(services: ServicesDep, name: str) -> Response:
     """Score the images in `instances`: arrays of 28x28 grey levels, or `{"b64": "..."}` with a PNG each."""
     return Direct(functools.partial(services.infer.predict, _reference(name)))
 

@@ -83,7 +83,12 @@ _BATCH_BODY = {
     "/score/batch",
     response_model=BatchResponse,
     responses={
-        200: {"content": {"application/x-ndjson": {}, "application/x-npy": {}}},
+        200: {
+            "content": {
+                "application/x-ndjson": {"schema": {"type": "string"}},
+                "application/x-npy": {"schema": {"type": "string", "format": "binary"}},
+            }
+        },
         **problem_responses(400, 404, 406, 408, 413, 415, 422, 500, 503, 504),
     },
     openapi_extra=_BATCH_BODY,
