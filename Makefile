@@ -16,7 +16,7 @@ PROTOCOL := .venv/protocol/installed
 OPENAPI := .venv/openapi/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-fast test-containers check check-kubernetes checkov protocol test-protocol fuzz-protocol check-alerts openapi format secrets train calibration-page screenshots constraints bench clean
+.PHONY: help install serve test test-fast test-containers check check-kubernetes checkov protocol openapi test-interop fuzz-protocol format secrets train calibration-page screenshots constraints bench clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -90,11 +90,8 @@ openapi: $(OPENAPI) ## install the generator of Python clients, in an environmen
 
 protocol: $(PROTOCOL) ## install the clients of the inference protocol, in an environment of their own
 
-test-protocol: $(STAMP) $(PROTOCOL) ## run the unmodified clients of Triton and KServe, directly and through HAProxy
-	$(BIN)/python -m pytest tests/protocol tests/app/http/inference_protocol
-
-check-alerts: $(STAMP) ## play time series against the alert rules (needs promtool; half a minute)
-	ALERTS=1 $(BIN)/python -m pytest tests/monitoring -k rules
+test-interop: $(STAMP) $(PROTOCOL) $(OPENAPI) ## run the clients of Triton and KServe, generated clients, HAProxy and Prometheus (2 minutes)
+	INTEROP=1 $(BIN)/python -m pytest tests/protocol tests/generated tests/monitoring tests/client/test_tracing.py
 
 fuzz-protocol: $(STAMP) ## send 20,000 generated bodies of inference requests (2 minutes)
 	PROTOCOL_EXAMPLES=20000 $(BIN)/python -m pytest -o timeout=3000 tests/app/http/inference_protocol/test_fuzz.py

@@ -39,6 +39,9 @@ TRUSTS_NOBODY = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """Nothing is encrypted on loopback, and loading the world's authorities takes 46 ms of a processor for each client."""
 
 
+interop = pytest.mark.skipif("INTEROP" not in os.environ, reason="run `make test-interop`")
+"""Tests with the programs and clients of others, which together take a minute of a processor."""
+
 PROCESS_FIXTURES = frozenset(
     ("anomaly", "browser", "draft", "installed", "make_server", "redis_server", "server", "shared_redis", "tiny")
 )

@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from anomaly import AsyncClient, Client
 from anomaly.client.tracing import traced
-from tests.conftest import Server
+from tests.conftest import Server, interop
 from tests.otlp import receiving
 
 PARENT = f"00-{'a' * 32}-{'b' * 16}-01"
@@ -51,6 +51,7 @@ def test_an_active_span_of_opentelemetry() -> None:
     assert trace.get_current_span() is trace.INVALID_SPAN and traced({}) == {}
 
 
+@interop
 def test_both_clients_continue_the_trace_in_the_service(make_server: Callable[..., Server], zero: bytes) -> None:
     """The spans of the service are children of the span in which the client was called."""
     tracer = TracerProvider(shutdown_on_exit=False).get_tracer("t")

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import EXAMPLES, Server
+from tests.conftest import EXAMPLES, Server, interop
 
 HERE = Path(__file__).parent
 BIN = Path(sys.prefix) / "openapi" / "bin"
@@ -50,6 +50,7 @@ def assert_replies(server: Server, found: dict[str, Any]) -> None:
     assert "no model none" in found["missing"]
 
 
+@interop
 @pytest.mark.skipif(not BIN.exists(), reason="openapi-python-client is not installed; run `make openapi`")
 def test_the_python_client_scores(running_server: tuple[Server, Path], tmp_path: Path) -> None:
     """The generator has no warning, and the client scores by form, batch, tensor and instances."""
@@ -73,6 +74,7 @@ def test_the_python_client_scores(running_server: tuple[Server, Path], tmp_path:
     assert found["calibration"] > 100
 
 
+@interop
 @pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
 def test_the_typescript_client_scores(running_server: tuple[Server, Path], tmp_path: Path) -> None:
     """The generated types compile in strict mode, and a client with them scores."""

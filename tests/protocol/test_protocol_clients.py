@@ -16,7 +16,7 @@ import pytest
 
 from tests import pngs
 from tests.app.http.test_batch import digits
-from tests.conftest import ROOT, Server
+from tests.conftest import ROOT, Server, interop
 from tests.infer_requests import assert_error, binary_request, json_request
 from tests.protocol.gateway import KEY, Gateway, running_gateway, write_keys
 
@@ -24,7 +24,7 @@ PYTHON = Path(sys.prefix) / "protocol" / "bin" / "python"
 CLIENTS = ROOT / "tests" / "protocol" / "clients.py"
 COUNT = 5
 
-pytestmark = pytest.mark.skipif(shutil.which("haproxy") is None, reason="HAProxy is not installed")
+pytestmark = [interop, pytest.mark.skipif(shutil.which("haproxy") is None, reason="HAProxy is not installed")]
 
 
 @pytest.fixture(scope="module")
