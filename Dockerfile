@@ -42,7 +42,7 @@ FROM python AS runtime
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="Reconstruction anomaly service" \
-      org.opencontainers.image.description="Says how badly an autoencoder redraws an image" \
+      org.opencontainers.image.description="Detects anomalous images by the reconstruction error of an autoencoder" \
       org.opencontainers.image.licenses="MIT" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"

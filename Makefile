@@ -14,9 +14,11 @@ PYTEST = $(BIN)/python -m pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN
 CHECKOV := .venv/checkov/installed
 PROTOCOL := .venv/protocol/installed
 OPENAPI := .venv/openapi/installed
+MARKDOWN := .venv/markdown/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-fast test-containers check check-kubernetes checkov protocol openapi test-interop fuzz-protocol format secrets train calibration-page screenshots constraints bench clean
+.PHONY: help install serve test test-fast test-bulk test-containers test-interop check check-kubernetes checkov protocol openapi format secrets train calibration-page screenshots constraints bench \
+	fuzz fuzz-protocol contract mutants sbom audit ages clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -40,10 +42,10 @@ endif
 	@touch $(SERVING)
 
 $(STAMP): $(SERVING)
-	@echo 'Training and development tools: about 250 MB to download, a minute or two'
+	@echo 'Training and development tools: about 370 MB to download, a minute or two'
 	@# Python 3.11 and 3.12 bring a pip without --group.
 	@$(PIP) --quiet 'pip>=25.1'
-	@$(PIP) --quiet --editable '.[train,otel]' --group dev
+	@$(PIP) --quiet --editable '.[train,bulk,otel]' --group dev
 	@touch $(STAMP)
 
 install: $(STAMP) ## install everything into .venv: service, training, development tools
@@ -57,14 +59,24 @@ test: $(STAMP) ## run the whole test suite, on up to four cores
 test-fast: $(STAMP) ## run the tests that start no process, container or browser (under 2 minutes on 2 cores)
 	$(PYTEST) -m 'not process and not long'
 
+test-bulk: $(STAMP) ## kill a node and the driver of a bulk run on a Ray cluster of two nodes (about 2 minutes)
+	TEST_BULK=$(or $(TEST_BULK),40) $(BIN)/python -m pytest tests/bulk/test_cluster.py
+
 test-containers: $(STAMP) ## build the images, start docker-compose.yml on a real engine, put faults under load (as root, or with an engine)
 	bash tests/containers/run
 
-check: $(STAMP) ## format check, lint, strict types, layers of imports
+check: $(STAMP) $(MARKDOWN) ## format check, lint, strict types, layers of imports, lint of Markdown
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@# The figures of docs/fit.md are written by a script, in lines of their own length.
+	.venv/markdown/bin/pymarkdown --config .pymarkdown.json scan --exclude docs/fit.md *.md docs research
+
+$(MARKDOWN): tests/markdown.txt | $(STAMP)
+	@test -x .venv/markdown/bin/pip || $(PYTHON) -m venv .venv/markdown
+	@.venv/markdown/bin/pip install --quiet --disable-pip-version-check --requirement tests/markdown.txt
+	@touch $(MARKDOWN)
 
 $(CHECKOV): tests/deploy/checkov.txt | $(STAMP)
 	test -x .venv/checkov/bin/pip || $(PYTHON) -m venv .venv/checkov
@@ -72,6 +84,36 @@ $(CHECKOV): tests/deploy/checkov.txt | $(STAMP)
 	@touch $(CHECKOV)
 
 checkov: $(CHECKOV) ## install the scanner of Kubernetes manifests, in an environment of its own
+
+# Tools whose packages would change those of the project live in environments of their own.
+.venv/contract/installed .venv/mutants/installed .venv/supply/installed: .venv/%/installed: tests/%/requirements.txt | $(STAMP)
+	test -x .venv/$*/bin/pip || $(BIN)/python -m venv .venv/$*
+	.venv/$*/bin/pip install --quiet --disable-pip-version-check --requirement tests/$*/requirements.txt
+	@touch $@
+
+.venv/fuzz/installed: tests/fuzz/requirements.txt | $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/fuzz --requirement $<
+	@touch $@
+
+fuzz: .venv/fuzz/installed ## fuzz everything that reads what a client sends, 30 minutes per target (FUZZ='--seconds 60 png'; Linux)
+	PYTHONPATH=.venv/fuzz:. $(BIN)/python -m tests.fuzz $(FUZZ)
+
+contract: .venv/contract/installed ## compare a running service with its OpenAPI document, with schemathesis (CONTRACT='--examples 50')
+	$(BIN)/python -m tests.contract $(CONTRACT)
+
+mutants: .venv/mutants/installed ## change the code at random places, and list the changes that no test notices (MUTANTS='keys --count 20')
+	$(BIN)/python -m tests.mutants $(MUTANTS)
+
+sbom: .venv/supply/installed ## write var/sbom.json, the packages of this environment (CycloneDX)
+	mkdir -p var
+	.venv/supply/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible \
+		--output-format JSON --output-file var/sbom.json $(BIN)/python
+
+audit: .venv/supply/installed ## look up constraints.txt in the advisory database; fails if it cannot be reached
+	$(BIN)/python -m tests.supply.audit
+
+ages: $(STAMP) ## find pins that are older than a year although a newer release exists (needs the package index)
+	$(BIN)/python -m tests.supply.ages
 
 check-kubernetes: $(STAMP) $(CHECKOV) ## render, validate and scan deploy/kubernetes, without a cluster
 	$(BIN)/python -m pytest tests/deploy
@@ -103,8 +145,9 @@ format: $(STAMP) ## format and mend what can be mended
 secrets: ## make what docker-compose.yml needs and is not there yet: trial certificate, passwords, one API key
 	@deploy/secrets
 
-train: $(STAMP) ## teach the article's autoencoder the digit 0, publish and promote it (DATA_DIR=)
-	$(BIN)/python -m training train --recipe article --normal 0 $(if $(DATA_DIR),--data-dir $(DATA_DIR)) --promote
+train: $(STAMP) ## train the article's autoencoder on the digit 0, and promote it in var/model_store (DATA_DIR=)
+	$(BIN)/python -m training train --recipe article --normal 0 $(if $(DATA_DIR),--data-dir $(DATA_DIR)) --promote \
+		--model-store var/model_store
 
 calibration-page: $(STAMP) ## draw the picture and write the table of docs/calibration.md
 	$(BIN)/python docs/calibration.py
@@ -118,7 +161,7 @@ constraints: ## write constraints.txt anew from what is installed now
 	LC_ALL=C sort -f constraints.new > constraints.txt
 	rm constraints.new
 
-bench: $(STAMP) ## measure the service next to what HTTP costs, and write docs/performance.md (needs wrk; minutes)
+bench: $(STAMP) ## measure the service, and write docs/performance.md and benchmarks/report.md (needs wrk; minutes)
 	$(BIN)/python -m benchmarks $(BENCH)
 	$(BIN)/python -m benchmarks.write_performance
 

@@ -22,7 +22,7 @@ from anomaly.client.errors import (
     UnreadableImage,
 )
 from anomaly.client.images import Image
-from anomaly.client.replies import Calibration, Fitted, Model, Readiness, Score
+from anomaly.client.replies import Calibration, Fitted, Model, Readiness, Score, Validity
 from anomaly.client.retry import NO_RETRY, Retry
 from anomaly.client.synchronous import Client
 from anomaly.client.wire import Fit, View
@@ -49,6 +49,7 @@ __all__ = [
     "UnexpectedReply",
     "Unreachable",
     "UnreadableImage",
+    "Validity",
     "View",
     "__version__",
 ]

@@ -26,6 +26,8 @@ docs/configuration.md lists all settings. `anomaly serve` has options for these 
 Exit codes: 0 after a shutdown, 2 if the service cannot start, 3 if the shutdown abandoned work.
 """
 
+_BACKLOG = 4096
+"""Maximum number of connections that wait to be accepted; Linux's own maximum (`net.core.somaxconn`)."""
 _metrics_folder = ""
 """Folder of the metrics that the workers share; empty with one worker."""
 
@@ -101,15 +103,17 @@ def _serve(settings: Settings, sockets: list[socket.socket], *, interruptible: b
     from app.http.auth import KeysError
     from app.inference.device import DeviceError, choose_device
     from app.main import check
+    from app.models.provenance import ProvenanceConfigurationError
     from app.stores import StoreError
     from app.telemetry.traces import TracesError
 
     try:
         choose_device(settings.device)
         check(settings)
-    except (DeviceError, KeysError, StoreError, TracesError) as error:
+    except (DeviceError, KeysError, ProvenanceConfigurationError, StoreError, TracesError) as error:
         return _refuse(error)
     process.limit_heaps()
+    process.raise_descriptor_limit()
     configure(settings.log_level, settings.log_format)
     if ignored := service_links():
         event = "variables of Kubernetes Services ignored"
@@ -123,6 +127,9 @@ def _serve(settings: Settings, sockets: list[socket.socket], *, interruptible: b
         factory=True,
         workers=settings.workers,
         http="app.http.server:ServerProtocol",
+        loop=f"app.http.accepting:{'make_loop' if settings.workers == 1 else 'make_shared_loop'}",
+        limit_concurrency=settings.max_connections,
+        backlog=_BACKLOG,
         ws="none",
         access_log=False,
         log_config=None,
@@ -131,7 +138,8 @@ def _serve(settings: Settings, sockets: list[socket.socket], *, interruptible: b
         # The service does not use the client's address, so it needs no header of a proxy.
         proxy_headers=False,
         timeout_keep_alive=settings.keep_alive_seconds,
-        timeout_graceful_shutdown=30,
+        # Batch requests end before (app.http.batch.SHUTDOWN_SECONDS), so that their replies say why.
+        timeout_graceful_shutdown=15,
         # The supervisor kills a worker that does not reply in time. On a busy machine, a worker that starts or scores a
         # batch replies late. While the supervisor waits for a dead worker, it starts no other and handles no signal.
         timeout_worker_healthcheck=15,

@@ -1,4 +1,4 @@
-"""Liveness and readiness: what `/readyz` reports, and a check once per second of what no request shows."""
+"""Liveness and readiness: the causes that `/readyz` reports, checked once per second also without requests."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Health:
 
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[None]:
-        """Check once per second inside the block. Each worker process exports the result as metrics."""
+        """Update the metrics of the readiness once per second while the block runs, in each worker process."""
         self._metrics.ready.set(self.readiness().ready)
         task = asyncio.create_task(self._watch())
         try:
@@ -93,7 +93,7 @@ class Health:
             self._metrics.ready.set(self.readiness().ready)
             self._metrics.log_lines_dropped.inc(self._log.dropped - counted)
             counted = self._log.dropped
-            if counted > reported and self._log.flush(timeout=0):  # earlier, the warning would be dropped too
+            if counted > reported and self._log.flush(timeout=0):  # before that, the log drops the warning as well
                 _log.warning("log lines dropped", extra={"lines": counted - reported})
                 reported = counted
             if supervisor is not None and not supervisor.is_alive():

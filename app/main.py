@@ -18,15 +18,18 @@ from app.http.auth import ApiKeys
 from app.http.batch import BatchHandler
 from app.http.cors import Cors
 from app.http.dependencies import Services
+from app.http.hosts import Hosts
 from app.http.inference_protocol.scoring import InferHandler
 from app.http.middleware import RequestMiddleware
 from app.http.routes import ROUTERS
 from app.http.score import ScoreHandler
 from app.inference.loader import VersionLoader
 from app.inference.registry import Registry
+from app.models.provenance import Provenance
 from app.models.repository import Repository
 from app.scoring.batch import BatchScorer
 from app.scoring.score import Scorer
+from app.scoring.validity.monitor import ValidityMonitor
 from app.settings import Settings
 from app.stores import Store, open_store
 from app.stores.reconstructions import MAX_RECORD_BYTES, Reconstructions
@@ -39,7 +42,8 @@ from app.telemetry.writer import LineWriter
 _log = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 5.0
-"""How long a shutdown waits, after the server has closed its connections, for each of the threads."""
+"""How long a shutdown waits, after the server has closed its connections, for the model threads, and then for the
+store's."""
 
 
 class Application(RequestMiddleware):
@@ -51,6 +55,7 @@ class Application(RequestMiddleware):
         log: gets one line per request.
         keys: the API keys. None: no key is required.
         cors: the allowed origins. None: no cross-origin requests.
+        hosts: the allowed hosts. None: all.
         traces: records spans. None: no traces.
     """
 
@@ -62,13 +67,25 @@ class Application(RequestMiddleware):
         log: AccessLog,
         keys: ApiKeys | None,
         cors: Cors | None,
+        hosts: Hosts | None,
         traces: Traces | None,
     ) -> None:
         super().__init__(
-            framework, score=services.score, metrics=services.metrics, log=log, keys=keys, cors=cors, traces=traces
+            framework,
+            score=services.score,
+            metrics=services.metrics,
+            log=log,
+            keys=keys,
+            cors=cors,
+            hosts=hosts,
+            traces=traces,
         )
         self.framework = framework
         self.services = services
+
+    def begin_shutdown(self) -> None:
+        """Bound the time that batch requests take from now on."""
+        self.services.batch.begin_shutdown()
 
 
 def create_app(
@@ -93,19 +110,21 @@ def create_app(
     Raises:
         DeviceError: the requested device does not exist.
         KeysError: the file of the API keys cannot be used.
+        ProvenanceConfigurationError: the public key or the list of digests cannot be used.
         StoreError: the store URL names no backend.
     """
     metrics, log_writer = Metrics(), log_writer or LineWriter()
     reconstructions = Reconstructions(
-        store or _store(settings, metrics.reconstruction_store_reopened.inc),
+        store or _store(settings, metrics),
         metrics,
         timeout=settings.store_timeout_ms / 1000,
         max_waiting=settings.queue_max_images,
         clock=clock,
     )
-    scorer = Scorer(reconstructions, metrics, settings.root_path, traces)
+    validity = ValidityMonitor(reconstructions, metrics, settings.validity_limit)
+    scorer = Scorer(reconstructions, metrics, settings.root_path, validity, traces)
     loader = VersionLoader(
-        Repository(settings.model_store),
+        Repository(settings.model_store, _provenance(settings)),
         settings,
         metrics,
         prepare=scorer.prepare,
@@ -113,7 +132,7 @@ def create_app(
     )
     registry = Registry(loader, settings, metrics, clock)
     score = ScoreHandler(registry, scorer, settings)
-    batch_scorer = BatchScorer(reconstructions, metrics, settings.root_path)
+    batch_scorer = BatchScorer(reconstructions, metrics, settings.root_path, validity)
     batch = BatchHandler(registry, batch_scorer, metrics, settings)
     services = Services(
         registry=registry,
@@ -130,6 +149,7 @@ def create_app(
             settings=settings,
         ),
         metrics=metrics,
+        validity=validity,
         health=Health(registry, reconstructions, metrics, log_writer),
     )
     app = FastAPI(
@@ -142,8 +162,8 @@ def create_app(
         root_path=settings.root_path,
         servers=[{"url": settings.root_path}] if settings.root_path else None,
         generate_unique_id_function=lambda route: route.name,  # short names in generated clients
-        openapi_url=None,  # a route like any other serves it, and rejects unknown parameters
-        docs_url=None,  # the web routes serve it, without a CDN
+        openapi_url=None,  # the route of `operation` rejects unknown parameters
+        docs_url=None,  # the web routes serve the page, without a CDN
         redoc_url=None,
         # A redirect would contain the host that the request names.
         redirect_slashes=False,
@@ -152,22 +172,27 @@ def create_app(
     for router in ROUTERS:
         app.include_router(router)
     errors.add_handlers(app)
-    cors = Cors(settings.cors_origins.split(",")) if settings.cors_origins else None
+    origins = [origin for origin in settings.cors_origins.split(",") if origin]
+    names = [name for name in settings.allowed_hosts.split(",") if name]
+    cors = Cors(origins) if origins else None
+    hosts = Hosts(names, origins) if names or settings.api_keys_file is None else None
     text = text_renderer(settings.log_format, log_writer)
     log = AccessLog(log_writer, enabled=settings.log_requests, text=text)
-    return Application(app, services, log=log, keys=_keys(settings, clock), cors=cors, traces=traces)
+    return Application(app, services, log=log, keys=_keys(settings, clock), cors=cors, hosts=hosts, traces=traces)
 
 
 def check(settings: Settings) -> None:
-    """Check the store URL, the API keys and the variables of traces before any process is started.
+    """Check store URL, API keys, rules about model versions and variables of traces before any process is started.
 
     Raises:
         TracesError: the requested traces cannot be exported.
         KeysError: the file of the API keys cannot be used.
+        ProvenanceConfigurationError: the public key or the list of digests cannot be used.
         StoreError: the store URL cannot be used.
     """
     _keys(settings)
-    _store(settings)
+    _provenance(settings)
+    _store(settings, Metrics())
     tracing.check()
 
 
@@ -184,7 +209,11 @@ def _keys(settings: Settings, clock: Callable[[], float] = time.monotonic) -> Ap
     return None if settings.api_keys_file is None else ApiKeys(settings.api_keys_file, clock=clock)
 
 
-def _store(settings: Settings, on_reopened: Callable[[], object] = lambda: None) -> Store:
+def _provenance(settings: Settings) -> Provenance:
+    return Provenance(settings.model_signature, settings.model_public_key_file, settings.model_digests_file)
+
+
+def _store(settings: Settings, metrics: Metrics) -> Store:
     return open_store(
         settings.store_url,
         ttl_seconds=settings.store_ttl_seconds,
@@ -192,7 +221,8 @@ def _store(settings: Settings, on_reopened: Callable[[], object] = lambda: None)
         entry_bytes=MAX_RECORD_BYTES,
         password_file=settings.store_password_file,
         timeout=settings.store_timeout_ms / 1000,
-        on_reopened=on_reopened,
+        on_reopened=metrics.reconstruction_store_reopened.inc,
+        on_damaged=metrics.reconstruction_store_damaged.inc,
     )
 
 
@@ -209,8 +239,9 @@ async def _lifespan(
             await services.reconstructions.check()
             await services.registry.start()
             await stack.enter_async_context(services.health.watch())
+            await stack.enter_async_context(services.validity.watch(services.registry))
             stack.enter_context(process.drain_on_sigterm(services.health.begin_draining, settings.drain_seconds))
-            await asyncio.to_thread(app.openapi)  # it takes 0.1 s, which no request should wait for
+            await asyncio.to_thread(app.openapi)  # building the document takes 0.1 s
             seconds = process.process_age()
             if seconds is not None:
                 services.metrics.start_duration.set(seconds)

@@ -9,6 +9,7 @@ import functools
 import gc
 import logging
 import os
+import resource
 import shutil
 import signal
 import tempfile
@@ -26,6 +27,7 @@ EXIT_ABANDONED = 3
 _COLLECT_AFTER = 20_000, 20, 50
 """Thresholds of the garbage collector's generations, see `gc.set_threshold`."""
 _EXIT_SECONDS = 5.0
+_MAX_DESCRIPTORS = 65536
 _METRICS_PREFIX = "anomaly-metrics-"
 _M_ARENA_MAX = -8
 _STAT = Path("/proc/self/stat")
@@ -34,11 +36,19 @@ _STAT = Path("/proc/self/stat")
 def limit_heaps() -> None:
     """Limit glibc to three heaps: event loop, inference, store. Further heaps would keep megabytes each.
 
-    Call it before any thread starts. Without glibc it does nothing.
+    Call it before any thread starts. Without glibc, this function does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, 3)
+
+
+def raise_descriptor_limit() -> None:
+    """Raise the limit of open files to the maximum that the system allows this process: each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def release_free_memory() -> None:
@@ -66,7 +76,7 @@ def make_metrics_folder() -> str:
     """
     parent = Path(tempfile.gettempdir())
     for stale in parent.glob(f"{_METRICS_PREFIX}*"):
-        with suppress(OSError):  # it is in use, belongs to another user, or is not a folder
+        with suppress(OSError):  # a path that is in use, of another user, or not a folder
             lock = os.open(stale, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -31,6 +31,7 @@ _FIRST_SEGMENTS = frozenset(path.split("/")[1] for path in (*PUBLIC_PATHS, *PUBL
 
 
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+_HOST_NAME = re.compile(r"\*|[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?")
 
 
 class SettingsError(Exception):
@@ -57,6 +58,14 @@ class Settings(BaseSettings):
 
     model_store: Path = Path("model_store")
     """Folder of the model store. The service only reads it."""
+    model_signature: Literal["require", "warn", "off"] = "off"
+    """Whether a model version needs a valid signature: `require` rejects a version without one, `warn` logs a warning,
+    `off` does not check signatures. `anomaly sign` signs a version."""
+    model_public_key_file: Path | None = None
+    """PEM file with the public key of signatures, of the curve P-256. `require` and `warn` need it."""
+    model_digests_file: Path | None = None
+    """File with the SHA-256 of the manifest of each accepted version, as `sha256sum` writes it. Other versions are
+    rejected. Default: all versions are accepted."""
     allow_empty: bool = False
     """Whether the service starts although the model store is missing or contains no model. It serves models that arrive
     later."""
@@ -91,7 +100,8 @@ class Settings(BaseSettings):
     """Maximum number of pixels of an image with `fit=mnist`. Such images are decoded one at a time."""
     fit_max_waiting: int = Field(16, ge=1)
     """Maximum number of concurrent requests with `fit=mnist`, or with a form above `ANOMALY_MAX_BODY_BYTES`; further
-    requests get 503."""
+    requests get 503. If clients compete, each has about the same number of them. Clients are told apart by API key, or
+    else by address."""
     body_timeout_ms: float = Field(5000.0, gt=0)
     """Maximum time in milliseconds to receive a body of `POST /score`, and maximum pause within a body of `POST
     /score/batch`; then the response is 408."""
@@ -104,7 +114,12 @@ class Settings(BaseSettings):
     """Minimum average rate, in bytes per second, at which a client of `POST /score/batch` must send its body and read
     its reply."""
     batch_max_requests: int = Field(2, ge=1)
-    """Maximum number of concurrent requests of `POST /score/batch`; further requests get 503."""
+    """Maximum number of requests of `POST /score/batch` whose images are scored at the same time; further requests get
+    503. A request that waits for its client does not count."""
+    batch_max_connections: int = Field(16, ge=1)
+    """Maximum number of concurrent requests of `POST /score/batch`, including those that wait for their clients;
+    further requests get 503. If clients compete, each has about the same number of them. Clients are told apart by API
+    key, or else by address."""
     batch_chunk_images: int = Field(64, ge=1, le=4096)
     """Maximum number of images per forward pass of a batch request. A single score waits for one of these forward
     passes at most."""
@@ -122,14 +137,25 @@ class Settings(BaseSettings):
     """Maximum time in milliseconds that a score waits for its reconstruction to be stored; then the id is null. The
     same limit applies to connecting to Redis, to each reply of Redis, and to a lock of the SQLite file."""
 
+    validity_limit: float = Field(100.0, ge=10, le=1e9)
+    """Evidence at which the validity of a model version becomes `changed`. If nothing has changed, the probability that
+    this ever happens is at most one divided by this value."""
+
     api_keys_file: Path | None = None
     """File that contains the hashes of the API keys. Without a file, no key is required. `deploy/secrets key NAME` adds
     a key."""
 
+    allowed_hosts: str = ""
+    """Host names by which clients may address the service, separated by commas, without ports. IP addresses,
+    `localhost` and names without a dot are always allowed; `*` allows all names. Default: with API keys all names,
+    without API keys no further name."""
     cors_origins: str = ""
     """Origins whose web pages may call the service from a browser, separated by commas: `https://example.org`. `*`
     allows all origins. Default: none."""
 
+    max_connections: int = Field(1024, ge=1, le=60_000)
+    """Maximum number of connections per worker. Requests on further connections get 503, except for probes, and their
+    connections are closed."""
     keep_alive_seconds: int = Field(75, ge=1, le=3600)
     """Number of seconds that an idle connection stays open. It must be longer than the idle time-out of a proxy before
     the service."""
@@ -157,6 +183,15 @@ class Settings(BaseSettings):
             if not _ORIGIN.fullmatch(origin):
                 raise ValueError(f"{origin!r} is not an origin; write scheme, host and port alone: https://example.org")
         return ",".join(origins)
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _host_names(cls, text: str) -> str:
+        names = [part.strip().lower().removesuffix(".") for part in text.split(",") if part.strip()]
+        for name in names:
+            if not _HOST_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is not a host name; write it without scheme, port and path: example.org")
+        return ",".join(names)
 
     @field_validator("root_path")
     @classmethod

@@ -1,8 +1,8 @@
 """Try other networks and lessons in the standardised space: `python -m benchmarks.experiments`.
 
-The development split of docs/experiments.md and nothing else: no test image is read. Writes the figures of each
-variant and digit, and what an image costs, to benchmarks/results/variants.json, for docs/experiments.md and the plot of
-quality against cost. About a minute of one core for a variant and a digit; DATA_DIR names the folder of MNIST.
+The development split of research/experiments.md and nothing else: no test image is read. Writes the figures of each
+variant and digit, and what an image costs, to benchmarks/results/variants.json, for research/experiments.md and the
+plot of quality against cost. About a minute of one core for a variant and a digit; DATA_DIR names the folder of MNIST.
 """
 
 from __future__ import annotations

@@ -114,25 +114,28 @@ def _a_write_for_every_log_line() -> None:
 
 TRICKS: dict[str, tuple[str, Callable[[], None]]] = {
     "joined": (
-        "head and body of a reply leave in one system call (measured with `GET /models`)",
+        "header and body of a response are written in one system call (measured with `GET /models`)",
         _replies_in_two_pieces,
     ),
-    "usual": ("a plain PNG in its usual form is known by its first 33 bytes", _every_png_checked_chunk_by_chunk),
-    "together": ("what arrives in one turn of the event loop is queued together", _every_image_queued_alone),
-    "timer": ("one timer for all deadlines, of bodies and of scores", _a_timer_for_every_deadline),
-    "passes": ("several forward passes without Python (images a second of batch requests)", _one_pass_at_once),
+    "usual": ("PNGs with the usual header skip the check of each chunk", _every_png_checked_chunk_by_chunk),
+    "together": ("requests that arrive in one event-loop iteration are queued together", _every_image_queued_alone),
+    "timer": ("one timer for the deadlines of all bodies and scores", _a_timer_for_every_deadline),
+    "passes": ("several forward passes per call from Python (images per second of batch requests)", _one_pass_at_once),
     "freeze": (
-        "the collector looks away: `gc.freeze` after the start, and seldom later (measured on 900 connections)",
+        "`gc.freeze` after the start, and rare garbage collection later (measured on 900 connections)",
         _collector_looks_at_all,
     ),
-    "edge": ("`POST /score` is answered before the framework", _score_behind_the_framework),
-    "whole": ("a `POST /score` that came whole needs no task and no messages", _every_score_in_messages),
+    "edge": ("`POST /score` is handled before the framework", _score_behind_the_framework),
+    "whole": ("a `POST /score` whose body is complete needs no task and no ASGI messages", _every_score_in_messages),
     "chain": (
-        "from the queue to the store without the event loop (measured on 16 connections)",
+        "micro-batches go from the inference thread to the store without the event loop (measured on 16 connections)",
         _event_loop_in_between,
     ),
-    "form": ("a form with one file is cut, not parsed (measured with multipart bodies)", _every_form_parsed_in_full),
-    "log": ("log lines are collected for 50 ms and queued together", _a_write_for_every_log_line),
+    "form": (
+        "a form with one file is split without a general parser (measured with multipart bodies)",
+        _every_form_parsed_in_full,
+    ),
+    "log": ("log lines are collected for 50 ms and written together", _a_write_for_every_log_line),
 }
 """By name: what the trick is, and how it is taken out."""
 

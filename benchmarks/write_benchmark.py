@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,20 +90,20 @@ def page(
     return f"""# How good the detector is
 
 Written by `python -m benchmarks.write_benchmark` from the files in `benchmarks/results`. How the recipes came to be is
-in [experiments.md](experiments.md), and how to make them again in [training.md](training.md).
+in [experiments.md](../research/experiments.md), and how to make them again in [training.md](training.md).
 
 ## Protocol
 
 One digit is normal. A recipe learns from 80 % of its images in MNIST's training file, and calibrates its threshold on
-the other 20 %. The whole test file of 10,000 images is scored: that digit against the nine others. AUROC in %; the last
-epoch; one set of parameters for all digits; no pre-trained features. This is the protocol of Deep SVDD (2018), except
+the other 20 %. The whole test file of 10,000 images is scored: that digit against the nine others. AUROC in %, the last
+epoch, one set of parameters for all digits, no pre-trained features. This is the protocol of Deep SVDD (2018), except
 that published methods usually learn from all of the digit's training images.{experiment(rows)}
 
 ## Ours
 
 {ours(rows, baselines)}
 {operating(rows)}
-{seeds(rows)} {effort(rows)}
+{seeds(rows)}{effort(rows)}
 
 ## Beside what is published
 
@@ -115,11 +116,12 @@ papers**: check them before you quote them. People who ran published code have r
 
 * *One-class* holds for training: no model ever saw another digit. It does not hold for design: the recipes' parameters
   were chosen by looking at other digits of the training file. Every use of the test file is listed in
-  [experiments.md](experiments.md).
+  [experiments.md](../research/experiments.md).
 * The standardised space (edges by direction and place) is the larger part of the gain; published methods mostly use
   pixels.
 * MNIST's test file was written by other people than its training file, and a threshold's promise is about images like
-  those that it was calibrated on. {broken(rows)}
+  those that it was calibrated on.
+{textwrap.indent(textwrap.fill(broken(rows), 118), "  ")}
 * A mean hides the hard pairs: the lowest AUROC of one digit against one other is {hardest(rows)}.
 
 ## Cost
@@ -189,7 +191,8 @@ def effort(rows: Sequence[Row]) -> str:
     """Say how long the shipped recipe took."""
     seconds = [row["seconds"] for row in rows if row["recipe"] == SHIPPED and row["seed"] == 0]
     return (
-        f"\nMade and tested in {min(seconds):.0f} to {max(seconds):.0f} s a digit on one core, beside other work:\n"
+        f"\nTrained and tested in {min(seconds):.0f} to {max(seconds):.0f} s per digit on one core, concurrent with "
+        "other work:\n"
         f"{sum(seconds) / 120:.0f} minutes for all ten on two cores."
     )
 
@@ -276,7 +279,7 @@ def front_table(front: Sequence[Row]) -> str:
          f"{each['microseconds'][0]:.0f} / {each['microseconds'][1]:.0f}"]
         for each in front
     ]  # fmt: skip
-    titles = ("variant", "AUROC 2", "AUROC 8", "caught at 1 %", "at 5 %", "µs an image, batch of 32, least / median")
+    titles = ("variant", "AUROC 2", "AUROC 8", "caught at 1 %", "at 5 %", "µs per image, batch of 32, minimum / median")
     return table(titles, lines)
 
 

@@ -1,4 +1,4 @@
-"""Write docs/performance.md from a results file: no figure on that page was typed by hand.
+"""Write docs/performance.md and benchmarks/report.md from the results: no figure on these pages was typed by hand.
 
 What was tried and left out, and what was measured by itself, comes from benchmarks/results/tricks.json, in which each
 gain was noted with how it was measured.
@@ -11,29 +11,27 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from benchmarks import performance_page
 from benchmarks.without import TRICKS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "performance.md"
+REPORT = ROOT / "benchmarks" / "report.md"
 Cell = dict[str, Any]
 
-INTRODUCTION = """# Performance
+INTRODUCTION = """# Report of the performance measurements
 
-Written by `python -m benchmarks.write_performance` from `benchmarks/results/`. Measure your own machine with
-`make bench`; compare figures within one run only, never across machines or days. The interpreter counts as well: under
-Debian's, which the image has, a score takes a tenth less than under one that was built without a profile
-(`make install PYTHON=` chooses).
+Written by `python -m benchmarks.write_performance` from `benchmarks/results/`. The conclusions are in
+[docs/performance.md](../docs/performance.md). To measure your machine, run `make bench`. Compare figures within one
+section only.
 
-Sections are runs of their own, each with its date and the commit whose code it ran. Neighbours on the machine make one
-section two or three times as slow as another, and slow the model down more than anything else: what is to be compared
-stands in one table. How busy they were shows in the time that the raw module took for a lone image just before; where
-it is missing, it was not measured.
+Each section is a run of its own, with its date and the commit of its code. Other processes on the machine can double
+the times of a section. The time of the raw module for a single image, measured just before a section, shows how
+busy the machine was.
 
-Each system is measured in turn, round after round. Figures are medians of the rounds, and a ratio is the median of each
-round's, where the rounds were kept. `CPU us` is user and system time of the server's whole process tree, divided by
-requests: the figure that a busy neighbour disturbs least.
-The service runs as `make serve` runs it: one worker, SQLite store on, a log line for each request.
+The systems are measured in turn, round after round. A figure is the median of the rounds, and a ratio the median of the
+ratios per round. `CPU us` is the user and system time of the server's process tree, divided by the number of requests.
+It depends least on other processes. The service runs as `make serve` starts it: one worker, SQLite store, request log.
 """
 
 
@@ -65,7 +63,15 @@ def single(found: Cell) -> str:
             ]
             for name, cell in systems.items()
         ]
-        head = ["system", "requests/s", "service, multipart, to this", "p50 ms", "p99 ms", "CPU us", "failed"]
+        head = [
+            "system",
+            "requests/s",
+            "ratio of the service (multipart) to this",
+            "p50 ms",
+            "p99 ms",
+            "CPU us",
+            "failed",
+        ]
         text += f"\n{connections} connections\n\n{table(head, rows)}"
     rows = [
         [name, f"{seconds:.2f}", f"{found['memory_mb'][name][0]:.0f}", f"{found['memory_mb'][name][1]:.0f}"]
@@ -74,7 +80,7 @@ def single(found: Cell) -> str:
     text += "\nStart and memory, after the load; the service has this model alone\n\n"
     text += table(["system", "start s", "RSS MB", "PSS MB"], rows)
     rows = [[name, f"{took:.2f}"] for name, took in found["stages_ms"].items()]
-    return text + "\nWhere the time of a lone request goes\n\n" + table(["stage", "ms"], rows)
+    return text + "\nStages of a single request\n\n" + table(["stage", "ms"], rows)
 
 
 def batch(found: Cell) -> str:
@@ -89,13 +95,13 @@ def batch(found: Cell) -> str:
         ]
         for name, cell in found["replies"].items()
     ]
-    text = f"\n{found['images']:,} images a request; in each round the best of three, and the best batch size\n\n"
-    text += table(["", "images/s", "to the ceiling", "CPU us an image"], rows)
+    text = f"\n{found['images']:,} images per request; the best of three runs per round, and the best batch size\n\n"
+    text += table(["", "images/s", "share of the module alone", "CPU us per image"], rows)
     rows = [
         [size, f"{cell['images_per_second']:,.0f}", f"{cell['cpu_us']:.1f}"]
         for size, cell in found["ceiling_by_batch_size"].items()
     ]
-    return text + "\nThe raw module, one thread\n\n" + table(["batch", "images/s", "CPU us an image"], rows)
+    return text + "\nThe raw module, one thread\n\n" + table(["batch", "images/s", "CPU us per image"], rows)
 
 
 def closed(found: Cell) -> str:
@@ -112,10 +118,10 @@ def workers(found: Cell) -> str:
     """Return the table of one worker and two, and why the second one brings what it does."""
     one, two = found["1 worker"], found["2 workers"]
     note = (
-        f"\nTwo workers answer {ratio(two, one):.2f} times as many. One alone keeps "
+        f"\nTwo workers serve {ratio(two, one):.2f} times as many requests as one. One worker keeps "
         f"{one['rate'] * one['cpu_us'] / 1e6:.1f} cores busy,\n"
-        "because model and store run beside the event loop, and the generator needs a part of the rest;\n"
-        "two fill smaller micro-batches, which cost more an image. A second worker is for more than two cores.\n"
+        "because model and store run concurrently with the event loop. The load generator needs a part of the rest.\n"
+        "Two workers have smaller micro-batches, which cost more per image. A second worker needs more cores.\n"
     )
     return closed(found) + note
 
@@ -130,8 +136,9 @@ def open_loop(found: Cell) -> str:
         times = [f"{cell[key]:.1f}" if cell[key] is not None else "-" for key in ("p50_ms", "p99_ms", "max_ms")]
         rows.append([f"{shown}, {cell['rate']:,.0f}/s", statuses, *times, str(cell["unanswered"])])
     note = (
-        f"\nThe closed loop's most was {found['most']:,.0f} a second; `after` is a tenth of it, one second later.\n"
-        "Latency counts from when a request was due. Each row is the round whose p99 is in the middle.\n\n"
+        f"\nThe maximum of the closed loop was {found['most']:,.0f} requests per second. `after` is a\n"
+        "tenth of it, one second later. "
+        "Latency is measured from the time at which a request was due. Each row is the round with the median p99.\n\n"
     )
     return note + table(["rate", "replies", "p50 ms", "p99 ms", "max ms", "lost"], rows)
 
@@ -142,7 +149,7 @@ def growth(found: Cell) -> str:
         [f"{int(count):,}", f"{cell['images_per_second']:,.0f}", f"{cell['cpu_us']:.1f}", f"{cell['rss_mb']:.0f}"]
         for count, cell in found["images"].items()
     ]
-    text = "\n" + table(["images a request", "images/s", "CPU us an image", "RSS MB"], rows)
+    text = "\n" + table(["images per request", "images/s", "CPU us per image", "RSS MB"], rows)
     rows = [
         [f"{kilobytes} KiB", f"{cell['rate']:,.0f}", f"{cell['p99_ms']:.1f}", f"{cell['cpu_us']:.0f}"]
         for kilobytes, cell in found["bodies"].items()
@@ -167,7 +174,7 @@ def growth(found: Cell) -> str:
 
 
 def tricks(found: Cell) -> str:
-    """Return the table of what each trick is worth."""
+    """Return the table of the gain of each optimisation."""
     rows = [
         [
             TRICKS[name][0],
@@ -178,11 +185,12 @@ def tricks(found: Cell) -> str:
             f"{cell['without']['p99_ms'] / cell['with']['p99_ms']:.2f}" if "p99_ms" in cell["with"] else "",
         ]
         for name, cell in found["tricks"].items()
+        if name in TRICKS  # else removed from the service since
     ]
-    head = ["trick", "requests/s without", "with", "gain", "CPU us saved", "p99 without, to with"]
+    head = ["optimisation", "requests/s without", "with", "gain", "CPU us saved", "p99 without, to with"]
     note = (
-        "\n64 connections unless told; each pair measured in turn. Below a twentieth is noise, on a busy machine\n"
-        "below a tenth; the table at the end is finer.\n\n"
+        "\n64 connections, except where a row names others. The pairs are measured in turn. Differences below 5 % are\n"
+        "noise, on a busy machine below 10 %.\n\n"
     )
     return note + table(head, rows)
 
@@ -197,10 +205,10 @@ def soak(found: Cell) -> str:
 SECTIONS = {
     "single": ("Single scores", single),
     "batch": ("Batches", batch),
-    "fairness": ("Single scores on four connections, beside batches", closed),
+    "fairness": ("Single scores on four connections, concurrent with batches", closed),
     "open_loop": ("Fixed rates (open loop)", open_loop),
     "workers": ("Workers, 64 connections", workers),
-    "tricks": ("What each trick is worth", tricks),
+    "tricks": ("Gain of each optimisation", tricks),
     "growth": ("How cost grows", growth),
     "soak": ("Memory over time", soak),
 }
@@ -224,20 +232,21 @@ def main() -> None:
                 text += f"{found['rounds']} rounds of {found['seconds']:g} s a cell, {found['when'][:10]}, "
                 text += f"commit {found['commit']}"
                 text += (
-                    f"; a lone image took the raw module {found['forward_us']:.0f} us.\n"
+                    f"; the raw module took {found['forward_us']:.0f} us for a single image.\n"
                     if "forward_us" in found
                     else ".\n"
                 )
                 text += write(found)
     noted = json.loads((RESULTS / "tricks.json").read_text())
-    text += "\n## Tricks measured by themselves\n\n" + noted["how"] + "\n\n"
+    text += "\n## Optimisations measured separately\n\n" + noted["how"] + "\n\n"
     text += table(
-        ["trick", "without", "with", "of what"],
+        ["optimisation", "without", "with", "unit"],
         [[t["trick"], t["without"], t["with"], t["of"]] for t in noted["kept"]],
     )
-    text += "\nTried and left out\n\n"
-    text += table(["trick", "why not"], [[t["trick"], t["why"]] for t in noted["left_out"]])
-    PAGE.write_text(text)
+    text += "\nTried and rejected\n\n"
+    text += table(["idea", "reason"], [[t["trick"], t["why"]] for t in noted["left_out"]])
+    REPORT.write_text(text)
+    performance_page.write(result, machine)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,18 @@ interop = pytest.mark.skipif("INTEROP" not in os.environ, reason="run `make test
 """Tests with the programs and clients of others, which together take a minute of a processor."""
 
 PROCESS_FIXTURES = frozenset(
-    ("anomaly", "browser", "draft", "installed", "make_server", "redis_server", "server", "shared_redis", "tiny")
+    (
+        "anomaly",
+        "browser",
+        "draft",
+        "installed",
+        "make_server",
+        "redis_server",
+        "server",
+        "shared_cluster",
+        "shared_redis",
+        "tiny",
+    )
 )
 """Fixtures that start a process (`draft` runs git). A test that uses one of them gets the marker `process`."""
 PROCESS_PATHS = tuple(
@@ -52,7 +63,7 @@ PROCESS_PATHS = tuple(
         "cli/test_serve.py", "test_addresses.py", "test_clients.py",
         "test_idx_files.py", "test_keep_alive.py", "test_start.py",
         "test_store_file.py", "test_text_files.py", "test_thread_counts.py",
-        "browser/", "containers/", "deploy/", "generated/", "monitoring/", "protocol/",
+        "browser/", "containers/", "deploy/", "gateway/", "generated/", "monitoring/", "protocol/",
         "test_gateway_start.py", "test_process.py", "test_secrets.py",
         "test_tutorial.py", "test_wheel.py", "test_workers.py", "training/test_imports.py", "training/test_main.py",
         "training/test_publish.py", "training/test_recalibrate.py", "training/test_recipes.py",
@@ -97,7 +108,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that start a process, and start with the tests that take long."""
     for item in items:
         parameters = getattr(item, "callspec", None)
-        uses_redis = parameters is not None and parameters.params.get("make_store") == "redis"
+        uses_redis = parameters is not None and str(parameters.params.get("make_store")).startswith("redis")
         fixtures = PROCESS_FIXTURES.intersection(getattr(item, "fixturenames", ()))
         if fixtures or uses_redis or item.nodeid.startswith(PROCESS_PATHS):
             item.add_marker("process")

@@ -19,7 +19,7 @@ from app.telemetry.metrics import Metrics
 from tests.conftest import MODEL_STORE, ROOT, running
 from training.data.loaders import LOADERS
 
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "research").rglob("*.md")])
 
 
 def test_every_setting_is_documented() -> None:

@@ -45,7 +45,7 @@ async def test_an_unknown_parameter_is_rejected_by_name(
 async def test_the_detail_lists_the_parameters_of_the_route(client: httpx.AsyncClient) -> None:
     """The detail names what the route has, in the general path and in that of the scores."""
     detail = (await client.get(f"/reconstruction/{'0' * 44}?scal=2")).json()["detail"]
-    assert detail == "unknown parameter `scal`; the route has the parameters scale, view"
+    assert detail == "unknown parameter `scal`; the route has the parameters error_scale, scale, view"
     detail = (await client.post("/score?alhpa=0.1", content=b"x")).json()["detail"]
     assert detail == "unknown parameter `alhpa`; the route has the parameters alpha, fit, include, model"
     assert (await client.get("/livez?t=1")).json()["detail"] == "unknown parameter `t`; the route has no parameters"
@@ -70,3 +70,14 @@ async def test_the_document_names_the_prefix(make_settings: Callable[..., Settin
         assert (await client.get("/openapi.json")).json()["servers"] == [{"url": "/anomaly"}]
     async with running(make_settings()) as client:
         assert "servers" not in (await client.get("/openapi.json")).json()
+
+
+async def test_openapi_describes_the_fields_of_a_form(client: httpx.AsyncClient) -> None:
+    """The form of `POST /score` has the parameters of the query as fields, with the same limits."""
+    operation = (await client.get("/openapi.json")).json()["paths"]["/score"]["post"]
+    form = operation["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
+    assert set(form) == {"file"} | {each["name"] for each in operation["parameters"]}
+    assert (form["alpha"]["type"], form["alpha"]["exclusiveMaximum"]) == ("number", 1)
+    assert form["fit"]["enum"] == ["strict", "mnist"]
+    assert form["include"]["const"] == "reconstruction"
+    assert all("description" in field for name, field in form.items() if name != "file")

@@ -542,3 +542,24 @@ print((psutil.Process().memory_info().rss - before) / 8)
     command = [sys.executable, "-c", code, str(ROOT / "model_store")]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert float(found.stdout) < 8e6
+
+
+@pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
+def test_a_slow_batch_does_not_delay_the_shutdown(make_server: Callable[..., Server], accept: str) -> None:
+    """A batch whose client is slow ends with the reason after 8 s: as a 503, or as the last line of the reply."""
+    server = make_server(ANOMALY_DEFAULT_MODEL="zero-article", ANOMALY_BODY_TIMEOUT_MS="60000").start()
+    request = batch_of(2000, accept)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        connection.sendall(request[:-1000])
+        answer = b"" if accept == "application/json" else connection.recv(65536)
+        began = time.monotonic()
+        assert server.process is not None
+        server.process.terminate()
+        while piece := connection.recv(65536):
+            answer += piece
+    assert server.process.wait(30) == -signal.SIGTERM
+    assert 7 < time.monotonic() - began < 20
+    assert b"the service is shutting down" in answer.splitlines()[-1 if accept == "application/json" else -4]
+    if accept == "application/json":
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nretry-after: " in answer

@@ -47,7 +47,7 @@ class Finding(NamedTuple):
 
 def documents() -> list[Path]:
     """Return every page and every module whose prose is checked."""
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "research").rglob("*.md")]
     return sorted([*pages, *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))])
 
 

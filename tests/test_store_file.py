@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import os
+import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,22 +17,22 @@ import pytest
 from app.settings import Settings
 from app.stores import StoreError, open_store
 from app.stores.sqlite import SqliteStore
-from tests.conftest import running
+from tests.conftest import ROOT, running
 
 PNG = {"content-type": "image/png"}
-ENDINGS = ("", "-wal", "-shm")
+ENDINGS = ("", "-journal")
 
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SqliteStore:
     """Return a store that compares its file with each access, with one entry."""
-    monkeypatch.setattr("app.stores.sqlite._COMPARE_SECONDS", 0.0)
+    monkeypatch.setattr("app.stores.sqlite_file._COMPARE_SECONDS", 0.0)
     store = SqliteStore(tmp_path / "a.db", ttl_seconds=60, max_entries=1000)
     store.put([("first", b"1")])
     return store
 
 
-@pytest.mark.parametrize("endings", [ENDINGS, ("",)], ids=["with its log", "alone"])
+@pytest.mark.parametrize("endings", [ENDINGS, ("",)], ids=["with its journal", "alone"])
 def test_a_deleted_file_is_made_again(
     store: SqliteStore, tmp_path: Path, caplog: pytest.LogCaptureFixture, endings: tuple[str, ...]
 ) -> None:
@@ -56,7 +61,7 @@ def test_a_replaced_file_is_read(store: SqliteStore, tmp_path: Path) -> None:
 
 
 def test_two_processes_meet_in_the_new_file(store: SqliteStore, tmp_path: Path) -> None:
-    """Each process notices by itself, and none removes the log of the other."""
+    """Each process notices by itself, and none removes the journal of the other."""
     second = SqliteStore(tmp_path / "a.db", ttl_seconds=60, max_entries=1000)
     assert second.get("first") == b"1"
     for ending in ENDINGS:
@@ -97,7 +102,7 @@ async def test_the_service_notices_and_counts(
     make_settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zero: bytes
 ) -> None:
     """After a deletion, scores have ids that can be fetched, and a metric counts."""
-    monkeypatch.setattr("app.stores.sqlite._COMPARE_SECONDS", 0.0)
+    monkeypatch.setattr("app.stores.sqlite_file._COMPARE_SECONDS", 0.0)
     async with running(make_settings()) as client:
         before = (await client.post("/score", content=zero, headers=PNG)).json()["reconstruction"]
         for ending in ENDINGS:
@@ -110,9 +115,9 @@ async def test_the_service_notices_and_counts(
 
 def test_the_file_is_compared_once_per_second() -> None:
     """A deletion is noticed within a second."""
-    from app.stores import sqlite
+    from app.stores import sqlite_file
 
-    assert sqlite._COMPARE_SECONDS <= 1.0
+    assert sqlite_file._COMPARE_SECONDS <= 1.0
 
 
 @pytest.mark.parametrize(
@@ -128,3 +133,114 @@ def test_urls_that_would_name_another_file_are_refused(url: str, words: str) -> 
     """The message says how to write the URL."""
     with pytest.raises(StoreError, match=words):
         open_store(url, ttl_seconds=60, max_bytes=1 << 20, entry_bytes=4096)
+
+
+INDEX_DAMAGE = """
+import os, sys
+from pathlib import Path
+from app.stores.sqlite import SqliteStore
+
+path = Path(sys.argv[1])
+store = SqliteStore(path, ttl_seconds=60, max_entries=1000)
+store.put([("first", b"1")])
+for ending in ("-shm", "-wal", "-journal"):
+    beside = path.with_name(path.name + ending)
+    if sys.argv[2] == "overwritten":
+        beside.write_bytes(os.urandom(100_000))
+    elif beside.exists():
+        os.truncate(beside, 0)
+for number in range(200):
+    store.put([(f"later-{number}", bytes(3000))])
+assert store.get("later-199") == bytes(3000)
+"""
+
+
+@pytest.mark.parametrize("damage", ["truncated", "overwritten"])
+def test_no_file_beside_the_database_can_end_the_process(tmp_path: Path, damage: str) -> None:
+    """A truncated `-shm` file kills each process that has mapped it (SIGBUS); the store maps no file."""
+    command = [sys.executable, "-c", INDEX_DAMAGE, str(tmp_path / "a.db"), damage]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_file_with_a_write_ahead_log_is_converted(tmp_path: Path) -> None:
+    """A file of an earlier release keeps its entries, those in its log included, and is no longer mapped."""
+    path = tmp_path / "a.db"
+    SqliteStore(path, ttl_seconds=60, max_entries=1000).ping()
+    earlier = sqlite3.connect(path, isolation_level=None)
+    earlier.execute("PRAGMA journal_mode=WAL")
+    earlier.execute("INSERT INTO entries (key, expires, content) VALUES ('before', 1e12, x'31')")
+    for ending in ("", "-wal"):  # as a killed process leaves them
+        shutil.copy(f"{path}{ending}", tmp_path / f"b.db{ending}")
+    (tmp_path / "b.db-shm").write_bytes(b"not an index")
+    earlier.close()
+    store = SqliteStore(tmp_path / "b.db", ttl_seconds=60, max_entries=1000)
+    assert store.get("before") == b"1"
+    store.put([("after", b"2")])
+    assert "b.db" not in Path("/proc/self/maps").read_text()
+    other = SqliteStore(tmp_path / "b.db", ttl_seconds=60, max_entries=1000)
+    assert other.get("after") == b"2"
+    store.close()
+    other.close()
+
+
+def overwrite(path: Path, damage: str) -> None:
+    """Damage the open file in its place: the inode stays the same."""
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        if damage == "pages":
+            file.seek(8192)
+            file.write(os.urandom(size - 8192))
+        elif damage == "header":
+            file.write(b"no database" * 100)
+        elif damage == "cut":
+            file.truncate(8192 * 3 + 100)
+        elif damage == "empty":
+            file.truncate(0)
+
+
+@pytest.mark.parametrize("first", ["put", "get"])
+@pytest.mark.parametrize("damage", ["pages", "header", "cut", "empty"])
+def test_damage_at_run_time_costs_the_entries_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str, first: str
+) -> None:
+    """The access that finds the damage moves the file aside, once, and uses a new file; two processes agree on it."""
+    damaged: list[None] = []
+    make = functools.partial(SqliteStore, tmp_path / "a.db", ttl_seconds=60, max_entries=1000)
+    stores = [make(on_damaged=lambda: damaged.append(None)) for _ in range(2)]
+    for store in stores:
+        store.put([(os.urandom(16).hex(), bytes(3000)) for _ in range(50)])
+    overwrite(tmp_path / "a.db", damage)
+    if first == "get":
+        assert stores[0].get("unknown") is None
+    for number in range(60):
+        stores[number % 2].put([(f"after-{number}", bytes([number]) * 3000)])
+    for store in stores:
+        assert [store.get(f"after-{number}") for number in range(60)] == [bytes([n]) * 3000 for n in range(60)]
+    moved = damage != "empty"
+    assert (tmp_path / "a.db.damaged").exists() == moved
+    assert len(damaged) == [record.levelno for record in caplog.records].count(logging.ERROR) == int(moved)
+    for store in stores:
+        store.close()
+
+
+def test_a_disk_that_damages_each_file_is_not_written_forever(store: SqliteStore, tmp_path: Path) -> None:
+    """A second damaged file within a minute is an error: the store is down, and probed once per second."""
+    overwrite(tmp_path / "a.db", "header")
+    store.put([("second", b"2")])
+    overwrite(tmp_path / "a.db", "header")
+    for _ in range(2):
+        with pytest.raises(StoreError, match="damaged again"):
+            store.put([("third", b"3")])
+
+
+async def test_the_service_goes_on_with_ids_after_damage(
+    make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
+) -> None:
+    """The score that finds the damage has an id that can be fetched, and a metric counts."""
+    async with running(make_settings()) as client:
+        assert (await client.post("/score", content=zero, headers=PNG)).json()["id"]
+        overwrite(tmp_path / "reconstructions.db", "header")
+        after = (await client.post("/score", content=zero, headers=PNG)).json()["reconstruction"]
+        assert (await client.get(after)).status_code == 200
+        assert "anomaly_reconstruction_store_damaged_total 1.0" in (await client.get("/metrics")).text

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from anomaly.cli import commands, service
+from anomaly.cli import bulk, commands, pull, service, validity
 from anomaly.cli.streams import discard_stdout, prepare_streams, write_message
 
 app = typer.Typer(
@@ -24,6 +24,9 @@ app = typer.Typer(
 app.command()(commands.score)
 app.command()(commands.watch)
 app.command()(commands.models)
+app.command()(validity.validity)
+app.command(rich_help_panel="Commands of a checkout")(bulk.bulk)
+app.command(rich_help_panel="Commands of a checkout")(pull.pull)
 app.command(rich_help_panel="Commands of a checkout")(service.serve)
 for _name, _help in service.TRAINING.items():
     # The options belong to the training. Its modules, and torch with them, are imported only when a command runs.

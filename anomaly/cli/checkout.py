@@ -27,12 +27,12 @@ def find_checkout() -> Path | None:
 
 
 @contextmanager
-def service_code(feature: str, image: str, extra: str) -> Iterator[None]:
+def service_code(feature: str, image: str | None, extra: str) -> Iterator[None]:
     """Make `app` and `training` of the checkout importable for the block, and for the process after it.
 
     Args:
         feature: what needs the code, for the message.
-        image: container image that offers the same.
+        image: container image that offers the same, or None.
         extra: extra of the distribution that contains the dependencies.
 
     Raises:
@@ -65,12 +65,13 @@ def run_service(variables: dict[str, str]) -> None:
     os.execve(sys.executable, [sys.executable, "-P", "-m", "app"], {**os.environ, **variables, "PYTHONPATH": path})  # noqa: S606
 
 
-def _checkout(feature: str, image: str) -> Path:
+def _checkout(feature: str, image: str | None) -> Path:
     folder = find_checkout()
     if folder is None:
         raise NotInstalled(
             f"{feature} needs the code of the service, which this installation does not contain; "
-            f"run it in a checkout of the project after `make install`, or use the container image {image}"
+            "run it in a checkout of the project after `make install`"
+            + (f", or use the container image {image}" if image else "")
         )
     return folder
 

@@ -15,6 +15,7 @@ TRAINING = {
     "all": "Train one model per label, and print the metrics of all.",
     "calibrate": "Choose a new threshold for a model, without training.",
     "publish": "Publish a version from another model store.",
+    "sign": "Sign a version with a private key.",
     "list": "List the versions in a model store.",
     "promote": "Make a version the current one.",
     "rollback": "Make an older version the current one.",
@@ -45,7 +46,7 @@ def serve(
 
 
 def training(context: typer.Context) -> None:
-    """Run the command of the training that has the same name."""
+    """Run the training command with the same name."""
     with plain_errors():
         name = str(context.info_name)
         with service_code(f"`anomaly {name}`", "anomaly-train", "train"):

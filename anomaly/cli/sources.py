@@ -28,8 +28,8 @@ class Source:
 def sources(arguments: Iterable[str]) -> tuple[list[Source], Found]:
     """Return the images that the arguments name, and what the folders among them contain.
 
-    An argument is a file, which is scored whatever its name is; a folder; or `-` for standard input. A folder that
-    cannot be listed is returned as an image, so that it becomes a result with the reason.
+    An argument is a file, a folder, or `-` for standard input. A file may have any suffix. A folder that cannot be
+    listed is returned as an image, so that it becomes a result with the reason.
     """
     wanted: list[Source] = []
     total = Found()

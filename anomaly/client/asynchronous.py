@@ -14,7 +14,7 @@ from anomaly.client import images as forms
 from anomaly.client import parallel, wire
 from anomaly.client.errors import ConnectionFailed, Problem, ServiceError
 from anomaly.client.images import Array, Image
-from anomaly.client.replies import Calibration, Model, Readiness, Score
+from anomaly.client.replies import Calibration, Model, Readiness, Score, Validity
 from anomaly.client.retry import Retry
 from anomaly.client.tracing import traced
 
@@ -112,12 +112,20 @@ class AsyncClient:
         """Return the calibration of a version; see `Client.calibration`."""
         return wire.calibration_reply(await self._request(wire.calibration_request(*await self._version(model))))
 
+    async def validity(self, model: str | None = None) -> Validity:
+        """Return whether images still score like the calibration images; see `Client.validity`."""
+        name = await self._default() if model is None else model
+        return wire.validity_reply(await self._request(wire.validity_request(name)))
+
     async def ready(self) -> Readiness:
         """Return whether the service can score; see `Client.ready`."""
         return wire.readiness_reply(await self._send(wire.READY_REQUEST))
 
+    async def _default(self) -> str:
+        return next((each.name for each in await self.models() if each.is_default), "")
+
     async def _version(self, model: str | None) -> tuple[str, str]:
-        name = next((each.name for each in await self.models() if each.is_default), "") if model is None else model
+        name = await self._default() if model is None else model
         name, _, version = name.partition("@")
         return name, version or wire.version_reply(await self._request(wire.manifest_request(name)))
 

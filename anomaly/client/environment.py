@@ -26,7 +26,7 @@ _NO_PROXY_ENTRY = re.compile(r"(?:(?P<scheme>[a-z]+)://)?(?P<host>\[[^]]*\](?:/\
 
 
 def parse_url(url: str | None) -> httpx.URL:
-    """Return the address of the service; `None` stands for `ANOMALY_URL`, or for this machine if that is not set.
+    """Return the address of the service; `None` means `ANOMALY_URL`, or this machine if that variable is not set.
 
     Raises:
         ValueError: the text is not an HTTP URL.

@@ -9,6 +9,7 @@
     └── Problem                      rejected by the service (RFC 9457): status, type, title, detail, hint, request_id
         ├── MalformedRequest    400  EmptyBody, MalformedMultipart, MissingFile, TooManyFiles, MalformedArray
         ├── Unauthorized        401
+        ├── HostNotAllowed      403
         ├── NotFound            404  ModelNotFound, ReconstructionNotFound
         ├── MethodNotAllowed    405
         ├── NotAcceptable       406
@@ -90,7 +91,7 @@ class Problem(ServiceError):
         super().__init__(f"{self.title}: {self.detail}" if self.detail else self.title)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # By default copy and pickle call the class with the message alone, which is not its signature.
+        # By default, copy and pickle call the class with the message only, which does not match its signature.
         return type(self), (self.status, self._document, self.retry_after), self.__dict__
 
 
@@ -120,6 +121,10 @@ class MalformedArray(MalformedRequest):
 
 class Unauthorized(Problem):
     """The API key is missing or unknown."""
+
+
+class HostNotAllowed(Problem):
+    """The service does not answer requests that name this host."""
 
 
 class NotFound(Problem):
@@ -219,7 +224,7 @@ class BlankImage(InvalidImage):
 
 
 class AmbiguousImage(InvalidImage):
-    """Strokes and background cannot be told apart."""
+    """The strokes and the background cannot be distinguished."""
 
 
 class WrongArray(InvalidImage):
@@ -265,6 +270,7 @@ class DeadlineExceeded(Problem):
 _OF_STATUS: dict[int, type[Problem]] = {
     400: MalformedRequest,
     401: Unauthorized,
+    403: HostNotAllowed,
     404: NotFound,
     405: MethodNotAllowed,
     408: BodyTimeout,

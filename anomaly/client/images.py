@@ -43,8 +43,8 @@ class Picture(Protocol):
 
 
 Image = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Array | Picture
-"""A PNG as a path, as bytes or as a file object that is open in binary mode; or a numpy array of type uint8 and shape
-[height, width]; or a Pillow image."""
+"""A PNG as a path, bytes or a file object in binary mode, a numpy array of type uint8 and shape [height, width], or a
+Pillow image."""
 
 
 def read(image: Image) -> bytes:
@@ -76,7 +76,7 @@ def npy(images: Array) -> bytes:
     """Return an array as an npy file of version 1.0.
 
     Raises:
-        TypeError: it is not a uint8 array of shape [N, 28, 28].
+        TypeError: the argument is not a uint8 array of shape [N, 28, 28].
     """
     _check_bytes(images)
     count, height, width = images.shape
@@ -98,7 +98,7 @@ def check_stack(images: object) -> None:
 def _read_path(path: Path) -> bytes:
     try:
         content = path.read_bytes()
-    except (OSError, ValueError) as error:  # a ValueError: no file can have this name
+    except (OSError, ValueError) as error:  # ValueError: the name contains a null byte
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         if isinstance(error, FileNotFoundError) and path.is_symlink():
             reason = "the link leads to a file that does not exist"

@@ -1,4 +1,4 @@
-"""The service's replies as frozen objects. `document` keeps members that this version of the client does not know."""
+"""The service's replies as frozen objects. `document` also contains members that this client does not know."""
 
 from __future__ import annotations
 
@@ -111,6 +111,37 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True)
+class Validity:
+    """Whether images still score like the calibration images of a model version.
+
+    Attributes:
+        model: name of the model.
+        version: version of the model.
+        status: `valid`, `watch` or `changed`.
+        reason: why the status is not `valid`, else None.
+        images: number of compared images.
+        p_value: probability of at least this evidence at any time, if nothing has changed.
+        evidence_log10: base-10 logarithm of the evidence now.
+        anomalous_share: share of images called anomalous; None before the first image.
+        anomalous_interval: bounds of that share, valid at all times at once with probability 0.95.
+        alpha: false-positive rate of the version.
+        document: the whole reply.
+    """
+
+    model: str
+    version: int
+    status: str
+    reason: str | None
+    images: int
+    p_value: float
+    evidence_log10: float
+    anomalous_share: float | None
+    anomalous_interval: tuple[float, float]
+    alpha: float
+    document: Mapping[str, Any] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Readiness:
     """Whether the service can score; true in a condition if it can.
 
@@ -184,6 +215,25 @@ def models_of(document: Mapping[str, Any]) -> tuple[Model, ...]:
 def version_of(document: Mapping[str, Any]) -> str:
     """Read the version of a manifest."""
     return str(int(document["version"]))
+
+
+def validity_of(document: Mapping[str, Any]) -> Validity:
+    """Read the validity of a version."""
+    anomalous = document["anomalous"]
+    share = anomalous["share"]
+    return Validity(
+        model=str(document["model"]),
+        version=int(document["version"]),
+        status=str(document["status"]),
+        reason=_text(document["reason"]),
+        images=int(document["images"]),
+        p_value=float(document["p_value"]),
+        evidence_log10=float(document["evidence_log10"]),
+        anomalous_share=None if share is None else float(share),
+        anomalous_interval=(float(anomalous["low"]), float(anomalous["high"])),
+        alpha=float(anomalous["alpha"]),
+        document=document,
+    )
 
 
 def calibration_of(document: Mapping[str, Any]) -> Calibration:

@@ -14,7 +14,7 @@ from anomaly.client import images as forms
 from anomaly.client import parallel, wire
 from anomaly.client.errors import ConnectionFailed, Problem, ServiceError
 from anomaly.client.images import Array, Image
-from anomaly.client.replies import Calibration, Model, Readiness, Score
+from anomaly.client.replies import Calibration, Model, Readiness, Score, Validity
 from anomaly.client.retry import Retry
 from anomaly.client.tracing import traced
 
@@ -62,8 +62,8 @@ class Client:
         """Score one image.
 
         Args:
-            image: a PNG as a path, as bytes or as a binary file object; a numpy array of type uint8 and shape
-                [28, 28]; or a Pillow image.
+            image: a PNG as a path, bytes or a binary file object, a numpy array of type uint8 and shape [28, 28],
+                or a Pillow image.
             model: `name` or `name@version`. Default: the service's default model.
             alpha: false-positive rate of this verdict. Default: that of the model version.
             fit: `mnist` accepts any size; the service crops, scales and centres the strokes as MNIST does.
@@ -166,6 +166,14 @@ class Client:
         """
         return wire.calibration_reply(self._request(wire.calibration_request(*self._version(model))))
 
+    def validity(self, model: str | None = None) -> Validity:
+        """Return whether images still score like the calibration images of a model's current version.
+
+        Args:
+            model: name of a model. Default: the service's default model.
+        """
+        return wire.validity_reply(self._request(wire.validity_request(self._default() if model is None else model)))
+
     def ready(self) -> Readiness:
         """Return whether the service can score. It is asked once, without retries.
 
@@ -174,8 +182,11 @@ class Client:
         """
         return wire.readiness_reply(self._send(wire.READY_REQUEST))
 
+    def _default(self) -> str:
+        return next((each.name for each in self.models() if each.is_default), "")
+
     def _version(self, model: str | None) -> tuple[str, str]:
-        name = next((each.name for each in self.models() if each.is_default), "") if model is None else model
+        name = self._default() if model is None else model
         name, _, version = name.partition("@")
         return name, version or wire.version_reply(self._request(wire.manifest_request(name)))
 

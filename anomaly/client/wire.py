@@ -29,11 +29,13 @@ from anomaly.client.replies import (
     Model,
     Readiness,
     Score,
+    Validity,
     batch_of,
     calibration_of,
     models_of,
     readiness_of,
     score_of,
+    validity_of,
     version_of,
 )
 
@@ -147,6 +149,11 @@ def calibration_request(name: str, version: str) -> Request:
     return _of_version(name, version, "calibration")
 
 
+def validity_request(name: str) -> Request:
+    """Return the request `GET /models/{name}/validity`."""
+    return {"method": "GET", "url": f"/models/{quote(name, safe='')}/validity"}
+
+
 def score_reply(response: httpx.Response) -> Score:
     """Read the reply of `POST /score`."""
     return _read(response, score_of)
@@ -170,6 +177,11 @@ def version_reply(response: httpx.Response) -> str:
 def calibration_reply(response: httpx.Response) -> Calibration:
     """Read the reply of the calibration route."""
     return _read(response, calibration_of)
+
+
+def validity_reply(response: httpx.Response) -> Validity:
+    """Read the reply of `GET /models/{name}/validity`."""
+    return _read(response, validity_of)
 
 
 def readiness_reply(response: httpx.Response) -> Readiness:
@@ -225,7 +237,7 @@ def transport_error(error: httpx.HTTPError, url: httpx.URL) -> ServiceError:
 def _reason(error: Exception) -> str:
     cause: BaseException | None = error
     while cause is not None:
-        # httpx and asyncio have words of their own; the reason of the system is in a cause.
+        # The messages of httpx and asyncio are generic. The error of the operating system is in a cause.
         if isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError | socket.gaierror) and cause.errno:
             return os.strerror(cause.errno).lower()
         cause = cause.__cause__ or cause.__context__

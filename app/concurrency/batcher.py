@@ -45,7 +45,7 @@ class MicroBatcher(Generic[Item]):
     Args:
         run_batch: gets 1 to `max_size` items in the worker's thread and must call its second argument once, or raise.
             It gets the next items as soon as it has returned. An exception among the results is set for its item alone.
-        worker: the thread. The batcher is a lane of its own.
+        worker: the thread. Each batcher has its own lane.
         prepare: called on the event loop for each accepted item before it is queued. An exception becomes its result.
         max_size: maximum number of items per micro-batch.
         max_waiting: maximum number of items in the queue.
@@ -217,7 +217,7 @@ def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[..., object],
 
 def _set_deadline_exceeded(future: asyncio.Future[Any]) -> None:
     if not future.done():
-        future.set_exception(DeadlineExceeded("the deadline passed before the model had answered"))
+        future.set_exception(DeadlineExceeded("the deadline passed before the forward pass ended"))
 
 
 def _failures(error: BaseException, count: int) -> list[Exception]:

@@ -48,7 +48,7 @@ class Deadlines(Generic[Key]):
         """Start the time limit of an operation. From any thread but the event loop's, `loop` is required."""
         with self._lock:
             if not self._timer_runs:
-                loop = loop or asyncio.get_running_loop()  # a system call, so only when a timer is needed
+                loop = loop or asyncio.get_running_loop()  # this system call is needed for a timer only
                 loop.call_soon_threadsafe(loop.call_later, self._seconds, self._expire, loop)
                 self._timer_runs = True
             self._expiry[key] = self._clock() + self._seconds

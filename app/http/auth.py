@@ -2,12 +2,16 @@
 
 The file has one line per key, `<SHA-256 of the key in lower-case hexadecimal> <name>`; `#` begins a comment. The file
 contains only hashes: a key has 256 random bits, so its plain SHA-256 cannot be inverted. Several keys may have the same
-name. To rotate a key, add the new line, let the client change its key, then delete the old line. HAProxy reads the same
-file.
+name. To rotate a key, add the new line, let the client change its key, then delete the old line.
+
+HAProxy reads the same file, and its start script checks the same grammar (`deploy/gateway/start`): ASCII without other
+control characters than tabs, lines that end with LF or CRLF, blanks that are spaces and tabs. A form feed or a CR
+inside a line would be a blank for one reader and the end of the line for another.
 """
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import logging
 import re
@@ -20,8 +24,9 @@ from app.settings import PUBLIC_FOLDERS, PUBLIC_PATHS
 
 _log = logging.getLogger(__name__)
 
-_LINE = re.compile(r"\s*(?:(?P<digest>[0-9a-f]{64})\s+(?P<name>[A-Za-z0-9._-]{1,64})\s*)?(?:#.*)?", re.ASCII)
-"""One line: a key, a comment, both or neither. `\\s` includes the CR of a file with CRLF."""
+_LINE = re.compile(rb"[ \t]*(?:(?P<digest>[0-9a-f]{64})[ \t]+(?P<name>[A-Za-z0-9._-]{1,64})[ \t]*)?(?:#[\t -~]*)?\r?")
+"""One line: a key, a comment, both or neither."""
+_LONGEST_LINE = 1024
 _CHECK_SECONDS = 1.0
 
 
@@ -51,11 +56,11 @@ class ApiKeys:
         self._owners = self._read()
 
     def owner(self, key: bytes) -> str | None:
-        """Return the name of a key, or None for an unknown key."""
+        """Return the name of a key, or None for an unknown key. Blanks around the key are not part of the header."""
         self._refresh()
         # A lookup by digest needs no constant-time comparison: a client that measures the time learns about the
         # SHA-256 of its guess at most, from which it cannot derive a guess that comes closer.
-        return self._owners.get(hashlib.sha256(key).digest())
+        return self._owners.get(hashlib.sha256(key.strip(b" \t")).digest())
 
     def _refresh(self) -> None:
         now = self._clock()
@@ -91,16 +96,15 @@ class ApiKeys:
             raise KeysError("the file of the API keys cannot be read") from None
         if textfiles.is_utf16(content):  # the gateway, which reads the same file, cannot decode it
             raise KeysError("the file of the API keys is UTF-16; save it as UTF-8")
-        try:
-            text = textfiles.decode(content)
-        except UnicodeDecodeError:
-            raise KeysError("the file of the API keys is not UTF-8") from None
+        if content.startswith(codecs.BOM_UTF8):
+            raise KeysError("the file of the API keys begins with a byte order mark; save it as UTF-8 without one")
         owners: dict[bytes, str] = {}
-        for number, line in enumerate(text.split("\n"), 1):
-            match = _LINE.fullmatch(line) if line.isascii() else None
+        for number, line in enumerate(content.split(b"\n"), 1):
+            match = _LINE.fullmatch(line) if len(line) <= _LONGEST_LINE else None
             if match is None:
-                raise KeysError(f"line {number} of the file of the API keys is not `<SHA-256> <name>`")
-            if match["digest"] and owners.setdefault(bytes.fromhex(match["digest"]), match["name"]) != match["name"]:
+                raise KeysError(f"line {number} of the file of the API keys is not '<SHA-256> <name>'")
+            digest, name = (match[part].decode() if match[part] else "" for part in ("digest", "name"))
+            if digest and owners.setdefault(bytes.fromhex(digest), name) != name:
                 raise KeysError(f"line {number} of the file of the API keys gives an earlier key another name")
         if not owners:
             raise KeysError("the file of the API keys contains no key")

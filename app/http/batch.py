@@ -1,18 +1,22 @@
 """`POST /score/batch`: reads a batch request while it arrives, and writes its reply as JSON, NDJSON or npy.
 
-Backpressure: the body is read only as fast as it is scored. A client that sends or reads too slowly is disconnected,
-because it occupies one of few places.
+Backpressure: the body is read only as fast as it is scored. Requests whose images are scored at the moment are limited,
+and so are all requests, with a fair share for each client. So a client that sends or reads slowly takes a place from
+its own further requests only.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
-from app.http.batch_replies import BatchExchange, Send, reply_type
+from app.concurrency.places import FairPlaces
+from app.http.batch_replies import BatchExchange, BatchReply, Send, reply_type
 from app.http.bodies import ClientLeft, Receive, decoded_pieces, pieces
-from app.http.multipart import chunks
+from app.http.fitting import client_of
+from app.http.multipart import Chunks, chunks
 from app.http.queries import parse_query, with_fields
 from app.http.schemas import BatchQuery
 from app.inference.registry import Registry
@@ -21,6 +25,10 @@ from app.scoring.batch import PASSES_AT_ONCE, BatchJob, BatchScorer
 from app.scoring.verdict import DecisionRule
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
+
+SHUTDOWN_SECONDS = 8.0
+"""Time that batch requests have to finish after the server has begun its shutdown."""
+_STOPPING = "the service is shutting down"
 
 
 class BatchHandler:
@@ -41,36 +49,82 @@ class BatchHandler:
         self._scorer = scorer
         self._metrics = metrics
         self._settings = settings
+        self._places = FairPlaces(settings.batch_max_connections, "batch requests are being handled")
+        self._stopping = False
         self.running = 0
 
+    def begin_shutdown(self) -> None:
+        """Reject further requests, and end those that do not finish within `SHUTDOWN_SECONDS`."""
+        if not self._stopping:
+            self._stopping = True
+            loop = asyncio.get_running_loop()
+            loop.call_later(SHUTDOWN_SECONDS, self._places.end_all, lambda: Overloaded(_STOPPING))
+
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Handle one request. A client that disconnects, or does not read its reply, ends it silently.
+        """Handle one request. If a client disconnects or does not read its reply, the request ends without an error.
 
         Raises:
             Problem: the request is rejected; nothing has been sent.
         """
-        with self.place():
-            try:
-                await self._handle(scope, receive, send)
-            except ClientLeft:
-                scope.get("facts", {})["client_left"] = True
-
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """Occupy one of the places of batch requests inside the block.
-
-        Raises:
-            Overloaded: all of them are occupied.
-        """
-        if self.running >= self._settings.batch_max_requests:
-            raise Overloaded(f"{self.running} batch requests are being handled already")
+        self._check()
         self.running += 1
         try:
-            yield
+            await self._handle(scope, receive, send)
+        except ClientLeft:
+            scope.get("facts", {})["client_left"] = True
         finally:
             self.running -= 1
 
+    @contextmanager
+    def place(self, scope: MutableMapping[str, Any]) -> Iterator[None]:
+        """Hold a place of the client inside the block, for a request of another route that is scored like a batch.
+
+        Raises:
+            Overloaded: too many requests are being scored, there is no place, or another client has taken it.
+        """
+        self._check()
+        self.running += 1
+        try:
+            with self._places.take(client_of(scope)):
+                yield
+        finally:
+            self.running -= 1
+
+    def _check(self) -> None:
+        if self._stopping:
+            raise Overloaded(_STOPPING)
+        if self._scorer.working >= self._settings.batch_max_requests:
+            raise Overloaded(f"{self._scorer.working} batch requests are being scored already")
+
     async def _handle(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        reply: BatchReply | None = None
+        try:
+            with self._places.take(client_of(scope)):
+                job, found, reply = await self._begin(scope, receive, send)
+                async for scored in self._scorer.score(job, found):
+                    reply.add(scored)
+                    job.tally.add(scored)
+                    await reply.drain()
+                await reply.finish()
+        except Problem as problem:
+            if reply is None or not reply.begun:
+                raise
+            await reply.fail(problem)
+        except ClientLeft:
+            raise
+        except Exception:
+            if reply is not None and reply.begun:
+                await reply.fail(InternalError())
+            raise  # the middleware logs it
+        finally:
+            if reply is not None:
+                reply.close()
+                self._metrics.batch(job.tally.seconds)
+                scope.get("facts", {}).update(reply.exchange.facts())
+
+    async def _begin(
+        self, scope: MutableMapping[str, Any], receive: Receive, send: Send
+    ) -> tuple[BatchJob, Chunks, BatchReply]:
         headers, settings = dict(scope["headers"]), self._settings
         query = parse_query(BatchQuery, scope["query_string"])
         timeout, slowest = settings.body_timeout_ms / 1000, settings.batch_min_bytes_per_second
@@ -94,25 +148,6 @@ class BatchHandler:
         rule = DecisionRule.for_alpha(version.manifest, version.calibration, query.alpha)
         job = BatchJob(version, rule, scope.get("owner"), query.store)
         exchange = BatchExchange(job, scope.get("root_path", ""), timeout, slowest)
-        reply = make_reply(exchange, send)
         if not query.store:
             found.size *= PASSES_AT_ONCE
-        try:
-            async for scored in self._scorer.score(job, found):
-                reply.add(scored)
-                job.tally.add(scored)
-            await reply.finish()
-        except Problem as problem:
-            if not reply.begun:
-                raise
-            await reply.fail(problem)
-        except ClientLeft:
-            raise
-        except Exception:
-            if reply.begun:
-                await reply.fail(InternalError())
-            raise  # the middleware logs it
-        finally:
-            reply.close()
-            self._metrics.batch(job.tally.seconds)
-            scope.get("facts", {}).update(exchange.facts())
+        return job, found, make_reply(exchange, send)

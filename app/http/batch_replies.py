@@ -16,12 +16,16 @@ import numpy as np
 
 from app.http.bodies import ClientLeft
 from app.http.negotiation import negotiate
-from app.problems import Problem
+from app.problems import BodyTimeout, Problem
 from app.scoring.batch import BatchJob, ScoredChunk
 from app.scoring.verdict import Verdict, reconstruction_path
 from app.telemetry.metrics import stage_times
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_MAX_UNSENT_BYTES = 32 * 1024 * 1024
+"""Maximum number of bytes of an NDJSON reply that wait for the client. The lines of a body of 128 MiB have 16 MiB."""
+_READ = "Read the reply while you send the body, or send fewer images per request."
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,17 @@ class BatchReply(Protocol):
     """One of the forms of the reply."""
 
     begun: bool
+    exchange: BatchExchange
 
     def add(self, scored: ScoredChunk) -> None:
         """Add the items of a chunk."""
+
+    async def drain(self) -> None:
+        """Wait while too much of the reply is unsent.
+
+        Raises:
+            BodyTimeout: the client reads nothing, so the rest of its body is not read.
+        """
 
     async def finish(self) -> None:
         """Send what has not been sent, and end the reply."""
@@ -77,30 +89,41 @@ class BatchReply(Protocol):
 class _NdjsonReply:
     """NDJSON, sent while the body still arrives.
 
-    Sending never blocks reading: a client may send the whole body before it reads the reply. The memory for unsent
-    lines is bounded, because a line is far smaller than its image.
+    A client may send the whole body before it reads the reply: the lines of the largest body are buffered. Above
+    `_MAX_UNSENT_BYTES` the body is read no further until the client reads.
     """
 
     def __init__(self, exchange: BatchExchange, send: Send) -> None:
         self.begun = False
-        self._exchange = exchange
+        self.exchange = exchange
         self._send = send
         self._unsent = 0
+        self._progress = asyncio.Event()
         self._waiting: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._sender: asyncio.Task[None] | None = None
 
     def add(self, scored: ScoredChunk) -> None:
-        self._put("\n".join(_items(self._exchange, scored)) + "\n")
+        self._put("\n".join(_items(self.exchange, scored)) + "\n")
+
+    async def drain(self) -> None:
+        while self._unsent > _MAX_UNSENT_BYTES:
+            self._progress.clear()
+            try:
+                async with asyncio.timeout(self.exchange.timeout):
+                    await self._progress.wait()
+            except TimeoutError:
+                detail = f"{self._unsent} bytes of the reply have not been read, so the body is read no further"
+                raise BodyTimeout(detail, hint=_READ) from None
 
     async def finish(self) -> None:
         self._put("")
         self._waiting.put_nowait(None)
         assert self._sender is not None
-        async with self._exchange.sending(self._unsent):
-            await self._sender
+        async with self.exchange.sending(self._unsent):
+            await asyncio.shield(self._sender)
 
     async def fail(self, problem: Problem) -> None:
-        self._put(_problem_item(self._exchange.job.tally.count, problem) + "\n")
+        self._put(_problem_item(self.exchange.job.tally.count, problem) + "\n")
         await self.finish()
 
     def close(self) -> None:
@@ -115,33 +138,37 @@ class _NdjsonReply:
             self._sender = asyncio.create_task(self._send_all())
 
     async def _send_all(self) -> None:
-        await self._send(_start(self._exchange.job, b"application/x-ndjson"))
+        await self._send(_start(self.exchange.job, b"application/x-ndjson"))
         while (text := await self._waiting.get()) is not None:
             if text:
                 await self._send({"type": "http.response.body", "body": text, "more_body": True})
                 self._unsent -= len(text)
+                self._progress.set()
         await self._send({"type": "http.response.body", "body": b""})
 
 
 class _ReplyWithLength(ABC):
-    """A reply that is sent when all is scored: JSON, or npy of the scores alone. `_pieces` holds it, piece by piece."""
+    """A reply that is sent when all images are scored: JSON, or npy of the scores. `_pieces` contains it in pieces."""
 
     begun = False
     _kind: bytes
 
     def __init__(self, exchange: BatchExchange, send: Send) -> None:
-        self._exchange = exchange
+        self.exchange = exchange
         self._send = send
         self._pieces: deque[bytes] = deque()
 
     @abstractmethod
     def add(self, scored: ScoredChunk) -> None: ...
 
+    async def drain(self) -> None:
+        return
+
     async def finish(self) -> None:
         self._complete()
         length = sum(map(len, self._pieces))
-        async with self._exchange.sending(length):
-            await self._send(_start(self._exchange.job, self._kind, length))
+        async with self.exchange.sending(length):
+            await self._send(_start(self.exchange.job, self._kind, length))
             while self._pieces:
                 piece = self._pieces.popleft()
                 await self._send({"type": "http.response.body", "body": piece, "more_body": bool(self._pieces)})
@@ -163,11 +190,11 @@ class JsonReply(_ReplyWithLength):
 
     def add(self, scored: ScoredChunk) -> None:
         """Add the items of a chunk."""
-        text = ",".join(_items(self._exchange, scored))
+        text = ",".join(_items(self.exchange, scored))
         self._pieces.append((f",{text}" if self._pieces else text).encode())
 
     def _complete(self) -> None:
-        rule, tally = self._exchange.job.rule, self._exchange.job.tally
+        rule, tally = self.exchange.job.rule, self.exchange.job.tally
         members = {
             "model": rule.manifest.name,
             "version": rule.manifest.version,
@@ -196,7 +223,7 @@ class _NpyReply(_ReplyWithLength):
 
     def _complete(self) -> None:
         head = io.BytesIO()
-        shape = {"descr": "<f4", "fortran_order": False, "shape": (self._exchange.job.tally.count,)}
+        shape = {"descr": "<f4", "fortran_order": False, "shape": (self.exchange.job.tally.count,)}
         np.lib.format.write_array_header_1_0(head, shape)
         self._pieces += head.getvalue(), bytes(self._scores)
 
@@ -207,7 +234,7 @@ class _NdjsonWithLength(_ReplyWithLength):
     _kind = b"application/x-ndjson"
 
     def add(self, scored: ScoredChunk) -> None:
-        self._pieces.append(("\n".join(_items(self._exchange, scored)) + "\n").encode())
+        self._pieces.append(("\n".join(_items(self.exchange, scored)) + "\n").encode())
 
     def _complete(self) -> None:
         if not self._pieces:

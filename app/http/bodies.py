@@ -100,7 +100,7 @@ async def pieces(
         clock: monotonic seconds.
 
     Raises:
-        BodyTooLarge, BodyTimeout, ClientLeft: as for `BodyReader.read`.
+        BodyTooLarge, BodyTimeout, ClientLeft: `BodyReader.read` describes them.
     """
     _check_declared(declared, limit)
     size, waited, more = 0, 0.0, True

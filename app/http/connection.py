@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.http.errors import answer_problem
-from app.problems import InternalError, MalformedRequest, Problem
+from app.problems import BodyTooLarge, InternalError, MalformedRequest, Overloaded, Problem
 
 STALLED_SECONDS = 60.0
 """Maximum time that a client may read nothing of its response, or pause in the middle of a request."""
 _KEEP_ALIVE_MARGIN_SECONDS = 1.0
 """Time for which a connection stays open beyond its announced limit. A request that its client sends within the limit
 may take that long to arrive."""
+_HOST = re.compile(rb"[!$%&'()*+.:;=\[\]_~0-9A-Za-z-]*")
+"""A value of `Host` that is one host, not a list, a URL or a user name with a host."""
+_PROBES = frozenset((b"/livez", b"/readyz", b"/metrics"))
+_LONGEST_LENGTH = 15
+"""Maximum number of digits of a Content-Length, as in the gateway."""
 _MAX_COALESCED_BYTES = 64 * 1024
 """Maximum number of bytes that wait for the end of an event-loop iteration; a long response is sent as it comes."""
 
@@ -64,11 +71,43 @@ class CoalescingTransport:
             self._stall_timer.cancel()
             self._stall_timer = None
 
+    def restart_stall_timer(self) -> None:
+        """Give the client the whole time once more."""
+        self.stop_stall_timer()
+        self.start_stall_timer()
+
     def _flush(self) -> None:
         data = b"".join(self._pieces)
         self._pieces, self._size = [], 0
         if data and not self._transport.is_closing():
             self._transport.write(data)
+
+
+def check_head(version: str, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Reject heads that the parser accepts, and that another server could read differently.
+
+    A request without `Host` is accepted, contrary to RFC 9112 (3.2): health checks omit it.
+
+    Args:
+        version: of HTTP.
+        headers: names in lower case.
+
+    Raises:
+        MalformedRequest: the version, the header Host or the header Transfer-Encoding is not acceptable.
+        BodyTooLarge: the declared length exceeds every limit, and would wrap around in other servers.
+    """
+    if version not in ("1.0", "1.1"):
+        raise MalformedRequest(f"the version of HTTP is {version}, not 1.1 or 1.0")
+    hosts = 0
+    for name, value in headers:
+        if name == b"host":
+            hosts += 1
+            if hosts > 1 or not _HOST.fullmatch(value):
+                raise MalformedRequest("a request has one header `Host`, with one host")
+        elif name == b"content-length" and len(value.lstrip(b"0")) > _LONGEST_LENGTH:
+            raise BodyTooLarge(f"the header Content-Length has more than {_LONGEST_LENGTH} digits")
+        elif name == b"transfer-encoding" and (value.lower() != b"chunked" or version == "1.0"):
+            raise MalformedRequest("the only supported Transfer-Encoding is chunked, in HTTP/1.1")
 
 
 class Connection(HttpToolsProtocol):
@@ -77,7 +116,7 @@ class Connection(HttpToolsProtocol):
     _transport: CoalescingTransport
     _idle_check: asyncio.TimerHandle
     _idle_since = 0.0
-    """When the connection was made or its last response was completed, in event-loop seconds."""
+    """Time in event-loop seconds at which the connection was made, or its last response was completed."""
     _request_incomplete = False
     """Whether a request has begun to arrive and is not complete."""
     _non_body_bytes = 0
@@ -85,14 +124,28 @@ class Connection(HttpToolsProtocol):
     _rejection: Problem | None = None
     """The last response of this connection, sent after the earlier ones. Nothing more is read."""
 
+    _surplus = False
+    """Whether the connection exceeds the maximum number of connections; then only probes are answered."""
+
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
+        # uvicorn would answer without a problem document, and to probes too.
+        self._max_connections, self.limit_concurrency = self.limit_concurrency, None
         self._keep_alive = (b"keep-alive", b"timeout=%d" % self.timeout_keep_alive)
         self.keep_alive_line = b"%b: %b\r\n" % self._keep_alive
 
+    def check_surplus(self) -> None:
+        """Reject a request on a connection beyond the maximum, or raise nothing for a probe.
+
+        Raises:
+            Overloaded: the number of connections is at its maximum.
+        """
+        if self._surplus and self.url not in _PROBES:
+            raise Overloaded(f"{self._max_connections} connections are open already")
+
     def parse_problem(self, cause: BaseException | None) -> Problem:
         """Return the problem for a parser error and what one of the parser's callbacks raised, if one did."""
-        if isinstance(cause, MalformedRequest):
+        if isinstance(cause, Problem):
             return cause
         if cause is None or isinstance(cause, (httptools.HttpParserError, httptools.HttpParserUpgrade)):
             self.logger.warning("Invalid HTTP request received.")
@@ -119,6 +172,7 @@ class Connection(HttpToolsProtocol):
         """Start the idle check."""
         self._transport = CoalescingTransport(transport, self.loop)
         super().connection_made(self._transport)  # type: ignore[arg-type]
+        self._surplus = self._max_connections is not None and len(self.connections) > self._max_connections
         self._idle_since = self.loop.time()
         self._idle_check = self.loop.call_later(self.timeout_keep_alive, self.check_idle)
 
@@ -137,7 +191,7 @@ class Connection(HttpToolsProtocol):
             return
         period = float(self.timeout_keep_alive)
         wait = period + _KEEP_ALIVE_MARGIN_SECONDS
-        if self.cycle is None or self.cycle.response_complete:  # else the client waits for the service
+        if self.cycle is None or self.cycle.response_complete:  # during a response, the client waits for the service
             if self._request_incomplete:
                 wait = STALLED_SECONDS
             wait += self._idle_since - self.loop.time()
@@ -182,7 +236,7 @@ class Connection(HttpToolsProtocol):
             self._start_asgi_task(*self.pipeline.pop())
         elif self._rejection is not None:
             self._send_rejection(self._rejection)
-        if not self.pipeline:  # else each response would admit more than one further request
+        if not self.pipeline:  # one response admits one further request
             self.flow.resume_reading()
 
     def reject(self, problem: Problem) -> None:
@@ -192,7 +246,7 @@ class Connection(HttpToolsProtocol):
         if cycle is None:
             self._send_rejection(problem)
         elif cycle.more_body and self.pipeline:
-            self.pipeline.popleft()  # it has not begun, and earlier responses are still to come
+            self.pipeline.popleft()  # the newest request has not begun
         elif cycle.more_body and cycle.response_started:
             self.transport.close()  # its response has begun
         elif cycle.more_body or cycle.response_complete:

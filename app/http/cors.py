@@ -1,8 +1,8 @@
 """Lets pages of other origins read the responses (CORS, part of the Fetch standard).
 
-The service adds the few headers itself. Starlette's `CORSMiddleware` would have to wrap the application, and behind a
-wrapper `POST /score` cannot take the fast path of `app.http.server`. Credentials are not allowed: the API key is a
-header of the page's own, not a cookie.
+The middleware of the service adds the CORS headers itself. Starlette's `CORSMiddleware` would have to wrap the
+application, and behind a wrapper `POST /score` cannot take the fast path of `app.http.server`. Credentials are not
+allowed: the API key is a header of the page's own, not a cookie.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
-_EXPOSED = b"Retry-After, Server-Timing, WWW-Authenticate, X-Alpha, X-Error-Peak, X-Model, X-Request-ID, X-Threshold"
+_EXPOSED = (
+    b"Retry-After, Server-Timing, WWW-Authenticate, "
+    b"X-Alpha, X-Error-Limit, X-Error-Peak, X-Model, X-Request-ID, X-Threshold"
+)
 _METHODS = b"GET, HEAD, POST"
 _MAX_AGE = b"7200"
 """Seconds for which a browser may cache the reply to a preflight request; Chromium's maximum."""
@@ -23,7 +26,7 @@ class Cors:
     """The origins whose pages may read the responses.
 
     Args:
-        origins: as browsers send them, such as `https://example.org`; `*` stands for all.
+        origins: as browsers send them, such as `https://example.org`; `*` means all origins.
     """
 
     def __init__(self, origins: Collection[str]) -> None:

@@ -19,6 +19,7 @@ from app.http.queries import check_names
 from app.http.schemas import ProblemDocument
 from app.http.score import ScoreHandler
 from app.inference.registry import Registry
+from app.scoring.validity.monitor import ValidityMonitor
 from app.stores.reconstructions import Reconstructions
 from app.telemetry.metrics import Metrics
 
@@ -33,6 +34,7 @@ class Services:
     batch: BatchHandler
     infer: InferHandler
     metrics: Metrics
+    validity: ValidityMonitor
     health: Health
 
 
@@ -81,7 +83,7 @@ async def reject_unknown_parameters(request: Request) -> None:
 
 
 def _declared_parameters(route: APIRoute) -> frozenset[str]:
-    """Return the names of a route's query parameters. A model as a parameter stands for its fields."""
+    """Return the names of a route's query parameters. A pydantic model declares one parameter per field."""
     names: set[str] = set()
     for parameter in route.dependant.query_params:
         kind: Any = parameter.field_info.annotation

@@ -11,9 +11,15 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from app.http.inference_protocol.errors import is_protocol_request, render_error
-from app.problems import InternalError, InvalidParameter, Problem, from_status, render
+from app.http.negotiation import choose
+from app.problems import MEDIA_TYPE, InternalError, InvalidParameter, Problem, from_status, render
+from app.web import pages
 
 _log = logging.getLogger(__name__)
+
+
+NOSNIFF = (b"x-content-type-options", b"nosniff")
+"""Forbids browsers to guess another media type than the one of Content-Type."""
 
 
 class Answer(NamedTuple):
@@ -33,8 +39,8 @@ def answer_problem(
 ) -> Answer:
     """Return the response for a problem, in the shape that the path of `scope` demands.
 
-    The connection closes if the problem says so, because the rest of the body is not read, or if `close` is set,
-    because the parser cannot continue.
+    The connection closes if `closes_connection` is set, because the rest of the body is not read, or if `close` is
+    set, because the parser cannot continue.
     """
     named = problem.headers()
     if scope is not None and is_protocol_request(scope):
@@ -43,7 +49,7 @@ def answer_problem(
     else:
         body = render(problem, request_id)
     headers = [(name.encode(), value.encode()) for name, value in named.items()]
-    headers.append((b"content-length", b"%d" % len(body)))
+    headers += [(b"content-length", b"%d" % len(body)), NOSNIFF]
     if request_id is not None:
         headers.append((b"x-request-id", request_id.encode()))
     if close or problem.closes_connection:
@@ -74,11 +80,26 @@ async def _on_problem(request: Request, problem: Exception) -> Response:
     assert isinstance(problem, Problem)
     facts: dict[str, Any] = request.scope.get("facts", {})
     facts["problem"] = problem.type
+    if request.method == "GET" and _prefers_html(request) and not is_protocol_request(request.scope):
+        return _page(request, problem)
     answer = answer_problem(problem, request.scope.get("request_id"), scope=request.scope)
     response = Response(answer.body, answer.status)
-    # The middleware adds the request id to every response of the framework.
-    response.raw_headers = [header for header in answer.headers if header[0] != b"x-request-id"]
+    # The middleware adds these headers to every response of the framework.
+    added = (b"x-request-id", NOSNIFF[0])
+    response.raw_headers = [header for header in answer.headers if header[0] not in added]
     return response
+
+
+def _prefers_html(request: Request) -> bool:
+    """Return whether the client is a browser that shows a page: only such a client prefers HTML to all other types."""
+    return choose(request.headers.get("accept", ""), (MEDIA_TYPE, "text/html")) == "text/html"
+
+
+def _page(request: Request, problem: Problem) -> Response:
+    depth = request.scope["path"].removeprefix(request.scope.get("root_path", "")).count("/") - 1
+    content = pages.error(problem, request.scope.get("request_id"), root="../" * max(0, depth))
+    headers = {name: value for name, value in problem.headers().items() if name != "content-type"}
+    return Response(content, problem.status, {**headers, **pages.HEADERS, "vary": "accept"}, "text/html")
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:

@@ -106,7 +106,7 @@ class FormReader:
         self._header, self._value = bytearray(), bytearray()
         self._ended = False
         # The parser does not skip a preamble (RFC 2046, 5.1.1): it gets the body from the first delimiter on.
-        # The CRLF stands for the start of the body, where a delimiter may begin as well.
+        # A delimiter may also be at the start of the body, so a CRLF is added there.
         self._preamble: bytes | None = b"\r\n"
         self._opening = b"--" + boundary + b"\r\n"
         delimiter = b"\r\n--" + re.escape(boundary)
@@ -219,7 +219,7 @@ class FormReader:
         if part.size <= part.largest:
             part.content += data[start:end]
         else:
-            part.content.clear()  # else it would depend on how the body was split into packets
+            part.content.clear()  # the result must not depend on the split into packets
 
     def _on_part_end(self) -> None:
         if self._part.is_file or self._part.name != "_charset_":  # RFC 7578, 4.6: UTF-8 is the only one left.

@@ -18,10 +18,11 @@ from typing import Any, Protocol
 from app.http.auth import ApiKeys, is_public
 from app.http.bodies import ClientLeft, Receive
 from app.http.cors import Cors
-from app.http.errors import Answer, answer_problem, problem_of
+from app.http.errors import NOSNIFF, Answer, answer_problem, problem_of
+from app.http.hosts import Hosts
 from app.http.queries import LONGEST_QUERY
 from app.http.request_facts import RequestFacts
-from app.problems import MalformedRequest, Problem, Unauthorized
+from app.problems import HostNotAllowed, MalformedRequest, Problem, Unauthorized
 from app.scoring.score import Reply
 from app.telemetry.logs import AccessLog
 from app.telemetry.metrics import Metrics
@@ -38,8 +39,7 @@ SCORE = "/score"
 CLIENT_LEFT = 499
 """Status in log and metrics of a request whose client disconnected before its response; nginx's convention."""
 _PROBES = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
-_JSON = (b"content-type", b"application/json")
-_NO_STORE = (b"cache-control", b"no-store")
+_SCORE_HEADERS = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
 
 
 class ScoreHandler(Protocol):
@@ -69,6 +69,7 @@ class RequestMiddleware:
         keys: the API keys. None: no key is required.
         cors: the origins whose pages may read the responses. None: no page of another origin.
         traces: records a span per request. None: no traces.
+        hosts: the hosts that requests may name. None: all.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class RequestMiddleware:
         keys: ApiKeys | None = None,
         cors: Cors | None = None,
         traces: Traces | None = None,
+        hosts: Hosts | None = None,
     ) -> None:
         self.max_body_bytes = score.max_body_bytes
         self._app = app
@@ -90,6 +92,7 @@ class RequestMiddleware:
         self._keys = keys
         self._cors = cors
         self._traces = traces
+        self._hosts = hosts
         self._process = binascii.hexlify(os.urandom(6))
         self._number = itertools.count()
 
@@ -102,8 +105,9 @@ class RequestMiddleware:
         scope["request_id"] = request.id
         if request.method == "OPTIONS" and (answer := self._preflight(request)) is not None:
             route, status = "preflight", await _send(send, answer)
-        elif not self._authorize(scope, request):
-            route, status = "unauthorized", await _send(send, self._reject(Unauthorized(), request))
+        elif (refusal := self._refusal(scope, request)) is not None:
+            route = "unauthorized" if isinstance(refusal, Unauthorized) else "forbidden"
+            status = await _send(send, self._reject(refusal, request))
         elif scope["path"] == SCORE and scope["method"] == "POST":
             route, status = SCORE, await self._score_streamed(scope, request, receive, send)
         else:
@@ -129,7 +133,7 @@ class RequestMiddleware:
             then nothing has been done.
         """
         request = RequestFacts(scope, self._new_id, started, self._traces)
-        if not self._authorize(scope, request):
+        if self._refusal(scope, request) is not None:
             return None
         try:
             future = self._score.begin(scope, request.headers, body)
@@ -140,8 +144,11 @@ class RequestMiddleware:
             future.add_done_callback(functools.partial(self._respond, request, respond))
         return future
 
+    def begin_shutdown(self) -> None:
+        """End what would delay a shutdown. The server calls it once per connection."""
+
     def count_problem(self, problem: Problem) -> None:
-        """Count a problem that the server answered itself, because the request could not be parsed."""
+        """Count a problem that the server has returned itself, because the request could not be parsed."""
         self._metrics.problem(problem.type)
 
     def _respond(self, request: RequestFacts, respond: Respond, future: asyncio.Future[Reply]) -> None:
@@ -150,7 +157,7 @@ class RequestMiddleware:
             return
         error = future.exception()
         answer = (
-            _scored(future.result(), request, self._extra(request)) if error is None else self._reject(error, request)
+            _scored(future.result(), request, self._common(request)) if error is None else self._reject(error, request)
         )
         respond(answer)
         self._finish(request, SCORE, answer.status)
@@ -172,7 +179,7 @@ class RequestMiddleware:
         self, scope: MutableMapping[str, Any], request: RequestFacts, receive: Receive, send: Send
     ) -> int:
         try:
-            answer = _scored(await self._score(scope, request.headers, receive), request, self._extra(request))
+            answer = _scored(await self._score(scope, request.headers, receive), request, self._common(request))
         except ClientLeft:
             return CLIENT_LEFT
         except Exception as error:
@@ -192,11 +199,7 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [
-                    *message["headers"],
-                    (b"x-request-id", request.id.encode()),
-                    *self._extra(request),
-                ]
+                message["headers"] = [*message["headers"], *self._common(request)]
             elif request.method == "HEAD":
                 message["body"] = b""
             await send(message)
@@ -239,13 +242,17 @@ class RequestMiddleware:
         """Return a request id: random per process, numbered within the process. It is a name, not a secret."""
         return b"%s-%x" % (self._process, next(self._number))
 
-    def _authorize(self, scope: MutableMapping[str, Any], request: RequestFacts) -> bool:
+    def _refusal(self, scope: MutableMapping[str, Any], request: RequestFacts) -> Problem | None:
+        """Return why the request is not answered; None if its host and its API key are accepted."""
+        if self._hosts is not None and not self._hosts.allows(request.method, request.headers):
+            return HostNotAllowed()
         if self._keys is None or is_public(scope["path"]):
-            return True
+            return None
         owner = self._keys.owner(request.headers.get(b"x-api-key", b""))
-        if owner is not None:
-            scope["owner"] = request.facts["key_name"] = owner
-        return owner is not None
+        if owner is None:
+            return Unauthorized()
+        scope["owner"] = request.facts["key_name"] = owner
+        return None
 
     def _reject(self, error: BaseException, request: RequestFacts) -> Answer:
         problem = problem_of(error, request.id)
@@ -259,21 +266,22 @@ class RequestMiddleware:
         headers = None if self._cors is None else self._cors.preflight(request.headers)
         if headers is None:
             return None
-        return Answer(204, [*headers, (b"x-request-id", request.id.encode()), *self._extra(request)], b"")
+        return Answer(204, [*headers, *self._common(request)], b"")
+
+    def _common(self, request: RequestFacts) -> list[tuple[bytes, bytes]]:
+        return [(b"x-request-id", request.id.encode()), NOSNIFF, *self._extra(request)]
 
     def _extra(self, request: RequestFacts) -> Iterable[tuple[bytes, bytes]]:
         return () if self._cors is None else self._cors.headers(request.headers.get(b"origin"))
 
 
-def _scored(reply: Reply, request: RequestFacts, extra: Iterable[tuple[bytes, bytes]]) -> Answer:
+def _scored(reply: Reply, request: RequestFacts, common: Iterable[tuple[bytes, bytes]]) -> Answer:
     request.facts.update(reply.facts)
     headers = [
-        _JSON,
-        _NO_STORE,
+        *_SCORE_HEADERS,
         (b"content-length", b"%d" % len(reply.body)),
-        (b"x-request-id", request.id.encode()),
         (b"server-timing", reply.timing.encode()),
-        *extra,
+        *common,
     ]
     return Answer(200, headers, reply.body)
 

@@ -244,7 +244,12 @@ class _FormChunks:
         async for piece in body:
             empty = empty and not piece
             for start in range(0, len(piece), _SLICE):
-                self._reader.feed(piece[start : start + _SLICE])
+                try:
+                    self._reader.feed(piece[start : start + _SLICE])
+                except Problem:
+                    # A problem of an earlier part comes first, as it does if the parts arrive one by one.
+                    yield self._reader.taken()
+                    raise
                 yield self._reader.taken()
         if empty:
             raise EmptyBody("the form has no bytes")

@@ -14,6 +14,7 @@ from app.scoring.batch import Chunk
 
 SIDE = 28
 PIXELS = SIDE * SIDE
+_KEYS = frozenset(("descr", "fortran_order", "shape"))
 MAGIC = b"\x93NUMPY"
 _LONGEST_HEADER = 4096
 _LONGEST_START = _LONGEST_HEADER + 12
@@ -129,8 +130,8 @@ def parse_header(content: bytes) -> Header | None:
     if len(content) < 12:
         return None
     width = {1: 2, 2: 4, 3: 4}.get(content[6])
-    if width is None:
-        raise MalformedArray(f"the npy version is {content[6]}, not 1, 2 or 3")
+    if width is None or content[7]:
+        raise MalformedArray(f"the npy version is {content[6]}.{content[7]}, not 1.0, 2.0 or 3.0")
     start = 8 + width
     end = start + int.from_bytes(content[8:start], "little")
     if end - start > _LONGEST_HEADER:
@@ -139,12 +140,16 @@ def parse_header(content: bytes) -> Header | None:
         return None
     try:
         header = ast.literal_eval(content[start:end].decode("utf-8"))
+        if header.keys() != _KEYS:
+            raise ValueError
         kind, fortran, shape = header["descr"], header["fortran_order"], header["shape"]
-    except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError):
+    except (ValueError, SyntaxError, AttributeError, TypeError, RecursionError, MemoryError):
         raise MalformedArray("the npy header cannot be parsed") from None
     if not isinstance(shape, tuple) or any(type(length) is not int for length in shape):
         raise WrongArray("the shape of the array is not a tuple of integers")
-    if not all(0 <= length < _TOO_MANY for length in shape):  # Python refuses to print thousands of digits.
+    if not all(
+        0 <= length < _TOO_MANY for length in shape
+    ):  # Python raises an error for integers with thousands of digits.
         raise WrongArray("a length of the array is negative or too large")
     if not isinstance(kind, str):
         raise WrongArray("the array has a structured type")
@@ -215,7 +220,7 @@ async def _wrong_type(header: Header, buffer: bytearray, body: AsyncIterator[byt
 
 
 def _conversion(kind: str, low: float, high: float) -> str:
-    """Return the hint for values of this kind and range. Where the scale is not certain, it contains no formula."""
+    """Return the hint for values of this kind and range. If the scale is not certain, the hint contains no formula."""
     if kind == "b":
         return "Convert the values: images.astype(numpy.uint8) * 255."
     if low < 0:

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from app.models.repository import is_version
 from app.scoring.verdict import Fitted
 
+
+def _check_digits(given: object) -> object:
+    # Pydantic would accept "01", "+1" and "1.0" as 1, so that one version had many addresses.
+    if isinstance(given, str) and not is_version(given):
+        raise ValueError("must be a version number, such as 1")
+    return given
+
+
+VersionNumber = Annotated[int, Field(ge=1, le=999_999_999), BeforeValidator(_check_digits)]
 ModelReference = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}(@[1-9][0-9]{0,8})?$")]
 
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from app.concurrency.lanes import LaneWorker
 from app.http.bodies import BodyReader, ClientLeft, Receive, decoded
+from app.http.fitting import Fitter
 from app.http.multipart import Form, plain_image_of, read_form
 from app.http.queries import parse_query, with_fields
 from app.http.schemas import ScoreQuery
-from app.images import fit
 from app.inference.registry import Registry
 from app.inference.version import ModelVersion
-from app.problems import BodyTooLarge, DeadlineExceeded, Overloaded
+from app.problems import BodyTooLarge
 from app.scoring.score import Reply, Scorer
 from app.scoring.verdict import DecisionRule, Fitted
 from app.settings import Settings
@@ -37,6 +35,7 @@ class ScoreHandler:
 
     Attributes:
         max_body_bytes: maximum size of a body that `begin` takes.
+        fitter: fits images.
     """
 
     def __init__(self, registry: Registry, scorer: Scorer, settings: Settings) -> None:
@@ -44,13 +43,8 @@ class ScoreHandler:
         self._registry = registry
         self._scorer = scorer
         self._fit_max_bytes = settings.fit_max_body_bytes
-        self._fit_max_pixels = settings.fit_max_pixels
-        self._fit_max_waiting = settings.fit_max_waiting
-        self._deadline = settings.deadline_ms / 1000
-        self._fits = 0
         self._rules: WeakKeyDictionary[ModelVersion, DecisionRule] = WeakKeyDictionary()  # of requests without alpha
-        # Large images are decoded one at a time, off the event loop: memory stays bounded and scores continue.
-        self._fitter = LaneWorker("fit")
+        self.fitter = Fitter(settings)
         self._bodies = BodyReader(settings.body_timeout_ms / 1000)
 
     def begin(
@@ -98,10 +92,11 @@ class ScoreHandler:
         query = _query_of(scope)
         is_form = _content_type(headers).lower().startswith("multipart/form-data")
         if query.fit == "mnist" or (is_form and self._is_large(headers)):
-            with self.fit_place():  # a form may ask for `fit` in a field behind a large image
-                image, query, fitted, seconds = await self._receive(query, headers, receive, self._fit_max_bytes)
+            with self.fitter.place(scope):  # a form may ask for `fit` in a field behind a large image
+                received = await self._receive(scope, query, headers, receive, self._fit_max_bytes)
         else:
-            image, query, fitted, seconds = await self._receive(query, headers, receive, self.max_body_bytes)
+            received = await self._receive(scope, query, headers, receive, self.max_body_bytes)
+        image, query, fitted, seconds = received
         version = await self._registry.select(query.model)
         future = self._scorer.submit(
             version,
@@ -116,22 +111,9 @@ class ScoreHandler:
         )
         return await _unless_disconnected(future, receive)
 
-    async def fit_image(self, image: bytes) -> fit.Fitted:
-        """Fit an image in the thread for it, within the deadline.
-
-        Raises:
-            InvalidImage: one of its kinds.
-            DeadlineExceeded: the images before it took too long.
-        """
-        try:
-            async with asyncio.timeout(self._deadline):
-                return await self._fitter.run(lambda: fit.fit(image, self._fit_max_pixels))
-        except TimeoutError:
-            raise DeadlineExceeded("the image was not fitted in time") from None
-
     def close(self) -> None:
         """End the thread that fits images, once it has finished its image."""
-        self._fitter.close(timeout=0)
+        self.fitter.close()
 
     def _rule(self, version: ModelVersion, alpha: float | None) -> DecisionRule:
         rule = self._rules.get(version)
@@ -145,23 +127,13 @@ class ScoreHandler:
         declared = headers.get(b"content-length", b"")
         return not declared.isdigit() or int(declared) > self.max_body_bytes
 
-    @contextmanager
-    def fit_place(self) -> Iterator[None]:
-        """Occupy one of the places of requests with `fit=mnist` inside the block.
-
-        Raises:
-            Overloaded: all of them are occupied.
-        """
-        if self._fits >= self._fit_max_waiting:
-            raise Overloaded(f"{self._fit_max_waiting} images are being fitted already")
-        self._fits += 1
-        try:
-            yield
-        finally:
-            self._fits -= 1
-
     async def _receive(
-        self, query: ScoreQuery, headers: Mapping[bytes, bytes], receive: Receive, limit: int
+        self,
+        scope: MutableMapping[str, Any],
+        query: ScoreQuery,
+        headers: Mapping[bytes, bytes],
+        receive: Receive,
+        limit: int,
     ) -> tuple[bytes, ScoreQuery, Fitted | None, float]:
         """Read a body of at most `limit` bytes. Return image, parameters, how it was fitted, and the seconds taken."""
         body = await self._bodies.read(receive, declared=headers.get(b"content-length"), limit=limit)
@@ -178,7 +150,7 @@ class ScoreHandler:
             if len(body) > self.max_body_bytes:
                 raise BodyTooLarge(f"the body has {len(body)} bytes, the limit is {self.max_body_bytes}")
             return form.image, query, None, 0.0
-        found = await self.fit_image(form.image)
+        found = await self.fitter.fit(scope, form.image)
         return found.pixels, query, Fitted.of(found), time.perf_counter() - began
 
 

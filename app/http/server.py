@@ -9,7 +9,7 @@ from typing import Any, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from app.http.connection import Connection
+from app.http.connection import Connection, check_head
 from app.http.errors import Answer
 from app.http.middleware import SCORE, RequestMiddleware
 from app.problems import MalformedRequest, Problem
@@ -79,7 +79,7 @@ class ServerProtocol(Connection):
     """
 
     _pending_body: list[bytes] | None = None
-    """The body so far of a request that is held for the fast path."""
+    """The part of the body that has arrived, of a request that is held for the fast path."""
     _pending_since = 0.0
     _pending_timer: asyncio.TimerHandle | None = None
 
@@ -100,7 +100,7 @@ class ServerProtocol(Connection):
                     self._parse(memoryview(data)[start : start + _MAX_NON_BODY_BYTES])
         except httptools.HttpParserError as error:
             self.reject(self.parse_problem(error.__context__))
-        except MalformedRequest as problem:
+        except Problem as problem:
             self.reject(problem)
         if self._pending_body is not None and self._pending_timer is None:
             self._pending_timer = self.loop.call_later(_PENDING_SECONDS, self._hand_over)
@@ -124,9 +124,8 @@ class ServerProtocol(Connection):
 
     def on_headers_complete(self) -> None:
         """Begin a request, or hold it until its body is complete."""
-        # RFC 9112 (3.2) rejects a request without `Host` too, but simple clients omit it, and the service ignores it.
-        if [name for name, _ in self.headers].count(b"host") > 1:
-            raise MalformedRequest("a request has one header `Host`")
+        check_head(self.parser.get_http_version(), self.headers)
+        self.check_surplus()
         if len(self.pipeline) >= _MAX_PIPELINED:
             raise MalformedRequest(f"more than {_MAX_PIPELINED} requests of this connection wait for their responses")
         if self._takes_fast_path():
@@ -142,6 +141,8 @@ class ServerProtocol(Connection):
     def on_body(self, body: bytes) -> None:
         """Pass a piece of a body on, or hold it."""
         self._non_body_bytes = 0
+        if self.flow.write_paused:
+            self._transport.restart_stall_timer()  # a client may send its body before it reads the reply
         if self._pending_body is not None:
             self._pending_body.append(body)
         else:
@@ -207,14 +208,16 @@ class ServerProtocol(Connection):
 
     def shutdown(self) -> None:
         """Finish the request in progress, then close the connection."""
+        if self._middleware is not None:
+            self._middleware.begin_shutdown()
         if self._pending_body is not None:
-            self._hand_over()  # else uvicorn closes a connection whose request is only half received
+            self._hand_over()  # uvicorn would close a connection whose request is incomplete
         super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel the request in progress."""
         if self._pending_body is not None:
-            self._hand_over()  # it is counted and logged there as a disconnect
+            self._hand_over()  # the middleware counts and logs a disconnect
         super().connection_lost(exc)
 
     def reject(self, problem: Problem) -> None:

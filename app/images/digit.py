@@ -14,31 +14,31 @@ from app.images.components import Components, Mask
 from app.problems import AmbiguousImage
 
 _CUT = 0.4
-"""Border pixels of a component, per half circumference of its box, up to which it is a stroke that the border cuts."""
+"""Maximum number of border pixels of a stroke that the border cuts, per half circumference of its box."""
 _TIGHT = 0.85
-"""Share of both sides of the image that the box of a digit has which was cropped without a margin."""
+"""Minimum size of the box of a digit without a margin, as a share of both sides of the image."""
 _TIGHT_CONTACT = 0.95
-"""As `_CUT`, of a digit cropped without a margin: it touches all four sides with its round parts."""
+"""The limit of `_CUT` for a digit without a margin, whose round parts touch all four sides."""
 _THINNEST = 0.05
-"""Least width of strokes, in extents, of a digit that fills an image; thinner ones are printed lines."""
+"""Minimum stroke width of a digit that fills an image, as a share of its extent. Thinner strokes are printed lines."""
 _SLENDER = 3.0
-"""Least ratio of a digit's extent to the width of its strokes; a blob has less."""
+"""Minimum ratio of a digit's extent to its stroke width. A blob has a smaller ratio."""
 _SOLID, _SOLID_RATIO = 0.72, 0.35
-"""Share of its box that a filled shape covers, and least ratio of the sides of the box."""
+"""Minimum share of its box that a filled shape covers, and minimum ratio of the sides of the box."""
 _LINE = 14.0
-"""Ratio of extent to width from which a component is a line, where there is another candidate."""
+"""Minimum ratio of extent to width of a component that is a line, if there is another candidate."""
 _LEAST_EXTENT = 0.06
-"""Extent, as a share of the longer side of the image, from which a component is preferred to a line."""
+"""Minimum extent of a component that is preferred to a line, as a share of the longer side of the image."""
 _PART_EXTENT, _PART_GAP = 0.12, 0.25
-"""Least extent of a part of a broken digit, and its largest distance from the rest, in extents of the digit."""
+"""Minimum extent of a part of a broken digit, and its maximum distance from the rest, in extents of the digit."""
 _RIVAL_EXTENT, _RIVAL_MASS, _RIVAL_GAP = 0.4, 0.25, 0.15
-"""Extent and mass from which another component is a second digit, and the distance up to which it is a part."""
+"""Minimum extent and mass of a second digit, and the maximum distance at which it is a part of the first."""
 _SHARE = 0.4
-"""Least share of the digit in all ink that is neither printed lines nor at the border."""
+"""Minimum share of the digit in the ink, without printed lines and the border."""
 _FRAME = 0.5
-"""Least share of both sides of the image that the box of a frame has."""
+"""Minimum size of the box of a frame, as a share of both sides of the image."""
 _FRAME_DEPTH, _FRAME_COVER = 0.1, 0.9
-"""A frame follows each side of its box within this share of the box, for this share of the side."""
+"""Maximum distance of a frame from each side of its box, and minimum share of the side that it follows."""
 _MOST_CANDIDATES = 64
 _MOST_POINTS = 600
 
@@ -60,7 +60,7 @@ class Choice:
 
 
 def tight(found: Components) -> Choice | None:
-    """Return the digit that fills an image without a margin, None where nothing does."""
+    """Return the digit that fills an image without a margin, or None."""
     height, width = found.labels.shape
     if not found.area.size:
         return None
@@ -137,7 +137,7 @@ def _lines(found: Components, order: NDArray[np.int64]) -> Mask:
 
 
 def _contact(found: Components) -> NDArray[np.int64]:
-    """Return how many pixels of the border each component has."""
+    """Return the number of border pixels of each component."""
     labels = found.labels
     border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
     return np.bincount(border[border >= 0], minlength=found.area.size)
@@ -167,7 +167,7 @@ def _frames(found: Components, order: NDArray[np.int64]) -> Mask:
 
 
 def is_page(found: Components, choice: Choice) -> bool:
-    """Return whether what was chosen is no strokes but a filled shape: a sheet, a sticker, a dark hole."""
+    """Return whether the chosen components are a filled shape, such as a sheet, a sticker or a dark hole."""
     left, top, right, bottom = found.box(choice.chosen)
     longer, shorter = max(right - left, bottom - top), min(right - left, bottom - top)
     filled = float(found.area[choice.chosen].sum()) / (longer * shorter)
@@ -211,7 +211,7 @@ def _with_parts(found: Components, main: int, eligible: Mask) -> Mask:
 
 
 def _above(found: Components, main: int, other: int) -> bool:
-    """Return whether a component lies above or below another, as the bar of a 5 does, rather than to its side."""
+    """Return whether a component is above or below another one, like the bar of a 5, not to its left or right."""
     shared = min(found.right[main], found.right[other]) - max(found.left[main], found.left[other])
     narrower = min(found.right[main] - found.left[main], found.right[other] - found.left[other])
     return bool(shared >= 0.2 * narrower)

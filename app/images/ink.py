@@ -19,24 +19,24 @@ Floats = NDArray[np.float32]
 Kind = TypeVar("Kind", np.float32, np.bool_)
 
 _WINDOWS = (0.1, 0.2)
-"""Windows of the polarity test, as shares of the longer side."""
+"""Windows of the test for the polarity, as shares of the longer side of the image."""
 _MAX_SLOPE = 0.08
-"""Steepest printed line, in pixels down per pixel across: 4.6 degrees."""
+"""Maximum slope of a printed line, in pixels down per pixel across: 4.6 degrees."""
 _SLOPES = 49
 _LINE_WIDTH = 0.015
-"""Widest printed line, as a share of the longer side."""
+"""Maximum width of a printed line, as a share of the longer side of the image."""
 _LEAST_SIDE = 64
-"""In a smaller image a stroke is as thin as a line; no lines are looked for."""
+"""Minimum side of an image in which lines are searched. In a smaller image, a stroke is as thin as a line."""
 _ALONE, _FAMILY = 0.8, 0.35
-"""Share of the image that one line crosses, and that each of three or more parallel lines crosses."""
+"""Minimum length of one line, and of each of three or more parallel lines, as shares of the side of the image."""
 _PAGE = 0.9
-"""Quantile of the background that is the page in full light."""
+"""Quantile of the background that counts as the fully lit page."""
 _DARKEST, _DIM = 0.35, 0.5
 """Background, as a share of the page's, below which ink is damped, and below which noise is not measured."""
 _STRONGER = 1.35
-"""How much darker than its line a pixel must be to be a stroke that crosses it."""
+"""Minimum factor between the darkness of a stroke that crosses a line and the darkness of the line."""
 _FAINTEST = 0.045
-"""Least darkness of a printed line, as a share of its surroundings."""
+"""Minimum darkness of a printed line, relative to its surroundings."""
 
 
 def closing(plane: Floats, window: int) -> Floats:
@@ -57,7 +57,7 @@ def spread(plane: NDArray[Kind], reach: int) -> NDArray[Kind]:
 
 
 def _spread(plane: NDArray[Kind], reach: int, best: Callable[..., Any]) -> NDArray[Kind]:
-    """Return the largest or smallest value within a square reach; what lies outside the image does not count."""
+    """Return the largest or smallest value within a square reach; pixels outside the image are ignored."""
     for _ in range(2):
         size = plane.shape[0]
         far = min(reach, size - 1)
@@ -94,12 +94,12 @@ def ink_of(grey: Floats, window: int, *, dark: bool) -> tuple[Floats, float, flo
 
 
 def _without_salt(grey: Floats) -> Floats:
-    """Return an image without single bright pixels, which a closing would spread over its window."""
+    """Remove single bright pixels, which a grey closing would enlarge to its window."""
     return opening(grey, 3) if min(grey.shape) >= _LEAST_SIDE else grey
 
 
 def _level_and_noise(values: NDArray[Any]) -> tuple[float, float]:
-    """Return the median and the standard deviation, estimated by the median of deviations."""
+    """Return the median, and the standard deviation estimated from the median absolute deviation."""
     level = np.median(values)
     return float(level), 1.4826 * float(np.median(np.abs(values - level)))
 
@@ -172,7 +172,7 @@ def _without_rows(grey: Floats, *, dark: bool) -> tuple[Floats, int]:
 
 
 def _thin_rows(grey: Floats, thick: int, *, dark: bool) -> Floats:
-    """Return how far each pixel lies below (above) what surrounds it in its column within the width of a line."""
+    """Return how much darker (brighter) each pixel is than the pixels a line width above and below it."""
     plane = grey if dark else 255 - grey
     reach = (thick + 2) // 2
     padded = np.pad(plane, ((2 * reach, 2 * reach), (0, 0)), constant_values=255.0)
@@ -192,7 +192,7 @@ def _running(plane: Floats, window: int, best: Callable[..., Any]) -> Floats:
 
 
 def _coverage(there: NDArray[np.bool_]) -> tuple[Floats, NDArray[np.float64]]:
-    """Return for each slope and middle row the share of columns in which a line is there."""
+    """Return the share of columns in which a line is visible, for each slope and middle row."""
     height, width = there.shape
     blocks = min(32, width)
     edges = np.linspace(0, width, blocks + 1).astype(int)
@@ -220,7 +220,7 @@ def _beside(profile: Floats, row: int, reach: int) -> float:
 def _painted_over(
     grey: Floats, centre: NDArray[np.int_], reach: int, there: NDArray[np.bool_], strokes: Floats, *, dark: bool
 ) -> Floats:
-    """Return an image with one line painted over where it is visible, but not the darker strokes that cross it."""
+    """Paint over the visible parts of one line, but not the darker strokes that cross it."""
     height, width = grey.shape
     columns = np.arange(width)
     above, below = centre - reach - 1, centre + reach + 1

@@ -21,9 +21,16 @@ def grey_picture(plane: bytes) -> NDArray[np.uint8]:
     return np.frombuffer(plane, np.uint8).reshape(SIDE, SIDE)
 
 
-def error_picture(error_map: bytes) -> NDArray[np.uint8]:
-    """Return an error map of 784 bytes in colour, uint8 [28, 28, 3]: black is 0, pale yellow the peak."""
-    return _COLOURS[grey_picture(error_map)]
+def error_picture(error_map: bytes, gain: float = 1.0) -> NDArray[np.uint8]:
+    """Return an error map in colour, uint8 [28, 28, 3]: black is 0, pale yellow 255 and above.
+
+    Args:
+        error_map: 784 bytes, squared errors as shares of their peak.
+        gain: factor of every byte: the peak, divided by the squared error that pale yellow stands for.
+    """
+    levels: NDArray[np.uint8] = np.minimum(np.rint(grey_picture(error_map) * gain), 255).astype(np.uint8)
+    colours: NDArray[np.uint8] = _COLOURS[levels]
+    return colours
 
 
 def panel(planes: dict[str, NDArray[np.uint8]], caption: str, *, anomalous: bool, scale: int) -> bytes:

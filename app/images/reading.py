@@ -76,7 +76,7 @@ def read(content: bytes, max_pixels: int, least_side: int) -> Picture:
         least_side: a JPEG is decoded at a fraction of its size as long as both sides keep so many pixels.
 
     Raises:
-        InvalidImage: one of its kinds says what is wrong.
+        InvalidImage: its subclass describes the cause.
         EmptyBody: the content is empty.
     """
     if not content:

@@ -17,32 +17,32 @@ from app.images.digit import ONE_HINT, Choice, choose, is_page, tight
 from app.problems import AmbiguousImage, BlankImage
 
 LEAST_CONTRAST = 24
-"""Grey levels of 255 between background and the strongest stroke; less is a blank image."""
+"""Minimum difference in grey levels between background and strongest stroke. An image with less is blank."""
 HALO = 0.6
-"""Distance up to which fainter pixels belong to a stroke, in widths of the stroke."""
+"""Maximum distance of fainter pixels that belong to a stroke, in stroke widths."""
 _CORE = 0.35
-"""Share of the full contrast from which pixels are connected to components."""
+"""Minimum contrast of the pixels of a component, as a share of the full contrast."""
 _WINDOWS = (0.1, 0.35)
 """Windows of the local background, as shares of the longer side: strokes must be narrower than one of them."""
 _CLEAR = 0.8
-"""Share of the variance that lies between dark and bright, from which an image has two brightnesses and little else."""
+"""Minimum share of the variance between dark and bright pixels for an image with two brightnesses (Otsu's measure)."""
 _COARSE_SIDE = 160
-"""Longer side, in pixels, at which polarity is decided."""
+"""Longer side, in pixels, of the reduced image on which the polarity is determined."""
 _MORE = 1.03
-"""How much more ink a wider window must show to be preferred to a narrower one."""
+"""Minimum ratio of the ink at a wider window to the ink at a narrower window, for the wider window to be preferred."""
 _NOISY, _SMOOTH_SIDE = 0.03, 160
-"""Noise, as a share of the full contrast, from which an image with sides of so many pixels is smoothed."""
+"""Minimum noise, as a share of the full contrast, and minimum side in pixels of an image that is smoothed."""
 _FAINTEST = 0.06
-"""Least ink of a stroke, as a share of the full contrast."""
+"""Minimum ink of a stroke, as a share of the full contrast."""
 _FULL, _RIM = 0.75, 0.15
 """Share of the full ink that pixels next to strokes have at a wider window, and how many of them, as a share of the
 strokes, show that a narrow window sees only the rims of wide strokes."""
 _OVER_NOISE = 7
-"""Least ink of a digit, in standard deviations of the noise."""
+"""Minimum ink of a digit, in standard deviations of the noise."""
 _PEAK = 0.95
-"""Quantile of the ink in the digit's strokes that is full ink."""
+"""Quantile of the ink in the strokes of the digit that counts as full ink."""
 _OTHER_POLARITY = 0.5
-"""Ink of the other polarity, as a share of the digit's, from which an image is refused."""
+"""Minimum ink of the other polarity, as a share of the digit's ink, for which an image is rejected."""
 
 Floats = NDArray[np.float32]
 
@@ -100,7 +100,7 @@ def search(grey: Floats) -> Search:
 
     Raises:
         BlankImage: there is no ink.
-        AmbiguousImage: the digit cannot be told from what else there is.
+        AmbiguousImage: the digit cannot be distinguished from other parts of the image.
     """
     digit, dark = _filling(grey)
     if digit is not None:
@@ -139,7 +139,7 @@ def _filling(grey: Floats) -> tuple[Digit | None, bool]:
 
 
 def _dark_ink(grey: Floats) -> bool:
-    """Return whether ink is darker than its ground."""
+    """Return whether the ink is darker than the background."""
     factor = max(grey.shape) // _COARSE_SIDE
     small = grey
     if factor > 1 and min(grey.shape) >= factor:
@@ -156,7 +156,7 @@ def _dark_ink(grey: Floats) -> bool:
 
 
 def _find(plain: Floats, *, dark: bool) -> Digit | None:
-    """Return the digit at the narrowest window of the background that is wider than its strokes."""
+    """Return the digit, with the narrowest background window that is wider than its strokes."""
     windows = [max(3, round(share * max(plain.shape))) for share in _WINDOWS]
     refusal: AmbiguousImage | None = None
     wide = narrow = None
@@ -178,7 +178,7 @@ def _find(plain: Floats, *, dark: bool) -> Digit | None:
 
 
 def _is_rim(digit: Digit, wide: Floats) -> bool:
-    """Return whether strokes go on, at a wider window, where a narrow window shows nothing."""
+    """Return whether a wider window finds further parts of the strokes that a narrow window does not find."""
     core = digit.found.mask(digit.choice.chosen)
     beside = inks.spread(core, max(1, round(digit.choice.stroke))) & ~core
     full = float(np.quantile(wide[core], 0.75))
@@ -186,7 +186,7 @@ def _is_rim(digit: Digit, wide: Floats) -> bool:
 
 
 def _seen(plain: Floats, window: int, *, dark: bool) -> Digit | None:
-    """Return the digit among the strokes that are narrower than a window."""
+    """Return the digit that is found with one window of the background. Its strokes are narrower than the window."""
     ink, _, noise = inks.ink_of(plain, window, dark=dark)
     if noise > _NOISY and min(ink.shape) >= _SMOOTH_SIDE:
         ink, _, noise = inks.ink_of(_smoothed(plain), window, dark=dark)
@@ -212,7 +212,7 @@ def _peak(ink: Floats, found: Components, choice: Choice) -> float:
 
 
 def _smoothed(plane: Floats) -> Floats:
-    """Return the mean of each 3x3 pixels."""
+    """Return the image smoothed by the mean of 3x3 pixels."""
     padded = np.pad(plane, 1, "edge")
     rows = padded[:-2] + padded[1:-1] + padded[2:]
     mean: Floats = (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]) / 9
@@ -229,7 +229,7 @@ def _refuse(grey: Floats, lines: int) -> NoReturn:
 
 
 def _check_other_polarity(plain: Floats, digit: Digit, *, dark: bool) -> None:
-    """Refuse an image that has strokes of the other polarity where all that was found is painted over."""
+    """Reject an image that has strokes of the other polarity after the digit and the lines are painted over."""
     window = max(3, round(2 * digit.choice.stroke))
     inked = inks.spread(digit.found.labels >= 0, max(1, round(HALO * digit.choice.stroke)))
     wide = max(3, round(_WINDOWS[-1] * max(plain.shape)))

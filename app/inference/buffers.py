@@ -32,7 +32,7 @@ class Buffers:
         self._capacity = 0
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.void]:
-        """Return one row for each processed image of N images, uint8 [N, 1, 28, 28] and contiguous."""
+        """Return one row of results per image, for contiguous images of type uint8 and shape [N, 1, 28, 28]."""
         count = len(images)
         if count > self._capacity:
             self._allocate(count)

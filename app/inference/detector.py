@@ -161,7 +161,7 @@ class Detector:
             artifact: a version whose checksums have been compared.
             device: where to score.
             batch_sizes: the sizes to warm up, so that no request pays for a first call.
-            step, others_waiting: as for the class.
+            step, others_waiting: as in the class docstring.
 
         Raises:
             DetectorError: the bytes are not a TorchScript module of the contract, or the golden scores differ.
@@ -274,7 +274,7 @@ def _compare(label: str, golden: Golden, found: Detections) -> None:
 
 
 def _compare_scores(label: str, golden: Golden, mse: NDArray[np.float32]) -> None:
-    # Written so that a difference that is not a number is refused as well.
+    # The comparison rejects NaN as well.
     difference = np.abs(mse - golden.mse) / np.maximum(np.abs(golden.mse), 1e-6)
     if not difference.max() <= GOLDEN_TOLERANCE:
         raise DetectorError(f"{label}: golden scores differ by up to {difference.max():.2g} relative on this device")

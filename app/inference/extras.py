@@ -72,7 +72,7 @@ class ExtraVersions:
         """Return a version that exists; load it once for all requests that wait for it.
 
         Raises:
-            ModelUnavailable, DeadlineExceeded, Overloaded: as for `Registry.select`.
+            ModelUnavailable, DeadlineExceeded, Overloaded: `Registry.select` describes them.
         """
         version = self.get(name, number) or await self._join_load((name, number))
         if version is None:

@@ -1,4 +1,4 @@
-"""Loads model versions, one at a time, in a thread of its own."""
+"""Loads model versions, one at a time, in a separate thread."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class VersionLoader:
         repository: reads the model store.
         settings: device, micro-batches, queue.
         metrics: of the versions.
-        prepare, on_batch_done: see `ModelVersion`.
+        prepare, on_batch_done: as in `ModelVersion`.
 
     Raises:
         DeviceError: the requested device does not exist.
@@ -78,9 +78,9 @@ class VersionLoader:
         )
 
     async def aclose(self, timeout: float | None = None) -> bool:
-        """End both threads. Return False if `timeout` seconds were not enough for one of them."""
-        loaded = await asyncio.to_thread(self._thread.close, timeout)
-        return await asyncio.to_thread(self._inference.close, timeout) and loaded
+        """End both threads. Return False if `timeout` seconds were not enough for both."""
+        closes = (asyncio.to_thread(worker.close, timeout) for worker in (self._thread, self._inference))
+        return all(await asyncio.gather(*closes))
 
 
 def _warm_up_sizes(largest: int) -> list[int]:

@@ -23,7 +23,7 @@ from app.telemetry.metrics import Metrics
 _log = logging.getLogger(__name__)
 
 REJECTED_SECONDS = 30.0
-"""How long a version stays rejected before it is read again: a full disk or a missing GPU may be temporary."""
+"""Seconds before a rejected version is read again. A full disk or a missing GPU may be temporary."""
 _FAILURES_UNREADY = 3
 _RETIRE_SECONDS = 0.1
 
@@ -86,12 +86,13 @@ class Registry:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watcher
         await self.extras.aclose()
+        began = time.monotonic()
         try:
             async with asyncio.timeout(timeout):
                 await asyncio.gather(*(version.queue.aclose() for version in self._all()), *self._retiring)
         except TimeoutError:
             return False
-        return await self._loader.aclose(timeout)
+        return await self._loader.aclose(None if timeout is None else timeout - (time.monotonic() - began))
 
     @property
     def waiting(self) -> int:
@@ -125,7 +126,7 @@ class Registry:
 
         Raises:
             ModelNotFound: there is no such model or version.
-            ModelUnavailable: it exists but was rejected.
+            ModelUnavailable: the version exists, but was rejected.
             DeadlineExceeded: it is still being loaded; later requests will find it.
             Overloaded: too many versions are loaded, or too many requests wait for a version to be loaded.
         """

@@ -48,7 +48,7 @@ class Detection(NamedTuple):
         mse: the anomaly score.
         reason: the guard that decided, or None.
         pixels: input, reconstruction and error map, uint8 [3, 28, 28], as bytes.
-        error_peak: the squared error that 255 stands for in the error map.
+        error_peak: the squared error that 255 means in the error map.
         queue_seconds, forward_seconds: time in the queue and in the forward pass.
     """
 
@@ -68,7 +68,7 @@ class ChunkScores:
         mse: float32 [N].
         reasons: the guard that decided, for each image.
         planes: uint8 [N, 3, 28, 28], input, reconstruction and error map.
-        peak: float32 [N], the squared error that 255 stands for in the error map.
+        peak: float32 [N], the squared error that 255 means in the error map.
         queue_seconds, forward_seconds: time in the queue and in the forward passes.
     """
 
@@ -160,7 +160,7 @@ class ModelVersion:
         async with self._chunk_slots:
             try:
                 return await self._score_chunk(pixels, since, draw=draw)
-            except Exception:  # it has been logged where it happened
+            except Exception:  # the inference thread has logged the error
                 raise InternalError from None
 
     async def probe(self) -> None:

@@ -6,7 +6,7 @@ Split-conformal prediction: with n calibration scores exchangeable with the scor
 threshold at rank ceil((n + 1)(1 - alpha)) is exceeded by that image with probability at most alpha, averaged over
 calibration draws (Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005; Papadopoulos et al.,
 "Inductive Confidence Machines for Regression", 2002). Conditional on the calibration draw, and for continuous scores,
-the false-alarm rate at rank r follows Beta(n + 1 - r, r) (Vovk, "Conditional validity of inductive conformal
+the false-positive rate at rank r follows Beta(n + 1 - r, r) (Vovk, "Conditional validity of inductive conformal
 predictors", 2012), which gives the exact band and the ranks for a wanted confidence.
 """
 
@@ -21,17 +21,17 @@ from functools import lru_cache
 
 
 class CalibrationError(ValueError):
-    """The calibration scores cannot support what was asked of them; the message says what would."""
+    """There are too few calibration scores for the rate; the message contains the number that is needed."""
 
 
 def _binomial_tail(n: int, successes: int, p: float) -> float:
-    """P(Binomial(n, p) >= successes), for p in (0, 1)."""
+    """Return P(Binomial(n, p) >= successes), for p in (0, 1)."""
     if successes <= 0:
         return 1.0
     if successes > n:
         return 0.0
-    # The tail on the far side of the mean is summed (below it, its complement) until terms no longer count: a client
-    # may name any alpha, so this must not take the event loop long.
+    # Sum the smaller tail, and stop when the terms no longer change the sum. A client may send any alpha, and this runs
+    # on the event loop.
     odds = p / (1.0 - p)
     if successes > n * p:
         return _sum_while_it_matters(
@@ -42,13 +42,13 @@ def _binomial_tail(n: int, successes: int, p: float) -> float:
 
 
 def _binomial(n: int, k: int, p: float) -> float:
-    """P(Binomial(n, p) = k), in the log domain: exact enough for n up to a few hundred thousand."""
+    """Return P(Binomial(n, p) = k), computed with logarithms: accurate for n up to a few hundred thousand."""
     ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
     return math.exp(ways + k * math.log(p) + (n - k) * math.log1p(-p))
 
 
 def _sum_while_it_matters(term: float, ratios: Iterable[float]) -> float:
-    """Return the sum of terms that never grow: the first one, and each as that before it times the next ratio."""
+    """Return the sum of non-increasing terms, of which each is the product of its predecessor and the next ratio."""
     total = term
     for ratio in ratios:
         term *= ratio
@@ -59,12 +59,12 @@ def _sum_while_it_matters(term: float, ratios: Iterable[float]) -> float:
 
 
 def needed(alpha: float, confidence: float | None = None) -> int:
-    """Return the least number of calibration images for a false-alarm rate of `alpha`, both in (0, 1)."""
+    """Return the minimum number of calibration images for a false-positive rate of `alpha`, both in (0, 1)."""
     average = math.ceil(1 / Fraction(repr(alpha))) - 1
-    # One less is enough where `alpha` is a third, say: see `conformal_rank`.
+    # One image less is enough for an alpha such as 1/3: see `conformal_rank`.
     average -= 1 / average <= alpha
     certain = 0.0 if confidence is None else math.log1p(-confidence) / math.log1p(-alpha)
-    # For the smallest floats that a client may name, the quotient is infinite.
+    # For the smallest floats that a client may send, the quotient is infinite.
     return max(average, math.ceil(certain)) if certain < math.inf else average
 
 
@@ -80,20 +80,20 @@ def conformal_rank(n: int, alpha: float) -> int:
     _check_rate(alpha)
     exact = Fraction(repr(alpha))
     above = math.floor((n + 1) * exact)
-    # A third, say, has no exact decimal: 3 of 9 is `alpha` all the same when it rounds to the same number.
+    # 1/3, for example, has no exact decimal. 3 of 9 equals `alpha` if both round to the same float.
     above += (above + 1) / (n + 1) <= alpha
     rank = n + 1 - above
     if rank > n:
         raise CalibrationError(
-            f"a false-alarm rate of {alpha:g} needs at least {needed(alpha)} calibration images, and there are {n}"
+            f"a false-positive rate of {alpha:g} needs at least {needed(alpha)} calibration images, and there are {n}"
         )
     return rank
 
 
 def confident_rank(n: int, alpha: float, confidence: float) -> int:
-    """Return the smallest rank, not below `conformal_rank`, that keeps to `alpha` with probability `confidence`.
+    """Return the smallest rank whose false-positive rate is at most `alpha` with probability `confidence`.
 
-    The false-alarm rate at rank r is Beta(n + 1 - r, r), so this is the smallest r with
+    The false-positive rate at rank r is Beta(n + 1 - r, r), so this is the smallest r with
     P(Beta(n + 1 - r, r) <= alpha) >= confidence, where that probability equals P(Binomial(n, alpha) >= n + 1 - r).
 
     Raises:
@@ -104,7 +104,7 @@ def confident_rank(n: int, alpha: float, confidence: float) -> int:
     _check_rate(alpha)
     if n < needed(alpha, confidence):
         raise CalibrationError(
-            f"a false-alarm rate of {alpha:g} with confidence {confidence:g} needs at least "
+            f"a false-positive rate of {alpha:g} with confidence {confidence:g} needs at least "
             f"{needed(alpha, confidence)} calibration images, and there are {n}"
         )
     low, high = conformal_rank(n, alpha), n
@@ -129,14 +129,14 @@ class Calibration:
     Attributes:
         scores: MSE of every calibration image, ascending, [n].
         confidence: None for the average guarantee, else the probability over calibration draws with which the
-            false-alarm rate stays at or below alpha.
+            false-positive rate stays at or below alpha.
     """
 
     scores: Sequence[float]
     confidence: float | None = None
 
     def rank(self, alpha: float) -> int:
-        """Return the rank of the threshold for a false-alarm rate of `alpha`.
+        """Return the rank of the threshold for a false-positive rate of `alpha`.
 
         Raises:
             CalibrationError: there are too few scores for `alpha`.

@@ -29,9 +29,9 @@ class Data(_Frozen):
 
     name: str
     source: str
-    """Where the images came from: a folder, the OpenML download, or a package's sample."""
+    """Source of the images: a folder, the OpenML download, or the sample of a package."""
     sha256: Sha256
-    """Of the raw pixels and labels, in the data set's order."""
+    """SHA-256 of the raw pixels and labels, in the order of the data set."""
     normal: tuple[int, ...]
     """The labels of the normal class."""
     train: int
@@ -48,11 +48,11 @@ class Recalibration(_Frozen):
     source: str
     """Description of the images, without paths."""
     sha256: Sha256 | None
-    """Of their raw pixels, in order. None: the calibration images of `version`."""
+    """SHA-256 of the raw pixels of the images, in order. None: the calibration images of `version`."""
 
 
 class CalibrationSummary(_Frozen):
-    """How the threshold was chosen. The scores are in calibration.npy."""
+    """The source of the threshold. The scores are in calibration.npy."""
 
     n: int = Field(ge=1)
     rank: int = Field(ge=1)
@@ -90,5 +90,7 @@ class Manifest(_Frozen):
     torch_version: str
     device: str
     """Where training ran."""
+    warnings: tuple[str, ...] = ()
+    """Reasons to distrust the metrics or the threshold, such as too few images."""
     files: dict[str, Sha256]
     """SHA-256 of every other file of the version, by its path relative to the version's folder."""

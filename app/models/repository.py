@@ -19,10 +19,13 @@ from pydantic import ValidationError
 
 from app.models import textfiles
 from app.models.calibration import Calibration, CalibrationError
+from app.models.files import read_regular
 from app.models.manifest import Manifest
+from app.models.provenance import Provenance, ProvenanceError
 
 MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _MOST_DIGITS = 9
+_MAX_CURRENT_BYTES = 256
 _REQUIRED = ("model.pt", "calibration.npy", "golden.npz")
 
 
@@ -66,10 +69,16 @@ def sha256(content: bytes) -> str:
 
 
 class Repository:
-    """The model store at `root`. It only reads, and caches nothing."""
+    """The model store at `root`. It only reads, and caches nothing.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: folder of the model store.
+        provenance: rules for versions to open. Default: none.
+    """
+
+    def __init__(self, root: Path, provenance: Provenance | None = None) -> None:
         self.root = root
+        self._provenance = provenance or Provenance()
 
     def names(self) -> list[str]:
         """Return the names of the models that have a current version, sorted."""
@@ -82,7 +91,7 @@ class Repository:
         """Check that at least one model has a current version.
 
         Raises:
-            RepositoryError: there is none. The message contains the absolute path of the model store.
+            RepositoryError: there is no model store. The message contains the absolute path of the model store.
         """
         path = self.root.absolute()
         what_to_do = "set ANOMALY_MODEL_STORE, or ANOMALY_ALLOW_EMPTY=true if the models arrive later"
@@ -123,7 +132,7 @@ class Repository:
         if not MODEL_NAME.fullmatch(name):
             return None
         try:
-            text = textfiles.decode((self.root / name / "CURRENT").read_bytes()).strip()
+            text = textfiles.decode(read_regular(self.root / name / "CURRENT", _MAX_CURRENT_BYTES)).strip()
         except FileNotFoundError:
             return None
         except (OSError, UnicodeDecodeError) as error:
@@ -138,9 +147,12 @@ class Repository:
         Raises:
             RepositoryError: the version does not exist, or the manifest is invalid or belongs to another version.
         """
+        return self._parse(name, version, self._read(name, version, "manifest.json"))
+
+    def _parse(self, name: str, version: int, content: bytes) -> Manifest:
         label = f"{name}@{version}"
         try:
-            manifest = Manifest.model_validate_json(self._read(name, version, "manifest.json"))
+            manifest = Manifest.model_validate_json(content)
         except ValidationError as error:
             raise RepositoryError(f"{label}: manifest.json is not valid: {_first(error)}") from error
         if (manifest.name, manifest.version) != (name, version):
@@ -190,15 +202,21 @@ class Repository:
         """Read a version and check it, without running the module.
 
         Raises:
-            RepositoryError: the version is missing, incomplete, altered, or contradicts itself.
+            RepositoryError: the version is missing, incomplete, altered, or contradicts itself, or a rule about its
+                origin rejects it.
         """
-        manifest = self.manifest(name, version)
+        content = self._read(name, version, "manifest.json")
+        manifest = self._parse(name, version, content)
         label = f"{name}@{version}"
+        try:
+            self._provenance.check(name, version, (self.root / name / str(version)).resolve(), content, manifest.files)
+        except ProvenanceError as error:
+            raise RepositoryError(f"{label}: {error}") from error
         calibration, examples = self.calibration(manifest), self.read(manifest, "golden.npz")
         try:
             with np.load(io.BytesIO(examples), allow_pickle=False) as arrays:
                 golden = Golden(arrays["images"], arrays["mse"], arrays["reconstructions"])
-        except Exception as error:  # as above
+        except Exception as error:  # any error of the loader means a damaged file
             raise RepositoryError(f"{label}: calibration.npy or golden.npz cannot be read") from error
         if golden.images.dtype != np.uint8 or {golden.mse.dtype, golden.reconstructions.dtype} != {
             np.dtype(np.float32)
@@ -222,13 +240,13 @@ class Repository:
         path = PurePosixPath(file)
         if not MODEL_NAME.fullmatch(name) or path.is_absolute() or ".." in path.parts:
             raise RepositoryError(f"{label}: {file} does not lie inside the version")
-        folder = (self.root / name / str(version)).resolve()
-        target = (folder / path).resolve()
-        if not target.is_relative_to(self.root.resolve() / name / str(version)):
-            raise RepositoryError(f"{label}: {file} does not lie inside the version")
         try:
-            return target.read_bytes()
-        except OSError as error:
+            folder = (self.root / name / str(version)).resolve()
+            target = (folder / path).resolve()
+            if not target.is_relative_to(self.root.resolve() / name / str(version)):
+                raise RepositoryError(f"{label}: {file} does not lie inside the version")
+            return read_regular(target)
+        except (OSError, RuntimeError) as error:  # before Python 3.13, a loop of symbolic links is a RuntimeError
             raise RepositoryError(f"{label}: {file} is missing or cannot be read") from error
 
 

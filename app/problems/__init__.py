@@ -4,6 +4,7 @@
     ├── MalformedRequest        400  EmptyBody, MalformedMultipart, MissingFile, TooManyFiles,
     │                                MalformedArray
     ├── Unauthorized            401
+    ├── HostNotAllowed          403
     ├── NotFound                404  ModelNotFound, ReconstructionNotFound
     ├── MethodNotAllowed        405
     ├── NotAcceptable           406
@@ -34,6 +35,7 @@ from app.problems.base import (
     BodyTooLarge,
     DeadlineExceeded,
     EmptyBody,
+    HostNotAllowed,
     InternalError,
     InvalidParameter,
     MalformedArray,
@@ -90,6 +92,7 @@ __all__ = [
     "DeadlineExceeded",
     "EmptyBody",
     "ExtremeShape",
+    "HostNotAllowed",
     "ImageTooLarge",
     "InternalError",
     "InvalidImage",

@@ -120,6 +120,17 @@ class Unauthorized(Problem):
     closes_connection = True
 
 
+class HostNotAllowed(Problem):
+    """The service does not answer requests with this header Host, or requests of pages of this Origin."""
+
+    status, type, title = 403, "/problems/host-not-allowed", "The host or the origin of the request is not allowed"
+    hint = (
+        "Use the IP address of the service or localhost, or let the operator add the host name to "
+        "ANOMALY_ALLOWED_HOSTS."
+    )
+    closes_connection = True
+
+
 class NotFound(Problem):
     """No route or file has this path."""
 
@@ -228,7 +239,7 @@ class StoreUnavailable(Problem):
 
 
 class Overloaded(Problem):
-    """A limit is reached: queued images, batch requests, images being fitted, or versions being loaded."""
+    """A limit is reached: connections, queued images, batch requests, images being fitted, or versions being loaded."""
 
     status, type, title = 503, "/problems/overloaded", "The service is overloaded"
     hint = "Try again after the seconds in Retry-After."

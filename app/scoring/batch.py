@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from app.inference.loader import CHUNKS_AT_ONCE
 from app.inference.version import EMPTY_CHUNK, ChunkScores, ModelVersion
 from app.problems import InternalError, Problem
+from app.scoring.validity.monitor import ValidityMonitor
 from app.scoring.verdict import DecisionRule
 from app.stores.reconstructions import Reconstructions, Record, new_ids
 from app.telemetry.metrics import STAGES, Metrics
@@ -83,7 +84,7 @@ class Tally:
         self.anomalous += scored.anomalous
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BatchJob:
     """The parameters and totals of a batch request.
 
@@ -111,12 +112,22 @@ class BatchScorer:
         reconstructions: stores records when a request asks for it.
         metrics: counts verdicts.
         prefix: path prefix of links.
+        validity: compares the scores with the calibration.
     """
 
-    def __init__(self, reconstructions: Reconstructions, metrics: Metrics, prefix: str) -> None:
+    def __init__(
+        self, reconstructions: Reconstructions, metrics: Metrics, prefix: str, validity: ValidityMonitor
+    ) -> None:
+        self._validity = validity
         self.prefix = prefix
         self._reconstructions = reconstructions
         self._metrics = metrics
+        self._forwards: Counter[BatchJob] = Counter()
+
+    @property
+    def working(self) -> int:
+        """Number of requests with a chunk that is being scored or waits for it. The others wait for their clients."""
+        return len(self._forwards)
 
     async def score(self, job: BatchJob, chunks: AsyncIterable[Chunk]) -> AsyncIterator[ScoredChunk]:
         """Yield the results of each chunk in order, while later chunks are read and scored.
@@ -146,11 +157,16 @@ class BatchScorer:
         """Score the images of a chunk. If the model fails, each of them gets its problem."""
         if chunk.count == len(chunk.problems):
             return EMPTY_CHUNK
+        self._forwards[job] += 1
         try:
             return await job.version.score_many(chunk.pixels, draw=job.store or job.pictures)
         except InternalError as problem:
             chunk.problems = dict.fromkeys(range(chunk.count), problem) | chunk.problems
             return EMPTY_CHUNK
+        finally:
+            self._forwards[job] -= 1
+            if not self._forwards[job]:
+                del self._forwards[job]
 
     async def _results(self, job: BatchJob, chunk: Chunk, forward: asyncio.Task[ChunkScores]) -> ScoredChunk:
         found = await forward
@@ -164,6 +180,8 @@ class BatchScorer:
                 chunk.problems[valid[index]] = InternalError("the model returned a score that is not finite")
             scores[~finite] = math.nan
         mses = scores.tolist()
+        unguarded = np.fromiter((reason is None for reason in found.reasons), bool, len(found.reasons))
+        self._validity.add(job.version, scores[finite & unguarded])
         ids: list[str | None] = [None] * len(valid)
         began = time.perf_counter()
         if job.store:

@@ -21,6 +21,7 @@ from app.concurrency.batcher import Resolve
 from app.images import pictures, png
 from app.inference.version import Detection, ModelVersion
 from app.problems import InternalError
+from app.scoring.validity.monitor import ValidityMonitor
 from app.scoring.verdict import DecisionRule, Fitted, Verdict
 from app.stores.reconstructions import PIXELS, Reconstructions, Record, new_ids
 from app.telemetry.metrics import Metrics, stage_times
@@ -93,12 +94,19 @@ class Scorer:
         reconstructions: where reconstructions are stored.
         metrics: counts verdicts and times.
         prefix: path prefix of links.
+        validity: compares the scores with the calibration.
         traces: records a span per micro-batch. None: no traces.
     """
 
     def __init__(
-        self, reconstructions: Reconstructions, metrics: Metrics, prefix: str, traces: Traces | None = None
+        self,
+        reconstructions: Reconstructions,
+        metrics: Metrics,
+        prefix: str,
+        validity: ValidityMonitor,
+        traces: Traces | None = None,
     ) -> None:
+        self._validity = validity
         self._reconstructions = reconstructions
         self._metrics = metrics
         self._prefix = prefix
@@ -156,6 +164,7 @@ class Scorer:
         """
         began = time.perf_counter()
         places = [place for place, detection in enumerate(detections) if math.isfinite(detection.mse)]
+        self._validity.add(version, [detections[place].mse for place in places if detections[place].reason is None])
         p_values = version.calibration.p_values([detections[place].mse for place in places])
         batch: list[_Scored] = []
         for place, p_value, id in zip(places, p_values, new_ids(len(places)), strict=True):

@@ -27,7 +27,7 @@ class Ignored(BaseModel):
 
 
 class Fitted(BaseModel):
-    """How `fit=mnist` changed the image before it was scored."""
+    """The changes of `fit=mnist` to the image before it was scored."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -35,7 +35,7 @@ class Fitted(BaseModel):
     crop: tuple[int, int, int, int] = Field(
         description="Left, top, right, bottom of the strokes in the upright image, in pixels"
     )
-    ignored: Ignored | None = Field(None, description="What was left out of the image")
+    ignored: Ignored | None = Field(None, description="Parts of the image that were left out")
 
     @classmethod
     def of(cls, found: fit.Fitted) -> Fitted:
@@ -115,7 +115,7 @@ class DecisionRule:
             verdict: by this rule.
             id: names the stored reconstruction, if there is one.
             prefix: path prefix of links.
-            fitted: how the image was changed, if it was.
+            fitted: the changes to the image with `fit=mnist`, else None.
         """
         document: dict[str, Any] = {
             "id": id,

@@ -13,6 +13,7 @@ __all__ = ["BACKENDS", "Store", "StoreError", "open_store"]
 BACKENDS = {
     "sqlite": "app.stores.sqlite",
     "redis": "app.stores.redis",
+    "rediscluster": "app.stores.redis_cluster",
 }
 """Module of each backend, by URL scheme. A module is imported when its backend is opened, and has a function `open_url`
 that takes the URL and the limits."""
@@ -27,12 +28,13 @@ def open_store(
     password_file: Path | None = None,
     timeout: float = 2.0,
     on_reopened: Callable[[], object] = lambda: None,
+    on_damaged: Callable[[], object] = lambda: None,
 ) -> Store:
     """Build the backend that a URL names; its first use connects.
 
     Args:
         url: begins with the scheme of a backend.
-        ttl_seconds, max_bytes, entry_bytes, password_file, timeout, on_reopened: as for `StoreLimits`.
+        ttl_seconds, max_bytes, entry_bytes, password_file, timeout, on_reopened, on_damaged: as for `StoreLimits`.
 
     Raises:
         StoreError: no backend has this scheme, or the URL does not have the form of its backend.
@@ -42,4 +44,5 @@ def open_store(
         known = " or ".join(f"{scheme}://" for scheme in BACKENDS)
         raise StoreError(f"the store URL does not begin with {known}")  # the URL may contain a password
     open_url: Callable[[str, StoreLimits], Store] = importlib.import_module(module).open_url
-    return open_url(url, StoreLimits(ttl_seconds, max_bytes, entry_bytes, password_file, timeout, on_reopened))
+    limits = StoreLimits(ttl_seconds, max_bytes, entry_bytes, password_file, timeout, on_reopened, on_damaged)
+    return open_url(url, limits)

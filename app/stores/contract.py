@@ -24,6 +24,7 @@ class StoreLimits:
         password_file: file that contains the password of the server.
         timeout: seconds for connecting to a server and for each of its replies, or for a lock of a file.
         on_reopened: called when a file was deleted or replaced, and has been opened again.
+        on_damaged: called when a file was damaged, and has been moved aside.
     """
 
     ttl_seconds: float
@@ -32,6 +33,7 @@ class StoreLimits:
     password_file: Path | None
     timeout: float
     on_reopened: Callable[[], object] = lambda: None
+    on_damaged: Callable[[], object] = lambda: None
 
 
 class Store(Protocol):
@@ -47,8 +49,20 @@ class Store(Protocol):
     def get(self, id: str) -> bytes | None:
         """Return the content under an id; None if it was never stored or has expired."""
 
+    def read_state(self, key: str) -> bytes | None:
+        """Return the state under a key; None if there is none. States do not expire."""
+
+    def swap_state(self, key: str, old: bytes | None, new: bytes) -> bool:
+        """Replace the state under a key if it still is `old`, in one atomic step. Return False if it is not.
+
+        Args:
+            key: names the state.
+            old: what `read_state` returned.
+            new: different from every earlier state under the key.
+        """
+
     def ping(self) -> None:
-        """Write something: a backend that is full or read-only still answers reads."""
+        """Write an entry as a test, because a backend that is full or read-only can still be read."""
 
     def close(self) -> None:
         """Release files and connections."""

@@ -38,7 +38,7 @@ class Record(NamedTuple):
     Attributes:
         reply: the JSON document that `POST /score` returned.
         pixels: input, reconstruction and error map, uint8 [3, 28, 28], as bytes.
-        error_peak: the squared error that 255 stands for in the error map.
+        error_peak: the squared error that 255 means in the error map.
         id: names the record; empty once it has been read.
         owner: name of the API key, or None; only keys of the same name find the record.
     """
@@ -110,7 +110,7 @@ class _Put:
 class Reconstructions:
     """The reconstruction store behind a circuit breaker. The event loop must call `check` before the first `put`.
 
-    The store runs in a thread of its own. While it fails, records are dropped at once instead of waiting for its
+    The store runs in its own thread. While it fails, records are dropped at once instead of waiting for its
     timeout; about once per second one write probes whether the store works again.
 
     Args:
@@ -189,6 +189,18 @@ class Reconstructions:
         except ValueError:
             _log.warning("a record of another format was found and ignored")
             return None
+
+    async def read_state(self, key: str) -> bytes | None:
+        """Return the state under a key; None if there is none. Errors as for `find`."""
+        return await self._within_timeout(lambda: self._store.read_state(key))
+
+    async def swap_state(self, key: str, old: bytes | None, new: bytes) -> bool:
+        """Replace the state under a key if it still is `old`, and return whether it was.
+
+        Raises:
+            StoreError: the store did not answer in time. It may have replaced the state nevertheless.
+        """
+        return await self._within_timeout(lambda: self._store.swap_state(key, old, new))
 
     async def check(self) -> None:
         """Probe whether the store can be written; `up` has the result."""

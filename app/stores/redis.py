@@ -12,13 +12,23 @@ from redis import ConnectionPool, Redis
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisClusterException, RedisError, ResponseError
 from redis.retry import Retry
 
 from app.models import textfiles
 from app.stores.contract import StoreError, StoreLimits
 
-_PREFIX = "reconstruction:"
+PREFIX = "reconstruction:"
+STATES = "state:"
+SWAP = """
+local found = redis.call('GET', KEYS[1])
+if found == ARGV[3] then return 1 end
+if found ~= (ARGV[1] == '1' and ARGV[2]) then return 0 end
+redis.call('SET', KEYS[1], ARGV[3])
+return 1
+"""
+"""Replaces a state: 1 if there is an old one, the old one, the new one. If the client repeats the command because the
+connection broke before the reply, the state is the new one already."""
 
 
 def open_url(url: str, limits: StoreLimits) -> RedisStore:
@@ -60,7 +70,7 @@ class RedisStore:
             host=parts.hostname,
             port=port,
             db=database,
-            credential_provider=_Credentials(parts.username, password_file) if password_file else None,
+            credential_provider=Credentials(parts.username, password_file) if password_file else None,
             username=None if password_file else parts.username,
             socket_connect_timeout=timeout,
             socket_timeout=timeout,
@@ -74,34 +84,53 @@ class RedisStore:
 
     def put(self, entries: Sequence[tuple[str, bytes]]) -> None:
         """Store all entries in one round trip and one transaction, or none of them."""
-        with _as_store_error(), self._redis.pipeline(transaction=True) as pipeline:
+        with as_store_error(), self._redis.pipeline(transaction=True) as pipeline:
             for id, content in entries:
-                pipeline.set(_PREFIX + id, content, px=self._ttl)
+                pipeline.set(PREFIX + id, content, px=self._ttl)
             pipeline.execute()
 
     def get(self, id: str) -> bytes | None:
         """Return the content under an id; None if it was never stored or has expired."""
-        with _as_store_error():
-            content = self._redis.get(_PREFIX + id)
+        with as_store_error():
+            content = self._redis.get(PREFIX + id)
         return content if isinstance(content, bytes) else None
+
+    def read_state(self, key: str) -> bytes | None:
+        """Return the state under a key; None if there is none."""
+        with as_store_error():
+            content = self._redis.get(STATES + key)
+        return content if isinstance(content, bytes) else None
+
+    def swap_state(self, key: str, old: bytes | None, new: bytes) -> bool:
+        """Replace the state under a key if it still is `old`. Return False if it is not."""
+        with as_store_error():
+            return bool(self._redis.eval(SWAP, 1, STATES + key, int(old is not None), old or b"", new))
 
     def ping(self) -> None:
         """Write an entry that expires after a second."""
-        with _as_store_error():
-            self._redis.set(_PREFIX + "ping", b"", px=1000)
+        with as_store_error():
+            self._redis.set(PREFIX + "ping", b"", px=1000)
 
     def close(self) -> None:
         """Close every connection."""
-        with _as_store_error():
+        with as_store_error():
             self._redis.close()
 
 
-class _Credentials(CredentialProvider):
+class Credentials(CredentialProvider):
+    """The user name and the password of a file, read at each connection.
+
+    Args:
+        username: of the server, or None.
+        password_file: file that contains the password.
+    """
+
     def __init__(self, username: str | None, password_file: Path) -> None:
         self._username = username
         self._password_file = password_file
 
     def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        """Return the arguments of `AUTH`."""
         try:
             password = textfiles.decode(self._password_file.read_bytes()).strip()
         except (OSError, UnicodeDecodeError):
@@ -114,11 +143,12 @@ _REASON = re.compile(r"(?:^|caused error: (?:\(['\"])?)([A-Z]+) ")
 
 
 @contextmanager
-def _as_store_error() -> Iterator[None]:
+def as_store_error() -> Iterator[None]:
+    """Raise errors of Redis as `StoreError`, without the commands and ids in their messages."""
     try:
         yield
     except ResponseError as error:  # its message contains the command, and so the id
         reasons = _REASON.findall(str(error))
         raise StoreError(" ".join([f"Redis: {type(error).__name__}", *reasons])) from error
-    except (RedisError, OSError) as error:
+    except (RedisError, RedisClusterException, OSError) as error:
         raise StoreError(f"Redis: {type(error).__name__}: {error}") from error

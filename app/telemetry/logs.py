@@ -177,7 +177,7 @@ def configure(level: str, log_format: str = "auto") -> LineWriter:
 
     Args:
         level: least severe level that is logged.
-        log_format: as for `text_renderer`.
+        log_format: as in `text_renderer`.
 
     Returns:
         The writer of the lines.
@@ -201,7 +201,7 @@ class AccessLog:
     """Log one line per request, with the members of every log line. Lines are collected for 50 ms and queued together.
 
     The logging module would cost more per request than scoring an image in a full micro-batch. A process that is killed
-    loses the lines of the last 50 ms; a process that shuts down loses none, unless nobody reads its output.
+    loses the lines of the last 50 ms. A process that shuts down loses lines only if its output is not read.
 
     Args:
         writer: writes the lines.
@@ -217,7 +217,7 @@ class AccessLog:
         self._second, self._head = -1, b""
 
     def write(self, members: dict[str, Any]) -> None:
-        """Log one answered request; the members are JSON values."""
+        """Log one request after its response; the members are JSON values."""
         if not self._enabled:
             return
         if not self._lines:
@@ -226,7 +226,7 @@ class AccessLog:
         if self._text is not None:
             self._lines.append(self._text({"time": iso_time(now), **_REQUEST_MEMBERS, **members}))
             return
-        # Formatting the time anew for each request would take longer than the rest of the line.
+        # Formatting the full time for each request would take longer than the rest of the line.
         second = int(now)
         if second != self._second:
             self._second, self._head = second, b'{"time":"%s.' % iso_time(second)[:19].encode()

@@ -7,6 +7,7 @@ the folder that PROMETHEUS_MULTIPROC_DIR names.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -73,6 +74,9 @@ class Metrics:
             "anomaly_reconstruction_store_reopened",
             "Times that the store's file was deleted or replaced, and reopened.",
         )
+        self.reconstruction_store_damaged = self._counter(
+            "anomaly_reconstruction_store_damaged", "Times that the store's file was damaged, and moved aside."
+        )
         self.forward_pass_failures = self._counter("anomaly_forward_pass_failures", "Forward passes that failed.")
         self.log_lines_dropped = self._counter(
             "anomaly_log_lines_dropped", "Log lines dropped because standard output was not read."
@@ -101,6 +105,27 @@ class Metrics:
         )
         self.event_loop_lag = self._histogram(
             "anomaly_event_loop_lag_seconds", "Delay of a timer on the event loop.", _SECONDS
+        )
+        self._validity_images = self._gauge(
+            "anomaly_validity_images",
+            "Images of the current version compared with its calibration.",
+            "livemax",
+            "model",
+        )
+        self._validity_evidence = self._gauge(
+            "anomaly_validity_evidence_log10",
+            "Maximum so far of the base-10 logarithm of the evidence that scores differ from the calibration scores.",
+            "livemax",
+            "model",
+        )
+        self._validity_changed = self._gauge(
+            "anomaly_validity_changed",
+            "1 if the scores of the current version no longer resemble its calibration scores.",
+            "livemax",
+            "model",
+        )
+        self.validity_images_dropped = self._counter(
+            "anomaly_validity_images_dropped", "Images not compared with the calibration because the store failed."
         )
         # Looking up a child by its labels costs more than counting.
         self._request_children: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
@@ -158,6 +183,12 @@ class Metrics:
                 counter.inc(count)
         for mse in mses:
             children[2].observe(mse)
+
+    def validity(self, model: str, images: int, log_evidence: float, *, changed: bool) -> None:
+        """Set the evidence, as a natural logarithm, that the scores of a current version have changed."""
+        self._validity_images.labels(model).set(images)
+        self._validity_evidence.labels(model).set(log_evidence / math.log(10))
+        self._validity_changed.labels(model).set(changed)
 
     def exposition(self) -> bytes:
         """Return every metric in Prometheus' text format, summed over all worker processes."""

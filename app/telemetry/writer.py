@@ -1,4 +1,4 @@
-"""Writes log lines from a thread of its own, so that an unread standard output blocks no caller."""
+"""Writes log lines from a separate thread, so that an unread standard output does not block callers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _CLOSE_SECONDS = 1.0
 
 
 class LineWriter:
-    """Write log lines to a file descriptor from a thread of its own, so that a blocked reader blocks no caller.
+    """Write log lines to a file descriptor from a separate thread, so that a blocked reader does not block callers.
 
     An unread pipe blocks `write` as soon as it is full. Lines wait in memory up to a limit; further lines
     are dropped and counted until the reader continues.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -12,6 +13,7 @@ from pathlib import Path
 import fastapi_offline
 from markdown_it import MarkdownIt
 
+from app.problems import Problem
 from app.web.explanations import Explanation
 
 _FOLDER = Path(__file__).parent / "page"
@@ -26,7 +28,6 @@ _TYPES = {
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
@@ -74,7 +75,7 @@ def model_card(name: str, version: int, card: str) -> bytes:
         source = token.attrs.get("src")
         if token.type == "image" and isinstance(source, str) and "/" not in source:
             token.attrs["src"] = f"{name}/versions/{version}/report/{source}"
-    body = markdown.renderer.render(tokens, markdown.options, {})
+    body = _arranged(markdown.renderer.render(tokens, markdown.options, {}), html.escape(name))
     body = body.replace("<table>", '<div class="wide" tabindex="0" role="group" aria-label="Table"><table>')
     body = body.replace("</table>", "</table></div>")
     # Markdown requires a table head, and screen readers announce an empty head cell.
@@ -84,9 +85,23 @@ def model_card(name: str, version: int, card: str) -> bytes:
     return _CARD.format(title=title, body=body, root="../", home="../").encode()
 
 
+def _arranged(body: str, name: str) -> str:
+    """Put limits and use of a model after the summary of its card, and fold the probes.
+
+    Cards of versions that were published by earlier code have another order, and a published card never changes.
+    """
+    head, *rest = re.split(r"(?=<h2>)", body)
+    sections = {re.sub(r"</h2>.*|<h2>", "", section, flags=re.DOTALL): section for section in rest}
+    first = sections.pop("Limits", "") + sections.pop("How to use", _HOW_TO_USE.format(name=name))
+    if "Probes" in sections:
+        text = sections["Probes"].removeprefix("<h2>Probes</h2>")
+        sections["Probes"] = f"<details><summary><h2>Probes</h2></summary>{text}</details>\n"
+    return "".join([head, first, *sections.values()])
+
+
 def problem(explanation: Explanation) -> bytes:
     """Render the page of one problem type, for `/problems/{name}`."""
-    shown = {name: html.escape(str(value)) for name, value in asdict(explanation).items()}
+    shown = {name: _with_code(str(value)) for name, value in asdict(explanation).items()}
     body = (
         f"<h1>{shown['title']}</h1>\n"
         f"<p><code>{shown['type']}</code>, status {shown['status']}</p>\n"
@@ -95,7 +110,33 @@ def problem(explanation: Explanation) -> bytes:
         "<p>The member <code>detail</code> of the reply contains what was wrong with the request.</p>\n"
         '<p><a href="../problems">All problem types</a></p>\n'
     )
-    return _CARD.format(title=shown["title"], body=body, root="../", home="../").encode()
+    return _CARD.format(title=html.escape(explanation.title), body=body, root="../", home="../").encode()
+
+
+def error(found: Problem, request_id: str | None, *, root: str) -> bytes:
+    """Render the response for a problem as a page, for browsers.
+
+    Args:
+        found: the problem.
+        request_id: id of the request, which the log contains.
+        root: relative path from the requested page to the first page of the service: `../` for each folder.
+    """
+    detail = found.detail and f"{found.detail[0].upper()}{found.detail[1:]}."
+    body = "".join(
+        (
+            f"<h1>{html.escape(found.title)}</h1>\n",
+            *(f"<p>{_with_code(text)}</p>\n" for text in (detail, found.hint) if text),
+            f'<p><a href="{root or "./"}">Score an image</a> · <a href="{root}docs">API documentation</a> · '
+            f'<a href="{root}{html.escape(found.type.removeprefix("/"))}">Meaning of this error</a></p>\n',
+            f"<p class=hint>Status {found.status}{f', request {html.escape(request_id)}' if request_id else ''}</p>\n",
+        )
+    )
+    return _CARD.format(title=html.escape(found.title), body=body, root=root, home=root or "./").encode()
+
+
+def _with_code(text: str) -> str:
+    """Return a text with `code` as HTML."""
+    return re.sub("`([^`]*)`", r"<code>\1</code>", html.escape(text))
 
 
 def problem_list(found: Sequence[Explanation]) -> bytes:
@@ -111,6 +152,13 @@ def problem_list(found: Sequence[Explanation]) -> bytes:
     return _CARD.format(title="Problem types", body=body, root="", home="./").encode()
 
 
+_HOW_TO_USE = """<h2>How to use</h2>
+<p>Send a PNG of 28x28 pixels, prepared like the training images. <code>fit=mnist</code> prepares a photo or a scan of a
+digit.</p>
+<pre><code>curl -F file=@image.png 'http://127.0.0.1:8000/score?model={name}'
+anomaly score image.png --model {name}
+</code></pre>
+"""
 _CARD = """<!doctype html>
 <html lang="en">
 <head>

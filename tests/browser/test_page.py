@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import html
 import io
 import json
 import os
@@ -86,12 +87,13 @@ def test_a_drawn_zero_and_six_are_told_apart(open_page: Callable[..., Page]) -> 
     rows = np.flatnonzero(seen["input"].max((1, 2)))
     assert 20 <= rows[-1] - rows[0] + 1 <= 21
     assert seen["reconstruction"].max() > 100
-    assert np.ptp(seen["error"], axis=2).max() > 50, "the error map has colours"
+    assert seen["error"].max() < 60, "the error map of a good reconstruction is dark"
     page.locator("#clear").click()
     expect(page.locator(WORD)).to_have_text("Nothing to judge yet")
     draw_six(page)
     answered(page)
     assert score_of(page) > zero
+    assert np.ptp(pictures(page)["error"], axis=2).max() > 100, "the error map of a bad reconstruction has colours"
     if page.locator("#model").input_value() == "zero":
         expect(page.locator(WORD)).to_have_text("Anomalous")
 
@@ -479,13 +481,17 @@ def test_a_small_jpeg_is_not_fitted(open_page: Callable[..., Page]) -> None:
 
 
 def test_the_error_map_has_a_scale(open_page: Callable[..., Page], service: Server) -> None:
-    """The number at the bright end of the scale is the largest squared error, as the service gives it."""
+    """The number at the bright end of the scale is ten times the threshold, or with the switch the largest error."""
     page = open_page()
     expect(page.locator("#error-most")).to_have_text("most")
     choose(page, "six.png", (EXAMPLES / "six.png").read_bytes())
     answered(page)
     reply = service.get(f"/reconstruction/{page.locator('#fact-id').inner_text()}?view=error")
-    assert float(page.locator("#error-most").inner_text()) == pytest.approx(float(reply.headers["x-error-peak"]), 1e-3)
+    assert float(page.locator("#error-most").inner_text()) == pytest.approx(float(reply.headers["x-error-limit"]), 0.06)
+    before = page.locator("#error-most").inner_text()
+    page.locator("#error-scale").check()
+    expect(page.locator("#error-most")).not_to_have_text(before)
+    assert float(page.locator("#error-most").inner_text()) == pytest.approx(float(reply.headers["x-error-peak"]), 0.06)
     assert float(reply.headers["x-error-peak"]) > score_of(page)
 
 
@@ -703,6 +709,12 @@ def test_what_the_model_page_shows(open_page: Callable[..., Page], service: Serv
     assert len(sizes) >= 5
     assert min(sizes) > 0
     assert service.get(f"/models/{name}").json()["name"] == name
+    titles = page.locator("h2").all_inner_texts()
+    assert titles[:2] == ["Limits", "How to use"]
+    probes = page.locator("details", has_text="Probes")
+    expect(probes.locator("table").first).to_be_hidden()
+    probes.locator("summary").click()
+    expect(probes.locator("table").first).to_be_visible()
 
 
 SCREENS = {"desktop": (1280, 900), "phone": (390, 844)}
@@ -760,3 +772,39 @@ def test_everybody_can_use_it(
     check("the model")
     if (device, scheme) in LOOKS[:2]:
         photograph(page, f"model-{device}-{scheme}", whole=False)
+
+
+@pytest.mark.parametrize(("device", "scheme"), LOOKS)
+def test_an_unknown_path_is_a_page(
+    device: str, scheme: str, open_page: Callable[..., Page], axe: str, photograph: Callable[..., None]
+) -> None:
+    """An unknown model gets a page that is accessible and leads to the first page."""
+    width, height = SCREENS[device]
+    size = {"width": width, "height": height}
+    page = open_page(path="/models/unknown", wait=False, viewport=size, color_scheme=scheme)
+    expect(page.locator("h1")).to_have_text("The model version does not exist")
+    page.evaluate(axe)
+    found = page.evaluate("axe.run().then(r => r.violations.map(v => [v.id, v.nodes.map(n => n.html)]))")
+    assert found == [], json.dumps(found, indent=1)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    if (device, scheme) in LOOKS[:2]:
+        photograph(page, f"error-{device}-{scheme}", whole=False)
+    page.get_by_role("link", name="Score an image").click()
+    expect(page.locator("#alpha")).to_be_enabled()
+
+
+def test_the_start_shows_the_address(
+    open_page: Callable[..., Page], make_server: Callable[..., Server], photograph: Callable[..., None]
+) -> None:
+    """On a terminal, the log of a start has one readable line per model, and the address of the page."""
+    server = make_server(ANOMALY_LOG_FORMAT="text").start()
+    lines = server.log().splitlines()
+    assert len(lines) >= 3
+    assert server.url in next(line for line in lines if " started " in line)
+    page = open_page(server.url)
+    shown = ["$ make serve", *(line for line in lines if " request " not in line)]
+    text = html.escape("\n".join(shown).replace(str(server.port), "8000"))
+    page.goto("about:blank")
+    page.set_content(f'<body style="background:#101319;color:#e9ecf2"><pre style="font:16px monospace">{text}</pre>')
+    page.set_viewport_size({"width": 1120, "height": 110})
+    photograph(page, "start", whole=False)

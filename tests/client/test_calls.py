@@ -124,6 +124,18 @@ def test_the_calibration(server: Server, call: Call) -> None:
     assert call(server.url, "calibration", "zero-article@1") == found
 
 
+def test_the_validity(server: Server, call: Call) -> None:
+    """The validity counts the scored images of a model."""
+    before = call(server.url, "validity")
+    call(server.url, "score", EXAMPLES / "zero.png")
+    found = call(server.url, "validity", "zero-article")
+    assert (found.model, found.version, found.status, found.reason) == ("zero-article", 1, "valid", None)
+    assert found.images == before.images + 1
+    assert found.anomalous_interval[0] <= found.anomalous_share <= found.anomalous_interval[1]
+    with pytest.raises(errors.NotFound):
+        call(server.url, "validity", "no/body")
+
+
 def test_ready(server: Server, call: Call, make_server: Callable[..., Server], tmp_path: Any) -> None:
     """`ready` is true for a service that can score, and false with the reasons for one that cannot."""
     assert call(server.url, "ready")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.models.calibration import CalibrationError
-from training.evaluation.calibrate import band, calibrate, count_band, score
+from app.models.calibration import CalibrationError, needed
+from training.evaluation.calibrate import band, calibrate, count_band, score, smallest_alpha
 
 # So rare that a test that draws thousands of times never meets it by chance.
 SURELY = 1 - 1e-9
@@ -73,3 +73,17 @@ def test_scoring_is_the_same_in_pieces(detector, digits):
     pieces = score(detector, images, batch_size=32)
     assert np.abs(pieces / score(detector, images, batch_size=7) - 1).max() <= 1e-6
     assert score(detector, images[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("confidence", [None, 0.95])
+@pytest.mark.parametrize("n", [1, 5, 19, 20, 99, 100, 1185])
+def test_the_smallest_alpha_works_and_a_smaller_one_does_not(n: int, confidence: float | None) -> None:
+    """The rate has enough images, and 6 % less (two digits are kept) has too few."""
+    alpha = smallest_alpha(n, confidence)
+    assert alpha is not None
+    assert needed(alpha, confidence) <= n < needed(alpha / 1.12, confidence)
+
+
+def test_no_alpha_works_without_images() -> None:
+    """Without images there is no rate."""
+    assert smallest_alpha(0) is None

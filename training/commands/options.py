@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from app.models.provenance import Mode
 from training.data.dataset import DataError, Dataset
 from training.data.loaders import PACKAGED
 from training.recipes.contract import Recipe
@@ -24,7 +26,34 @@ ModelName = Annotated[str, typer.Argument(help="Name of the model, such as `zero
 RecipeName = Annotated[str, typer.Option("--recipe", help=f"Recipe: {', '.join(RECIPES)}.")]
 Epochs = Annotated[int | None, typer.Option(min=1, help="Number of epochs. Default: that of the recipe.")]
 Device = Annotated[str, typer.Option(help="Device to train on: auto, cpu, cuda, cuda:n.")]
-Promote = Annotated[bool, typer.Option("--promote", help="Make the new version the current one.")]
+SIGNATURE_VARIABLE = "ANOMALY_MODEL_SIGNATURE"
+
+
+def _check_promote(promote: bool) -> bool:
+    """Reject `--promote` before a training that would end with a version that may not be promoted."""
+    if promote and os.environ.get(SIGNATURE_VARIABLE) == "require":
+        raise typer.BadParameter(
+            f"{SIGNATURE_VARIABLE} is `require`, and a new version has no signature; leave the option out, then run "
+            "`sign` and `promote`"
+        )
+    return promote
+
+
+Promote = Annotated[
+    bool, typer.Option("--promote", help="Make the new version the current one.", callback=_check_promote)
+]
+SignatureMode = Annotated[
+    Mode,
+    typer.Option(
+        "--signature", help="Whether a version needs a signature: require, warn, off.", envvar=SIGNATURE_VARIABLE
+    ),
+]
+PublicKey = Annotated[
+    Path | None, typer.Option(help="PEM file with the public key.", envvar="ANOMALY_MODEL_PUBLIC_KEY_FILE")
+]
+Digests = Annotated[
+    Path | None, typer.Option(help="File with the accepted digests.", envvar="ANOMALY_MODEL_DIGESTS_FILE")
+]
 
 
 def find_recipe(name: str) -> Recipe:

@@ -48,7 +48,7 @@ def calibrate(
 
     For another camera, pen or scanner: give a folder of normal images from it. The autoencoder does not change.
 
-    Example: `python -m training calibrate mine --data-dir photos/new-camera --promote`
+    Example: `anomaly calibrate mine --data-dir photos/new-camera --promote`
     """
     with exit_on_error():
         from training.pipeline.recalibrate import recalibrate

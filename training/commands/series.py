@@ -65,7 +65,7 @@ def train_all(
 
     After Ctrl-C, the same command resumes: jobs with a result file are skipped.
 
-    Example: `python -m training all --recipe deep --seeds 0,1,2 --jobs 2 --data-dir ../mnist`
+    Example: `anomaly all --recipe deep --seeds 0,1,2 --jobs 2 --data-dir ../mnist`
     """
     with exit_on_error():
         from training.pipeline import series
@@ -73,7 +73,7 @@ def train_all(
 
         data_dir = folder_for(data, data_dir, context)
         if data == "folder" or (data_dir is not None and is_png_folder(data_dir)):
-            raise DataError("`all` needs labels, and PNGs have none; use: python -m training train --data-dir FOLDER")
+            raise DataError("`all` needs labels, and PNGs have none; use: anomaly train --data-dir FOLDER")
         chosen, torch_device, dataset = (
             find_recipe(recipe).with_epochs(epochs),
             choose_device(device),

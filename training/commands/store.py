@@ -1,4 +1,4 @@
-"""The commands of the model store: `publish`, `promote`, `rollback`, `list`, `verify`."""
+"""The commands of the model store: `publish`, `sign`, `promote`, `rollback`, `list`, `verify`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,21 @@ import typer
 from rich.table import Table
 
 from app.models.manifest import Manifest
+from app.models.provenance import Provenance
 from app.models.repository import MODEL_NAME, Repository, RepositoryError
 from training.commands.console import console, error_console, exit_on_error, print_published
-from training.commands.options import MODEL_STORE, ModelName, ModelStore, Promote
+from training.commands.options import (
+    MODEL_STORE,
+    Digests,
+    ModelName,
+    ModelStore,
+    Promote,
+    PublicKey,
+    SignatureMode,
+)
 from training.publishing import publish as model_store_changes
 from training.publishing.files import PublishError
+from training.publishing.sign import sign as sign_version
 
 _COLUMNS = ("model", "version", "current", "normal class", "recipe", "AUROC", "alpha", "threshold", "created")
 _NUMBERS = frozenset(("version", "AUROC", "alpha", "threshold"))
@@ -30,20 +40,39 @@ def publish(
 
     Every file is compared with its checksum, and the version is loaded and scored as in the service.
 
-    Example: `python -m training publish /mnt/laptop/model_store/zero/3 --promote`
+    Example: `anomaly publish /mnt/laptop/model_store/zero/3 --promote`
     """
     with exit_on_error():
         print_published(model_store_changes.publish_copy(model_store, folder, promote=promote), promote)
 
 
+def sign(
+    name: ModelName,
+    version: Annotated[int, typer.Argument(help="Number of the version.")],
+    *,
+    private_key: Annotated[Path, typer.Option(help="PEM file with the private key, of the curve P-256.")],
+    model_store: ModelStore = MODEL_STORE,
+) -> None:
+    """Sign a version, after the checks of `verify`. The signature is the file `model.sig` of the version.
+
+    Example: `python -m training sign zero 3 --private-key key.pem`
+    """
+    with exit_on_error():
+        console.print(f"{name}@{version}: signed, {sign_version(model_store, name, version, private_key)}")
+
+
 def promote(
     name: ModelName,
     version: Annotated[int, typer.Argument(help="Number of the version.")],
+    *,
+    signature: SignatureMode = "off",
+    public_key: PublicKey = None,
+    digests: Digests = None,
     model_store: ModelStore = MODEL_STORE,
 ) -> None:
     """Make a version the current one, after the checks of `verify`."""
     with exit_on_error():
-        model_store_changes.promote(model_store, name, version)
+        model_store_changes.promote(model_store, name, version, Provenance(signature, public_key, digests))
         console.print(f"{name}: version {version} is current")
 
 
@@ -52,11 +81,15 @@ def rollback(
     to: Annotated[
         int | None, typer.Option(help="Number of an older version. Default: the highest below the current one.")
     ] = None,
+    *,
+    signature: SignatureMode = "off",
+    public_key: PublicKey = None,
+    digests: Digests = None,
     model_store: ModelStore = MODEL_STORE,
 ) -> None:
     """Make an older version the current one. No version is deleted."""
     with exit_on_error():
-        version = model_store_changes.rollback(model_store, name, to)
+        version = model_store_changes.rollback(model_store, name, to, Provenance(signature, public_key, digests))
         console.print(f"{name}: version {version} is current")
 
 
@@ -81,6 +114,10 @@ def list_versions(model_store: ModelStore = MODEL_STORE) -> None:
 def verify(
     name: Annotated[str | None, typer.Argument(help="Name of a model. Default: all models.")] = None,
     version: Annotated[int | None, typer.Argument(help="Number of a version. Default: all versions.")] = None,
+    *,
+    signature: SignatureMode = "off",
+    public_key: PublicKey = None,
+    digests: Digests = None,
     model_store: ModelStore = MODEL_STORE,
 ) -> None:
     """Load versions as the service does, and compare checksums and golden scores on the CPU.
@@ -88,7 +125,7 @@ def verify(
     Without a version, the file CURRENT is checked as well. The exit code is 2 if a check fails.
     """
     with exit_on_error():
-        repository = Repository(model_store)
+        repository, provenance = Repository(model_store), Provenance(signature, public_key, digests)
         names = [name] if name else _model_names(repository)
         versions = [
             (each, number)
@@ -103,7 +140,7 @@ def verify(
                 if number is None:
                     model_store_changes.check_current(model_store, each)
                 else:
-                    model_store_changes.verify(model_store, each, number)
+                    model_store_changes.verify(model_store, each, number, provenance)
                     console.print(f"{each}@{number}: good")
             except PublishError as error:
                 failures += 1

@@ -84,7 +84,7 @@ def train(
     Training is followed by export, calibration and evaluation. The service serves the version if it is promoted, by
     `--promote` or the command `promote`.
 
-    Example: `python -m training train --data-dir photos/normal --name mine --promote`
+    Example: `anomaly train --data-dir photos/normal --name mine --promote`
     """
     with exit_on_error():
         from training.pipeline.make import TrainingJob
@@ -129,11 +129,13 @@ def _make(job: TrainingJob, dataset: Dataset, reference: Detector | None) -> Dra
     from training.pipeline.make import make_version
 
     epochs = job.recipe.parameters.get("epochs")
-    with progress_bars("epoch") as bars:
-        task = bars.add_task("", total=epochs, visible=epochs is not None)
+    with progress_bars("{task.description}") as bars:
+        task = bars.add_task("training", total=epochs, visible=epochs is not None)
 
         def on_epoch(epoch: int, loss: float) -> None:
-            bars.console.print(f"epoch {epoch:>3}  loss {loss:.6f}")
-            bars.advance(task)
+            bars.update(task, advance=1, description=f"training, loss {loss:.4g}, epoch")
+            # Without a terminal there is no bar: ten lines are enough for a log.
+            if bars.disable and epochs and 10 * epoch // epochs > 10 * (epoch - 1) // epochs:
+                bars.console.print(f"epoch {epoch} of {epochs}, loss {loss:.4g}")
 
         return make_version(job, dataset, progress=on_epoch, log=bars.console.print, reference=reference)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 
 class DataError(Exception):
-    """Missing, damaged or unsuitable data; the message says what to do."""
+    """Missing, damaged or unsuitable data. The message contains what to do."""
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,7 @@ def idx_folder(folder: Path, name: str, label_names: tuple[str, ...], noun: str,
 
     Args:
         folder: folder of the files.
-        name: see `Dataset`; so are the others.
+        name: name of the data set.
         label_names: name of each label.
         noun: noun for one image.
         source: origin of the images in words.

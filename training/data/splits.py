@@ -95,6 +95,26 @@ def _without_test_file(dataset: Dataset, is_normal: NDArray[np.bool_], seed: int
     return Split("standard", train, calibration, np.concatenate(test), description)
 
 
+def images_needed(calibration: int, *, has_test_file: bool) -> int:
+    """Return the minimum number of normal images of which a split uses at least `calibration` for the calibration.
+
+    Args:
+        calibration: number of calibration images.
+        has_test_file: whether the data set has a test file, whose images are not counted.
+    """
+    total = max(2 if has_test_file else _MIN_IMAGES, 5 * calibration - 10)
+    while _calibration_count(total, has_test_file=has_test_file) < calibration:
+        total += 1
+    return total
+
+
+def _calibration_count(total: int, *, has_test_file: bool) -> int:
+    if has_test_file:
+        return total - int(total * 0.8)
+    remaining = int(total * 0.8)
+    return remaining - int(remaining * 0.75)
+
+
 def _divide(indices: Indices, share: float) -> tuple[Indices, Indices]:
     """Return the first `share` of the indices, and the others."""
     count = int(len(indices) * share)

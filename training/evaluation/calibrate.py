@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from app.inference.detector import Detector
-from app.models.calibration import Calibration, CalibrationError
+from app.models.calibration import Calibration, CalibrationError, needed
 from app.models.manifest import CalibrationSummary
 
 BAND_LEVEL = 0.99
@@ -113,6 +114,23 @@ def calibrate(
     return calibration, CalibrationSummary(
         n=n, rank=rank, confidence=confidence, band_level=BAND_LEVEL, band=band(n, rank)
     )
+
+
+def smallest_alpha(n: int, confidence: float | None = None) -> float | None:
+    """Return the smallest false-positive rate for `n` calibration images, rounded up to two digits.
+
+    None if `n` is too small for every rate below 1.
+    """
+    if n < 1:
+        return None
+    exact = 1 / (n + 1) if confidence is None else max(1 / (n + 1), -math.expm1(math.log1p(-confidence) / n))
+    step = Decimal(10) ** (math.floor(math.log10(exact)) - 1)
+    rate = math.floor(Decimal(exact) / step) * step
+    while rate < 1:
+        if rate > 0 and needed(float(rate), confidence) <= n:
+            return float(rate)
+        rate += step
+    return None
 
 
 def band(n: int, rank: int, level: float = BAND_LEVEL) -> tuple[float, float]:

@@ -19,7 +19,7 @@ class ReexpressedArticle(nn.Module):
     * 2x2 max pooling of a 3x3 convolution is the maximum of four convolutions with stride 2, one for each pixel of the
       window. They are one convolution with four times the channels, and the maxima are over contiguous blocks.
     * A transposed 2x2 convolution with stride 2 is a linear layer at each position, with the four pixels as outputs.
-    * ReLU and maximum commute; ReLU after the maximum has a quarter of the elements.
+    * ReLU and maximum commute. After the maximum, ReLU processes a quarter of the elements.
     * The pixels come out patch by patch. `index_select` takes a tenth of the time of the two permutations.
     """
 

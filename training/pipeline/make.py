@@ -15,12 +15,20 @@ import numpy as np
 import torch
 
 from app.inference.detector import Detector
+from app.models.calibration import CalibrationError, needed
 from app.models.manifest import CalibrationSummary, Data, Manifest
 from app.models.manifest import Recipe as RecipeRecord
 from training.data.dataset import Dataset
 from training.data.loaders import FASHION, fashion_images
-from training.data.splits import SPLITS, Split
-from training.evaluation.calibrate import calibrate, check_guards, guard_error, score, score_with_reasons
+from training.data.splits import SPLITS, Split, images_needed
+from training.evaluation.calibrate import (
+    calibrate,
+    check_guards,
+    guard_error,
+    score,
+    score_with_reasons,
+    smallest_alpha,
+)
 from training.evaluation.figures import evaluate, probe_table
 from training.evaluation.probes import probes
 from training.publishing.export import Exported, export, golden_images
@@ -29,6 +37,8 @@ from training.recipes.contract import Progress, Recipe
 from training.report.examples import ScoredTest
 from training.report.files import ReportData, report
 
+FEW_IMAGES = 200
+"""Number of normal images below which a version gets a warning."""
 _EXTRA_PARAMETERS = ("split", "threads")
 """Keys of a manifest's parameters that are not parameters of the recipe."""
 
@@ -110,8 +120,7 @@ def make_version(
     """
     normal_class = dataset.describe(job.normal)
     split = SPLITS[job.recipe.split](dataset, job.normal, job.seed)
-    # Raise the error for too few calibration images before training.
-    calibrate(np.zeros(len(split.calibration), np.float32), job.alpha, job.confidence)
+    _check_counts(job, split, dataset)
     losses: list[float] = []
 
     def on_epoch(epoch: int, loss: float) -> None:
@@ -168,6 +177,43 @@ def make_version(
     return DraftVersion(manifest, {**_artifact(exported, calibration_scores), **report(manifest, data)})
 
 
+def _check_counts(job: TrainingJob, split: Split, dataset: Dataset) -> None:
+    """Raise the error for too few calibration images before training.
+
+    Raises:
+        CalibrationError: the message contains the number of images, the number needed, and an alpha that works.
+    """
+    count = len(split.calibration)
+    try:
+        calibrate(np.zeros(count, np.float32), job.alpha, job.confidence)
+    except CalibrationError as error:
+        if not 0 < job.alpha < 1 or not 0 < (job.confidence or 0.5) < 1:
+            raise
+        least = images_needed(needed(job.alpha, job.confidence), has_test_file=dataset.test_start is not None)
+        smallest = smallest_alpha(count, job.confidence)
+        other = "" if smallest is None else f", or use --alpha {smallest:g}, the smallest that works"
+        raise CalibrationError(
+            f"{error}. There are {_normal_count(split, dataset, job.normal):,} normal images in all, of which a fifth "
+            f"are for the calibration: give at least {least:,}{other}"
+        ) from error
+
+
+def _normal_count(split: Split, dataset: Dataset, normal: tuple[int, ...]) -> int:
+    """Return the number of normal images that a split divides. A test file is not divided."""
+    divided = len(split.train) + len(split.calibration)
+    tested = np.isin(dataset.labels[split.test], normal).sum() if dataset.test_start is None else 0
+    return divided + int(tested)
+
+
+def _warnings(count: int) -> tuple[str, ...]:
+    if count >= FEW_IMAGES:
+        return ()
+    return (
+        f"This version was made from {count:,} normal images. With fewer than {FEW_IMAGES}, the model may not know all "
+        "normal variations, and threshold and metrics are uncertain.",
+    )
+
+
 def _artifact(exported: Exported, calibration_scores: np.ndarray[Any, np.dtype[np.float32]]) -> dict[str, bytes]:
     golden, scores = io.BytesIO(), io.BytesIO()
     np.savez_compressed(
@@ -218,6 +264,7 @@ def _manifest(
         code_version=code_version(),
         torch_version=str(torch.__version__),
         device=_device_name(job.device),
+        warnings=_warnings(_normal_count(split, dataset, job.normal)),
         files={},
     )
 

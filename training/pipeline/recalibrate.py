@@ -47,7 +47,7 @@ def recalibrate(
         images: normal images that the model was not trained on, uint8 [n, 28, 28]; None for the calibration scores of
             `origin`.
         alpha: false-positive rate; None for that of `origin`.
-        confidence: see `training.evaluation.calibrate.calibrate`; None for that of `origin`.
+        confidence: probability that the rate is at most alpha; None for that of `origin`.
 
     Raises:
         RecalibrationError: images, rate and confidence are all None, or the version was made from these images.

@@ -40,7 +40,7 @@ _POLL_S = 0.1
 
 @dataclass(frozen=True)
 class Source:
-    """Where the processes of a series load the images from, and the article's models to compare with.
+    """The sources of images and of reference models for the processes of a series.
 
     Attributes:
         data: key in `training.data.loaders.LOADERS`.

@@ -12,10 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
 from app.inference.detector import Detector, DetectorError
 from app.inference.device import one_thread
 from app.models.manifest import Manifest
+from app.models.provenance import SIGNATURE_FILE, Provenance
 from app.models.repository import MODEL_NAME, Repository, RepositoryError, is_version, sha256
 from training.publishing.files import (
     PublishError,
@@ -96,24 +98,81 @@ def publish_copy(root: Path, folder: Path, *, promote: bool = False) -> Manifest
     return publish(root, manifest, files, promote=promote)
 
 
-def promote(root: Path, name: str, version: int) -> None:
-    """Make `version` the current one, after loading and scoring it.
+def publish_exact(
+    root: Path,
+    content: bytes,
+    files: Mapping[str, bytes],
+    *,
+    signature: bytes | None = None,
+    provenance: Provenance | None = None,
+    promote: bool = False,
+) -> tuple[Manifest, bool]:
+    """Publish a version that another model store published, under its own number and with the same manifest.
+
+    Args:
+        root: model store; created if it is missing.
+        content: of manifest.json.
+        files: contents of the files that the manifest lists, by path relative to the version's folder.
+        signature: content of its signature, or None if it has none.
+        provenance: rules about the origin of versions. Default: none.
+        promote: whether to make it the current version.
+
+    Returns:
+        The manifest, and whether the version is new.
+
+    Raises:
+        PublishError: the service's code rejects the version, or `root` contains another version of this number. The
+            store is unchanged.
+    """
+    try:
+        manifest = Manifest.model_validate_json(content)
+    except ValidationError as error:
+        raise PublishError(f"manifest.json is not valid: {error.error_count()} errors") from error
+    if files.keys() != manifest.files.keys() or any(".." in Path(file).parts or file[:1] == "/" for file in files):
+        raise PublishError(f"{manifest.name}@{manifest.version}: the files are not those of the manifest")
+    with locked(root):
+        remove_leftovers(root)
+        folder = root / manifest.name / str(manifest.version)
+        is_new = not folder.exists()
+        if is_new:
+            with staging_folder(root) as staging:
+                draft = staging / manifest.name / str(manifest.version)
+                signed = {} if signature is None else {SIGNATURE_FILE: signature}
+                write_folder(draft, {**files, **signed, "manifest.json": content})
+                _verify(staging, manifest.name, manifest.version, provenance)
+                folder.parent.mkdir(exist_ok=True)
+                draft.rename(folder)
+            sync(folder.parent)
+            sync(root)
+        else:
+            present = folder / "manifest.json"
+            if not present.is_file() or present.read_bytes() != content:
+                raise PublishError(f"{root} contains another {manifest.name}@{manifest.version}; versions never change")
+            _verify(root, manifest.name, manifest.version, provenance)
+        if promote:
+            write_current(root / manifest.name, manifest.version)
+    return manifest, is_new
+
+
+def promote(root: Path, name: str, version: int, provenance: Provenance | None = None) -> None:
+    """Make `version` the current one, after loading and scoring it, if `provenance` accepts it.
 
     Raises:
         PublishError: the version is missing, or the service's code rejects it.
     """
     with locked(_existing(root)):
-        _verify(root, name, version)
+        _verify(root, name, version, provenance)
         write_current(root / name, version)
 
 
-def rollback(root: Path, name: str, to: int | None = None) -> int:
+def rollback(root: Path, name: str, to: int | None = None, provenance: Provenance | None = None) -> int:
     """Make an older version the current one, and return its number.
 
     Args:
         root: model store.
         name: name of the model.
         to: number of the older version; None for the highest one below the current version.
+        provenance: rules about the origin of the version.
 
     Raises:
         PublishError: there is no older version, `to` is not older, or the service's code rejects the version.
@@ -127,18 +186,18 @@ def rollback(root: Path, name: str, to: int | None = None) -> int:
         if to is not None and to not in older:
             raise PublishError(f"{name}: version {to} is not below the current version {current}; choose from {older}")
         version = to if to is not None else older[-1]
-        _verify(root, name, version)
+        _verify(root, name, version, provenance)
         write_current(root / name, version)
         return version
 
 
-def verify(root: Path, name: str, version: int) -> Manifest:
+def verify(root: Path, name: str, version: int, provenance: Provenance | None = None) -> Manifest:
     """Load a version as the service does, and compare every checksum and the golden scores on the CPU.
 
     Raises:
-        PublishError: the version differs from its manifest.
+        PublishError: the version differs from its manifest, or `provenance` rejects it.
     """
-    return _verify(_existing(root), name, version)
+    return _verify(_existing(root), name, version, provenance)
 
 
 def check_current(root: Path, name: str) -> None:
@@ -157,15 +216,15 @@ def check_name(name: str) -> str:
     """Return `name` if it is a valid model name.
 
     Raises:
-        PublishError: it is invalid.
+        PublishError: the name is invalid.
     """
     if not MODEL_NAME.fullmatch(name):
         raise PublishError(f"{name!r} is not a model name; use lower-case letters, digits and hyphens, at most 63")
     return name
 
 
-def _verify(root: Path, name: str, version: int) -> Manifest:
-    repository = Repository(root)
+def _verify(root: Path, name: str, version: int, provenance: Provenance | None = None) -> Manifest:
+    repository = Repository(root, provenance)
     try:
         artifact = repository.open(name, version)
         for file in artifact.manifest.files:

@@ -21,7 +21,7 @@ from training.recipes.damage import augmented, corrupted
 from training.recipes.standardised import NormalClass
 
 _CHUNK = 8192
-"""Images corrupted at a time: bounds the memory for a large normal class."""
+"""Number of images that are corrupted at a time. It limits the memory for a large normal class."""
 
 EpochData = tuple[Tensor, Tensor, Tensor]
 """Corrupted features [n, F], clean features [n, F], clean pixels [n, 784]."""

@@ -16,7 +16,7 @@ from training.networks.gradients import OrientedGradients, in_chunks
 
 PARAMETERS: Mapping[str, Any] = {
     "standardisation": {"directions": 6, "cells": 14, "edge_sigma": 0.7, "pool_sigma": 1.7},
-    # MNIST's faintest digit has an ink of 19.9, or 4 at a fifth of its contrast; the heaviest zero has 312.
+    # Ink of MNIST: at least 19.9 for a digit, 4 at a fifth of its contrast, and at most 312 for a zero.
     "guards": {"least_ink": 3.0, "most_ink": 400.0, "guard_error": 4.0},
     "components": 128,
 }

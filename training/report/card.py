@@ -17,6 +17,8 @@ from training.report.sections import (
     ranking_sentence,
     table,
     threshold_section,
+    use_section,
+    warning_paragraphs,
 )
 
 
@@ -30,13 +32,14 @@ def model_card(manifest: Manifest, label_names: Sequence[str], files: Sequence[s
     """
     parts = (
         _head(manifest),
-        origin_section(manifest),
-        threshold_section(manifest),
+        limits_section(manifest, label_names),
+        use_section(manifest),
         _metrics(manifest.metrics, label_names),
         *(_further_test(name, metrics) for name, metrics in manifest.metrics["also"].items()),
-        _probes(manifest.metrics["probes"]),
+        threshold_section(manifest),
         pictures_section(files),
-        limits_section(manifest, label_names),
+        _probes(manifest.metrics["probes"]),
+        origin_section(manifest),
         _command(manifest),
     )
     return "\n".join(parts)
@@ -56,7 +59,7 @@ def _head(manifest: Manifest) -> str:
 This model was trained on {manifest.normal_class} only. It reconstructs an image; the mean squared error of the
 reconstruction (`mse`) is the anomaly score. An image is anomalous if its score is strictly above
 **{manifest.threshold:.6g}**.{auroc} At this threshold {rates}.
-"""
+{warning_paragraphs(manifest)}"""
 
 
 def _metrics(metrics: Mapping[str, Any], label_names: Sequence[str]) -> str:
@@ -140,7 +143,7 @@ def _command(manifest: Manifest) -> str:
         folders = " --data-dir FOLDER_OF_IDX_FILES"
     return f"""## Reproduction
 
-    python -m training train --recipe {manifest.recipe.name} --normal {normal} --name {manifest.name} \\
+    anomaly train --recipe {manifest.recipe.name} --normal {normal} --name {manifest.name} \\
         --data {manifest.data.name}{folders} \\
         --seed {manifest.recipe.seed} --alpha {manifest.alpha!r}{confidence_option(manifest)}{epochs} \\
         --device {manifest.device.partition(" ")[0]} --threads {parameters["threads"]}

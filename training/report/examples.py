@@ -65,7 +65,7 @@ def overview(test: ScoredTest) -> TitledImages:
 
 
 def normals(test: ScoredTest, each: int = 5) -> TitledImages:
-    """Choose the normal images with the lowest and the highest scores, `each` of both."""
+    """Choose the `each` normal images with the lowest scores, and as many with the highest scores."""
     indices = test.sorted_indices(test.is_normal)
     each = min(each, len(indices) // 2)
     ends = [*(("lowest", i) for i in indices[:each]), *(("highest", i) for i in indices[len(indices) - each :])]

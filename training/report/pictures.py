@@ -78,7 +78,7 @@ def gallery(examples: Sequence[Example], title: str) -> bytes:
     tops = [top + row * (cell + gap) + (verdict if row > 2 else 0) for row in range(len(rows))]
     width = max(left + len(examples) * (cell + gap), 0.09 * len(title))
     height = tops[-1] + cell + (gap if len(rows) > 3 else verdict)
-    # One pair of axes, in inches from the top left: a pair for each image takes three times as long.
+    # All images share one pair of axes, in inches from the top left. A pair per image takes three times as long.
     figure = Figure(figsize=(width, height), dpi=_DPI)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()

@@ -13,6 +13,8 @@ from training.report.sections import (
     pictures_section,
     ranking_sentence,
     threshold_section,
+    use_section,
+    warning_paragraphs,
 )
 
 
@@ -25,11 +27,12 @@ def recalibrated_card(manifest: Manifest, files: Sequence[str]) -> str:
     """
     parts = (
         _head(manifest),
-        origin_section(manifest),
-        threshold_section(manifest),
-        _not_measured(manifest),
-        pictures_section(files),
         limits_section(manifest, ()),
+        use_section(manifest),
+        _not_measured(manifest),
+        threshold_section(manifest),
+        pictures_section(files),
+        origin_section(manifest),
         _command(manifest),
     )
     return "\n".join(parts)
@@ -44,7 +47,7 @@ anomalous if its score (`mse`) is strictly above **{manifest.threshold:.6g}**.
 
 Version {version} has the threshold {before["threshold"]:.6g}, for alpha {before["alpha"]:g}. Of the calibration images
 of this version, {interval(before["flagged"])} are above it.
-"""
+{warning_paragraphs(manifest)}"""
 
 
 def _not_measured(manifest: Manifest) -> str:
@@ -53,7 +56,7 @@ def _not_measured(manifest: Manifest) -> str:
 
 * The model is that of version {version}, byte for byte. {ranking_sentence(manifest.metrics)} These metrics are from the
   test of version {tested} ({manifest.metrics["test"]}), and do not apply to images made in another way.
-* All images were used for the calibration, so the false-positive rate was not measured; the guarantee above applies.
+* All images were used for the calibration, so the false-positive rate was not measured; the guarantee below applies.
 * The recall at the new threshold was not measured.
 * Pictures, probes and the metrics of each label are in the model card of version {tested}, at its own threshold.
 """
@@ -65,7 +68,7 @@ def _command(manifest: Manifest) -> str:
     pixels = f"\nThe SHA-256 of the images' pixels, in the order of their names, is `{origin.sha256}`.\n"
     return f"""## Reproduction
 
-    python -m training calibrate {manifest.name}@{origin.version}{folder} --alpha {manifest.alpha!r}{confidence}
+    anomaly calibrate {manifest.name}@{origin.version}{folder} --alpha {manifest.alpha!r}{confidence}
 {pixels if origin.sha256 else ""}"""
 
 

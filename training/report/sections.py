@@ -52,7 +52,7 @@ The guarantee holds for images *made in the same way as the calibration images*.
 position or contrast is another population, for which the model must first be calibrated again on normal images from it.
 Recalibration needs no training, but at least {needed(manifest.alpha, summary.confidence):,} normal images:
 
-    python -m training calibrate {manifest.name} --data-dir FOLDER_OF_NORMAL_PNGS
+    anomaly calibrate {manifest.name} --data-dir FOLDER_OF_NORMAL_PNGS
 """
 
 
@@ -74,6 +74,25 @@ def pictures_section(files: Sequence[str]) -> str:
 def limits_section(manifest: Manifest, label_names: Sequence[str]) -> str:
     """Return the limits of the version as a list."""
     return "## Limits\n\n" + "\n".join(f"* {line}" for line in limits(manifest, label_names)) + "\n"
+
+
+def use_section(manifest: Manifest) -> str:
+    """Return commands that score an image with the model."""
+    return f"""## How to use
+
+Send a PNG of 28x28 pixels, prepared like the training images, to a service that serves the model. `fit=mnist` prepares
+a photo or a scan of a digit.
+
+    curl -F file=@image.png 'http://127.0.0.1:8000/score?model={manifest.name}'
+    anomaly score image.png --model {manifest.name}
+
+`is_anomaly` is the verdict at the false-positive rate {manifest.alpha:g}. The parameter `alpha` selects another rate.
+"""
+
+
+def warning_paragraphs(manifest: Manifest) -> str:
+    """Return the warnings of a version, each as a paragraph, or nothing."""
+    return "".join(f"\n**Warning.** {warning}\n" for warning in manifest.warnings)
 
 
 def ranking_sentence(metrics: Mapping[str, Any]) -> str:

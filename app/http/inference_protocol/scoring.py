@@ -7,6 +7,7 @@ request, and occupies one of the places of batch requests.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, MutableMapping
 from contextlib import ExitStack
 from typing import Any
@@ -41,9 +42,10 @@ class _Places(ExitStack):
     requests together.
     """
 
-    def __init__(self, batch: BatchHandler) -> None:
+    def __init__(self, batch: BatchHandler, scope: MutableMapping[str, Any]) -> None:
         super().__init__()
         self._batch = batch
+        self._scope = scope
         self._taken = False
 
     def take(self) -> None:
@@ -53,7 +55,7 @@ class _Places(ExitStack):
             Overloaded: all places are occupied.
         """
         if not self._taken:
-            self.enter_context(self._batch.place())
+            self.enter_context(self._batch.place(self._scope))
             self._taken = True
 
 
@@ -114,7 +116,7 @@ class InferHandler:
     ) -> None:
         headers, settings = dict(scope["headers"]), self._settings
         timeout, slowest = settings.body_timeout_ms / 1000, settings.batch_min_bytes_per_second
-        with _Places(self._batch) as places:
+        with _Places(self._batch, scope) as places:
             body = self._body(headers, receive, places)
             try:
                 version = await self._registry.select(reference)
@@ -123,7 +125,7 @@ class InferHandler:
                 job = BatchJob(version, rule, scope.get("owner"), store=False, pictures=reply.has_pictures)
                 facts = scope.get("facts", {})
                 if images.parameters.fit == "mnist":
-                    places.enter_context(self._score.fit_place())
+                    places.enter_context(self._score.fitter.place(scope))
                 if reply.has_pictures and images.count > MAX_PICTURES:
                     detail = f"{images.count} images with pictures, the maximum is {MAX_PICTURES}"
                     raise BodyTooLarge(detail, hint="Request `reconstruction` and `error_map` for fewer images.")
@@ -132,7 +134,7 @@ class InferHandler:
                     timing = await self._score_few(job, images, reply, scope)
                 else:
                     places.take()
-                    timing = await self._score_many(job, images, reply)
+                    timing = await self._score_many(job, images, reply, scope)
                     facts.update(exchange.facts())
                 await _send(exchange, send, reply, images.count, timing)
             except ClientLeft:
@@ -155,17 +157,17 @@ class InferHandler:
         encoding = headers.get(b"content-encoding")
         return tensors.Body(decoded_pieces(encoding, arriving, limit=settings.batch_max_body_bytes), on_bytes)
 
-    def _chunks(self, images: Images, size: int) -> AsyncIterator[Chunk]:
-        decode = self._fit if images.parameters.fit == "mnist" else _decode
+    def _chunks(self, scope: MutableMapping[str, Any], images: Images, size: int) -> AsyncIterator[Chunk]:
+        decode = functools.partial(self._fit, scope) if images.parameters.fit == "mnist" else _decode
         return images.chunks(size, decode, reading.largest(images.parameters, self._settings))
 
-    async def _fit(self, image: bytes) -> bytes:
-        return (await self._score.fit_image(image)).pixels
+    async def _fit(self, scope: MutableMapping[str, Any], image: bytes) -> bytes:
+        return (await self._score.fitter.fit(scope, image)).pixels
 
     async def _score_few(self, job: BatchJob, images: Images, reply: Reply, scope: MutableMapping[str, Any]) -> str:
         """Score images in micro-batches, each as an image of its own. Return the value of Server-Timing."""
         facts, trace = scope.get("facts", {}), scope.get("trace")
-        found = [chunk async for chunk in self._chunks(images, images.count)]
+        found = [chunk async for chunk in self._chunks(scope, images, images.count)]
         pixels, seconds = found[0].pixels, found[0].decode_seconds
         futures: list[asyncio.Future[ScoreReply]] = []
         try:
@@ -195,11 +197,11 @@ class InferHandler:
             facts.update({"count": len(results), "anomalous": anomalous, "failed": 0})
         return results[0].timing
 
-    async def _score_many(self, job: BatchJob, images: Images, reply: Reply) -> str:
+    async def _score_many(self, job: BatchJob, images: Images, reply: Reply, scope: MutableMapping[str, Any]) -> str:
         """Score images like a batch request. Return the value of Server-Timing."""
         size = self._settings.batch_chunk_images * (1 if job.pictures else PASSES_AT_ONCE)
         try:
-            async for scored in self._batch_scorer.score(job, self._chunks(images, size)):
+            async for scored in self._batch_scorer.score(job, self._chunks(scope, images, size)):
                 if scored.problems:
                     raise _of_image(scored, job.tally.count)
                 reply.add(Rows(job.rule.verdicts(scored.mse, scored.reasons), scored.planes, scored.peak))

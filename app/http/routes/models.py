@@ -11,13 +11,15 @@ from fastapi import Request, Response
 
 from app.http.dependencies import Services, ServicesDep, problem_responses, protected_router
 from app.http.negotiation import negotiate
-from app.http.schemas import CalibrationView, ModelList, ModelSummary, OperatingPoint, ScoreHistogram
+from app.http.schemas import CalibrationView, ModelList, ModelSummary, OperatingPoint, ScoreHistogram, VersionNumber
 from app.inference.registry import Registry
 from app.models.calibration import Calibration
 from app.models.manifest import Manifest
 from app.models.repository import RepositoryError
-from app.problems import ModelNotFound, NotFound, UnsupportedAlpha
+from app.problems import ModelNotFound, NotFound, StoreUnavailable, UnsupportedAlpha
+from app.scoring.validity.report import Validity
 from app.scoring.verdict import DecisionRule
+from app.stores import StoreError
 from app.web import pages
 
 router = protected_router("Models")
@@ -63,8 +65,8 @@ async def model(name: str, request: Request, services: ServicesDep) -> Response:
     responses=problem_responses(404, 422),
     summary="The calibration scores of a version",
 )
-async def calibration(name: str, version: int, services: ServicesDep) -> CalibrationView:
-    """Return the histogram of the calibration scores, and the threshold for each supported false-alarm rate."""
+async def calibration(name: str, version: VersionNumber, services: ServicesDep) -> CalibrationView:
+    """Return the histogram of the calibration scores, and the threshold for each supported false-positive rate."""
     current = services.registry.current(name)
     if current is not None and current.manifest.version == version:
         return _calibration(current.manifest, current.calibration)
@@ -74,6 +76,20 @@ async def calibration(name: str, version: int, services: ServicesDep) -> Calibra
     except RepositoryError:
         raise ModelNotFound("the files of the version differ from what was published") from None
     return _calibration(manifest, scores)
+
+
+@router.get(
+    "/models/{name}/validity",
+    responses=problem_responses(404, 422, 503),
+    summary="Whether images still score like the calibration images",
+)
+async def validity(name: str, services: ServicesDep) -> Validity:
+    """Return whether the images that the current version scored still resemble its calibration images."""
+    version = await services.registry.select(_known(services, name))
+    try:
+        return await services.validity.report(version)
+    except StoreError:
+        raise StoreUnavailable("the store cannot look up the scores now") from None
 
 
 _RATES = sorted(
@@ -115,7 +131,7 @@ def _histogram(calibration: Calibration, bins: int = 40) -> ScoreHistogram:
     responses=problem_responses(404, 422),
     summary="The manifest of a version",
 )
-async def model_version(name: str, version: int, services: ServicesDep) -> Manifest:
+async def model_version(name: str, version: VersionNumber, services: ServicesDep) -> Manifest:
     """Return the manifest of a version, loaded or not."""
     return await _manifest(services, name, version)
 
@@ -129,7 +145,7 @@ async def model_version(name: str, version: int, services: ServicesDep) -> Manif
     },
     summary="A file of a version's report",
 )
-async def report(name: str, version: int, file: str, services: ServicesDep) -> Response:
+async def report(name: str, version: VersionNumber, file: str, services: ServicesDep) -> Response:
     """Return a picture, the model card or a table of the report that training wrote."""
     manifest = await _manifest(services, name, version)
     media_type = _REPORT_TYPES.get(file.rpartition(".")[2])
@@ -139,7 +155,7 @@ async def report(name: str, version: int, file: str, services: ServicesDep) -> R
         content = await asyncio.to_thread(services.registry.repository.read, manifest, f"report/{file}")
     except RepositoryError:
         raise NotFound("the file of the report differs from what was published") from None
-    return Response(content, media_type=media_type, headers={"x-content-type-options": "nosniff"})
+    return Response(content, media_type=media_type)
 
 
 _REPORT_TYPES = {"png": "image/png", "md": "text/markdown; charset=utf-8", "json": "application/json"}

@@ -20,10 +20,13 @@ router = protected_router("Scores")
 
 _ID = re.compile(r"[0-9a-f]{44}")
 _TYPES = ("image/png", "application/json")
-_HEADERS = {"cache-control": f"private, {NO_STORE}", "x-content-type-options": "nosniff", "vary": "accept"}
+_HEADERS = {"cache-control": f"private, {NO_STORE}", "vary": "accept"}
 _LARGE = 4
 """Scale above which a picture is drawn in a thread of its own."""
 View = Literal["reconstruction", "input", "error", "panel"]
+ErrorScale = Literal["threshold", "image"]
+_THRESHOLDS = 10.0
+"""Squared error of a pixel, in thresholds, that is pale yellow: normal images of the model `zero` stay below it."""
 
 
 @router.get(
@@ -36,8 +39,16 @@ async def reconstruction(
     id: str,
     request: Request,
     services: ServicesDep,
+    *,
     view: View = "reconstruction",
-    scale: Annotated[int, Query(ge=1, le=16)] = 1,
+    scale: Annotated[int, Query(ge=1, le=16, description="Side of one pixel, in pixels")] = 1,
+    error_scale: Annotated[
+        ErrorScale,
+        Query(
+            description="The brightest colour of the error map. `threshold`: 10 times the threshold, the same for all "
+            "images. `image`: the maximum of this image"
+        ),
+    ] = "threshold",
 ) -> Response:
     """Return the reconstruction, the input, the error map or all three side by side as PNG.
 
@@ -53,25 +64,38 @@ async def reconstruction(
     if media_type == "application/json":
         return Response(record.reply, media_type="application/json", headers=_HEADERS)
     if view == "panel" or scale > _LARGE:  # takes many milliseconds, which must not block the event loop
-        content = await asyncio.to_thread(_picture, record, view, scale)
+        content = await asyncio.to_thread(_picture, record, view, scale, error_scale)
     else:
-        content = _picture(record, view, scale)
-    peak = {"x-error-peak": f"{record.error_peak:.6g}"} if view == "error" else {}
-    return Response(content, media_type="image/png", headers={**_HEADERS, **peak})
+        content = _picture(record, view, scale, error_scale)
+    limit = {}
+    if view == "error":
+        limit = {
+            "x-error-peak": f"{record.error_peak:.6g}",
+            "x-error-limit": f"{_error_limit(record, error_scale):.6g}",
+        }
+    return Response(content, media_type="image/png", headers={**_HEADERS, **limit})
 
 
-def _picture(record: Record, view: View, scale: int) -> bytes:
+def _error_limit(record: Record, error_scale: ErrorScale) -> float:
+    """Return the squared error that the brightest colour stands for."""
+    if error_scale == "image":
+        return record.error_peak
+    return _THRESHOLDS * ScoreResponse.model_validate_json(record.reply).threshold
+
+
+def _picture(record: Record, view: View, scale: int, error_scale: ErrorScale) -> bytes:
     if view == "reconstruction":
         return pictures.encode(pictures.grey_picture(record.reconstruction), scale)
     if view == "input":
         return pictures.encode(pictures.grey_picture(record.input), scale)
+    gain = 1.0 if error_scale == "image" else record.error_peak / _error_limit(record, error_scale)
     if view == "error":
-        return pictures.encode(pictures.error_picture(record.error_map), scale)
+        return pictures.encode(pictures.error_picture(record.error_map, gain), scale)
     reply = ScoreResponse.model_validate_json(record.reply)
     planes = {
         "image": pictures.grey_picture(record.input),
         "reconstruction": pictures.grey_picture(record.reconstruction),
-        "squared error": pictures.error_picture(record.error_map),
+        "squared error": pictures.error_picture(record.error_map, gain),
     }
     verdict, relation = ("anomalous", "above") if reply.is_anomaly else ("normal", "not above")
     caption = f"{verdict}: mse {reply.mse:.4g}, {relation} the threshold {reply.threshold:.4g}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -13,6 +13,16 @@ from app.problems import NO_STORE
 
 router = protected_router("Scores")
 
+
+def _form_fields() -> dict[str, Any]:
+    """Return the schemas of the parameters as fields of a form, where null does not exist."""
+    fields = {}
+    for name, found in ScoreQuery.model_json_schema()["properties"].items():
+        schema = {key: value for key, value in found.items() if key != "anyOf" and (key, value) != ("default", None)}
+        fields[name] = {**schema, **next((kind for kind in found.get("anyOf", ()) if kind != {"type": "null"}), {})}
+    return fields
+
+
 _SCORE_BODY = {
     "requestBody": {
         "required": True,
@@ -22,7 +32,7 @@ _SCORE_BODY = {
                 "schema": {
                     "type": "object",
                     "required": ["file"],
-                    "properties": {"file": {"type": "string", "format": "binary"}},
+                    "properties": {"file": {"type": "string", "format": "binary"}, **_form_fields()},
                 }
             },
         },

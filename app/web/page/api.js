@@ -84,13 +84,14 @@ const json = async (path, options) => received((await ask(path, { ...options, he
 export const models = async () => (await json("models")).models;
 export const calibration = (model, version, signal) => json(`models/${model}/versions/${version}/calibration`, { signal });
 export const kept = (id, signal) => json(`reconstruction/${id}`, { signal });
-export const card = async (model) => received((await ask(`models/${model}`, { headers: { accept: "text/html" } })).text());
+export const card = async (model) => received((await ask(`models/${model}`, { headers: { accept: "application/problem+json, text/html;q=0.9" } })).text());
 export const blob = async (path, signal) => received((await ask(path, { signal })).blob());
 
 // A picture of a score; with that of the errors comes the squared error that its brightest colour stands for.
-export async function picture(id, view, signal) {
-  const response = await ask(`reconstruction/${id}?view=${view}`, { signal });
-  return { blob: await received(response.blob()), peak: Number(response.headers.get("x-error-peak")) };
+export async function picture(id, view, signal, errorScale = "threshold") {
+  const query = view === "error" ? `${view}&error_scale=${errorScale}` : view;
+  const response = await ask(`reconstruction/${id}?view=${query}`, { signal });
+  return { blob: await received(response.blob()), limit: Number(response.headers.get("x-error-limit")) };
 }
 
 export async function score(png, { model, alpha, fit, signal }) {

@@ -49,7 +49,7 @@ function paint() {
     return $("histogram").replaceChildren();
   }
   const chosen = point(), points = calibration.operating_points;
-  $("intro").textContent = `A small neural network has learned to redraw ${calibration.normal_class}, and nothing else. What it redraws badly is probably something else.`;
+  $("intro").textContent = `A small neural network was trained to reconstruct ${calibration.normal_class} only. An image that it reconstructs badly is probably something else.`;
   $("alpha").max = points.length - 1;
   $("alpha").value = nearest(points, chosen.alpha);
   $("alpha").setAttribute("aria-valuetext", percent(chosen.alpha));
@@ -210,6 +210,10 @@ const takeFile = (file) => take(() => file);
 $("file").addEventListener("change", () => {
   if ($("file").files.length) takeFile($("file").files[0]);
   $("file").value = "";
+});
+$("error-scale").addEventListener("change", () => {
+  const { reply } = state;
+  if (reply) showPictures(reply.id, new AbortController().signal, () => state.reply?.id === reply.id);
 });
 $("fit").addEventListener("change", () => {
   if (!state.source) return;

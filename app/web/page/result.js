@@ -5,7 +5,9 @@ import * as api from "./api.js";
 const $ = (id) => document.getElementById(id);
 const MARKS = { normal: "m7.5 12.5 3 3 6-7", anomalous: "M12 7v6m0 3.6v.1", problem: "M8 12h8" };
 
-export const number = (value) => (Math.abs(value) >= 1e-3 && Math.abs(value) < 1e4 ? Number(value.toPrecision(4)).toString() : value.toExponential(2));
+export const number = (value) => (value === 0 ? "0" : Math.abs(value) >= 1e-3 && Math.abs(value) < 1e4 ? Number(value.toPrecision(4)).toString() : value.toExponential(2));
+// With two significant digits, for the ends of scales.
+const rounded = (value) => number(Number(value.toPrecision(2)));
 export const percent = (rate) => `${Number((100 * rate).toPrecision(3))} %`;
 
 // The p-value is (1 + k) / (n + 1), where k calibration images score at least as high.
@@ -35,7 +37,7 @@ export function showReply(reply, calibration, point) {
   const words = inWords(reply.p_value, calibration.n);
   const why = reply.reason !== null
     ? `A guard decided: ${reply.reason.replaceAll("_", " ")}.`
-    : anomalous ? `The model cannot redraw it as it redraws ${learned}.` : `The model redraws it as well as it redraws ${learned}.`;
+    : anomalous ? `The model reconstructs it worse than ${learned}.` : `The model reconstructs it as well as ${learned}.`;
   showVerdict(anomalous ? "anomalous" : "normal", anomalous ? "Anomalous" : "Normal", `${why}\n${words}`);
   $("facts").hidden = false;
   $("fact-mse").textContent = number(reply.mse);
@@ -69,7 +71,7 @@ export function clearResult() {
   for (const part of ["facts", "share", "unlinked", "fitted"]) $(part).hidden = true;
 }
 
-const VIEWS = { input: "The image as the model saw it", reconstruction: "What the model redrew", error: "Where they differ, brighter is more" };
+const VIEWS = { input: "Input of the model", reconstruction: "Reconstruction by the model", error: "Error map: brighter pixels have a larger error" };
 
 function clearPictures() {
   for (const view of Object.keys(VIEWS)) {
@@ -81,14 +83,15 @@ function clearPictures() {
   $("error-most").textContent = "most";
 }
 
-// Shows the three pictures, or says that there are none; the verdict stands either way.
-export async function showPictures(id, signal) {
+// Shows the three pictures, or that there are none; the verdict stands either way. `wanted` is false for an old reply.
+export async function showPictures(id, signal, wanted = () => true) {
   let pictures;
   try {
-    if (id !== null) pictures = await Promise.all(Object.keys(VIEWS).map((view) => api.picture(id, view, signal)));
+    if (id !== null) pictures = await Promise.all(Object.keys(VIEWS).map((view) => api.picture(id, view, signal, $("error-scale").checked ? "image" : "threshold")));
   } catch (error) {
     if (!(error instanceof api.Problem)) throw error;
   }
+  if (!wanted()) return;
   clearPictures();
   $("unkept").hidden = pictures !== undefined;
   if (!pictures) return;
@@ -98,7 +101,7 @@ export async function showPictures(id, signal) {
     image.alt = words;
     image.hidden = false;
   }
-  $("error-most").textContent = number(pictures[2].peak);
+  $("error-most").textContent = rounded(pictures[2].limit);
 }
 
 function element(name, attributes, text) {
@@ -108,12 +111,21 @@ function element(name, attributes, text) {
   return made;
 }
 
+// Round values from 0 to below `last`: multiples of 1, 2 or 5 and a power of ten, four to ten of them.
+function ticks(last) {
+  const power = 10 ** Math.floor(Math.log10(last / 4));
+  const step = [5, 2, 1].map((each) => each * power).find((each) => each * 4 <= last);
+  const found = [];
+  for (let n = 0; n * step < last * 0.97; n += 1) found.push(Number((n * step).toPrecision(6)));
+  return found;
+}
+
 // Calibration scores as bars, the threshold, and this image's score; a score far to the right is pinned to the edge.
 export function drawHistogram(box, calibration, threshold, reply) {
   const { edges, counts } = calibration.histogram;
   const [width, height, top, foot] = [Math.max(box.clientWidth, 200), 176, 40, 22];
   const low = edges[0], range = edges.at(-1) - low;
-  const first = low - 0.06 * range, last = edges.at(-1) + 0.75 * range;
+  const first = Math.min(0, low - 0.06 * range), last = edges.at(-1) + 0.75 * range;
   const x = (value) => Math.min(width - 9, Math.max(9, (width * (value - first)) / (last - first)));
   const most = Math.max(...counts), base = height - foot;
   const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img" });
@@ -129,8 +141,10 @@ export function drawHistogram(box, calibration, threshold, reply) {
     element("line", { class: "axis", x1: 0, x2: width, y1: base, y2: base }),
     element("line", { class: "threshold", x1: at, x2: at, y1: top - 8, y2: base }),
     element("text", { class: "threshold-label", x: at + 5, y: top + 4 }, "threshold"),
-    element("text", { x: x(low), y: height - 5 }, number(low)),
-    element("text", { x: x(edges.at(-1)), y: height - 5, "text-anchor": "middle" }, number(edges.at(-1))),
+    ...ticks(last).flatMap((value) => [
+      element("line", { class: "axis", x1: x(value), x2: x(value), y1: base, y2: base + 4 }),
+      element("text", { x: x(value), y: height - 5, "text-anchor": x(value) < 20 ? "start" : "middle" }, number(value)),
+    ]),
   );
   let words = `Scores of ${calibration.n} normal images lie between ${number(low)} and ${number(edges.at(-1))}; the threshold is ${number(threshold)}.`;
   if (reply) {

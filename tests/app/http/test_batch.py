@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import io
 import json
+import threading
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -29,7 +30,7 @@ from app.settings import Settings
 from tests import pngs
 from tests.conftest import running, services
 from tests.requests import assert_problem, raw
-from tests.waiting import advance, virtual_time
+from tests.waiting import advance, until, virtual_time
 
 NPY = {"content-type": "application/x-npy"}
 
@@ -420,9 +421,39 @@ async def test_a_failure_after_the_first_lines_is_the_last_line(
         assert services(client).batch.running == 0
 
 
-async def test_too_many_batches_are_refused(make_settings: Callable[..., Settings], zero: bytes) -> None:
-    """Above the bound on batch requests the answer is 503 with Retry-After, and single scores go on."""
+class Gated:
+    """A detector whose passes wait until a gate is opened."""
+
+    def __init__(self, detector: Detector) -> None:
+        self._detector = detector
+        self.gate = threading.Event()
+
+    def score(self, images: np.ndarray) -> Any:
+        """Score a chunk, once the gate is open."""
+        assert self.gate.wait(30)
+        return self._detector.score(images)
+
+
+async def test_too_many_batches_are_refused(make_settings: Callable[..., Settings]) -> None:
+    """Above the maximum number of requests that are scored, the response is 503 with Retry-After."""
     async with running(make_settings(batch_max_requests=1)) as client:
+        serving = services(client).registry.current("zero-article")
+        assert serving is not None
+        serving.detector = gated = Gated(serving.detector)  # type: ignore[assignment]
+        first = asyncio.create_task(bulk(client, digits(10)))
+        await until(lambda: services(client).batch._scorer.working == 1)
+        refused = await bulk(client, digits(1))
+        assert_problem(refused, 503, "overloaded")
+        assert refused.headers["retry-after"]
+        gated.gate.set()
+        assert (await first).status_code == 200
+        assert (await bulk(client, digits(1))).status_code == 200
+        assert services(client).batch._scorer.working == 0
+
+
+async def test_slow_clients_hold_no_places(make_settings: Callable[..., Settings], zero: bytes) -> None:
+    """Requests that wait for their clients do not keep another client from scoring, and lose places to it."""
+    async with running(make_settings(batch_max_requests=1, batch_max_connections=4)) as client:
         gate = asyncio.Event()
 
         async def slowly() -> AsyncIterator[bytes]:
@@ -430,16 +461,84 @@ async def test_too_many_batches_are_refused(make_settings: Callable[..., Setting
             await gate.wait()
             yield GOOD[500:]
 
-        first = asyncio.create_task(client.post("/score/batch", content=slowly(), headers=NPY))
-        while services(client).batch.running == 0:
-            await asyncio.sleep(0)
-        refused = await bulk(client, digits(1))
-        assert_problem(refused, 503, "overloaded")
-        assert refused.headers["retry-after"]
+        slow = [asyncio.create_task(client.post("/score/batch", content=slowly(), headers=NPY)) for _ in range(4)]
+        await until(lambda: services(client).batch.running == 4)
+        assert_problem(await bulk(client, digits(1)), 503, "overloaded")  # a fifth request of the same client
+        transport = httpx.ASGITransport(client.app, client=("192.0.2.7", 1))  # type: ignore[attr-defined]
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as other:
+            assert (await bulk(other, digits(5))).json()["count"] == 5
         assert (await raw(client, zero)).status_code == 200
         gate.set()
-        assert (await first).status_code == 200
-        assert (await bulk(client, digits(1))).status_code == 200
+        replies = await asyncio.gather(*slow)
+        assert [reply.status_code for reply in replies] == [200, 200, 200, 503]
+        assert services(client).batch.running == services(client).batch._places.taken == 0
+
+
+async def test_a_request_that_loses_its_place_ends_with_the_reason(make_settings: Callable[..., Settings]) -> None:
+    """An NDJSON reply that has begun ends with a line that contains the problem, after the lines of what was scored."""
+    async with running(make_settings(batch_max_connections=2, batch_chunk_images=4)) as client:
+        content, lines, never = npy(digits(400)), list[dict[str, Any]](), asyncio.Event()
+        scope = {**scope_of("application/x-npy", "application/x-ndjson"), "client": ("192.0.2.7", 1)}
+
+        def request(body: bytes, lines: list[dict[str, Any]]) -> asyncio.Task[None]:
+            pieces = [body]
+
+            async def receive() -> dict[str, Any]:
+                if not pieces:
+                    await never.wait()
+                return {"type": "http.request", "body": pieces.pop(), "more_body": True}
+
+            async def send(message: Any) -> None:
+                lines.extend(map(json.loads, message.get("body", b"").splitlines()))
+
+            return asyncio.create_task(client.app(dict(scope), receive, send))  # type: ignore[attr-defined]
+
+        first = request(content[:500], [])
+        await until(lambda: services(client).batch.running == 1)
+        second = request(content[: 784 * 300], lines)
+        await until(lambda: lines)
+        transport = httpx.ASGITransport(client.app, client=("192.0.2.8", 1))  # type: ignore[attr-defined]
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as other:
+            assert (await bulk(other, digits(5))).json()["count"] == 5
+        await second
+        assert lines[-1]["problem"]["type"] == "/problems/overloaded"
+        assert "another client" in lines[-1]["problem"]["detail"]
+        assert [line["index"] for line in lines] == list(range(len(lines)))
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+
+
+async def test_a_client_that_reads_nothing_stops_the_body_with_a_reason(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Above the maximum of unsent bytes the body is read no further, and the last line contains the reason."""
+    monkeypatch.setattr("app.http.batch_replies._MAX_UNSENT_BYTES", 2000)
+    async with running(make_settings(body_timeout_ms=200, batch_chunk_images=4)) as client:
+        content, lines, reads = npy(digits(400)), list[dict[str, Any]](), 0
+        may_send = asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            nonlocal reads
+            reads += 1
+            start = (reads - 1) * 784 * 16
+            return {"type": "http.request", "body": content[start : start + 784 * 16], "more_body": True}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.body":
+                await may_send.wait()
+                lines.extend(map(json.loads, message["body"].splitlines()))
+
+        scope = scope_of("application/x-npy", "application/x-ndjson")
+        task = asyncio.create_task(client.app(scope, receive, send))  # type: ignore[attr-defined]
+        reply_waits = services(client).batch
+        await until(lambda: reply_waits.running == 1 and reads > 1)
+        asyncio.get_running_loop().call_later(0.25, may_send.set)
+        await task
+        assert 1 < reads < 10
+        problem = lines[-1]["problem"]
+        assert (problem["status"], problem["type"]) == (408, "/problems/body-timeout")
+        assert "have not been read" in problem["detail"]
+        assert [line["index"] for line in lines] == list(range(len(lines)))
 
 
 class Counting:

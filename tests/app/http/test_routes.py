@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -42,8 +43,16 @@ async def test_views_show_what_was_scored(client: httpx.AsyncClient, zero: bytes
     redrawn = np.asarray(picture(await client.get(path))).astype(float) / 255
     assert np.abs(redrawn - found.reconstruction[0, 0]).max() <= 0.5 / 255 + 1e-6
     error = np.rint(found.error_map[0] / found.error_map[0].max() * 255).astype(np.uint8)
-    shown = np.asarray(picture(await client.get(f"{path}?view=error")))
-    assert np.array_equal(shown, pictures.error_picture(error.tobytes()))
+    relative = await client.get(f"{path}?view=error&error_scale=image")
+    assert np.array_equal(np.asarray(picture(relative)), pictures.error_picture(error.tobytes()))
+    peak = float(relative.headers["x-error-peak"])
+    assert peak == float(relative.headers["x-error-limit"]) == pytest.approx(found.error_map[0].max(), rel=1e-5)
+    absolute = await client.get(f"{path}?view=error")
+    limit = float(absolute.headers["x-error-limit"])
+    assert limit == pytest.approx(10 * reply["threshold"], rel=1e-5)
+    shown = np.asarray(picture(absolute)).astype(int)
+    assert np.abs(shown - pictures.error_picture(error.tobytes(), peak / limit)).max() <= 3
+    assert shown.sum() < np.asarray(picture(relative)).sum(dtype=int), "a good reconstruction is darker on this scale"
     assert found.error_map[0].mean() == pytest.approx(reply["mse"], rel=1e-5)
 
 
@@ -195,7 +204,7 @@ async def test_wrong_methods_are_405(client: httpx.AsyncClient, method: str, pat
 async def test_no_reply_sends_anybody_elsewhere(client: httpx.AsyncClient, path: str) -> None:
     """A path with one slash too many is not there; it is no redirect to the host that the request named."""
     for method in ("GET", "POST"):
-        response = await client.request(method, path, headers={"host": "evil.example"})
+        response = await client.request(method, path, headers={"host": "evil"})
         assert_problem(response, 404, "not-found")
         assert "location" not in response.headers
 
@@ -290,3 +299,33 @@ async def test_a_failure_nobody_foresaw_is_a_problem(
     for response in (await client.get("/models"), await raw(client, pngs.plain())):
         document = assert_problem(response, 500, "internal-error")
         assert "secret" not in str(document)
+
+
+async def test_a_loop_of_links_in_the_model_store_is_never_a_500(
+    make_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    """Each route of models replies with what is loaded, or with 404 or 503."""
+    store = model_stores.copy(tmp_path / "store", 1, 2, current=2)
+    ends = ("", "/calibration", "/report/model-card.md")
+    paths = ["", "/zero-article", *(f"/zero-article/versions/{n}{end}" for n in (1, 2) for end in ends)]
+    async with running(make_settings(model_store=store, watch_seconds=300)) as client:
+        for broken in ("2/report/model-card.md", "2/manifest.json", "2", "CURRENT", ""):
+            path = store / "zero-article" / broken
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+            path.symlink_to(path.name)
+            await services(client).registry.refresh()
+            replies = [await client.get(f"/models{path}") for path in paths]
+            replies += [await client.get("/models/zero-article", headers={"accept": "text/html"})]
+            replies += [await client.post(f"/score?model=zero-article@{n}") for n in (1, 2, 3)]
+            assert {reply.status_code for reply in replies} <= {200, 400, 404, 503}, [r.status_code for r in replies]
+
+
+async def test_a_version_has_one_address(client: httpx.AsyncClient) -> None:
+    """Other spellings of a number are a 422, as they are in `model=name@version`."""
+    for number in ("01", "+1", "1.0", "1e0", "0", "-1", " 1", "１", "1_0", "9999999999"):
+        for end in ("", "/calibration", "/report/model-card.md"):
+            reply = await client.get(f"/models/zero-article/versions/{number}{end}")
+            assert_problem(reply, 422, "invalid-parameter")

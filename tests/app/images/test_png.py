@@ -498,6 +498,8 @@ def test_error_colours_grow_lighter_with_the_error() -> None:
     colours = error_picture(ramp.astype(np.uint8).tobytes()).reshape(-1, 3).astype(int)
     lightness = colours @ [299, 587, 114]
     assert (np.diff(lightness) >= 0).all()
+    assert np.array_equal(error_picture(bytes([255] * 784), 0.5), error_picture(bytes([128] * 784)))
+    assert np.array_equal(error_picture(bytes([200] * 784), 40.0), error_picture(bytes([255] * 784)))
 
 
 @pytest.mark.parametrize("scale", [1, 8])

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import logging
+import os
 import re
 import shutil
 import threading
@@ -506,3 +507,24 @@ async def test_a_promotion_reuses_loaded_versions(
             assert (await raw(client, zero)).json()["version"] == current
             assert (await raw(client, zero, f"?model=zero-article@{3 - current}")).json()["version"] == 3 - current
         assert counting.opened == 1
+
+
+async def test_a_current_that_blocks_does_not_stop_the_watcher(
+    make_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    """A FIFO as CURRENT rejects its model with a reason, and the watcher loads the next version afterwards."""
+    store = model_stores.copy(tmp_path / "store", 1, 2, current=1)
+    async with running(make_settings(model_store=store)) as client:
+        current = store / "zero-article" / "CURRENT"
+        current.unlink()
+        os.mkfifo(current)
+        reason = services(client).registry.rejection
+        await until(lambda: reason("zero-article") == "zero-article: CURRENT cannot be read")
+        assert await version_of(client) == 1
+        model_stores.promote(store, 2)
+
+        async def switched() -> bool:
+            return await version_of(client) == 2
+
+        await until(switched)
+        assert reason("zero-article") is None

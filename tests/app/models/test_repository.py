@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -258,3 +259,74 @@ def test_a_store_that_cannot_be_read_lists_no_versions(root: Path) -> None:
     with unprivileged():
         assert repository.versions(NAME) == []
     root.chmod(0o700)
+
+
+def test_a_store_that_cannot_be_read_lacks_no_model(root: Path) -> None:
+    """A disk that cannot be read is not a store whose models were deleted: the current versions keep serving."""
+    repository = Repository(root)
+    assert not repository.lacks(NAME)
+    assert repository.lacks("another")
+    root.chmod(0)
+    with unprivileged():
+        assert not repository.lacks("another")
+    root.chmod(0o700)
+    shutil.rmtree(root)
+    assert not repository.lacks("another")
+
+
+def make_loop(path: Path) -> None:
+    """Replace a file or folder by a symbolic link to itself."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "model.pt", "calibration.npy", "golden.npz", ""])
+def test_a_loop_of_links_is_refused(root: Path, folder: Path, file: str) -> None:
+    """A link to itself, as a file or as the folder of the version, rejects the version with its name."""
+    make_loop(folder / file)
+    refused(root, "missing or cannot be read")
+
+
+def test_a_current_that_is_a_loop_is_refused(root: Path) -> None:
+    """The model is rejected with a reason."""
+    make_loop(root / NAME / "CURRENT")
+    with pytest.raises(RepositoryError, match="CURRENT cannot be read"):
+        Repository(root).current(NAME)
+
+
+def test_a_model_or_a_store_that_is_a_loop_is_absent(root: Path) -> None:
+    """Nothing is listed, and nothing raises."""
+    make_loop(root / NAME)
+    repository = Repository(root)
+    assert (repository.names(), repository.versions(NAME)) == ([], [])
+    make_loop(root)
+    assert (repository.names(), repository.versions(NAME)) == ([], [])
+
+
+@pytest.mark.parametrize("file", ["CURRENT", "1/manifest.json", "1/model.pt"])
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_a_file_that_blocks_or_never_ends_is_refused(root: Path, file: str, kind: str) -> None:
+    """Opening a FIFO waits for a writer, and /dev/zero has no end; both are rejected at once."""
+    path = root / NAME / file
+    path.unlink()
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    repository = Repository(root)
+    if file == "CURRENT":
+        with pytest.raises(RepositoryError, match="CURRENT cannot be read"):
+            repository.current(NAME)
+    else:
+        refused(root, "missing or cannot be read|does not lie inside")
+
+
+def test_a_huge_current_is_not_read(root: Path) -> None:
+    """A file of terabytes takes no memory."""
+    with (root / NAME / "CURRENT").open("r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(RepositoryError, match="CURRENT does not hold"):
+        Repository(root).current(NAME)

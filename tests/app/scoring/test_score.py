@@ -17,13 +17,15 @@ from app.inference.version import Detection
 from app.models.calibration import Calibration
 from app.problems import InternalError
 from app.scoring.score import Reply, Scorer, ScoreRequest
+from app.scoring.validity.monitor import ValidityMonitor
 from app.scoring.verdict import DecisionRule, Fitted
 from app.stores.reconstructions import Reconstructions, new_ids, unpack
 from app.stores.sqlite import SqliteStore
 from app.telemetry.metrics import Metrics
 
 VERSION: Any = SimpleNamespace(
-    manifest=SimpleNamespace(name="zero", version=3), calibration=Calibration([0.1, 0.2, 0.3, 0.4])
+    manifest=SimpleNamespace(name="zero", version=3, threshold=0.25, files={"calibration.npy": "0" * 64}),
+    calibration=Calibration([0.1, 0.2, 0.3, 0.4]),
 )
 RULE = DecisionRule(VERSION.manifest, VERSION.calibration, threshold=0.25, alpha=0.4)
 PLAIN: dict[str, Any] = {"rule": RULE, "owner": None, "fitted": None, "include_reconstruction": False}
@@ -54,7 +56,7 @@ async def finished(kept: Reconstructions, *pairs: tuple[dict[str, Any], Detectio
     def done(make: Callable[[], Sequence[Any]]) -> None:
         loop.call_soon_threadsafe(lambda: made.set_result(make()))
 
-    scorer = Scorer(kept, Metrics(), "/prefix")
+    scorer = Scorer(kept, Metrics(), "/prefix", ValidityMonitor(kept, Metrics(), 100))
     await asyncio.to_thread(scorer.on_batch_done, VERSION, requests, [found for _, found in pairs], done)
     return list(await made)
 

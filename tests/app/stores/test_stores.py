@@ -16,18 +16,22 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import redis
 
+from app.models.repository import Repository
+from app.scoring.validity.monitor import ValidityMonitor
 from app.stores import Store, StoreError, open_store
 from app.stores.reconstructions import Reconstructions, Record, new_ids
 from app.stores.redis import RedisStore
 from app.stores.sqlite import SqliteStore
 from app.telemetry.metrics import Metrics
-from tests.conftest import ROOT, free_port
-from tests.waiting import until
+from tests.conftest import MODEL_STORE, ROOT, free_port
+from tests.waiting import until, wait_until
 
 ENTRY = 4096
 ENTRIES = 1000
@@ -38,9 +42,12 @@ WORDS = "correct horse"
 class RedisServer:
     """A real redis-server with a password and the bounds of the shipped configuration."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, cluster: bool = False) -> None:
         self.folder = folder
         self.port = free_port()
+        self.options = {"cluster-enabled": "yes", "cluster-node-timeout": "500"} if cluster else {}
+        if cluster:
+            self.options["cluster-port"] = str(free_port())
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.password_file = folder / "redis_password"
         self.password_file.write_text(WORDS.replace(" ", "-") + "\n")
@@ -50,8 +57,9 @@ class RedisServer:
         """Start it and return when it has read its log and listens."""
         options = {
             "port": self.port, "bind": "127.0.0.1", "dir": self.folder, "save": "", "appendonly": "yes",
-            "maxmemory": f"{ENTRIES * ENTRY + 2_000_000}", "maxmemory-policy": "volatile-ttl",
-            "requirepass": WORDS.replace(" ", "-"),
+            "maxmemory": f"{ENTRIES * ENTRY // (3 if self.options else 1) + 2_000_000}",
+            "maxmemory-policy": "volatile-ttl",
+            "requirepass": WORDS.replace(" ", "-"), **self.options,
         }  # fmt: skip
         arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
         self.process = subprocess.Popen(["redis-server", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -96,10 +104,65 @@ def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
     server.end()
 
 
+class Cluster:
+    """A Redis Cluster of three nodes, without replicas, with a password and a bound per node."""
+
+    def __init__(self, folder: Path) -> None:
+        self.nodes = []
+        for number in range(3):
+            (folder / str(number)).mkdir()
+            self.nodes.append(RedisServer(folder / str(number), cluster=True))
+        self.password_file = self.nodes[0].password_file
+        self.url = "rediscluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+
+    def start(self) -> None:
+        """Start the nodes, and distribute the slots."""
+        for node in self.nodes:
+            node.start()
+        addresses = [f"127.0.0.1:{node.port}" for node in self.nodes]
+        command = ["redis-cli", "--no-auth-warning", "-a", self.password, "--cluster", "create", *addresses]
+        subprocess.run([*command, "--cluster-yes"], check=True, capture_output=True)
+        for node in self.nodes:
+            with contextlib.closing(self.client(node)) as client:
+                wait_until(lambda client=client: client.cluster("info")["cluster_state"] == "ok")
+
+    @property
+    def password(self) -> str:
+        """The password of all nodes."""
+        return self.password_file.read_text().strip()
+
+    def client(self, node: RedisServer) -> Any:
+        """Return a client of one node."""
+        return redis.Redis(port=node.port, password=self.password)
+
+    def keys(self, node: RedisServer) -> set[bytes]:
+        """Return the keys of one node."""
+        with contextlib.closing(self.client(node)) as client:
+            return set(client.keys())
+
+    def end(self) -> None:
+        """End the nodes."""
+        for node in self.nodes:
+            node.end()
+
+
+@pytest.fixture(scope="module")
+def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Yield a running cluster."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("needs redis-server (Debian: apt install redis-server)")
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.end()
+
+
 OpenStore = Callable[..., Store]
 
 
-@pytest.fixture(params=["sqlite", "redis"])
+@pytest.fixture(params=["sqlite", "redis", "rediscluster"])
 async def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[OpenStore]:
     """Yield a maker of stores that share their entries; all are closed at the end."""
     stores: list[Store] = []
@@ -109,7 +172,8 @@ async def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIte
         if request.param == "sqlite":
             store = open_store(f"sqlite:///{tmp_path}/store.db", ttl_seconds=ttl_seconds, **bounds)
         else:
-            server: RedisServer = request.getfixturevalue("shared_redis")
+            shared = "shared_redis" if request.param == "redis" else "shared_cluster"
+            server: RedisServer | Cluster = request.getfixturevalue(shared)
             file = server.password_file
             store = open_store(server.url, ttl_seconds=ttl_seconds, password_file=file, **bounds)
         stores.append(store)
@@ -188,7 +252,9 @@ async def test_a_ping_answers(make_store: OpenStore) -> None:
     make_store().ping()
 
 
-@pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "sqlite:////proc/none/store.db"])
+@pytest.mark.parametrize(
+    "url", ["redis://127.0.0.1:1/0", "rediscluster://127.0.0.1:1", "sqlite:////proc/none/store.db"]
+)
 async def test_a_store_that_is_not_there_raises_one_kind_of_error(url: str) -> None:
     """Every method of a store that cannot be reached raises StoreError, and does so fast."""
     store = open_store(url, ttl_seconds=60, max_bytes=ENTRY, entry_bytes=ENTRY)
@@ -290,6 +356,78 @@ async def test_a_wrong_password_is_an_error_that_does_not_tell_it(shared_redis: 
         store.close()
 
 
+async def test_a_micro_batch_is_in_one_slot_and_batches_are_on_all_nodes(shared_cluster: Cluster) -> None:
+    """The ids of a micro-batch share their slot, so it is one transaction; micro-batches use all three nodes."""
+    store = open_store(
+        shared_cluster.url, ttl_seconds=60, max_bytes=0, entry_bytes=ENTRY, password_file=shared_cluster.password_file
+    )
+    before = [shared_cluster.keys(node) for node in shared_cluster.nodes]
+    used = set()
+    for number in range(40):
+        ids = [f"{number:012x}" + os.urandom(16).hex() for _ in range(8)]
+        owned = [ids[0], *(f"customer/{id}" for id in ids[1:])]
+        store.put([(id, id.encode()) for id in owned])
+        assert [store.get(id) for id in owned] == [id.encode() for id in owned]
+        there = [len(shared_cluster.keys(node) - old) for node, old in zip(shared_cluster.nodes, before, strict=True)]
+        assert sorted(there) == [0, 0, 8]
+        used.add(there.index(8))
+        before = [shared_cluster.keys(node) for node in shared_cluster.nodes]
+    assert used == {0, 1, 2}
+    store.close()
+
+
+@pytest.mark.process
+async def test_a_cluster_comes_back_by_itself(tmp_path: Path) -> None:
+    """While a node is down, writes raise StoreError in bounded time; after its restart the same store works again."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("needs redis-server (Debian: apt install redis-server)")
+    cluster = Cluster(tmp_path)
+    try:
+        cluster.start()
+        store = open_store(
+            cluster.url,
+            ttl_seconds=60,
+            max_bytes=0,
+            entry_bytes=ENTRY,
+            password_file=cluster.password_file,
+            timeout=0.5,
+        )
+        (before,) = entries("000000000001", 1)
+        store.put([before])
+
+        def write_everywhere() -> bool:
+            try:
+                for number in range(30):
+                    store.put([(f"{number:012x}-{os.urandom(4).hex()}", b"content")])
+            except StoreError as error:
+                assert "content" not in str(error) and cluster.password not in str(error)
+                return False
+            return True
+
+        assert write_everywhere()
+        cluster.nodes[1].end(signal.SIGKILL)
+        began = time.monotonic()
+        assert not write_everywhere()
+        assert time.monotonic() - began < 10
+        cluster.nodes[1].start()
+        await until(write_everywhere)
+        assert store.get(before[0]) == before[1]
+        store.close()
+    finally:
+        cluster.end()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["rediscluster://", "rediscluster://a:x", "rediscluster://a/0", "rediscluster://u:secret@a", "rediscluster://a,"],
+)
+def test_a_wrong_url_of_a_cluster_is_an_error_without_the_password(url: str) -> None:
+    """A URL of another form raises StoreError, and its message does not contain the URL."""
+    with pytest.raises(StoreError) as refusal:
+        open_store(url, ttl_seconds=60, max_bytes=ENTRY, entry_bytes=ENTRY)
+    assert "secret" not in str(refusal.value)
+
+
 @pytest.mark.parametrize(
     ("damage", "boots", "kept"),
     [
@@ -388,7 +526,7 @@ async def test_a_database_of_something_else_is_refused_and_not_altered(
 async def test_sqlite_checks_once_after_a_start_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second process does not check again what the first is writing."""
     path, checked = tmp_path / "r.db", []
-    monkeypatch.setattr("app.stores.sqlite._is_sound", lambda path, _: checked.append(path) or True)
+    monkeypatch.setattr("app.stores.sqlite_file._is_sound", lambda path, _: checked.append(path) or True)
     path.touch()
     for _ in range(3):
         store = SqliteStore(path, ttl_seconds=60, max_entries=1000)
@@ -413,13 +551,12 @@ async def test_sqlite_lets_entries_go_that_lie_behind_longer_lived_ones(tmp_path
     assert found == {"long-lived", *(f"fresh-{number}" for number in range(300))}
 
 
-async def test_sqlite_copies_its_log_before_it_is_long(tmp_path: Path) -> None:
-    """The log stays small, for scores wait while it is copied: SQLite by itself lets it grow to 8 MB."""
-    store = SqliteStore(tmp_path / "entries.db", ttl_seconds=60, max_entries=10_000)
+async def test_the_journal_of_sqlite_stays_small(tmp_path: Path) -> None:
+    """The rollback journal is kept between transactions, and does not grow with the number of entries."""
+    store = SqliteStore(tmp_path / "entries.db", ttl_seconds=60, max_entries=500)
     for group in range(150):
         store.put([(f"{group:06}{number:02}", bytes(2700)) for number in range(20)])
-    log = tmp_path / "entries.db-wal"
-    assert 0 < log.stat().st_size < 4_000_000
+    assert 0 < (tmp_path / "entries.db-journal").stat().st_size <= 4 * 1024 * 1024
     store.close()
 
 
@@ -664,3 +801,62 @@ async def test_a_group_larger_than_the_bound_is_kept_when_none_waits(tmp_path: P
     assert await asyncio.gather(*(kept.stored(group) for group in groups)) == [True, False]
     assert await kept.stored(groups[1])
     await kept.aclose()
+
+
+async def test_states_are_swapped_atomically(make_store: OpenStore) -> None:
+    """A state is replaced only by the caller that has read the latest one, and does not expire."""
+    one, other = make_store(ttl_seconds=0.001), make_store()
+    key = f"test/{os.urandom(8).hex()}"
+    assert one.read_state(key) is None
+    assert one.swap_state(key, None, b"first")
+    assert not other.swap_state(key, None, b"second")
+    assert other.read_state(key) == b"first"
+    assert other.swap_state(key, b"first", b"second")
+    assert not one.swap_state(key, b"first", b"third")
+    assert one.read_state(key) == b"second"
+    assert one.get(key) is None
+
+
+async def test_concurrent_swaps_lose_nothing(make_store: OpenStore) -> None:
+    """Two processes that add to one state at the same time lose no addition."""
+    key = f"test/{os.urandom(8).hex()}"
+
+    def add(store: Store) -> None:
+        for _ in range(100):
+            while True:
+                old = store.read_state(key)
+                with contextlib.suppress(StoreError):
+                    if store.swap_state(key, old, str(int(old or 0) + 1).encode()):
+                        break
+        store.close()
+
+    threads = [threading.Thread(target=add, args=[make_store()]) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert make_store().read_state(key) == b"200"
+
+
+async def test_replicas_continue_one_stream(make_store: OpenStore) -> None:
+    """Two replicas with one store add their images to one stream, at the same time, and none counts twice."""
+    repository = Repository(MODEL_STORE)
+    manifest = repository.manifest("zero-article", 1)
+    manifest = manifest.model_copy(update={"files": {**manifest.files, "calibration.npy": os.urandom(8).hex()}})
+    version: Any = SimpleNamespace(
+        manifest=manifest, calibration=repository.calibration(repository.manifest("zero-article", 1))
+    )
+    kept = [Reconstructions(make_store(), Metrics(), timeout=20, max_waiting=100) for _ in range(2)]
+    replicas = [ValidityMonitor(each, Metrics(), 100) for each in kept]
+    for each in kept:
+        await each.check()
+    scores = np.asarray(version.calibration.scores)
+    for _ in range(20):
+        for replica in replicas:
+            replica.add(version, scores[::10])
+        await asyncio.gather(*(replica.flush() for replica in replicas))
+    reports = [await replica.report(version) for replica in replicas]
+    assert [each.images for each in reports] == [40 * len(scores[::10])] * 2
+    assert reports[0] == reports[1]
+    for each in kept:
+        await each.aclose()

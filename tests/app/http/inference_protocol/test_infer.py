@@ -269,8 +269,8 @@ async def test_limits_are_those_of_batch_requests(make_settings: Callable[..., S
 
 async def test_a_large_request_occupies_a_place_of_batch_requests(make_settings: Callable[..., Settings]) -> None:
     """While all places are occupied, a large request gets 503; a small one joins the micro-batches."""
-    async with running(make_settings(batch_max_requests=1)) as client:
-        with services(client).batch.place():
+    async with running(make_settings(batch_max_connections=1)) as client:
+        with services(client).batch.place({}):
             reply = await infer(client, digits(200))
             assert_error(reply, 503, "batch requests")
             assert reply.headers["retry-after"] == "1"

@@ -1,0 +1,1 @@
+"""Tests without labels whether today's normal images still score like the calibration images."""

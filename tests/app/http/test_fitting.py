@@ -1,0 +1,77 @@
+"""`fit=mnist` under load: one client cannot take it from the others."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.http.fitting import _is_large, client_of
+from app.settings import Settings
+from tests.conftest import running
+from tests.requests import raw
+
+
+def noise(side: int) -> bytes:
+    """Return a grey PNG of random pixels, which takes long to fit."""
+    pixels = np.random.default_rng(5).integers(0, 256, (side, side), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("scope", "client"),
+    [
+        ({"client": ("192.0.2.7", 1)}, "192.0.2.7"),
+        ({"client": ("2001:db8:1:2:3::9", 1)}, "2001:db8:1:2::/64"),
+        ({"client": ("192.0.2.7", 1), "owner": "scanner"}, "key scanner"),
+        ({"client": None}, ""),
+        ({"client": ("testclient", 1)}, "testclient"),
+        ({}, ""),
+    ],
+)
+def test_clients_are_told_apart_by_key_or_address(scope: dict[str, object], client: str) -> None:
+    """The name of the key comes first: behind a gateway, all clients have the same address."""
+    assert client_of(scope) == client
+
+
+def test_large_images_are_found_by_their_header() -> None:
+    """A PNG of a few kilobytes may declare millions of pixels."""
+    file = io.BytesIO()
+    Image.new("L", (2000, 2000)).save(file, "PNG")
+    assert len(file.getvalue()) < 20_000
+    assert _is_large(file.getvalue())
+    assert not _is_large(noise(300))
+    assert _is_large(bytes(200_000))
+    assert not _is_large(b"\xff\xd8\xff")
+
+
+async def test_a_flood_of_large_images_does_not_deny_fit_to_others(
+    make_settings: Callable[..., Settings], zero: bytes
+) -> None:
+    """While one address holds all places with large images, each ordinary image of another address is fitted."""
+    large = noise(800)
+    settings = make_settings(fit_max_waiting=8, deadline_ms=5000)
+    async with running(settings) as flooder:
+        over = asyncio.Event()
+        statuses: list[int] = []
+
+        async def flood() -> None:
+            while not over.is_set():
+                statuses.append((await raw(flooder, large, "?fit=mnist")).status_code)
+                await asyncio.sleep(0.01)  # a rejection does not suspend the task otherwise
+
+        transport = httpx.ASGITransport(flooder.app, client=("192.0.2.7", 1))  # type: ignore[attr-defined]
+        floods = [asyncio.create_task(flood()) for _ in range(16)]
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as other:
+            replies = [(await raw(other, zero, "?fit=mnist")).status_code for _ in range(4)]
+        over.set()
+        await asyncio.gather(*floods)
+    assert replies == [200] * 4
+    assert 503 in statuses

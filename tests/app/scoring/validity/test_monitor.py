@@ -1,0 +1,190 @@
+"""The validity monitor in the service: what counts, what survives, what the route and the metrics return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from app.inference.version import ModelVersion
+from app.settings import Settings
+from app.stores import StoreError
+from app.stores.sqlite import SqliteStore
+from tests import model_stores, pngs
+from tests.app.http.test_batch import bulk, digits
+from tests.conftest import MODEL_STORE, Server, running, services
+from tests.requests import assert_problem, raw
+from tests.waiting import until, wait_until
+
+VALIDITY = "/models/zero-article/validity"
+
+
+def version_of(client: httpx.AsyncClient) -> ModelVersion:
+    version = services(client).registry.current("zero-article")
+    assert version is not None
+    return version
+
+
+def like_calibration(version: ModelVersion, count: int, power: float = 1.0) -> np.ndarray:
+    """Return calibration scores drawn with replacement; with a power above 1, high scores are more frequent."""
+    calibration = np.asarray(version.calibration.scores)
+    ranks = np.random.default_rng(0).beta(power, 1, count)
+    return calibration[(ranks * len(calibration)).astype(int)]
+
+
+async def test_single_and_batch_scores_count(make_settings: Callable[..., Settings], zero: bytes, six: bytes) -> None:
+    """Each scored image counts once; refused images and images that a guard decided do not."""
+    async with running(make_settings(model_store=MODEL_STORE, default_model="zero")) as client:
+        singles = [
+            (await raw(client, image)).json() for image in (zero, six, zero, pngs.plain(np.zeros((28, 28), np.uint8)))
+        ]
+        scored = (await bulk(client, np.concatenate([digits(300), np.zeros((2, 28, 28), np.uint8)]))).json()["items"]
+        assert [item["reason"] for item in (singles + scored)[-2:]] == ["empty", "empty"]
+        assert singles[-1]["reason"] == "empty"
+        assert_problem(await raw(client, b"no image"), 422, "not-a-png")
+        counted = [item for item in singles + scored if item["reason"] is None]
+        found = (await client.get("/models/zero/validity")).json()
+        manifest = (await client.get("/models/zero")).json()
+    assert found["images"] == len(counted) > 3
+    assert found["anomalous"]["count"] == sum(item["is_anomaly"] for item in counted)
+    assert sum(found["scores"]["recent"]) == len(counted)
+    assert sum(found["scores"]["calibration"]) == manifest["calibration"]["n"]
+    assert len(found["scores"]["edges"]) == len(found["scores"]["recent"]) + 1
+
+
+async def test_a_version_without_images_is_valid(client: httpx.AsyncClient) -> None:
+    """Before the first image there is no evidence."""
+    found = (await client.get(VALIDITY)).json()
+    assert (found["status"], found["images"], found["p_value"], found["evidence_log10"]) == ("valid", 0, 1.0, 0.0)
+    assert found["anomalous"]["share"] is None
+    assert_problem(await client.get("/models/none/validity"), 404, "model-not-found")
+    assert_problem(await client.get(f"{VALIDITY}?since=1"), 422, "invalid-parameter")
+
+
+async def test_a_change_is_reported(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
+    """When scores below the threshold rise, the status, the metrics and the log say so."""
+    monitor, version = services(client).validity, version_of(client)
+    monitor.add(version, like_calibration(version, 4000, power=3.0))
+    found = (await client.get(VALIDITY)).json()
+    assert found["status"] == "changed"
+    assert found["peak_log10"] >= found["limit_log10"] == 2.0
+    assert found["p_value"] <= 0.01
+    assert 0 < found["changed_after_images"] < 4000
+    assert found["changed_at"] is not None
+    assert found["quantiles"][1]["recent"] > found["quantiles"][1]["calibration"]
+    assert "no longer resemble" in caplog.text
+    await until(lambda: b'validity_changed{model="zero-article"} 1.0' in services(client).metrics.exposition())
+
+
+async def test_only_anomalies_are_watched(client: httpx.AsyncClient) -> None:
+    """If nearly all images are anomalous, no image is left to compare, and the status is not `valid`."""
+    monitor, version = services(client).validity, version_of(client)
+    monitor.add(version, np.full(500, 2 * version.manifest.threshold))
+    found = (await client.get(VALIDITY)).json()
+    assert found["status"] == "watch"
+    assert "more than half" in found["reason"]
+    assert found["anomalous"]["low"] > 0.9
+
+
+async def test_the_limit_is_a_setting(make_settings: Callable[..., Settings]) -> None:
+    """A higher `ANOMALY_VALIDITY_LIMIT` needs more evidence."""
+    async with running(make_settings(validity_limit=1e9)) as client:
+        version = version_of(client)
+        services(client).validity.add(version, like_calibration(version, 250, power=1.5))
+        found = (await client.get(VALIDITY)).json()
+        assert found["limit_log10"] == 9.0
+        assert found["status"] != "changed"
+
+
+async def test_streams_survive_restarts_and_version_switches(
+    make_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    """A stream continues after a restart; each version has a stream of its own, which it continues when it returns."""
+    store = model_stores.copy(tmp_path / "models", 1, 2, current=1)
+    settings = make_settings(model_store=store)
+    async with running(settings) as client:
+        await bulk(client, digits(100))  # the end of the service stores them
+    async with running(settings) as client:
+        assert (await client.get(VALIDITY)).json()["images"] == 100
+        await bulk(client, digits(10))
+        model_stores.promote(store, 2)
+        await until(lambda: version_of(client).manifest.version == 2)
+        await bulk(client, digits(20))
+        found = (await client.get(VALIDITY)).json()
+        assert (found["version"], found["images"]) == (2, 20)
+        model_stores.promote(store, 1)
+        await until(lambda: version_of(client).manifest.version == 1)
+        assert (await client.get(VALIDITY)).json()["images"] == 110
+
+
+async def test_images_are_counted_within_a_second(client: httpx.AsyncClient) -> None:
+    """The monitor stores waiting images by itself."""
+    await bulk(client, digits(30))
+    await until(lambda: b'validity_images{model="zero-article"} 30.0' in services(client).metrics.exposition())
+
+
+async def test_a_failing_store_counts_no_image_twice(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the state cannot be read, images wait. If it is unknown whether they were stored, they are dropped."""
+    monitor, version = services(client).validity, version_of(client)
+
+    def failing(*_: object) -> bytes | None:
+        raise StoreError("down")
+
+    def stored_without_reply(store: SqliteStore, *given: object) -> bool:
+        swap(store, *given)
+        raise StoreError("no reply")
+
+    await client.get(VALIDITY)
+    with monkeypatch.context() as patched:
+        patched.setattr(SqliteStore, "read_state", failing)
+        monitor.add(version, like_calibration(version, 7))
+        assert_problem(await client.get(VALIDITY), 503, "store-unavailable")
+    await services(client).reconstructions.check()
+    assert (await client.get(VALIDITY)).json()["images"] == 7
+    swap = SqliteStore.swap_state
+    with monkeypatch.context() as patched:
+        patched.setattr(SqliteStore, "swap_state", stored_without_reply)
+        monitor.add(version, like_calibration(version, 5))
+        await monitor.flush()
+    await services(client).reconstructions.check()
+    assert (await client.get(VALIDITY)).json()["images"] == 12
+    assert services(client).metrics.registry.get_sample_value("anomaly_validity_images_dropped_total") == 5.0
+
+
+async def test_waiting_images_are_bounded(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the store is down, further images are dropped and counted."""
+    monitor, version = services(client).validity, version_of(client)
+    monkeypatch.setattr("app.scoring.validity.monitor._MAX_WAITING", 1000)
+    monitor.add(version, like_calibration(version, 900))
+    monitor.add(version, like_calibration(version, 200))
+    assert services(client).metrics.registry.get_sample_value("anomaly_validity_images_dropped_total") == 200.0
+    assert (await client.get(VALIDITY)).json()["images"] == 900
+
+
+@pytest.mark.process
+def test_a_killed_process_loses_at_most_a_second(
+    make_server: Callable[..., Server], zero: bytes, article_alone: Path
+) -> None:
+    """After `kill -9` of two workers, the stream of both continues; no image counts twice."""
+    environment = {"ANOMALY_MODEL_STORE": str(article_alone), "ANOMALY_DEFAULT_MODEL": "zero-article"}
+    server = make_server(ANOMALY_WORKERS="2", **environment).start()
+
+    def images() -> int:
+        return int(server.get(VALIDITY).json()["images"])
+
+    def send(count: int) -> None:
+        for _ in range(count):  # a connection each, so that both workers get some
+            assert server.post("/score", content=zero, headers={"content-type": "image/png"}).status_code == 200
+
+    send(40)
+    wait_until(lambda: images() == 40, 10, describe=server.log)
+    server.kill()
+    server = make_server(**environment).start()  # with the same store
+    assert images() == 40
+    send(10)
+    wait_until(lambda: images() == 50, 10, describe=server.log)

@@ -1,0 +1,1 @@
+"""Bulk scoring, in the process and on a Ray cluster."""

@@ -1,0 +1,1 @@
+"""Schemathesis against the OpenAPI document of a running service."""

@@ -1,0 +1,1 @@
+"""Checks of the packages that the project installs: known vulnerabilities, age of the bounds."""
