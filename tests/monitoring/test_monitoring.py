@@ -20,8 +20,8 @@ import pytest
 from tests import pngs
 from tests.app.http.test_batch import digits, npy
 from tests.conftest import ROOT, Server, free_port, interop
+from tests.gateway.process import gateway, make_secrets
 from tests.infer_requests import json_request
-from tests.protocol.gateway import KEY, running_gateway, write_keys
 from tests.waiting import wait_until
 
 RULES = ROOT / "deploy" / "prometheus" / "alerts.yml"
@@ -45,14 +45,15 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx
 
     The alert rules are the shipped ones without their waiting times, so that one of them fires.
     """
-    folder, port, gateway_metrics = tmp_path_factory.mktemp("monitoring"), free_port(), free_port()
+    folder, port = tmp_path_factory.mktemp("monitoring"), free_port()
     with ExitStack() as ends:
-        server = Server(folder, ANOMALY_API_KEYS_FILE=str(write_keys(folder)))
+        key = make_secrets(folder)
+        server = Server(folder, ANOMALY_API_KEYS_FILE=str(folder / "keys" / "api_keys"))
         ends.callback(server.kill)
         server.start()
-        gateway = ends.enter_context(running_gateway(folder, server.port, metrics=gateway_metrics))
+        door = ends.enter_context(gateway(folder, server.port, key))
         (folder / "alerts.yml").write_text(re.sub(r"for: \w+", "for: 0s", RULES.read_text()))
-        jobs = {"api": [server.port, free_port()], "gateway": [gateway_metrics]}
+        jobs = {"api": [server.port, free_port()], "gateway": [door.metrics_port]}
         configuration = {
             "global": {"scrape_interval": "200ms", "scrape_timeout": "200ms", "evaluation_interval": "200ms"},
             "rule_files": [str(folder / "alerts.yml")],
@@ -71,7 +72,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx
         ends.callback(process.wait, 10)
         ends.callback(process.kill)
         stop = threading.Event()
-        load = threading.Thread(target=_send, args=(gateway.client(), stop))
+        load = threading.Thread(target=_send, args=(door.client(), stop))
         load.start()
         ends.callback(load.join, 30)
         ends.callback(stop.set)
@@ -129,7 +130,7 @@ def test_every_panel_has_data(prometheus: tuple[httpx.Client, Server]) -> None:
 def test_metrics_follow_the_conventions(prometheus: tuple[httpx.Client, Server]) -> None:
     """`promtool check metrics` has no complaint about what a service under load exports."""
     _, server = prometheus
-    exposition = server.get("/metrics", headers={"x-api-key": KEY}).text
+    exposition = server.get("/metrics").text
     assert "anomaly_build_info{version=" in exposition
     assert promtool("check", "metrics", given=exposition) == ""
 

@@ -17,8 +17,8 @@ import pytest
 from tests import pngs
 from tests.app.http.test_batch import digits
 from tests.conftest import ROOT, Server, interop
+from tests.gateway.process import Gateway, gateway, make_secrets
 from tests.infer_requests import assert_error, binary_request, json_request
-from tests.protocol.gateway import KEY, Gateway, running_gateway, write_keys
 
 PYTHON = Path(sys.prefix) / "protocol" / "bin" / "python"
 CLIENTS = ROOT / "tests" / "protocol" / "clients.py"
@@ -32,10 +32,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Ga
     """Yield a server process with an API key, and the shipped gateway in front of it."""
     folder = tmp_path_factory.mktemp("protocol")
     with ExitStack() as ends:
-        server = Server(folder, ANOMALY_API_KEYS_FILE=str(write_keys(folder)))
+        key = make_secrets(folder)
+        server = Server(folder, ANOMALY_API_KEYS_FILE=str(folder / "keys" / "api_keys"))
         ends.callback(server.kill)
         server.start()
-        yield server, ends.enter_context(running_gateway(folder, server.port, BATCH_MAX_BYTES="200000"))
+        yield server, ends.enter_context(gateway(folder, server.port, key, BATCH_MAX_BYTES="200000"))
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +56,11 @@ def test_clients_get_the_scores_of_single_images(
     stack: tuple[Server, Gateway], images: tuple[Path, list[bytes]], way: str
 ) -> None:
     """Every call of every client succeeds, and has the scores, p-values, verdicts and reasons of `POST /score`."""
-    server, gateway = stack
+    server, door = stack
     path, encoded = images
-    arguments = [server.url, "zero", path] if way == "direct" else [gateway.url, "zero", path, gateway.certificate]
+    arguments = [server.url, "zero", path] if way == "direct" else [door.url, "zero", path, door.certificate]
     done = subprocess.run(
-        [PYTHON, CLIENTS, *arguments, *([""] if way == "direct" else []), KEY],
+        [PYTHON, CLIENTS, *arguments, *([""] if way == "direct" else []), door.key],
         capture_output=True,
         text=True,
         check=False,
@@ -67,7 +68,7 @@ def test_clients_get_the_scores_of_single_images(
     )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    with server.client(headers={"x-api-key": KEY, "content-type": "image/png"}) as client:
+    with server.client(headers={"x-api-key": door.key, "content-type": "image/png"}) as client:
         expected = [client.post("/score?model=zero", content=each).json() for each in encoded]
         wider = [client.post("/score?model=zero&alpha=0.25", content=each).json() for each in encoded]
     calls = {name: each for name, each in found.items() if isinstance(each, dict) and "mse" in each}
@@ -94,7 +95,7 @@ def test_clients_get_the_scores_of_single_images(
 
 def test_the_gateway_limits_the_protocol_and_answers_in_its_shape(stack: tuple[Server, Gateway]) -> None:
     """Keys, sizes and paths of the protocol are checked by the gateway; its errors have the member `error`."""
-    _, gateway = stack
+    _, door = stack
     small = binary_request(digits(2).tobytes(), [2, 28, 28])
     large = binary_request(digits(100).tobytes(), [100, 28, 28])  # 78,400 bytes: above the limit of a single image
     huge = binary_request(digits(300).tobytes(), [300, 28, 28])
@@ -104,7 +105,7 @@ def test_the_gateway_limits_the_protocol_and_answers_in_its_shape(stack: tuple[S
         yield body[:100]
         yield body[100:]
 
-    with gateway.client() as client:
+    with door.client() as client:
         for content, headers in (small, large):
             assert client.post(infer, content=content, headers=headers).status_code == 200
             assert client.post(infer, content=chunked(content), headers=headers).status_code == 200
@@ -115,25 +116,27 @@ def test_the_gateway_limits_the_protocol_and_answers_in_its_shape(stack: tuple[S
             "/v2/models/zero/..": client.get("/v2/models/zero%2f.."),
             "huge": client.post(infer, content=huge[0], headers=huge[1]),
         }
-    with gateway.client(key="wrong") as client:
+    with door.client() as client:
+        client.headers["x-api-key"] = "wrong"
         replies["wrong key"] = client.post(infer, json=json_request(digits(1)))
         replies["probe"] = client.get("/v2/health/live")
     for (name, reply), status in zip(replies.items(), (404, 413, 401, 401), strict=True):
         assert reply.status_code == status, name
         assert reply.headers["content-type"] == "application/json", name
         assert reply.json()["error"], name
-    with gateway.client() as client:
+    with door.client() as client:
         other = client.get("/nothing:here")
         assert (other.status_code, other.headers["content-type"]) == (404, "application/problem+json")
 
 
 def test_without_a_replica_the_gateway_answers_in_the_shape_of_the_protocol(tmp_path: Path) -> None:
     """503 of the gateway itself is JSON with `error` below /v2, and a problem elsewhere."""
-    server = Server(tmp_path, ANOMALY_API_KEYS_FILE=str(write_keys(tmp_path))).start()
+    key = make_secrets(tmp_path)
+    server = Server(tmp_path, ANOMALY_API_KEYS_FILE=str(tmp_path / "keys" / "api_keys")).start()
     try:
-        with running_gateway(tmp_path, server.port) as gateway:
+        with gateway(tmp_path, server.port, key) as door:
             server.kill()
-            with gateway.client() as client:
+            with door.client() as client:
                 reply = client.post("/v2/models/zero/infer", json=json_request(digits(1)))
                 assert reply.status_code in (502, 503)
                 assert reply.headers["content-type"] == "application/json"
@@ -145,9 +148,9 @@ def test_without_a_replica_the_gateway_answers_in_the_shape_of_the_protocol(tmp_
 
 def test_a_rejected_request_leaves_the_connection_usable(stack: tuple[Server, Gateway]) -> None:
     """A request that is rejected before its body was read does not spoil the next one on the connection."""
-    server, _ = stack
+    server, door = stack
     content, headers = binary_request(digits(70).tobytes(), [70, 28, 28])
-    with server.client(headers={"x-api-key": KEY}) as client:
+    with server.client(headers={"x-api-key": door.key}) as client:
         for _ in range(3):
             assert_error(client.post("/v2/models/none/infer", content=content, headers=headers), 404)
             assert client.post("/v2/models/zero/infer", content=content, headers=headers).status_code == 200
