@@ -187,7 +187,7 @@ def draw_chart(reference: Reference, quiet: Scores, changed: Scores) -> int | No
     axes.axhline(2, color="firebrick", linewidth=1, linestyle="--")
     axes.axvline(len(quiet), color="grey", linewidth=1)
     axes.text(len(quiet) * 0.98, 6, "zeros", ha="right")
-    axes.text(len(quiet) * 1.02, 6, "the same zeros, thicker")
+    axes.text(len(quiet) * 1.3, 6, "the same zeros, thicker")
     axes.text(0, 2.3, "changed", color="firebrick")
     axes.set(xlabel="images", ylabel="evidence (log10)", ylim=(-2, 10))
     figure.savefig(CHART, dpi=120, facecolor="white", metadata={"Software": None})

@@ -43,7 +43,7 @@ def imports_of(path: Path) -> set[str]:
                 *(name for name in SERVICE if name.startswith("app.http.routes.")),
             },
         ),
-        ("sqlite3", {"app.stores.sqlite", "app.stores.sqlite_file"}),
+        ("sqlite3", {"app.stores.sqlite", "app.stores.sqlite_file", "app.stores.states"}),
         ("prometheus_client", {"app.telemetry.metrics"}),
         (
             "PIL",

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from app.concurrency.places import FairPlaces
+from app.http.batch_lots import lot_reply
 from app.http.batch_replies import BatchExchange, BatchReply, Send, reply_type
 from app.http.bodies import ClientLeft, Receive, decoded_pieces, pieces
 from app.http.fitting import client_of
@@ -144,6 +145,8 @@ class BatchHandler:
         )
         make_reply = reply_type(scope)
         query = with_fields(query, await found.fields())
+        if query.fdr is not None:
+            make_reply = lot_reply(make_reply, query.fdr)
         version = await self._registry.select(query.model)
         rule = DecisionRule.for_alpha(version.manifest, version.calibration, query.alpha)
         job = BatchJob(version, rule, scope.get("owner"), query.store)

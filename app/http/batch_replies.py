@@ -86,7 +86,7 @@ class BatchReply(Protocol):
         """Cancel what is still being sent."""
 
 
-class _NdjsonReply:
+class NdjsonReply:
     """NDJSON, sent while the body still arrives.
 
     A client may send the whole body before it reads the reply: the lines of the largest body are buffered. Above
@@ -103,9 +103,11 @@ class _NdjsonReply:
         self._sender: asyncio.Task[None] | None = None
 
     def add(self, scored: ScoredChunk) -> None:
-        self._put("\n".join(_items(self.exchange, scored)) + "\n")
+        """Add the items of a chunk."""
+        self._put("\n".join(items(self.exchange, scored)) + "\n")
 
     async def drain(self) -> None:
+        """Wait while too much of the reply is unsent."""
         while self._unsent > _MAX_UNSENT_BYTES:
             self._progress.clear()
             try:
@@ -116,6 +118,7 @@ class _NdjsonReply:
                 raise BodyTimeout(detail, hint=_READ) from None
 
     async def finish(self) -> None:
+        """Send what has not been sent, and end the reply."""
         self._put("")
         self._waiting.put_nowait(None)
         assert self._sender is not None
@@ -123,10 +126,12 @@ class _NdjsonReply:
             await asyncio.shield(self._sender)
 
     async def fail(self, problem: Problem) -> None:
-        self._put(_problem_item(self.exchange.job.tally.count, problem) + "\n")
+        """End the reply with a problem."""
+        self._put(problem_item(self.exchange.job.tally.count, problem) + "\n")
         await self.finish()
 
     def close(self) -> None:
+        """Cancel what is still being sent."""
         if self._sender is not None:
             self._sender.cancel()
 
@@ -190,12 +195,12 @@ class JsonReply(_ReplyWithLength):
 
     def add(self, scored: ScoredChunk) -> None:
         """Add the items of a chunk."""
-        text = ",".join(_items(self.exchange, scored))
+        text = ",".join(items(self.exchange, scored))
         self._pieces.append((f",{text}" if self._pieces else text).encode())
 
-    def _complete(self) -> None:
+    def _members(self) -> dict[str, Any]:
         rule, tally = self.exchange.job.rule, self.exchange.job.tally
-        members = {
+        return {
             "model": rule.manifest.name,
             "version": rule.manifest.version,
             "threshold": rule.threshold,
@@ -204,7 +209,9 @@ class JsonReply(_ReplyWithLength):
             "anomalous": tally.anomalous,
             "failed": tally.failed,
         }
-        head = json.dumps(members, separators=(",", ":"))
+
+    def _complete(self) -> None:
+        head = json.dumps(self._members(), separators=(",", ":"))
         self._pieces.appendleft(f'{head[:-1]},"items":['.encode())
         self._pieces.append(b"]}")
 
@@ -228,13 +235,14 @@ class _NpyReply(_ReplyWithLength):
         self._pieces += head.getvalue(), bytes(self._scores)
 
 
-class _NdjsonWithLength(_ReplyWithLength):
+class NdjsonWithLength(_ReplyWithLength):
     """NDJSON for HTTP/1.0, which has no chunks: its length must be known before it begins."""
 
     _kind = b"application/x-ndjson"
 
     def add(self, scored: ScoredChunk) -> None:
-        self._pieces.append(("\n".join(_items(self.exchange, scored)) + "\n").encode())
+        """Add the items of a chunk."""
+        self._pieces.append(("\n".join(items(self.exchange, scored)) + "\n").encode())
 
     def _complete(self) -> None:
         if not self._pieces:
@@ -243,7 +251,7 @@ class _NdjsonWithLength(_ReplyWithLength):
 
 _REPLIES: dict[str, Callable[[BatchExchange, Send], BatchReply]] = {
     "application/json": JsonReply,
-    "application/x-ndjson": _NdjsonReply,
+    "application/x-ndjson": NdjsonReply,
     "application/x-npy": _NpyReply,
 }
 
@@ -256,7 +264,7 @@ def reply_type(scope: MutableMapping[str, Any]) -> Callable[[BatchExchange, Send
     """
     kind = negotiate(scope["headers"], tuple(_REPLIES))
     if kind == "application/x-ndjson" and scope["http_version"] == "1.0":
-        return _NdjsonWithLength
+        return NdjsonWithLength
     return _REPLIES[kind]
 
 
@@ -275,13 +283,14 @@ def _start(job: BatchJob, kind: bytes, length: int | None = None) -> dict[str, A
     return {"type": "http.response.start", "status": 200, "headers": headers}
 
 
-def _items(exchange: BatchExchange, scored: ScoredChunk) -> list[str]:
+def items(exchange: BatchExchange, scored: ScoredChunk) -> list[str]:
+    """Return the JSON of each item of a chunk."""
     job = exchange.job
     lines = []
     for place, verdict in enumerate(job.rule.verdicts(scored.mse, scored.reasons)):
         index = job.tally.count + place
         if place in scored.problems:
-            lines.append(_problem_item(index, scored.problems[place]))
+            lines.append(problem_item(index, scored.problems[place]))
         else:
             lines.append(_item(index, verdict) + (_link(exchange.prefix, scored.ids[place]) if job.store else "") + "}")
     return lines
@@ -302,5 +311,6 @@ def _link(prefix: str, id: str | None) -> str:
     return f',"id":"{id}","reconstruction":"{reconstruction_path(prefix, id)}"'
 
 
-def _problem_item(index: int, problem: Problem) -> str:
+def problem_item(index: int, problem: Problem) -> str:
+    """Return the JSON of an item that has only a problem."""
     return json.dumps({"index": index, "problem": problem.document()}, separators=(",", ":"))

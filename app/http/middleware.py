@@ -85,14 +85,8 @@ class RequestMiddleware:
         hosts: Hosts | None = None,
     ) -> None:
         self.max_body_bytes = score.max_body_bytes
-        self._app = app
-        self._score = score
-        self._metrics = metrics
-        self._log = log
-        self._keys = keys
-        self._cors = cors
-        self._traces = traces
-        self._hosts = hosts
+        self._app, self._score, self._metrics, self._log = app, score, metrics, log
+        self._keys, self._cors, self._hosts, self._traces = keys, cors, hosts, traces
         self._process = binascii.hexlify(os.urandom(6))
         self._number = itertools.count()
 

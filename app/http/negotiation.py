@@ -36,12 +36,15 @@ def choose(accept: str, offered: Sequence[str]) -> str | None:
     header decides if the header names all of them, else the order of the offer: `application/json, */*` does not
     prefer JSON to the default of the route. Parameters other than `q` are ignored.
 
+    A header with a bare `*`, which the grammar does not have, is the default of Java's HttpURLConnection (`text/html,
+    image/gif, image/jpeg, *; q=.2, */*; q=.2`). It does not state what the program wants, so it counts as `*/*`.
+
     Args:
         accept: the header; empty if the request has none.
         offered: media types in lower case, the default of the route first.
     """
     ranges = _ranges(accept)
-    if not ranges:
+    if not ranges or any(each.name == "*" and each.quality > 0 for each in ranges):
         return offered[0]
     matches = [match for kind in offered if (match := _match(kind, ranges)) is not None]
     best = max((match.quality for match in matches), default=0.0)
@@ -71,8 +74,7 @@ def _ranges(accept: str) -> list[_Range]:
     for place, element in enumerate(_ELEMENT.findall(accept)):
         name, *parameters = (part.strip() for part in element.split(";"))
         if name:
-            # A bare `*` is not in the grammar. Java's HttpURLConnection sends it in its default header.
-            ranges.append(_Range("*/*" if name == "*" else name.lower(), _quality(parameters), place))
+            ranges.append(_Range(name.lower(), _quality(parameters), place))
     return ranges
 
 

@@ -47,6 +47,9 @@ class BatchQuery(BaseModel):
     alpha: float | None = Field(
         None, gt=0, lt=1, description="False-positive rate for these verdicts. Default: the rate of the version"
     )
+    fdr: float | None = Field(
+        None, gt=0, lt=1, description="Mark the anomalies of the whole batch at this false-discovery rate"
+    )
     store: bool = Field(False, description="Store the reconstructions; each item then has an id")
 
 
@@ -110,6 +113,10 @@ class BatchItem(BaseModel):
     reason: str | None = None
     id: str | None = Field(None, description="Only with `store=true`; null if the store failed")
     reconstruction: str | None = Field(None, description="Path of the reconstruction, only with `store=true`")
+    q_value: float | None = Field(
+        None, description="Smallest false-discovery rate at which the image is a discovery, only with `fdr`"
+    )
+    discovery: bool | None = Field(None, description="Whether q_value is at most `fdr`, only with `fdr`")
     problem: ProblemDocument | None = Field(None, description="The reason why this image has no score")
 
 
@@ -123,6 +130,15 @@ class BatchResponse(BaseModel):
     count: int
     anomalous: int
     failed: int
+    fdr: float | None = Field(None, description="The requested false-discovery rate; like all that follow, with `fdr`")
+    discoveries: int | None = Field(None, description="Number of discoveries")
+    cutoff: float | None = Field(None, description="Largest p-value of a discovery; null if there is none")
+    min_discoveries: int | None = Field(
+        None, description="Minimum number of discoveries at this rate, for this calibration and number of images"
+    )
+    resolution_limited: bool | None = Field(
+        None, description="Whether nothing was found, and even the highest score alone could not have been found"
+    )
     items: list[BatchItem]
 
 

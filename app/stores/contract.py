@@ -58,7 +58,7 @@ class Store(Protocol):
         Args:
             key: names the state.
             old: what `read_state` returned.
-            new: different from every earlier state under the key.
+            new: different from every other state that any process writes under the key.
         """
 
     def ping(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -99,6 +100,15 @@ def print_copies(copies: int) -> None:
     """Print the number of copies that were left out, if any."""
     if copies:
         console.print(f"copies left out: {copies:,} (images with the same pixels as an earlier one)")
+
+
+def print_ignored(*folders: Path | None) -> None:
+    """Print what the folders contain besides images, one line for each folder that contains anything else."""
+    from training.data.folders import search
+
+    for folder in folders:
+        if folder is not None and (summary := search(folder).summary()):
+            console.print(f"{folder}: {summary}", highlight=False, markup=False)
 
 
 def print_guard_counts(manifest: Manifest) -> None:

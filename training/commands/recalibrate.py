@@ -16,6 +16,7 @@ from training.commands.console import (
     percent,
     print_copies,
     print_guard_counts,
+    print_ignored,
     print_published,
 )
 from training.commands.options import DATA_DIR_VARIABLE, MODEL_STORE, ModelStore, Promote
@@ -57,6 +58,7 @@ def calibrate(
         repository = Repository(model_store)
         origin = _find(repository, model)
         check_writable(model_store, model_store / origin.name)
+        print_ignored(data_dir)
         images, copies = (None, 0) if data_dir is None else read_pngs(data_dir)
         print_copies(copies)
         version = recalibrate(repository, origin, images, alpha=alpha, confidence=confidence)

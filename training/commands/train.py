@@ -15,6 +15,7 @@ from training.commands.console import (
     exit_on_error,
     print_copies,
     print_guard_counts,
+    print_ignored,
     print_metrics,
     print_published,
     progress_bars,
@@ -101,6 +102,8 @@ def train(
         if data == "folder" and normal != "0":
             # Label 1 is the folder of anomalies, which is for evaluation only.
             raise DataError("all PNGs in --data-dir are normal and none in --anomalies-dir; leave --normal out")
+        if data == "folder":
+            print_ignored(data_dir, anomalies_dir)
         dataset = load(data, data_dir, anomalies_dir)
         labels = parse_labels(normal, dataset)
         console.print(f"data: {dataset.name}, {len(dataset.labels):,} images from: {dataset.source}")

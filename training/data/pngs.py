@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data.dataset import DataError
+from training.data.folders import search
 
 
 def read_pngs(folder: Path) -> tuple[NDArray[np.uint8], int]:
@@ -30,8 +31,8 @@ def read_pngs(folder: Path) -> tuple[NDArray[np.uint8], int]:
 
 
 def png_paths(folder: Path) -> list[Path]:
-    """Return the PNG files of a folder, sorted by name."""
-    return sorted(path for path in folder.glob("*") if path.suffix.lower() == ".png")
+    """Return the PNG files of a folder, sorted by name. Hidden files and subfolders are ignored."""
+    return search(folder).images
 
 
 def explain_no_pngs(folder: Path, also_missing: str = "") -> str:
@@ -46,7 +47,7 @@ def explain_no_pngs(folder: Path, also_missing: str = "") -> str:
     if not folder.is_dir():
         return f"{folder} is not a folder; give the folder that contains it"
     missing = f"{folder} has no PNG files{also_missing}"
-    if any(path.suffix.lower() == ".png" for path in folder.glob("*/*")):
+    if any(search(path).images for path in folder.glob("*") if path.is_dir()):
         return (
             f"{missing}, but its subfolders contain PNGs: give one of them, or put the PNGs of one class in one folder"
         )

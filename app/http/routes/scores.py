@@ -79,6 +79,7 @@ _BATCH_BODY = {
                     "properties": {
                         "model": {"type": "string"},
                         "alpha": {"type": "number"},
+                        "fdr": {"type": "number"},
                         "store": {"type": "boolean"},
                         "files": {"type": "array", "items": {"type": "string", "format": "binary"}},
                     },

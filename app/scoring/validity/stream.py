@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 import time
 from dataclasses import dataclass
 
@@ -41,6 +42,8 @@ class StreamState(BaseModel):
     format: int = Field(1, ge=1, le=1)
     started: float
     updated: float
+    token: str = ""
+    """Random, so that no two processes write the same state."""
     images: int = 0
     anomalous: int = 0
     accepted: dict[int, int] = Field(default_factory=dict)
@@ -73,7 +76,7 @@ class StreamState(BaseModel):
 
 @dataclass(frozen=True)
 class Reference:
-    """What the scores of a version's stream are compared with.
+    """The calibration scores that the stream of a version is compared with.
 
     Only scores strictly below the version's own threshold are compared. The threshold is an order statistic of the
     calibration scores. Given its value, the calibration scores below it and the stream's normal scores below it are
@@ -143,6 +146,7 @@ class Stream:
         return StreamState(
             started=self._state.started,
             updated=now,
+            token=secrets.token_hex(8),
             images=self._images,
             anomalous=self._anomalous,
             accepted=_sparse(self._counts - self._reference.counts),

@@ -16,6 +16,7 @@ PICTURE = ("image/png", "application/json")
 BATCH = ("application/json", "application/x-ndjson", "application/x-npy")
 CARD = ("application/json", "text/html")
 CHROME = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/apng,*/*;q=0.8"
+JAVA = "text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2"
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,9 @@ CHROME = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image
         ("application/json;q=0.1, */*", PICTURE, "image/png"),
         ("image/*;q=0.1, application/json", PICTURE, "application/json"),
         ("application/json, text/plain, */*", PICTURE, "image/png"),
-        ("text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2", PICTURE, "image/png"),
+        (JAVA, PICTURE, "image/png"),
+        (JAVA, CARD, "application/json"),
+        (JAVA, BATCH, "application/json"),
         ("application/x-npy, application/x-ndjson", BATCH, "application/x-npy"),
         ("application/x-ndjson;q=0.1, application/json", BATCH, "application/json"),
         ("APPLICATION/X-NPY ; Q=1.0", BATCH, "application/x-npy"),

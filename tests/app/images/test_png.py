@@ -18,7 +18,7 @@ from PIL import Image
 
 from app import problems
 from app.images.pictures import encode, error_picture, panel
-from app.images.png import decode, decode_any
+from app.images.png import _usual, decode, decode_any
 from tests import pngs
 
 GREY = pngs.gradient()
@@ -512,3 +512,45 @@ def test_panel_holds_every_plane(scale: int) -> None:
         left = gap + place * (28 * scale + gap)
         found = drawn[gap + room : gap + room + 28 * scale : scale, left : left + 28 * scale : scale, 0]
         assert np.array_equal(found, plane)
+
+
+@pytest.mark.parametrize("length", [0, 1, 8, 12, 14, 26])
+def test_a_header_of_another_length_is_corrupt(length: int) -> None:
+    """A chunk IHDR that does not have 13 bytes is rejected, with the right checksum too."""
+    whole = struct.pack(">IIBBBBB", 28, 28, 8, 0, 0, 0, 0) * 2
+    file = pngs.SIGNATURE + pngs.chunk(b"IHDR", whole[:length]) + pngs.chunk(b"IDAT", pngs.rows(GREY))
+    for read in (decode, lambda png: decode_any(png, 10_000)):
+        with pytest.raises(problems.CorruptPng, match="the first chunk is not IHDR"):
+            read(file + pngs.chunk(b"IEND"))
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 28), (28, 1), (27, 28), (28, 29)])
+def test_the_smallest_images_have_another_size(width: int, height: int) -> None:
+    """An image of one pixel, row or column gets the size that it has; `decode_any` reads it."""
+    file = pngs.plain(np.full((height, width), 7, np.uint8))
+    with pytest.raises(problems.WrongSize, match=f"the image is {width}x{height}"):
+        decode(file)
+    assert np.asarray(decode_any(file, 28 * 29)).tolist() == [[7] * width] * height
+
+
+@pytest.mark.parametrize("level", [0x2000, 0x1234, 0x7F7F, 0xFF00, 0xFFFF])
+def test_a_16_bit_level_is_transparent_in_both_bytes(level: int) -> None:
+    """Of 16-bit samples, those of exactly the declared level are transparent, not those with the same high byte."""
+    samples = np.full((28, 28), level ^ 0x0101, np.uint16)
+    tail = pngs.chunk(b"IEND")
+    head = pngs.SIGNATURE + pngs.header(depth=16) + pngs.chunk(b"tRNS", struct.pack(">H", level))
+    opaque = decode(head + pngs.chunk(b"IDAT", pngs.rows(samples.astype(">u2"))) + tail)
+    assert set(opaque) == {(level ^ 0x0101) >> 8}
+    samples[3, 4] = level
+    with pytest.raises(problems.Transparent):
+        decode(head + pngs.chunk(b"IDAT", pngs.rows(samples.astype(">u2"))) + tail)
+
+
+def test_files_of_common_writers_take_the_fast_path(zero: bytes) -> None:
+    """Pillow's files and the shipped examples are read by the fast path, and damaged ones are not."""
+    usual = [pngs.plain(), pngs.saved(Image.fromarray(GREY)), zero]
+    for file in usual:
+        assert zlib.decompress(_usual(file))[1::29]
+    assert len({bytes(_usual(file)) for file in usual}) == 3
+    for damaged in (usual[0][:-1], usual[0] + b"x", b"x" + usual[0], b""):
+        assert _usual(damaged) == b""

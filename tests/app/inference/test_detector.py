@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from app.inference.detector import Detector, DetectorError, torchscript_allowed
+from app.inference.detector import Detector, DetectorError, _compare_scores, torchscript_allowed
 from app.inference.device import DeviceError, choose_device
 from app.models.repository import Artifact, Repository
 from app.process import release_free_memory
@@ -153,3 +153,33 @@ def test_a_version_that_is_let_go_of_leaves_no_memory_behind():
         release_free_memory()
         sizes.append(process.memory_info().rss)
     assert sizes[-1] - sizes[4] < 20 * 2**20
+
+
+def test_devices_are_chosen_by_what_cuda_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` is the first CUDA device if there is one; a number is that of an existing device."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(DeviceError, match="finds no CUDA device"):
+        choose_device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("auto") == choose_device("cuda") == choose_device("cuda:0") == torch.device("cuda", 0)
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+    assert choose_device("cpu") == torch.device("cpu")
+    for wanted in ("cuda:2", "cuda:10"):
+        with pytest.raises(DeviceError, match="only 2 CUDA devices"):
+            choose_device(wanted)
+    for wanted in ("cuda:", "cuda:-1", "cpu:0", ""):
+        with pytest.raises(DeviceError, match="none of auto"):
+            choose_device(wanted)
+
+
+def test_golden_scores_near_zero_are_compared_absolutely(artifact: Artifact) -> None:
+    """A golden score of 0 tolerates a difference of 1e-9, the rounding of a score, and not one of 1e-8."""
+    golden = replace(artifact.golden, mse=np.zeros_like(artifact.golden.mse))
+    _compare_scores("zero@1", golden, golden.mse + np.float32(9e-10))
+    _compare_scores("zero@1", golden, golden.mse - np.float32(9e-10))
+    for difference in (2e-9, -2e-9):
+        with pytest.raises(DetectorError, match=r"golden scores differ by up to 0\.002 relative"):
+            _compare_scores("zero@1", golden, golden.mse + np.float32(difference))

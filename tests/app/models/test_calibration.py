@@ -133,3 +133,10 @@ def test_a_confidence_that_is_no_probability_is_refused(confidence):
     """Only a number between 0 and 1 is a confidence."""
     with pytest.raises(CalibrationError, match="between 0 and 1"):
         confident_rank(1000, 0.05, confidence)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, float("nan")])
+def test_a_bad_alpha_is_named_also_with_a_confidence(alpha):
+    """With a confidence, an alpha outside (0, 1) is rejected as alpha, before it is computed with."""
+    with pytest.raises(CalibrationError, match="alpha must lie between 0 and 1"):
+        confident_rank(1000, alpha, 0.9)

@@ -330,3 +330,33 @@ def test_a_huge_current_is_not_read(root: Path) -> None:
         file.truncate(1 << 40)
     with pytest.raises(RepositoryError, match="CURRENT does not hold"):
         Repository(root).current(NAME)
+
+
+class Payload:
+    """An object whose unpickling creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Return the call that unpickling makes."""
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("file", ["calibration.npy", "golden.npz"])
+def test_a_pickle_in_an_array_is_not_executed(root: Path, folder: Path, tmp_path: Path, file: str) -> None:
+    """A version whose arrays contain Python objects is rejected, and no code of a pickle runs before that."""
+    marker = tmp_path / "executed"
+    objects = np.array([Payload(marker)], dtype=object)
+    content = io.BytesIO()
+    if file == "calibration.npy":
+        np.save(content, objects, allow_pickle=True)
+    else:
+        np.savez(content, images=objects, mse=objects, reconstructions=objects)
+    replace(folder, file, content.getvalue())
+    refused(root, "cannot be read")
+    assert not marker.exists()
+    content.seek(0)
+    loaded = np.load(content, allow_pickle=True)
+    assert len(loaded if file == "calibration.npy" else loaded["images"]) == 1
+    assert marker.exists()  # the payload works where pickles are allowed

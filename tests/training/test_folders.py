@@ -1,0 +1,81 @@
+"""Which files of a folder are images to train with: the rule of `anomaly score`, without subfolders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from anomaly import image_files
+from tests.conftest import EXAMPLES
+from training.commands.console import print_ignored
+from training.data import folders, pngs
+from training.data.dataset import DataError
+
+NAMES = (
+    "a.png", "B.PNG", "é.Png", "._a.png", ".DS_Store", ".hidden.png", "Thumbs.db", "desktop.ini", "Icon\r", "note.txt",
+    "png", "a.png.part", "photo.jpg", "photo.HEIC", "empty.png",
+)  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder with every kind of entry."""
+    made = tmp_path / "photos"
+    made.mkdir()
+    for name in NAMES:
+        (made / name).write_bytes(b"" if name == "empty.png" else (EXAMPLES / "zero.png").read_bytes())
+    for name in ("deep", "named.png", "__MACOSX", ".cache"):
+        (made / name).mkdir()
+        (made / name / "inside.png").write_bytes(b"x")
+    (made / "today").symlink_to(tmp_path)
+    (made / "linked.png").symlink_to(EXAMPLES / "six.png")
+    (made / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    os.mkfifo(made / "pipe.png")
+    return made
+
+
+def test_the_rule_is_that_of_the_command(folder: Path) -> None:
+    """The images are the same, and the same entries are counted by the same kinds; only subfolders differ."""
+    ours, theirs = folders.search(folder), image_files.search(folder)
+    assert ours.images == [path for path in theirs.images if path.parent == folder]
+    assert {path.name for path in ours.images} == {
+        "a.png", "B.PNG", "é.Png", "empty.png", "linked.png", "gone.png",
+    }  # fmt: skip
+    counts = {kind.name: count for kind, count in ours.ignored.items()}
+    assert counts.pop("FOLDER") == 2
+    assert counts == {kind.name: count for kind, count in theirs.ignored.items()}
+    assert folders._SYSTEM == image_files._SYSTEM
+    assert folders._OTHER_FORMATS == image_files._OTHER_FORMATS
+    for kind in image_files.Kind:
+        assert folders.Kind[kind.name].value == kind.value
+
+
+def test_one_line_counts_what_is_ignored(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`train` and `calibrate` print one line per folder, and nothing for a folder of images only."""
+    print_ignored(folder, None, EXAMPLES)
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith(f"{folder}: ignored 3 files that are not images, 2 images in other formats than PNG, ")
+    assert "6 hidden or system files, 2 hidden or system folders, 1 named pipe or device, 1 link to a folder" in said
+    assert said.endswith("2 subfolders")
+
+
+def test_macos_metadata_is_not_an_image(tmp_path: Path) -> None:
+    """A folder that macOS has copied is read without its `._` files; an empty file and a dangling link are named."""
+    (tmp_path / "zero.png").write_bytes((EXAMPLES / "zero.png").read_bytes())
+    (tmp_path / "._zero.png").write_bytes(b"\x00\x05\x16\x07")
+    images, copies = pngs.read_pngs(tmp_path)
+    assert (len(images), copies) == (1, 0)
+    for name, make in BROKEN.items():
+        make(tmp_path / name)
+        with pytest.raises(DataError, match=name):
+            pngs.read_pngs(tmp_path)
+        (tmp_path / name).unlink()
+
+
+BROKEN: dict[str, Callable[[Path], object]] = {
+    "empty.png": lambda path: path.touch(),
+    "gone.png": lambda path: path.symlink_to("nowhere.png"),
+}
