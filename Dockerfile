@@ -23,7 +23,7 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # The copy of pip that makes the environment stays outside of it.
 RUN --mount=type=bind,source=docker/wheels,target=/wheels \
     python3 -m venv /pip && python3 -m venv --without-pip /opt/venv \
-    && python3 requirements.py serve > serve.txt \
+    && python3 requirements.py serve otel > serve.txt \
     && if ls /wheels/torch-*.whl > /dev/null 2>&1; then from="--find-links=/wheels"; \
        else from="--extra-index-url=${TORCH_INDEX}"; fi \
     && /pip/bin/pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check \

@@ -12,11 +12,14 @@ STAMP := .venv/installed
 # One process more than cores: tests wait for what they started.
 PYTEST = $(BIN)/python -m pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 5 --dist worksteal
 CHECKOV := .venv/checkov/installed
+PROTOCOL := .venv/protocol/installed
+OPENAPI := .venv/openapi/installed
 MARKDOWN := .venv/markdown/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-fast test-bulk test-containers check check-kubernetes checkov format secrets train calibration-page screenshots constraints bench \
-	fuzz contract mutants soak sbom audit ages clean
+.PHONY: help install serve test test-fast test-bulk test-containers test-interop check check-kubernetes checkov protocol openapi \
+	format secrets train calibration-page screenshots constraints bench fuzz fuzz-protocol contract mutants soak sbom audit \
+	ages clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -43,7 +46,7 @@ $(STAMP): $(SERVING)
 	@echo 'Training and development tools: about 370 MB to download, a minute or two'
 	@# Python 3.11 and 3.12 bring a pip without --group.
 	@$(PIP) --quiet 'pip>=25.1'
-	@$(PIP) --quiet --editable '.[train,bulk]' --group dev
+	@$(PIP) --quiet --editable '.[train,bulk,otel]' --group dev
 	@touch $(STAMP)
 
 install: $(STAMP) ## install everything into .venv: service, training, development tools
@@ -115,6 +118,26 @@ ages: $(STAMP) ## find pins that are older than a year although a newer release 
 
 check-kubernetes: $(STAMP) $(CHECKOV) ## render, validate and scan deploy/kubernetes, without a cluster
 	$(BIN)/python -m pytest tests/deploy
+
+$(PROTOCOL): tests/protocol/requirements.txt | $(STAMP)
+	test -x .venv/protocol/bin/pip || $(BIN)/python -m venv .venv/protocol
+	.venv/protocol/bin/pip install --quiet --disable-pip-version-check --requirement tests/protocol/requirements.txt
+	@touch $(PROTOCOL)
+
+$(OPENAPI): tests/generated/requirements.txt | $(STAMP)
+	test -x .venv/openapi/bin/pip || $(BIN)/python -m venv .venv/openapi
+	.venv/openapi/bin/pip install --quiet --disable-pip-version-check --requirement tests/generated/requirements.txt
+	@touch $(OPENAPI)
+
+openapi: $(OPENAPI) ## install the generator of Python clients, in an environment of its own
+
+protocol: $(PROTOCOL) ## install the clients of the inference protocol, in an environment of their own
+
+test-interop: $(STAMP) $(PROTOCOL) $(OPENAPI) ## run the clients of Triton and KServe, generated clients, HAProxy and Prometheus (2 minutes)
+	INTEROP=1 $(BIN)/python -m pytest tests/protocol tests/generated tests/monitoring tests/client/test_tracing.py
+
+fuzz-protocol: $(STAMP) ## send 20,000 generated bodies of inference requests (2 minutes)
+	PROTOCOL_EXAMPLES=20000 $(BIN)/python -m pytest -o timeout=3000 tests/app/http/inference_protocol/test_fuzz.py
 
 format: $(STAMP) ## format and mend what can be mended
 	$(BIN)/ruff format .

@@ -105,11 +105,12 @@ def _serve(settings: Settings, sockets: list[socket.socket], *, interruptible: b
     from app.main import check
     from app.models.provenance import ProvenanceConfigurationError
     from app.stores import StoreError
+    from app.telemetry.traces import TracesError
 
     try:
         choose_device(settings.device)
         check(settings)
-    except (DeviceError, KeysError, ProvenanceConfigurationError, StoreError) as error:
+    except (DeviceError, KeysError, ProvenanceConfigurationError, StoreError, TracesError) as error:
         return _refuse(error)
     process.limit_heaps()
     process.raise_descriptor_limit()

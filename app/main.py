@@ -19,6 +19,7 @@ from app.http.batch import BatchHandler
 from app.http.cors import Cors
 from app.http.dependencies import Services
 from app.http.hosts import Hosts
+from app.http.inference_protocol.scoring import InferHandler
 from app.http.middleware import RequestMiddleware
 from app.http.routes import ROUTERS
 from app.http.score import ScoreHandler
@@ -32,8 +33,10 @@ from app.scoring.validity.monitor import ValidityMonitor
 from app.settings import Settings
 from app.stores import Store, open_store
 from app.stores.reconstructions import MAX_RECORD_BYTES, Reconstructions
+from app.telemetry import traces as tracing
 from app.telemetry.logs import AccessLog, configure, text_renderer
 from app.telemetry.metrics import Metrics
+from app.telemetry.traces import Traces
 from app.telemetry.writer import LineWriter
 
 _log = logging.getLogger(__name__)
@@ -53,6 +56,7 @@ class Application(RequestMiddleware):
         keys: the API keys. None: no key is required.
         cors: the allowed origins. None: no cross-origin requests.
         hosts: the allowed hosts. None: all.
+        traces: records spans. None: no traces.
     """
 
     def __init__(
@@ -64,9 +68,17 @@ class Application(RequestMiddleware):
         keys: ApiKeys | None,
         cors: Cors | None,
         hosts: Hosts | None,
+        traces: Traces | None,
     ) -> None:
         super().__init__(
-            framework, score=services.score, metrics=services.metrics, log=log, keys=keys, cors=cors, hosts=hosts
+            framework,
+            score=services.score,
+            metrics=services.metrics,
+            log=log,
+            keys=keys,
+            cors=cors,
+            hosts=hosts,
+            traces=traces,
         )
         self.framework = framework
         self.services = services
@@ -83,6 +95,7 @@ def create_app(
     log_writer: LineWriter | None = None,
     on_stopped: Callable[[bool], object] = lambda _: None,
     clock: Callable[[], float] = time.monotonic,
+    traces: Traces | None = None,
 ) -> Application:
     """Build the application; its lifespan loads the models.
 
@@ -92,6 +105,7 @@ def create_app(
         log_writer: writes the access log. Default: standard output.
         on_stopped: called at the end of the shutdown with whether all work was finished.
         clock: monotonic seconds.
+        traces: records spans, and is closed by the shutdown. None: no traces.
 
     Raises:
         DeviceError: the requested device does not exist.
@@ -108,7 +122,7 @@ def create_app(
         clock=clock,
     )
     validity = ValidityMonitor(reconstructions, metrics, settings.validity_limit)
-    scorer = Scorer(reconstructions, metrics, settings.root_path, validity)
+    scorer = Scorer(reconstructions, metrics, settings.root_path, validity, traces)
     loader = VersionLoader(
         Repository(settings.model_store, _provenance(settings)),
         settings,
@@ -125,6 +139,15 @@ def create_app(
         reconstructions=reconstructions,
         score=score,
         batch=batch,
+        infer=InferHandler(
+            registry=registry,
+            scorer=scorer,
+            batch_scorer=batch_scorer,
+            score=score,
+            batch=batch,
+            metrics=metrics,
+            settings=settings,
+        ),
         metrics=metrics,
         validity=validity,
         health=Health(registry, reconstructions, metrics, log_writer),
@@ -133,9 +156,12 @@ def create_app(
         title="Reconstruction anomaly service",
         description="Returns how badly an autoencoder reconstructs an image, and whether that is an anomaly.",
         version=__version__,
-        lifespan=functools.partial(_lifespan, services=services, settings=settings, on_stopped=on_stopped),
+        lifespan=functools.partial(
+            _lifespan, services=services, settings=settings, on_stopped=on_stopped, traces=traces
+        ),
         root_path=settings.root_path,
         servers=[{"url": settings.root_path}] if settings.root_path else None,
+        generate_unique_id_function=lambda route: route.name,  # short names in generated clients
         openapi_url=None,  # the route of `operation` rejects unknown parameters
         docs_url=None,  # the web routes serve the page, without a CDN
         redoc_url=None,
@@ -152,13 +178,14 @@ def create_app(
     hosts = Hosts(names, origins) if names or settings.api_keys_file is None else None
     text = text_renderer(settings.log_format, log_writer)
     log = AccessLog(log_writer, enabled=settings.log_requests, text=text)
-    return Application(app, services, log=log, keys=_keys(settings, clock), cors=cors, hosts=hosts)
+    return Application(app, services, log=log, keys=_keys(settings, clock), cors=cors, hosts=hosts, traces=traces)
 
 
 def check(settings: Settings) -> None:
-    """Check the store URL, the API keys and the rules about model versions before any process is started.
+    """Check store URL, API keys, rules about model versions and variables of traces before any process is started.
 
     Raises:
+        TracesError: the requested traces cannot be exported.
         KeysError: the file of the API keys cannot be used.
         ProvenanceConfigurationError: the public key or the list of digests cannot be used.
         StoreError: the store URL cannot be used.
@@ -166,6 +193,7 @@ def check(settings: Settings) -> None:
     _keys(settings)
     _provenance(settings)
     _store(settings, Metrics())
+    tracing.check()
 
 
 def from_environment() -> Application:
@@ -173,7 +201,8 @@ def from_environment() -> Application:
     process.limit_heaps()
     chosen = settings.from_environment()
     log_writer = configure(chosen.log_level, chosen.log_format)
-    return create_app(chosen, log_writer=log_writer, on_stopped=process.exit_unless_finished)
+    traces = tracing.from_environment(__version__)
+    return create_app(chosen, log_writer=log_writer, on_stopped=process.exit_unless_finished, traces=traces)
 
 
 def _keys(settings: Settings, clock: Callable[[], float] = time.monotonic) -> ApiKeys | None:
@@ -199,7 +228,11 @@ def _store(settings: Settings, metrics: Metrics) -> Store:
 
 @asynccontextmanager
 async def _lifespan(
-    app: FastAPI, services: Services, settings: Settings, on_stopped: Callable[[bool], object]
+    app: FastAPI,
+    services: Services,
+    settings: Settings,
+    on_stopped: Callable[[bool], object],
+    traces: Traces | None,
 ) -> AsyncIterator[None]:
     try:
         async with AsyncExitStack() as stack:
@@ -218,10 +251,10 @@ async def _lifespan(
             process.tune_garbage_collector()
             yield
     finally:
-        on_stopped(await _close(services))
+        on_stopped(await _close(services, traces))
 
 
-async def _close(services: Services) -> bool:
+async def _close(services: Services, traces: Traces | None) -> bool:
     """End all threads. Return False if work that did not finish in time was abandoned."""
     services.score.close()
     finished = await services.registry.aclose(CLOSE_SECONDS)
@@ -230,6 +263,8 @@ async def _close(services: Services) -> bool:
     stored = await services.reconstructions.aclose(CLOSE_SECONDS)
     if not stored:
         _log.error("shutdown abandoned a write to the reconstruction store that did not finish in time")
+    if traces is not None and not await asyncio.to_thread(traces.close, CLOSE_SECONDS):
+        _log.warning("shutdown abandoned spans that the collector did not accept in time")
     process.remove_abandoned_metrics_folder()
     _log.info("stopped")
     return finished and stored

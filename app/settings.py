@@ -19,11 +19,13 @@ _SERVICE_LINK = re.compile(
 _SERVICE_LINK_PORT = re.compile(rf"{PREFIX}(\w+_)?PORT", re.ASCII)
 _SERVICE_LINK_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 
-PUBLIC_PATHS = frozenset(("/", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/problems"))
+PUBLIC_PATHS = frozenset(
+    ("/", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/metrics", "/docs", "/openapi.json", "/problems")
+)
 """Paths that need no API key: probes, metrics, and the files that a browser loads before it can send a key."""
 PUBLIC_FOLDERS = ("/page/", "/problems/")
 """Prefixes of further paths that need no API key."""
-PROTECTED_PATHS = frozenset(("/score", "/reconstruction", "/models"))
+PROTECTED_PATHS = frozenset(("/score", "/reconstruction", "/models", "/v1", "/v2"))
 """Paths, and prefixes of paths, that need an API key if the operator has set a file of API keys."""
 _FIRST_SEGMENTS = frozenset(path.split("/")[1] for path in (*PUBLIC_PATHS, *PUBLIC_FOLDERS, *PROTECTED_PATHS)) - {""}
 

@@ -39,6 +39,9 @@ TRUSTS_NOBODY = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """Nothing is encrypted on loopback, and loading the world's authorities takes 46 ms of a processor for each client."""
 
 
+interop = pytest.mark.skipif("INTEROP" not in os.environ, reason="run `make test-interop`")
+"""Tests with the programs and clients of others, which together take a minute of a processor."""
+
 PROCESS_FIXTURES = frozenset(
     (
         "anomaly",
@@ -60,7 +63,8 @@ PROCESS_PATHS = tuple(
         "cli/test_serve.py", "test_addresses.py", "test_clients.py",
         "test_idx_files.py", "test_keep_alive.py", "test_start.py",
         "test_store_file.py", "test_text_files.py", "test_thread_counts.py",
-        "browser/", "containers/", "deploy/", "gateway/", "test_gateway_start.py", "test_process.py", "test_secrets.py",
+        "browser/", "containers/", "deploy/", "gateway/", "generated/", "monitoring/", "protocol/",
+        "test_gateway_start.py", "test_process.py", "test_secrets.py",
         "test_tutorial.py", "test_wheel.py", "test_workers.py", "training/test_imports.py", "training/test_main.py",
         "training/test_publish.py", "training/test_recalibrate.py", "training/test_recipes.py",
         "training/test_reference.py", "training/test_report.py", "training/test_series.py", "training/test_store.py",

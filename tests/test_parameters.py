@@ -36,8 +36,10 @@ async def test_an_unknown_parameter_is_rejected_by_name(
     """The reply is 422, and its detail names the parameter and not the value."""
     image = {"content": zero, "headers": {"content-type": "image/png"}} if method == "POST" else {}
     reply = await client.request(method, f"{filled(path)}?scal=4711", **image)  # type: ignore[arg-type]
-    assert (reply.status_code, reply.json()["type"]) == (422, "/problems/invalid-parameter")
-    assert "`scal`" in reply.json()["detail"] and "4711" not in reply.text
+    assert reply.status_code == 422
+    if not path.startswith(("/v1/", "/v2")):  # the inference protocol has an error shape of its own
+        assert reply.json()["type"] == "/problems/invalid-parameter"
+    assert "`scal`" in reply.json().get("detail", reply.json().get("error")) and "4711" not in reply.text
 
 
 async def test_the_detail_lists_the_parameters_of_the_route(client: httpx.AsyncClient) -> None:

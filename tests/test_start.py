@@ -131,7 +131,7 @@ def test_make_serve_installs_only_what_serving_needs(tree: Tree) -> None:
     assert tree.make("serve", "PORT=8001", "WORKERS=2").returncode == 0
     assert tree.called()[4:] == ["python -m app port=8001 workers=2"]
     assert tree.make("check", "-o", "ruff").returncode != 0  # the stub of an environment has no ruff
-    assert tree.called()[5:] == ["pip --quiet pip>=25.1", "pip --quiet --editable .[train,bulk] --group dev"]
+    assert tree.called()[5:] == ["pip --quiet pip>=25.1", "pip --quiet --editable .[train,bulk,otel] --group dev"]
 
 
 def test_the_index_of_torch_is_that_of_the_image(tree: Tree) -> None:

@@ -16,6 +16,7 @@ from anomaly.client.errors import ConnectionFailed, Problem, ServiceError
 from anomaly.client.images import Array, Image
 from anomaly.client.replies import Calibration, Model, Readiness, Score, Validity
 from anomaly.client.retry import Retry
+from anomaly.client.tracing import traced
 
 
 class AsyncClient:
@@ -144,7 +145,7 @@ class AsyncClient:
 
     async def _send(self, request: wire.Request) -> httpx.Response:
         await self._free.acquire()
-        task = asyncio.create_task(self._http.request(**request))
+        task = asyncio.create_task(self._http.request(**traced(request)))
         task.add_done_callback(self._on_request_done)
         try:
             # A cancellation inside httpx's pool can leak a connection, so the request itself is not cancelled.

@@ -16,6 +16,7 @@ from anomaly.client.errors import ConnectionFailed, Problem, ServiceError
 from anomaly.client.images import Array, Image
 from anomaly.client.replies import Calibration, Model, Readiness, Score, Validity
 from anomaly.client.retry import Retry
+from anomaly.client.tracing import traced
 
 
 class Client:
@@ -211,7 +212,7 @@ class Client:
 
     def _send(self, request: wire.Request) -> httpx.Response:
         try:
-            response = self._http.request(**request)
+            response = self._http.request(**traced(request))
         except httpx.HTTPError as error:
             found = wire.transport_error(error, self._http.base_url)
             self._connected |= not isinstance(found, ConnectionFailed)

@@ -8,7 +8,8 @@ its own further requests only.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any
 
 from app.concurrency.places import FairPlaces
@@ -69,10 +70,7 @@ class BatchHandler:
         Raises:
             Problem: the request is rejected; nothing has been sent.
         """
-        if self._stopping:
-            raise Overloaded(_STOPPING, cause="shutdown")
-        if self._scorer.working >= self._settings.batch_max_requests:
-            raise Overloaded(f"{self._scorer.working} batch requests are being scored already", cause="batch_places")
+        self._check()
         self.running += 1
         try:
             await self._handle(scope, receive, send)
@@ -80,6 +78,27 @@ class BatchHandler:
             scope.get("facts", {})["client_left"] = True
         finally:
             self.running -= 1
+
+    @contextmanager
+    def place(self, scope: MutableMapping[str, Any]) -> Iterator[None]:
+        """Hold a place of the client inside the block, for a request of another route that is scored like a batch.
+
+        Raises:
+            Overloaded: too many requests are being scored, there is no place, or another client has taken it.
+        """
+        self._check()
+        self.running += 1
+        try:
+            with self._places.take(client_of(scope)):
+                yield
+        finally:
+            self.running -= 1
+
+    def _check(self) -> None:
+        if self._stopping:
+            raise Overloaded(_STOPPING, cause="shutdown")
+        if self._scorer.working >= self._settings.batch_max_requests:
+            raise Overloaded(f"{self._scorer.working} batch requests are being scored already", cause="batch_places")
 
     async def _handle(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         reply: BatchReply | None = None

@@ -11,8 +11,10 @@ from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader
 from pydantic import BaseModel
 
+from app import problems
 from app.health import Health
 from app.http.batch import BatchHandler
+from app.http.inference_protocol.scoring import InferHandler
 from app.http.queries import check_names
 from app.http.schemas import ProblemDocument
 from app.http.score import ScoreHandler
@@ -30,6 +32,7 @@ class Services:
     reconstructions: Reconstructions
     score: ScoreHandler
     batch: BatchHandler
+    infer: InferHandler
     metrics: Metrics
     validity: ValidityMonitor
     health: Health
@@ -45,9 +48,24 @@ ServicesDep = Annotated[Services, Depends(services)]
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI description of problem replies with these statuses."""
-    content = {"application/problem+json": {"schema": ProblemDocument.model_json_schema()}}
-    return {status: {"description": "A problem (RFC 9457)", "content": content} for status in statuses}
+    """Return the OpenAPI description of problem replies with these statuses, with an example of each type."""
+    return {
+        status: {
+            "description": "A problem (RFC 9457)",
+            # A reference: a copy of the schema per reply would become a class per reply in generated clients.
+            "content": {"application/problem+json": {"schema": _PROBLEM, "examples": _examples(status)}},
+        }
+        for status in statuses
+    }
+
+
+_PROBLEM = {"$ref": f"#/components/schemas/{ProblemDocument.__name__}"}
+
+
+def _examples(status: int) -> dict[str, dict[str, Any]]:
+    kinds = [kind for kind in vars(problems).values() if inspect.isclass(kind) and issubclass(kind, problems.Problem)]
+    found = {kind.type.rpartition("/")[2]: kind("the cause").document("id") for kind in kinds if kind.status == status}
+    return {name: {"value": document} for name, document in sorted(found.items())}
 
 
 async def reject_unknown_parameters(request: Request) -> None:
@@ -74,16 +92,19 @@ def _declared_parameters(route: APIRoute) -> frozenset[str]:
     return frozenset(names)
 
 
-_KEY = APIKeyHeader(
-    name="X-API-Key",
-    auto_error=False,
-    description="Required on every request if the operator has set a file of API keys.",
+KEY: Any = Security(
+    APIKeyHeader(
+        name="X-API-Key",
+        auto_error=False,
+        description="Required on every request if the operator has set a file of API keys.",
+    )
 )
+"""Documents the API key of a router. The middleware checks the key before it calls a route."""
 
 
 def protected_router(tag: str) -> APIRouter:
     """Return a router whose routes document the API key. The middleware checks the key before it calls a route."""
-    dependencies = [Security(_KEY), Depends(reject_unknown_parameters)]
+    dependencies = [KEY, Depends(reject_unknown_parameters)]
     return APIRouter(tags=[tag], dependencies=dependencies, responses=problem_responses(401))
 
 

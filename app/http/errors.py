@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import MutableMapping
 from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from app.http.inference_protocol.errors import is_protocol_request, render_error
 from app.http.negotiation import choose
 from app.problems import MEDIA_TYPE, InternalError, InvalidParameter, Problem, from_status, render
 from app.web import pages
@@ -28,14 +30,25 @@ class Answer(NamedTuple):
     body: bytes
 
 
-def answer_problem(problem: Problem, request_id: str | None = None, *, close: bool = False) -> Answer:
-    """Return the response for a problem.
+def answer_problem(
+    problem: Problem,
+    request_id: str | None = None,
+    *,
+    scope: MutableMapping[str, Any] | None = None,
+    close: bool = False,
+) -> Answer:
+    """Return the response for a problem, in the shape that the path of `scope` demands.
 
     The connection closes if `closes_connection` is set, because the rest of the body is not read, or if `close` is
     set, because the parser cannot continue.
     """
-    body = render(problem, request_id)
-    headers = [(name.encode(), value.encode()) for name, value in problem.headers().items()]
+    named = problem.headers()
+    if scope is not None and is_protocol_request(scope):
+        body = render_error(problem)
+        named["content-type"] = "application/json"
+    else:
+        body = render(problem, request_id)
+    headers = [(name.encode(), value.encode()) for name, value in named.items()]
     headers += [(b"content-length", b"%d" % len(body)), NOSNIFF]
     if request_id is not None:
         headers.append((b"x-request-id", request_id.encode()))
@@ -72,9 +85,9 @@ async def _on_problem(request: Request, problem: Exception) -> Response:
     assert isinstance(problem, Problem)
     facts: dict[str, Any] = request.scope.get("facts", {})
     facts.update(problem_facts(problem))
-    if request.method == "GET" and _prefers_html(request):
+    if request.method == "GET" and _prefers_html(request) and not is_protocol_request(request.scope):
         return _page(request, problem)
-    answer = answer_problem(problem, request.scope.get("request_id"))
+    answer = answer_problem(problem, request.scope.get("request_id"), scope=request.scope)
     response = Response(answer.body, answer.status)
     # The middleware adds these headers to every response of the framework.
     added = (b"x-request-id", NOSNIFF[0])

@@ -11,7 +11,6 @@ import functools
 import itertools
 import logging
 import os
-import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any, Protocol
@@ -22,10 +21,12 @@ from app.http.cors import Cors
 from app.http.errors import NOSNIFF, Answer, answer_problem, problem_facts, problem_of
 from app.http.hosts import Hosts
 from app.http.queries import LONGEST_QUERY
+from app.http.request_facts import RequestFacts
 from app.problems import HostNotAllowed, MalformedRequest, Problem, Unauthorized
 from app.scoring.score import Reply
 from app.telemetry.logs import AccessLog
 from app.telemetry.metrics import Metrics
+from app.telemetry.traces import Traces
 
 _log = logging.getLogger(__name__)
 
@@ -37,8 +38,7 @@ Respond = Callable[[Answer], object]
 SCORE = "/score"
 CLIENT_LEFT = 499
 """Status in log and metrics of a request whose client disconnected before its response; nginx's convention."""
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-_PROBES = frozenset({"/livez", "/readyz", "/metrics"})
+_PROBES = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 _SCORE_HEADERS = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
 
 
@@ -58,20 +58,6 @@ class ScoreHandler(Protocol):
         """Start to handle a request whose body is complete, or raise a problem; None leaves it to a call."""
 
 
-class _Request:
-    """The facts about a request that do not depend on its route."""
-
-    __slots__ = ("facts", "headers", "id", "method", "started")
-
-    def __init__(self, scope: MutableMapping[str, Any], new_id: Callable[[], bytes], started: float) -> None:
-        self.started = started
-        self.method = scope["method"]
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        given = self.headers.get(b"x-request-id", b"")
-        self.id = (given if _REQUEST_ID.fullmatch(given) else new_id()).decode()
-        self.facts: dict[str, Any] = {}
-
-
 class RequestMiddleware:
     """The outermost ASGI application.
 
@@ -82,6 +68,7 @@ class RequestMiddleware:
         log: gets one line per request.
         keys: the API keys. None: no key is required.
         cors: the origins whose pages may read the responses. None: no page of another origin.
+        traces: records a span per request. None: no traces.
         hosts: the hosts that requests may name. None: all.
     """
 
@@ -94,11 +81,12 @@ class RequestMiddleware:
         log: AccessLog,
         keys: ApiKeys | None = None,
         cors: Cors | None = None,
+        traces: Traces | None = None,
         hosts: Hosts | None = None,
     ) -> None:
         self.max_body_bytes = score.max_body_bytes
         self._app, self._score, self._metrics, self._log = app, score, metrics, log
-        self._keys, self._cors, self._hosts = keys, cors, hosts
+        self._keys, self._cors, self._hosts, self._traces = keys, cors, hosts, traces
         self._process = binascii.hexlify(os.urandom(6))
         self._number = itertools.count()
 
@@ -107,7 +95,7 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._lifespan(scope, receive, send)
             return
-        request = _Request(scope, self._new_id, time.perf_counter())
+        request = RequestFacts(scope, self._new_id, time.perf_counter(), self._traces)
         scope["request_id"] = request.id
         if request.method == "OPTIONS" and (answer := self._preflight(request)) is not None:
             route, status = "preflight", await _send(send, answer)
@@ -138,7 +126,7 @@ class RequestMiddleware:
             The future reply, to be cancelled if the client disconnects. None if an ASGI call must handle the request:
             then nothing has been done.
         """
-        request = _Request(scope, self._new_id, started)
+        request = RequestFacts(scope, self._new_id, started, self._traces)
         if self._refusal(scope, request) is not None:
             return None
         try:
@@ -157,7 +145,7 @@ class RequestMiddleware:
         """Count a problem that the server has returned itself, because the request could not be parsed."""
         self._metrics.problem(problem.type, problem.cause or None)
 
-    def _respond(self, request: _Request, respond: Respond, future: asyncio.Future[Reply]) -> None:
+    def _respond(self, request: RequestFacts, respond: Respond, future: asyncio.Future[Reply]) -> None:
         if future.cancelled():
             self._finish(request, SCORE, CLIENT_LEFT)
             return
@@ -182,7 +170,7 @@ class RequestMiddleware:
             self._log.flush()
 
     async def _score_streamed(
-        self, scope: MutableMapping[str, Any], request: _Request, receive: Receive, send: Send
+        self, scope: MutableMapping[str, Any], request: RequestFacts, receive: Receive, send: Send
     ) -> int:
         try:
             answer = _scored(await self._score(scope, request.headers, receive), request, self._common(request))
@@ -192,7 +180,9 @@ class RequestMiddleware:
             answer = self._reject(error, request)
         return await _send(send, answer)
 
-    async def _framework(self, scope: MutableMapping[str, Any], request: _Request, receive: Receive, send: Send) -> int:
+    async def _framework(
+        self, scope: MutableMapping[str, Any], request: RequestFacts, receive: Receive, send: Send
+    ) -> int:
         if len(scope["query_string"]) > LONGEST_QUERY:
             problem = MalformedRequest(f"the query has more than {LONGEST_QUERY} bytes")
             return await _send(send, self._reject(problem, request))
@@ -218,12 +208,17 @@ class RequestMiddleware:
                 return await _send(send, answer)
         return status or CLIENT_LEFT
 
-    def _finish(self, request: _Request, route: str, status: int) -> None:
+    def _finish(self, request: RequestFacts, route: str, status: int) -> None:
         seconds = time.perf_counter() - request.started
         self._metrics.request(route, status, seconds)
         self._metrics.problem(request.facts.get("problem"), request.facts.get("cause"))
         if route in _PROBES and status == 200:
             return  # several per second, without information
+        if self._traces is not None and request.trace is not None:
+            facts = request.facts
+            self._traces.request(
+                request.trace, method=request.method, route=route, status=status, started=request.started, facts=facts
+            )
         self._log.write(
             {
                 "request_id": request.id,
@@ -239,7 +234,7 @@ class RequestMiddleware:
         """Return a request id: random per process, numbered within the process. It is a name, not a secret."""
         return b"%s-%x" % (self._process, next(self._number))
 
-    def _refusal(self, scope: MutableMapping[str, Any], request: _Request) -> Problem | None:
+    def _refusal(self, scope: MutableMapping[str, Any], request: RequestFacts) -> Problem | None:
         """Return why the request is not answered; None if its host and its API key are accepted."""
         if self._hosts is not None and not self._hosts.allows(request.method, request.headers):
             return HostNotAllowed()
@@ -251,28 +246,28 @@ class RequestMiddleware:
         scope["owner"] = request.facts["key_name"] = owner
         return None
 
-    def _reject(self, error: BaseException, request: _Request) -> Answer:
+    def _reject(self, error: BaseException, request: RequestFacts) -> Answer:
         problem = problem_of(error, request.id)
         request.facts.update(problem_facts(problem))
-        answer = answer_problem(problem, request.id)
+        answer = answer_problem(problem, request.id, scope=request.scope)
         answer.headers.extend(self._extra(request))
         return answer
 
-    def _preflight(self, request: _Request) -> Answer | None:
+    def _preflight(self, request: RequestFacts) -> Answer | None:
         """Return the response to a preflight request (CORS), which browsers send without a key."""
         headers = None if self._cors is None else self._cors.preflight(request.headers)
         if headers is None:
             return None
         return Answer(204, [*headers, *self._common(request)], b"")
 
-    def _common(self, request: _Request) -> list[tuple[bytes, bytes]]:
+    def _common(self, request: RequestFacts) -> list[tuple[bytes, bytes]]:
         return [(b"x-request-id", request.id.encode()), NOSNIFF, *self._extra(request)]
 
-    def _extra(self, request: _Request) -> Iterable[tuple[bytes, bytes]]:
+    def _extra(self, request: RequestFacts) -> Iterable[tuple[bytes, bytes]]:
         return () if self._cors is None else self._cors.headers(request.headers.get(b"origin"))
 
 
-def _scored(reply: Reply, request: _Request, common: Iterable[tuple[bytes, bytes]]) -> Answer:
+def _scored(reply: Reply, request: RequestFacts, common: Iterable[tuple[bytes, bytes]]) -> Answer:
     request.facts.update(reply.facts)
     headers = [
         *_SCORE_HEADERS,

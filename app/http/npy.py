@@ -164,11 +164,19 @@ def _count(header: Header) -> int:
     """Return the number of images of an array, or raise `WrongArray`."""
     if header.dtype != np.uint8:
         raise WrongArray(f"the array has the type {_type(header)}")
-    shape = header.shape
+    if header.fortran and header.shape[1:] in _IMAGE_SHAPES:
+        raise WrongArray("the array is in Fortran order", hint=_CONTIGUOUS)
+    return count_images(header.shape)
+
+
+def count_images(shape: tuple[int, ...]) -> int:
+    """Return the number of images of an array in C order.
+
+    Raises:
+        WrongArray: the shape is not one of N images of 28x28 pixels.
+    """
     text = f"the array has the shape {list(shape)[:8]}"
     if shape[1:] in _IMAGE_SHAPES:
-        if header.fortran:
-            raise WrongArray("the array is in Fortran order", hint=_CONTIGUOUS)
         return shape[0]
     if shape in _IMAGE_SHAPES:
         raise WrongArray(text, hint="Add an axis for the number of images: images[numpy.newaxis].")

@@ -54,6 +54,7 @@ class ScoreHandler:
 
     Attributes:
         max_body_bytes: maximum size of a body that `begin` takes.
+        fitter: fits images.
     """
 
     def __init__(self, registry: Registry, scorer: Scorer, settings: Settings) -> None:
@@ -62,7 +63,7 @@ class ScoreHandler:
         self._scorer = scorer
         self._fit_max_bytes = settings.fit_max_body_bytes
         self._rules: WeakKeyDictionary[ModelVersion, DecisionRule] = WeakKeyDictionary()  # of requests without alpha
-        self._fitter = Fitter(settings)
+        self.fitter = Fitter(settings)
         self._bodies = BodyReader(settings.body_timeout_ms / 1000)
 
     def begin(
@@ -97,6 +98,7 @@ class ScoreHandler:
             self._rule(version, query.alpha),
             owner=scope.get("owner"),
             include_reconstruction=query.include == "reconstruction",
+            trace=scope.get("trace"),
         )
 
     async def __call__(
@@ -111,7 +113,7 @@ class ScoreHandler:
         query = _query_of(scope)
         is_form = _content_type(headers).lower().startswith("multipart/form-data")
         if await self._default_fit(query) != "strict" or (is_form and self._is_large(headers)):
-            with self._fitter.place(scope):  # a form may ask for `fit` in a field behind a large image
+            with self.fitter.place(scope):  # a form may ask for `fit` in a field behind a large image
                 received = await self._receive(scope, query, headers, receive, self._fit_max_bytes)
         else:
             received = await self._receive(scope, query, headers, receive, self.max_body_bytes)
@@ -123,13 +125,15 @@ class ScoreHandler:
             owner=scope.get("owner"),
             include_reconstruction=query.include == "reconstruction",
             fitted=fitted,
+            decoded=fitted is not None,
             decode_seconds=seconds,
+            trace=scope.get("trace"),
         )
         return await _unless_disconnected(future, receive)
 
     def close(self) -> None:
         """End the thread that fits images, once it has finished its image."""
-        self._fitter.close()
+        self.fitter.close()
 
     def _rule(self, version: ModelVersion, alpha: float | None) -> DecisionRule:
         rule = self._rules.get(version)
@@ -174,7 +178,7 @@ class ScoreHandler:
             if len(body) > self.max_body_bytes:
                 raise BodyTooLarge(f"the body has {len(body)} bytes, the limit is {self.max_body_bytes}")
             return _Received(version, form.image, query, None, 0.0)
-        found = await self._fitter.fit(scope, form.image, preparation)
+        found = await self.fitter.fit(scope, form.image, preparation)
         fitted = Fitted.of(found, preparation.fit, "model" if query.fit is None else "request")
         return _Received(version, found.pixels, query, fitted, time.perf_counter() - began)
 

@@ -197,6 +197,7 @@ class Registry:
         replaced, self._current[name] = self._current.get(name), fresh
         self._rejected.pop(name, None)
         self._metrics.model_version.labels(name).set(wanted)
+        self._metrics.model_threshold.labels(name).set(fresh.manifest.threshold)
         _log.info("version serves", extra={"model": name, "version": wanted, "device": str(self.device)})
         if replaced is not None:
             self.extras.put(replaced)

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from app.inference.loader import CHUNKS_AT_ONCE
 from app.inference.version import EMPTY_CHUNK, ChunkScores, ModelVersion
@@ -55,6 +56,7 @@ class ScoredChunk:
         ids: of the stored reconstructions; None where none is stored.
         anomalous: number of anomalous items.
         problems: by place in the chunk.
+        planes, peak: the pictures of the valid items, as `ChunkScores` has them.
     """
 
     mse: list[float]
@@ -62,6 +64,8 @@ class ScoredChunk:
     ids: list[str | None]
     anomalous: int
     problems: dict[int, Problem]
+    planes: NDArray[np.uint8] = field(default_factory=lambda: EMPTY_CHUNK.planes)
+    peak: NDArray[np.float32] = field(default_factory=lambda: EMPTY_CHUNK.peak)
 
 
 @dataclass
@@ -90,6 +94,7 @@ class BatchJob:
         rule: threshold and false-positive rate.
         owner: name of the API key, or None.
         store: whether to store the reconstructions.
+        pictures: whether the caller needs the pictures of a chunk, which then takes one forward pass at most.
         tally: the totals so far.
     """
 
@@ -97,6 +102,7 @@ class BatchJob:
     rule: DecisionRule
     owner: str | None
     store: bool
+    pictures: bool = False
     tally: Tally = field(default_factory=Tally)
 
 
@@ -154,7 +160,7 @@ class BatchScorer:
             return EMPTY_CHUNK
         self._forwards[job] += 1
         try:
-            return await job.version.score_many(chunk.pixels, draw=job.store)
+            return await job.version.score_many(chunk.pixels, draw=job.store or job.pictures)
         except InternalError as problem:
             chunk.problems = dict.fromkeys(range(chunk.count), problem) | chunk.problems
             return EMPTY_CHUNK
@@ -193,7 +199,7 @@ class BatchScorer:
         anomalous = job.rule.count_anomalous(scores)
         self._metrics.scores(job.rule.manifest.name, scores[finite].tolist(), anomalous)
         if not chunk.problems:
-            return ScoredChunk(mses, found.reasons, ids, anomalous, {})
+            return ScoredChunk(mses, found.reasons, ids, anomalous, {}, found.planes, found.peak)
         by_place = dict(zip(valid, zip(mses, found.reasons, ids, strict=True), strict=True))
         rows = [by_place.get(place, (math.nan, None, None)) for place in range(chunk.count)]
         return ScoredChunk([r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows], anomalous, chunk.problems)

@@ -22,9 +22,10 @@ from app.images import pictures, png
 from app.inference.version import Detection, ModelVersion
 from app.problems import InternalError
 from app.scoring.validity.monitor import ValidityMonitor
-from app.scoring.verdict import DecisionRule, Fitted
+from app.scoring.verdict import DecisionRule, Fitted, Verdict
 from app.stores.reconstructions import PIXELS, Reconstructions, Record, new_ids
 from app.telemetry.metrics import Metrics, stage_times
+from app.telemetry.traces import TraceContext, Traces
 
 
 @dataclass(slots=True, eq=False)
@@ -32,11 +33,14 @@ class ScoreRequest:
     """One image on its way from the socket to the response.
 
     Attributes:
-        image: encoded PNG; raw pixels, uint8 [28, 28], once decoded or if `fitted` is set.
+        image: encoded PNG; raw pixels, uint8 [28, 28], if `decoded` is set or once it has been decoded.
         rule: threshold and false-positive rate.
         owner: name of the API key, or None.
         include_reconstruction: whether the reply embeds the reconstruction.
         fitted: how the image was changed before it was scored, if it was.
+        decoded: whether `image` contains pixels from the start.
+        store: whether the reconstruction is stored; else the reply has no JSON body.
+        trace: its place in a trace, if it is sampled.
         future: receives the `Reply` or an error; cancel it when the client disconnects.
         decode_seconds: time from bytes to pixels.
         queued_at: when the image was queued, in `perf_counter` seconds.
@@ -49,6 +53,9 @@ class ScoreRequest:
     fitted: Fitted | None
     future: asyncio.Future[Reply]
     decode_seconds: float = 0.0
+    decoded: bool = False
+    store: bool = True
+    trace: TraceContext | None = None
     queued_at: float = 0.0
 
 
@@ -59,11 +66,14 @@ class Reply(NamedTuple):
         body: JSON, as `app.http.schemas.ScoreResponse` describes it.
         timing: the value of the header Server-Timing.
         facts: members of the access log line.
+        verdict, detection: what the JSON is made from.
     """
 
     body: bytes
     timing: str
     facts: dict[str, Any]
+    verdict: Verdict
+    detection: Detection
 
 
 class _Scored(NamedTuple):
@@ -72,6 +82,7 @@ class _Scored(NamedTuple):
     place: int
     request: ScoreRequest
     detection: Detection
+    verdict: Verdict
     document: dict[str, Any]
     body: bytes
 
@@ -84,15 +95,22 @@ class Scorer:
         metrics: counts verdicts and times.
         prefix: path prefix of links.
         validity: compares the scores with the calibration.
+        traces: records a span per micro-batch. None: no traces.
     """
 
     def __init__(
-        self, reconstructions: Reconstructions, metrics: Metrics, prefix: str, validity: ValidityMonitor
+        self,
+        reconstructions: Reconstructions,
+        metrics: Metrics,
+        prefix: str,
+        validity: ValidityMonitor,
+        traces: Traces | None = None,
     ) -> None:
         self._validity = validity
         self._reconstructions = reconstructions
         self._metrics = metrics
         self._prefix = prefix
+        self._traces = traces
 
     def submit(
         self,
@@ -104,6 +122,9 @@ class Scorer:
         include_reconstruction: bool = False,
         fitted: Fitted | None = None,
         decode_seconds: float = 0.0,
+        decoded: bool = False,
+        store: bool = True,
+        trace: TraceContext | None = None,
     ) -> asyncio.Future[Reply]:
         """Accept an image. Arguments as for `ScoreRequest`.
 
@@ -111,7 +132,11 @@ class Scorer:
             Overloaded: the queue is full. This is checked before the image is decoded, so that load shedding is cheap.
         """
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        version.queue.enqueue(ScoreRequest(image, rule, owner, include_reconstruction, fitted, future, decode_seconds))
+        version.queue.enqueue(
+            ScoreRequest(
+                image, rule, owner, include_reconstruction, fitted, future, decode_seconds, decoded, store, trace
+            )
+        )
         return future
 
     def prepare(self, request: ScoreRequest) -> None:
@@ -121,7 +146,7 @@ class Scorer:
             InvalidImage: one of its kinds.
         """
         began = time.perf_counter()
-        if request.fitted is None:
+        if not request.decoded:
             request.image = png.decode(request.image)
         request.queued_at = time.perf_counter()
         request.decode_seconds += request.queued_at - began
@@ -150,11 +175,12 @@ class Scorer:
         batch: list[_Scored] = []
         for place, p_value, id in zip(places, p_values, new_ids(len(places)), strict=True):
             request, detection = requests[place], detections[place]
-            document = request.rule.judge(
-                detection.mse, p_value, detection.reason, id, prefix=self._prefix, fitted=request.fitted
-            )
-            batch.append(_Scored(place, request, detection, document, to_json(document)))
-        if not batch:
+            verdict = request.rule.verdict(detection.mse, p_value, detection.reason)
+            document = request.rule.document(verdict, id, self._prefix, request.fitted)
+            body = to_json(document) if request.store else b""
+            batch.append(_Scored(place, request, detection, verdict, document, body))
+        stored_ones = [scored for scored in batch if scored.request.store]
+        if not stored_ones:
             resolve(functools.partial(self._replies, len(requests), batch, 0.0, stored=True))
             return
         self._reconstructions.put(
@@ -166,7 +192,7 @@ class Scorer:
                     scored.document["id"],
                     scored.request.owner,
                 )
-                for scored in batch
+                for scored in stored_ones
             ],
             lambda stored: resolve(
                 functools.partial(self._replies, len(requests), batch, time.perf_counter() - began, stored=stored)
@@ -180,8 +206,8 @@ class Scorer:
         results: list[Any] = [None] * size
         for place in set(range(size)) - {scored.place for scored in batch} if len(batch) < size else ():
             results[place] = InternalError("the model returned a score that is not finite")
-        for place, request, detection, document, body in batch:
-            if not stored:
+        for place, request, detection, verdict, document, body in batch:
+            if not stored and request.store:
                 document["id"] = document["reconstruction"] = None
                 body = to_json(document)  # noqa: PLW2901
             if request.include_reconstruction:
@@ -195,11 +221,26 @@ class Scorer:
                 "mse": document["mse"],
                 **logged,
             }
-            if not stored:
+            if not stored and request.store:
                 facts["without_id"] = 1
-            results[place] = Reply(body, timing, facts)
+            results[place] = Reply(body, timing, facts, verdict, detection)
         self._count(size, batch, store_seconds)
+        if self._traces is not None and batch:
+            self._trace(self._traces, size, batch, store_seconds)
         return results
+
+    def _trace(self, traces: Traces, size: int, batch: Sequence[_Scored], store_seconds: float) -> None:
+        stored = time.perf_counter()
+        passed = stored - store_seconds
+        stages = [("forward", passed - batch[0].detection.forward_seconds, passed), ("store", passed, stored)]
+        document = batch[0].document
+        traces.micro_batch(
+            [scored.request.trace for scored in batch],
+            stages if store_seconds else stages[:1],
+            images=size,
+            model=document["model"],
+            version=document["version"],
+        )
 
     def _count(self, size: int, batch: Sequence[_Scored], store_seconds: float) -> None:
         decode = sum(scored.request.decode_seconds for scored in batch)

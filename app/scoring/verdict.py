@@ -109,19 +109,6 @@ class DecisionRule:
         p_values = self.calibration.p_values(mses)
         return [self.verdict(*values) for values in zip(mses, p_values, reasons, strict=True)]
 
-    def judge(
-        self,
-        mse: float,
-        p_value: float,
-        reason: str | None,
-        id: str | None,
-        *,
-        prefix: str = "",
-        fitted: Fitted | None = None,
-    ) -> dict[str, Any]:
-        """Return the members of the JSON reply for an image with the score `mse`. Arguments as for `document`."""
-        return self.document(self.verdict(mse, p_value, reason), id, prefix, fitted)
-
     def is_near(self, mse: float) -> bool:
         """Return whether the other images of the forward pass could decide the verdict."""
         return abs(mse - self.threshold) <= NEAR * self.threshold

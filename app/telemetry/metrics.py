@@ -17,6 +17,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from app import __version__
+
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _BATCH_SECONDS = (0.001, 0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
@@ -103,6 +105,12 @@ class Metrics:
         )
         self.ready = self._gauge("anomaly_ready", "1 while /readyz returns 200.", "livemin")
         self.model_version = self._gauge("anomaly_model_version", "The current version.", "livemax", "model")
+        self.model_threshold = self._gauge(
+            "anomaly_model_threshold", "The threshold of the current version.", "livemax", "model"
+        )
+        self._gauge("anomaly_build_info", "1; the version of the service.", "livemax", "version").labels(
+            __version__
+        ).set(1)
         self.start_duration = self._gauge(
             "anomaly_start_duration_seconds", "Time from process start to ready.", "livemax"
         )

@@ -31,6 +31,9 @@ class Gateway:
         port: the port of the service.
         key: the API key that its clients send.
         limits: environment variables that differ from those of the image.
+
+    Attributes:
+        metrics_port: port of its metrics and of its health check.
     """
 
     def __init__(self, folder: Path, port: int, key: str, **limits: str) -> None:
@@ -41,7 +44,7 @@ class Gateway:
         self.keys = folder / "keys" / "api_keys"
         self.certificate = folder / "certificate.pem"
         self.context = ssl.create_default_context(cafile=self.certificate)
-        self._health = health
+        self.metrics_port = health
         self._environment = {"PATH": "/usr/sbin:/usr/bin:/bin", "CORS_ORIGINS": "none", **LIMITS, **limits}
         text = (GATEWAY / "haproxy.cfg").read_text()
         for shipped, own in (
@@ -112,7 +115,7 @@ class Gateway:
     def _is_up(self) -> bool:
         assert self._process is not None and self._process.poll() is None, self.log()
         with contextlib.suppress(httpx.TransportError):
-            return httpx.get(f"http://127.0.0.1:{self._health}/up", trust_env=False).status_code == 200
+            return httpx.get(f"http://127.0.0.1:{self.metrics_port}/up", trust_env=False).status_code == 200
         return False
 
 

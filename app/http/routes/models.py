@@ -36,7 +36,10 @@ async def models(services: ServicesDep) -> ModelList:
 @router.get(
     "/models/{name}",
     response_model=Manifest,
-    responses={200: {"content": {"text/html": {}}}, **problem_responses(404, 406, 422, 503)},
+    responses={
+        200: {"content": {"text/html": {"schema": {"type": "string"}}}},
+        **problem_responses(404, 406, 422, 503),
+    },
     summary="The manifest of the current version, or its model card",
 )
 async def model(name: str, request: Request, services: ServicesDep) -> Response:

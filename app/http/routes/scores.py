@@ -55,7 +55,7 @@ async def score(request: Request, services: ServicesDep, query: Annotated[ScoreQ
     )
 
 
-class _Direct(Response):
+class Direct(Response):
     """A response that reads the request body and sends the reply itself, so that both can be streamed."""
 
     def __init__(self, answer: ASGIApp) -> None:
@@ -63,6 +63,7 @@ class _Direct(Response):
         self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the reply."""
         await self._answer(scope, receive, send)
 
 
@@ -93,7 +94,12 @@ _BATCH_BODY = {
     "/score/batch",
     response_model=BatchResponse,
     responses={
-        200: {"content": {"application/x-ndjson": {}, "application/x-npy": {}}},
+        200: {
+            "content": {
+                "application/x-ndjson": {"schema": {"type": "string"}},
+                "application/x-npy": {"schema": {"type": "string", "format": "binary"}},
+            }
+        },
         **problem_responses(400, 404, 406, 408, 413, 415, 422, 500, 503, 504),
     },
     openapi_extra=_BATCH_BODY,
@@ -101,4 +107,4 @@ _BATCH_BODY = {
 )
 async def score_batch(services: ServicesDep, query: Annotated[BatchQuery, Query()]) -> Response:  # noqa: ARG001
     """Score the images of an array, or the files of a form, in order. `Accept` selects JSON, NDJSON or npy."""
-    return _Direct(services.batch)
+    return Direct(services.batch)

@@ -233,7 +233,10 @@ async def test_every_route_but_the_public_ones_wants_a_key(
                 method = "POST" if "score" in path else "GET"
                 response = await client.request(method, path, headers={**PNG, **headers}, content=zero)
                 assert response.status_code == 401, path
-                assert response.json()["type"] == "/problems/unauthorized"
+                if path.startswith(("/v1/", "/v2")):
+                    assert "API key" in response.json()["error"]
+                else:
+                    assert response.json()["type"] == "/problems/unauthorized"
                 assert response.headers["www-authenticate"].startswith("ApiKey")
         assert (await client.post("/score", content=zero, headers={**PNG, "x-api-key": ALICE})).status_code == 200
 

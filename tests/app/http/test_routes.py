@@ -180,7 +180,7 @@ async def test_report_files_are_served_as_published(client: httpx.AsyncClient) -
 
 
 @pytest.mark.parametrize(
-    "path", ["/models/nothing", "/models/zero-article/versions/99", "/models/..%2f..", "/nothing", "/v1"]
+    "path", ["/models/nothing", "/models/zero-article/versions/99", "/models/..%2f..", "/nothing", "/v3"]
 )
 async def test_what_is_not_there_is_404(client: httpx.AsyncClient, path: str) -> None:
     """Unknown models, versions and paths are problems."""
@@ -246,7 +246,13 @@ async def test_no_route_takes_a_model_a_path_or_an_address(client: httpx.AsyncCl
     """The whole surface is this list: nothing loads, registers or names a file."""
     document = (await client.get("/openapi.json")).json()
     surface = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
-    assert {each for each in surface if each[0] != "GET"} == {("POST", "/score"), ("POST", "/score/batch")}
+    assert {each for each in surface if each[0] != "GET"} == {
+        ("POST", "/score"),
+        ("POST", "/score/batch"),
+        ("POST", "/v1/models/{name}:predict"),
+        ("POST", "/v2/models/{name}/infer"),
+        ("POST", "/v2/models/{name}/versions/{version}/infer"),
+    }
 
 
 def test_the_list_of_paths_is_complete() -> None:
@@ -270,13 +276,14 @@ async def test_openapi_documents_both_bodies_and_every_problem(client: httpx.Asy
 
 
 async def test_openapi_shows_no_error_but_problems(client: httpx.AsyncClient) -> None:
-    """Every 4xx and 5xx in the document is a problem, but for the readiness report."""
+    """Every 4xx and 5xx in the document is a problem, but for readiness reports and the inference protocol."""
     document = (await client.get("/openapi.json")).json()
     for path, methods in document["paths"].items():
         for operation in methods.values():
             for status, response in operation["responses"].items():
-                if status >= "400" and path != "/readyz":
-                    assert set(response["content"]) == {"application/problem+json"}, (path, status)
+                if status >= "400" and path not in ("/readyz", "/v2/health/ready"):
+                    kind = "json" if path.startswith(("/v1/", "/v2")) else "problem+json"
+                    assert set(response["content"]) == {f"application/{kind}"}, (path, status)
 
 
 async def test_a_failure_nobody_foresaw_is_a_problem(

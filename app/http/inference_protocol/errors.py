@@ -1,0 +1,25 @@
+"""The error shape of the protocol: `{"error": "text"}`, for every status of its routes."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import Any
+
+from pydantic_core import to_json
+
+from app.problems import Problem
+
+_ROOTS = ("/v1", "/v2")
+_FOLDERS = tuple(f"{root}/" for root in _ROOTS)
+
+
+def is_protocol_request(scope: MutableMapping[str, Any]) -> bool:
+    """Return whether the path of a request belongs to the protocol, existing or not."""
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    return path.startswith(_FOLDERS) or path in _ROOTS
+
+
+def render_error(problem: Problem) -> bytes:
+    """Return a problem in the shape of the protocol: title, detail and hint in one text."""
+    text = f"{problem.title}: {problem.detail}." if problem.detail else f"{problem.title}."
+    return to_json({"error": f"{text} {problem.hint}".strip()})

@@ -1,0 +1,1 @@
+"""Tests of `app/http/inference_protocol`."""

@@ -1,0 +1,1 @@
+"""The shipped monitoring, in a real Prometheus."""

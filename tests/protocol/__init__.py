@@ -1,0 +1,1 @@
+"""The inference protocol, spoken by the unmodified clients of others."""
