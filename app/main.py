@@ -192,7 +192,8 @@ def check(settings: Settings) -> None:
     """
     _keys(settings)
     _provenance(settings)
-    _store(settings, Metrics())
+    # Metrics of the supervisor would count as those of a worker that is never ready.
+    _store(settings, None)
     tracing.check()
 
 
@@ -213,7 +214,15 @@ def _provenance(settings: Settings) -> Provenance:
     return Provenance(settings.model_signature, settings.model_public_key_file, settings.model_digests_file)
 
 
-def _store(settings: Settings, metrics: Metrics) -> Store:
+def _store(settings: Settings, metrics: Metrics | None) -> Store:
+    events = (
+        {}
+        if metrics is None
+        else {
+            "on_reopened": metrics.reconstruction_store_reopened.inc,
+            "on_damaged": metrics.reconstruction_store_damaged.inc,
+        }
+    )
     return open_store(
         settings.store_url,
         ttl_seconds=settings.store_ttl_seconds,
@@ -221,8 +230,7 @@ def _store(settings: Settings, metrics: Metrics) -> Store:
         entry_bytes=MAX_RECORD_BYTES,
         password_file=settings.store_password_file,
         timeout=settings.store_timeout_ms / 1000,
-        on_reopened=metrics.reconstruction_store_reopened.inc,
-        on_damaged=metrics.reconstruction_store_damaged.inc,
+        **events,
     )
 
 
