@@ -15,8 +15,6 @@ from app.problems import AmbiguousImage
 
 _CUT = 0.4
 """Maximum number of border pixels of a stroke that the border cuts, per half circumference of its box."""
-_CUT_RUN = 1.6
-"""Maximum mean length of the contacts of a cut component with the border, in stroke widths."""
 _TIGHT = 0.85
 """Minimum size of the box of a digit without a margin, as a share of both sides of the image."""
 _TIGHT_CONTACT = 0.95
@@ -117,12 +115,9 @@ def choose(found: Components, *, final: bool) -> Choice | None:
     if main is None:
         return None
     group = _with_parts(found, main, eligible)
-    stroke = strokes.get(main) or stroke_width(found.part(main))
     if final:
         _check_rivals(found, group, eligible & ~_lines(found, order))
-        touching = np.flatnonzero(group & (sides > 0))
-        if touching.size and ((cut & ~group).any() or any(_is_cut(found, int(each), stroke) for each in touching)):
-            raise AmbiguousImage("the border of the image cuts strokes", MARGIN_HINT)
+    stroke = strokes.get(main) or stroke_width(found.part(main))
     return Choice(group, stroke)
 
 
@@ -139,17 +134,6 @@ def _lines(found: Components, order: NDArray[np.int64]) -> Mask:
         box = found.right[each] - found.left[each], found.bottom[each] - found.top[each]
         lines[each] = max(box) > _LINE * min(box)
     return lines
-
-
-def _is_cut(found: Components, each: int, stroke: float) -> bool:
-    """Return whether a component goes on beyond the border: it meets the border with no more than a stroke's width.
-
-    A round stroke that only touches the border, from inside, meets it with more.
-    """
-    labels = found.labels
-    ring = np.concatenate((labels[0], labels[1:, -1], labels[-1, -2::-1], labels[-2:0:-1, 0])) == each
-    runs = int((ring & ~np.roll(ring, 1)).sum())
-    return runs > 0 and float(ring.sum()) <= _CUT_RUN * stroke * runs
 
 
 def _contact(found: Components) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from app.images import ink as inks
 from app.images.components import Components, components
-from app.images.digit import MARGIN_HINT, ONE_HINT, Choice, choose, is_page, tight
+from app.images.digit import ONE_HINT, Choice, choose, is_page, tight
 from app.problems import AmbiguousImage, BlankImage
 
 LEAST_CONTRAST = 24
@@ -24,8 +24,6 @@ _CORE = 0.35
 """Minimum contrast of the pixels of a component, as a share of the full contrast."""
 _WINDOWS = (0.1, 0.35)
 """Windows of the local background, as shares of the longer side: strokes must be narrower than one of them."""
-_NARROW = 0.2
-"""Window, as a share of the longer side, between the narrow one and the wide one."""
 _CLEAR = 0.8
 """Minimum share of the variance between dark and bright pixels for an image with two brightnesses (Otsu's measure)."""
 _COARSE_SIDE = 160
@@ -119,20 +117,8 @@ def search(grey: Floats) -> Search:
             raise AmbiguousImage("the largest shape is filled, and has no strokes", ONE_HINT)
     if digit is None:
         _refuse(grey, lines)
-    if not dark and digit.window > _NARROW * max(grey.shape) and _has_bright_border(grey):
-        raise AmbiguousImage("the background cannot be told from wide strokes", MARGIN_HINT)
     _check_other_polarity(plain, digit, dark=dark)
     return Search(digit, dark, plain, lines)
-
-
-def _has_bright_border(grey: Floats) -> bool:
-    """Return whether an image has two brightnesses and little else, and most of its border is bright.
-
-    Its bright parts are then the paper between wide dark strokes, and not strokes themselves.
-    """
-    middle, clarity = _otsu(grey)
-    border = np.concatenate((grey[0], grey[-1], grey[1:-1, 0], grey[1:-1, -1]))
-    return clarity >= _CLEAR and float((border > middle).mean()) > 0.5
 
 
 def _filling(grey: Floats) -> tuple[Digit | None, bool]:
