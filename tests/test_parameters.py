@@ -78,6 +78,6 @@ async def test_openapi_describes_the_fields_of_a_form(client: httpx.AsyncClient)
     form = operation["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
     assert set(form) == {"file"} | {each["name"] for each in operation["parameters"]}
     assert (form["alpha"]["type"], form["alpha"]["exclusiveMaximum"]) == ("number", 1)
-    assert form["fit"]["enum"] == ["strict", "mnist"]
+    assert form["fit"]["enum"] == ["strict", "mnist", "resize"]
     assert form["include"]["const"] == "reconstruction"
     assert all("description" in field for name, field in form.items() if name != "file")

@@ -13,7 +13,7 @@ import pytest
 from anomaly.client.environment import api_key
 from app.http.auth import ApiKeys, KeysError
 from app.models.repository import Repository, RepositoryError
-from app.stores.redis import _Credentials
+from app.stores.redis import Credentials
 from tests.conftest import ROOT
 
 WINDOWS = {
@@ -34,7 +34,7 @@ def test_files_of_one_line_are_read(tmp_path: Path, content: bytes) -> None:
     (folder / "CURRENT").write_bytes(content)
     assert Repository(tmp_path).current("zero") == 7
     assert api_key(folder / "CURRENT") == "7"
-    assert _Credentials(None, folder / "CURRENT").get_credentials() == ("7",)
+    assert Credentials(None, folder / "CURRENT").get_credentials() == ("7",)
 
 
 @pytest.mark.parametrize("content", [b"\xff7\n", "７".encode(), "7".encode("utf-16-le")])
