@@ -22,7 +22,7 @@ PAGE_BYTES = 8192
 _MAX_JOURNAL_BYTES = 4 * 1024 * 1024
 _COMPARE_SECONDS = 1.0
 """Time between two checks that the open file is still the one under its name."""
-_REPAIR_SECONDS = 60.0
+_REPAIR_SECONDS = 10.0
 """Minimum time between two damaged files that are moved aside: a disk that damages each file is not written forever."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 """Changes with each boot of the machine. Exists on Linux only."""
