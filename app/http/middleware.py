@@ -93,7 +93,10 @@ class RequestMiddleware:
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
         if scope["type"] != "http":
-            await self._lifespan(scope, receive, send)
+            try:
+                await _lifespan(self._app, scope, receive, send)
+            finally:
+                self._log.flush()
             return
         request = RequestFacts(scope, self._new_id, time.perf_counter(), self._traces)
         scope["request_id"] = request.id
@@ -155,19 +158,6 @@ class RequestMiddleware:
         )
         respond(answer)
         self._finish(request, SCORE, answer.status)
-
-    async def _lifespan(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        async def send_without_stack(message: Message) -> None:
-            # The framework's message contains a stack with paths, which the server would log.
-            await send({**message, "message": ""} if "message" in message else message)
-
-        try:
-            await self._app(scope, receive, send_without_stack)
-        except Exception:
-            _log.exception("the service failed to start or to stop")
-            raise
-        finally:
-            self._log.flush()
 
     async def _score_streamed(
         self, scope: MutableMapping[str, Any], request: RequestFacts, receive: Receive, send: Send
@@ -265,6 +255,18 @@ class RequestMiddleware:
 
     def _extra(self, request: RequestFacts) -> Iterable[tuple[bytes, bytes]]:
         return () if self._cors is None else self._cors.headers(request.headers.get(b"origin"))
+
+
+async def _lifespan(app: App, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def send_without_stack(message: Message) -> None:
+        # The framework's message contains a stack with paths, which the server would log.
+        await send({**message, "message": ""} if "message" in message else message)
+
+    try:
+        await app(scope, receive, send_without_stack)
+    except Exception:
+        _log.exception("the service failed to start or to stop")
+        raise
 
 
 def _scored(reply: Reply, request: RequestFacts, common: Iterable[tuple[bytes, bytes]]) -> Answer:

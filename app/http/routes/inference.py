@@ -194,5 +194,5 @@ async def _ready(services: Services, name: str, version: str | None = None) -> s
     if registry.loaded(_reference(name, version)) is None and (
         version is None or registry.extras.get(name, int(version)) is None
     ):
-        raise ModelUnavailable(registry.rejection(name) or "the version is not loaded")
+        raise ModelUnavailable(registry.rejection(name) or "the version is not loaded", cause="version_rejected")
     return schemas.ModelReady(name=name, ready=True)

@@ -101,7 +101,8 @@ async def _status(services: Services, version: ModelVersion) -> str | None:
         found = await services.validity.report(version)
     except StoreError:
         return None
-    return f"{found.status} after {found.images:,} images (p = {found.p_value:.2g})"
+    images = "1 image" if found.images == 1 else f"{found.images:,} images"
+    return f"{found.status} after {images} (p = {found.p_value:.2g})"
 
 
 _RATES = sorted(
