@@ -100,11 +100,11 @@ def test_the_wheel_contains_one_package(wheel: Path) -> None:
 
 
 def test_the_metadata_is_complete(wheel: Path) -> None:
-    """Three dependencies; service, training and bulk scoring are extras; development tools are not in the metadata."""
+    """Three dependencies; service, training, bulk scoring and traces are extras; development tools are not listed."""
     found = metadata(wheel)
     requirements = [line for line in found.get_all("Requires-Dist", []) if "extra ==" not in line]
     assert sorted(re.split(r"[<>=]", line)[0] for line in requirements) == ["httpx", "rich", "typer"]
-    assert sorted(found.get_all("Provides-Extra", [])) == ["bulk", "serve", "train"]
+    assert sorted(found.get_all("Provides-Extra", [])) == ["bulk", "otel", "serve", "train"]
     for name in ("Author", "Summary", "License-Expression", "Keywords", "Classifier", "Requires-Python"):
         assert found[name], name
     assert "pytest" not in str(found)

@@ -11,14 +11,16 @@ from typing import Annotated
 
 import typer
 
-from anomaly import ServiceError
+from anomaly import Score, ServiceError
 from anomaly.cli.checkout import NotInstalled
 from anomaly.cli.formats import STREAMING, WRITERS, Result, console_of, printable
+from anomaly.cli.lots import LotError, summary, with_discoveries
 from anomaly.cli.messages import explain
 from anomaly.cli.options import (
     DEFAULT_URL,
     Alpha,
     Concurrency,
+    FalseDiscoveryRate,
     Fitting,
     KeyFile,
     Model,
@@ -55,6 +57,7 @@ def score(
     model: Model = None,
     alpha: Alpha = None,
     fit: Fitting = None,
+    fdr: FalseDiscoveryRate = None,
     output: Output = "table",
     concurrency: Concurrency = 8,
     patience: Patience = 30.0,
@@ -67,6 +70,8 @@ def score(
     with plain_errors(), stop_on([signal.SIGINT], interrupt):
         if not all(files):
             raise typer.BadParameter("a file name is empty")
+        if fdr is not None and not 0 < fdr < 1:
+            raise typer.BadParameter("--fdr must be between 0 and 1")
         code = NORMAL
         with closing(
             _open(model_store, Connection(url, key_file, concurrency, patience), Verdict(model, alpha, fit))
@@ -77,11 +82,26 @@ def score(
             if not wanted:
                 formats = "PNG" if scorer.fit == "strict" else "PNG, JPEG or WebP"
                 raise typer.BadParameter(f"there is no {formats} file in {printable(', '.join(files))}")
+            results = _with_progress(scorer.results(wanted), len(wanted), show=not quiet)
+            if fdr is not None:
+                results = _discoveries(scorer, results, fdr)
             with closing(WRITERS[output](sys.stdout)) as writer:
-                for result in _with_progress(scorer.results(wanted), len(wanted), show=not quiet):
+                for result in results:
                     writer.add(result)
                     code = max(code, _exit_code(result))
         raise typer.Exit(code)
+
+
+def _discoveries(scorer: Scorer, results: Iterator[Result], rate: float) -> Iterator[Result]:
+    """Yield all results with their discoveries, once the last image is scored."""
+    try:
+        found = with_discoveries(list(results), rate)
+    except LotError as error:
+        raise typer.BadParameter(str(error)) from None
+    yield from found
+    score = next((result.outcome for result in found if isinstance(result.outcome, Score)), None)
+    if score is not None:
+        write_message(summary(found, rate, scorer.calibration_size(score.model, score.version)))
 
 
 def watch(

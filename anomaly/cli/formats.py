@@ -15,6 +15,7 @@ from anomaly.cli.messages import in_one_line
 Format = Literal["table", "json", "jsonl", "csv"]
 COLUMNS = (
     "file", "verdict", "mse", "threshold", "alpha", "p_value", "reason", "model", "version", "id", "problem", "detail",
+    "q_value", "discovery",
 )  # fmt: skip
 
 
@@ -25,10 +26,14 @@ class Result:
     Attributes:
         file: name of the file, `-` for standard input.
         outcome: the score, or the reason why there is none.
+        q_value: the smallest false-discovery rate at which the image is a discovery; None without `--fdr`.
+        is_discovery: whether that is at most the requested rate; None without `--fdr`.
     """
 
     file: str
     outcome: Score | ServiceError
+    q_value: float | None = None
+    is_discovery: bool | None = None
 
     @property
     def verdict(self) -> str:
@@ -40,7 +45,8 @@ class Result:
     def document(self) -> dict[str, Any]:
         """Return the members of the score or of the problem, and the file."""
         if isinstance(self.outcome, Score):
-            return {"file": self.file, **self.outcome.document}
+            lot = {} if self.q_value is None else {"q_value": self.q_value, "discovery": self.is_discovery}
+            return {"file": self.file, **self.outcome.document, **lot}
         return {"file": self.file, "problem": _problem(self.outcome)}
 
     def row(self) -> dict[str, Any]:
@@ -130,12 +136,25 @@ class Table:
         from rich.text import Text
 
         table = RichTable(box=None, header_style="bold", pad_edge=False)
-        for column in ("file", "verdict", "mse", "threshold", "p-value", "model", ""):
-            numbers = column in {"mse", "threshold", "p-value"}
+        is_lot = any(result.q_value is not None for result in self._results)
+        for column in (
+            "file",
+            "verdict",
+            "mse",
+            "threshold",
+            "p-value",
+            "model",
+            "",
+            *(["q-value", "discovery"] * is_lot),
+        ):
+            numbers = column in {"mse", "threshold", "p-value", "q-value"}
             table.add_column(column, justify="right" if numbers else "left", overflow="fold", no_wrap=numbers)
         for result in self._results:
             table.add_row(
-                Text(printable(result.file)), Text(result.verdict, _STYLES[result.verdict]), *_cells(result.outcome)
+                Text(printable(result.file)),
+                Text(result.verdict, _STYLES[result.verdict]),
+                *_cells(result.outcome),
+                *(_lot_cells(result) if is_lot else ()),
             )
         console = console_of(self._stream)
         console.print(table)
@@ -196,6 +215,12 @@ def _cells(outcome: Score | ServiceError) -> list[Any]:
     numbers = (f"{outcome.mse:.4g}", f"{outcome.threshold:.4g}", f"{outcome.p_value:.3g}")
     model, reason = f"{outcome.model}@{outcome.version}", (outcome.reason or "").replace("_", " ")
     return [Text(printable(cell)) for cell in (*numbers, model, reason)]
+
+
+def _lot_cells(result: Result) -> tuple[str, str]:
+    if result.q_value is None:
+        return "", ""
+    return f"{result.q_value:.3g}", "yes" if result.is_discovery else "no"
 
 
 def _count(results: list[Result]) -> str:

@@ -81,6 +81,10 @@ class Offline:
             except ServiceError as error:
                 yield Result(source.name, error)
 
+    def calibration_size(self, model: str, version: int) -> int:  # noqa: ARG002
+        """Return the number of calibration scores of the version."""
+        return len(self._rule.calibration.scores)
+
     def close(self) -> None:
         """Do nothing. Offline scoring opens no connections."""
 

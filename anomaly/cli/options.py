@@ -31,6 +31,14 @@ Fitting = Annotated[
         "images as those of the training. Default: what the model was trained with."
     ),
 ]
+FalseDiscoveryRate = Annotated[
+    float | None,
+    typer.Option(
+        "--fdr",
+        help="Also mark the anomalies of all images together at this false-discovery rate, 0.05 for example: at most "
+        "this share of them is expected to be normal.",
+    ),
+]
 Output = Annotated[Format, typer.Option("--format", "-f", help="Format of the results.")]
 Concurrency = Annotated[int, typer.Option(min=1, max=64, help="Maximum number of concurrent requests.")]
 Patience = Annotated[
@@ -38,8 +46,8 @@ Patience = Annotated[
 ]
 
 __all__ = [
-    "DEFAULT_URL", "Alpha", "Concurrency", "Fitting", "KeyFile", "Model", "ModelStore", "Output", "Patience", "Url",
-    "existing_folder",
+    "DEFAULT_URL", "Alpha", "Concurrency", "FalseDiscoveryRate", "Fitting", "KeyFile", "Model", "ModelStore", "Output",
+    "Patience", "Url", "existing_folder",
 ]  # fmt: skip
 
 

@@ -55,6 +55,14 @@ class Remote:
         for outcome in outcomes:
             yield Result(names.popleft(), outcome)
 
+    def calibration_size(self, model: str, version: int) -> int:
+        """Return the number of calibration scores of a version that has scored an image.
+
+        Raises:
+            ServiceError: the service does not reply.
+        """
+        return self._client.calibration(f"{model}@{version}").n
+
     def close(self) -> None:
         """Close the connections."""
         self._client.close()

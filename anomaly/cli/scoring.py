@@ -61,6 +61,13 @@ class Scorer(Protocol):
             ServiceError: an error that every other image would meet too.
         """
 
+    def calibration_size(self, model: str, version: int) -> int:
+        """Return the number of calibration scores of a version that has scored an image.
+
+        Raises:
+            ServiceError: the service does not reply.
+        """
+
     def close(self) -> None:
         """Release connections."""
 
@@ -81,6 +88,10 @@ class _Explained:
                 yield replace(result, outcome=self._words(outcome)) if isinstance(outcome, ServiceError) else result
         except ServiceError as error:
             raise self._words(error) from error
+
+    def calibration_size(self, model: str, version: int) -> int:
+        """Return the number of calibration scores of a version that has scored an image."""
+        return self._scorer.calibration_size(model, version)
 
     def close(self) -> None:
         """Release connections."""
