@@ -693,7 +693,7 @@ def test_the_interface_is_shown_and_tried_out(
     expect(page.locator(".opblock")).to_have_count(sum(map(len, described.values())))
     page.evaluate("sessionStorage.setItem('api-key', 'sesame')")
     page.reload()
-    route = page.locator("#operations-Scores-score_score_post")
+    route = page.locator("#operations-Scores-score")
     route.locator(".opblock-summary-control").click()
     route.locator("input[type=file]").set_input_files(EXAMPLES / "six.png")
     route.locator(".execute").click()

@@ -18,6 +18,7 @@ from tests.training.commands import run
 from tests.training.conftest import CPU, small_files, write_pngs
 from tests.waiting import wait_until
 from training.evaluation.calibrate import score
+from training.evaluation.comparison import compare
 
 
 @pytest.fixture
@@ -69,6 +70,30 @@ def test_another_pen_gets_a_threshold_of_its_own(store, thin, draft):
     assert before["flagged"]["count"] == (scores > old.manifest.threshold).sum()
     assert (scores > new.manifest.threshold).mean() <= 0.05 < before["flagged"]["rate"]
     assert run("verify", "small", "--model-store", store)[:2] == (0, "small@1: good\nsmall@2: good\n")
+
+
+def test_a_dry_run_tests_whether_it_is_needed(store, thin, draft, tmp_path):
+    """Images like those of the calibration need none (exit code 0), thinner strokes do (1); nothing is published."""
+    code, out, _ = run("calibrate", "small", "--data-dir", thin[0], "--model-store", store, "--dry-run")
+    assert (code, "recalibration needed" in out) == (1, True)
+    assert "before" in out
+    assert Repository(store).versions("small") == [1]
+    code, _, err = run("calibrate", "small", "--model-store", store, "--dry-run")
+    assert (code, "--data-dir" in err) == (2, True)
+
+
+def test_a_comparison_keeps_its_level():
+    """Of scores like those of the calibration, at most 1 % are called different; shifted scores are found."""
+    generator = np.random.default_rng(0)
+    found = shifted = 0
+    for _ in range(600):
+        old, new = np.sort(generator.lognormal(size=300)), generator.lognormal(size=200)
+        found += compare(old, 297, new).is_needed
+        shifted += compare(old, 297, new * 1.8).is_needed
+    assert found <= 12  # Binomial(600, 0.01) is above 12 with probability 0.8 %
+    assert shifted >= 570
+    above = compare(old, 297, np.concatenate([new, np.full(20, old[-1] + 1)]))
+    assert (above.above >= 20, above.rate_p < 1e-3) == (True, True)
 
 
 def test_nothing_that_was_not_measured_is_passed_on(store, thin):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 import typer
@@ -28,6 +29,10 @@ from training.data.pictures import Folder
 from training.publishing import publish
 from training.publishing.files import PublishError, check_writable
 
+# SciPy and matplotlib take seconds to import, and other commands do not need them.
+if TYPE_CHECKING:
+    from training.pipeline.make import DraftVersion
+
 
 def calibrate(
     model: Annotated[str, typer.Argument(help="Model: `name` for its current version, or `name@version`.")],
@@ -49,6 +54,14 @@ def calibrate(
     fit: Fit = None,
     invert: Invert = None,
     crop: Crop = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Publish nothing: test whether the scores of --data-dir differ from the calibration scores. The exit "
+            "code is 1 if they do.",
+        ),
+    ] = False,
     promote: Promote = False,
     model_store: ModelStore = MODEL_STORE,
 ) -> None:
@@ -64,7 +77,10 @@ def calibrate(
         torch.set_num_threads(1)
         repository = Repository(model_store)
         origin = _find(repository, model)
-        check_writable(model_store, model_store / origin.name)
+        if dry_run and data_dir is None:
+            raise DataError("--dry-run tests the images of --data-dir; add it")
+        if not dry_run:
+            check_writable(model_store, model_store / origin.name)
         folder, preparation = _read(data_dir, origin, fit, invert, crop)
         print_ignored(data_dir, preparation=preparation)
         if folder is not None:
@@ -78,6 +94,11 @@ def calibrate(
             preparation=preparation,
             names=() if folder is None else [path.name for path in folder.paths],
         )
+        if dry_run:
+            print_guard_counts(version.manifest)
+            _print_change(origin, version.manifest)
+            _warn_of_few(version.manifest)
+            raise typer.Exit(_print_comparison(repository, origin, version))
         manifest = version.publish(model_store, promote=promote)
         print_guard_counts(manifest)
         _print_change(origin, manifest)
@@ -107,6 +128,27 @@ def _read(
         return prepare_folder(data_dir, parse_preparation(fit, invert, crop), invert)
     # The inversion is that of the version; the new images do not decide on it.
     return prepare_folder(data_dir, origin.preparation, origin.preparation.invert)
+
+
+def _print_comparison(repository: Repository, origin: Manifest, version: DraftVersion) -> int:
+    """Print whether a recalibration is needed, and return the exit code."""
+    import numpy as np
+
+    from training.evaluation.comparison import LEVEL, compare
+
+    old, rank = repository.calibration(origin).scores, origin.calibration.rank
+    new = np.load(io.BytesIO(version.files["calibration.npy"]))
+    found = compare(np.asarray(old, np.float32), rank, new)
+    size = f"{len(new):,} images against {len(old):,} calibration images"
+    console.print(
+        f"{size}: number above the threshold p = {found.rate_p:.2g}, distribution of the scores "
+        f"p = {found.shape_p:.2g}, both together p = {found.p_value:.2g}"
+    )
+    if found.is_needed:
+        console.print(f"recalibration needed: the scores differ (p below {LEVEL:g}); nothing was published")
+    else:
+        console.print("no recalibration needed: the test finds no difference; nothing was published")
+    return int(found.is_needed)
 
 
 def _print_change(origin: Manifest, manifest: Manifest) -> None:
