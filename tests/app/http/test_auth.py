@@ -297,6 +297,7 @@ def test_the_process_refuses_to_start_without_its_keys(make_server: Callable[...
 async def test_the_public_paths_are_these(make_settings: Callable[..., Settings], keys_file: Path) -> None:
     """The list is written here a second time, so that no path becomes public by a mistake in the first one."""
     public = {"/", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/problems", "/page/page.js"}
+    public |= {"/v2/health/live", "/v2/health/ready"}
     protected = {
         "/score",
         "/score/batch",
