@@ -28,6 +28,7 @@ from app.images import png
 from app.images.prepare import choose, prepare
 from app.inference.detector import Detector, DetectorError
 from app.inference.device import DeviceError, choose_device, use_one_thread
+from app.models.provenance import Provenance, ProvenanceConfigurationError
 from app.models.repository import Artifact, Repository, RepositoryError
 from app.scoring.verdict import DecisionRule, Fitted
 from app.settings import SettingsError, from_environment
@@ -40,7 +41,8 @@ class OfflineError(ServiceError):
 class Offline:
     """Scores with a model version on this machine.
 
-    ANOMALY_DEFAULT_MODEL and ANOMALY_DEVICE have the same effect as for a service.
+    ANOMALY_DEFAULT_MODEL, ANOMALY_DEVICE and the rules about the origin of versions (ANOMALY_MODEL_SIGNATURE and others)
+    have the same effect as for a service.
 
     Args:
         model_store: folder of the model versions.
@@ -58,9 +60,12 @@ class Offline:
         try:
             settings = from_environment()
             query = _query(verdict)
-            artifact = _open(Repository(model_store), query.model or settings.default_model)
+            provenance = Provenance(
+                settings.model_signature, settings.model_public_key_file, settings.model_digests_file
+            )
+            artifact = _open(Repository(model_store, provenance), query.model or settings.default_model)
             self._detector = Detector.load(artifact, choose_device(settings.device))
-        except (SettingsError, DeviceError, RepositoryError, DetectorError) as error:
+        except (SettingsError, DeviceError, RepositoryError, DetectorError, ProvenanceConfigurationError) as error:
             raise OfflineError(str(error)) from error
         self._rule = _rule(artifact, query.alpha)
         try:

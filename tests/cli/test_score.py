@@ -380,6 +380,21 @@ def test_the_shell_that_starts_the_service_may_know_its_url(server: Server, anom
     assert anomaly("score", ZERO, **own).returncode == 0
 
 
+@pytest.mark.process
+def test_a_version_without_a_required_signature_is_not_scored_with(in_process: Anomaly, tmp_path: Path) -> None:
+    """Offline scoring rejects what a service with the same settings rejects."""
+    key = tmp_path / "publisher.pub"
+    subprocess.run(
+        "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 | openssl pkey -pubout -out " + str(key),
+        shell=True, check=True, capture_output=True,
+    )  # fmt: skip
+    rules = {"ANOMALY_MODEL_SIGNATURE": "require", "ANOMALY_MODEL_PUBLIC_KEY_FILE": str(key)}
+    done = in_process("score", ZERO, *STORE, **rules)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "signature" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_the_command_keeps_the_order_of_the_layers() -> None:
     """Of the command's modules, only two import the service's code, and only two import training."""
     users: dict[str, set[str]] = {"app": set(), "training": set(), "torch": set()}
