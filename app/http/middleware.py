@@ -201,11 +201,12 @@ class RequestMiddleware:
     def _finish(self, request: RequestFacts, route: str, status: int) -> None:
         seconds = time.perf_counter() - request.started
         self._metrics.request(route, status, seconds)
-        self._metrics.problem(request.facts.get("problem"), request.facts.get("cause"))
+        facts = request.facts
+        if "problem" in facts or "cause" in facts:
+            self._metrics.problem(facts.get("problem"), facts.get("cause"))
         if route in _PROBES and status == 200:
             return  # several per second, without information
         if self._traces is not None and request.trace is not None:
-            facts = request.facts
             self._traces.request(
                 request.trace, method=request.method, route=route, status=status, started=request.started, facts=facts
             )
@@ -216,7 +217,7 @@ class RequestMiddleware:
                 "route": route,
                 "status": status,
                 "seconds": round(seconds, 6),
-                **request.facts,
+                **facts,
             }
         )
 
