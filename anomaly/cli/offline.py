@@ -41,8 +41,8 @@ class OfflineError(ServiceError):
 class Offline:
     """Scores with a model version on this machine.
 
-    ANOMALY_DEFAULT_MODEL, ANOMALY_DEVICE and the rules about the origin of versions (ANOMALY_MODEL_SIGNATURE and its
-    neighbours) have the same effect as for a service.
+    ANOMALY_DEFAULT_MODEL, ANOMALY_DEVICE and the rules about the origin of versions (ANOMALY_MODEL_SIGNATURE and
+    others) have the same effect as for a service.
 
     Args:
         model_store: folder of the model versions.
