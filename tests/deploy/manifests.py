@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from app.main import CLOSE_SECONDS
 from app.settings import PREFIX, Settings
 from tests.conftest import ROOT
 
@@ -18,7 +19,9 @@ KUBERNETES = ROOT / "deploy" / "kubernetes"
 FOLDERS = {path.name: path for path in [KUBERNETES / "base", *sorted((KUBERNETES / "overlays").iterdir())]}
 COMPONENTS = sorted((KUBERNETES / "components").iterdir())
 USER = int(re.findall(r"^USER (\d+):\d+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[-1])
-SHUTDOWN_LIMIT = int(re.findall(r"timeout_graceful_shutdown=(\d+)", (ROOT / "app" / "__main__.py").read_text())[0])
+REQUESTS_END = int(re.findall(r"timeout_graceful_shutdown=(\d+)", (ROOT / "app" / "__main__.py").read_text())[0])
+SHUTDOWN_LIMIT = REQUESTS_END + 3 * CLOSE_SECONDS
+"""Requests in flight, then forward passes and loads, then the store, then the traces."""
 MARGIN = 5
 """Seconds of the grace period that nothing plans to use."""
 WORKER_BYTES = 320e6

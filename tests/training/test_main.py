@@ -14,6 +14,7 @@ from PIL import Image
 
 from app.models.repository import Repository
 from tests.conftest import EXAMPLES
+from tests.test_idx_files import write_idx
 from tests.training.commands import TRAIN, run
 from tests.training.conftest import ROOT, write_pngs
 from training.recipes.table import RECIPES
@@ -126,15 +127,21 @@ def test_dark_strokes_on_white_choose_no_threshold(tmp_path, digits):
     """
     zeros = digits.images[digits.labels == 0]
     dark = write_pngs(tmp_path / "dark", 255 - zeros[:475])
-    mixed = write_pngs(tmp_path / "mixed", np.concatenate([zeros[:475], 255 - zeros[475:]]))
+    others = digits.images[digits.labels != 0][:100]
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    # Of a folder, the limits of the guards follow from its images; of IDX files, they are those of digits.
+    for stem, images, normal in (("train", np.concatenate([zeros[:475], 255 - zeros[475:]]), 1), ("t10k", others, 0)):
+        write_idx(mixed / f"{stem}-images-idx3-ubyte", images)
+        write_idx(mixed / f"{stem}-labels-idx1-ubyte", np.full(len(images), 1 - normal))
     arguments = ("--name", "mine", "--recipe", "instant", "--alpha", 0.1, "--model-store", tmp_path / "store")
     code, _, errors = run("train", "--data-dir", dark, *arguments)
     assert (code, len(errors.splitlines())) == (2, 1)
-    assert "guards rejected 95 of the 95 calibration images (too_much_ink 95)" in errors
-    assert "bright strokes on a dark background" in errors
+    assert "polarity: bright background 475, dark background 0" in errors
+    assert "--no-invert" in errors
     assert not (tmp_path / "store").exists()
 
-    code, out, errors = run("train", "--data-dir", mixed, *arguments, "--promote")
+    code, out, errors = run("train", "--data", "idx", "--normal", "0", "--data-dir", mixed, *arguments, "--promote")
     assert code == 0, errors
     repository = Repository(tmp_path / "store")
     manifest = repository.manifest("mine", 1)

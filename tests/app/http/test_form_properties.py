@@ -225,4 +225,4 @@ async def test_a_damaged_form_has_one_answer(side: Side, form: RandomForm, place
         body = form.body(field)
         at = int(place * len(body))
         status, document = await everywhere(side, form, path, body[:at] + change + body[at + 1 :])
-        assert status in (200, 400, 413, 415, 422), document
+        assert status in (200, 400, 404, 413, 415, 422), document  # 404: the name of the model is damaged
