@@ -105,7 +105,7 @@ KEY: Any = Security(
 def protected_router(tag: str) -> APIRouter:
     """Return a router whose routes document the API key. The middleware checks the key before it calls a route."""
     dependencies = [KEY, Depends(reject_unknown_parameters)]
-    return APIRouter(tags=[tag], dependencies=dependencies, responses=problem_responses(401))
+    return APIRouter(tags=[tag], dependencies=dependencies, responses=problem_responses(400, 401, 403))
 
 
 def public_router(tag: str) -> APIRouter:

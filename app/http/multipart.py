@@ -210,6 +210,7 @@ class _FormChunks:
         self._parts = self._parse(body)
         self._fields: dict[str, str] | None = None
         self._files: list[Part] = []
+        self._has_files = False
 
     async def fields(self) -> Mapping[str, str]:
         if self._fields is not None:
@@ -232,6 +233,7 @@ class _FormChunks:
         chunk = Chunk()
         while True:
             files, self._files = self._files, []
+            self._has_files = self._has_files or bool(files)
             for file in files:
                 _add(chunk, file)
                 if chunk.count == self.size:
@@ -241,6 +243,8 @@ class _FormChunks:
                 self._files = await anext(self._parts)
             except StopAsyncIteration:
                 break
+        if not self._has_files:
+            raise MissingFile("the form has no file in the field `files`")
         if chunk.count:
             yield chunk
 

@@ -330,6 +330,20 @@ async def test_a_general_content_type_is_taken_for_an_array(client: httpx.AsyncC
     assert_problem(refused, 415, "unsupported-media-type")
 
 
+@pytest.mark.parametrize("fields", [{}, {"alpha": "0.1"}])
+@pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
+async def test_a_form_without_files_is_a_problem(
+    client: httpx.AsyncClient, fields: dict[str, str], accept: str
+) -> None:
+    """A form that has no file at all was not meant as a batch of nothing."""
+    parts = "".join(
+        f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n' for name, value in fields.items()
+    )
+    headers = {"content-type": "multipart/form-data; boundary=b", "accept": accept}
+    reply = await client.post("/score/batch", content=(parts + "--b--\r\n").encode(), headers=headers)
+    assert "no file" in assert_problem(reply, 400, "missing-file")["detail"]
+
+
 async def test_unknown_fields_of_a_batch_form_are_rejected_by_name(client: httpx.AsyncClient) -> None:
     """A form field that the route does not have is 422 and named, never ignored."""
     reply = await client.post("/score/batch", data={"include": "reconstruction"}, **form(pngs.plain()))
