@@ -9,11 +9,11 @@ from __future__ import annotations
 import functools
 import json
 import os
+import socket
 import statistics
 import subprocess
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -26,6 +26,7 @@ from PIL import Image
 from benchmarks.__main__ import IMAGES, wrk
 from benchmarks.bulk import MODEL, digits, mutated
 from benchmarks.processes import Server, free_port, service
+from tests.waiting import wait_until
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
 CONNECTIONS = 16
@@ -43,17 +44,24 @@ def redis_server(folder: Path, max_bytes: int = 0) -> Iterator[tuple[str, Any]]:
     process = subprocess.Popen(["redis-server", *arguments], stdout=subprocess.DEVNULL)
     client = redis.Redis(port=port)
     try:
-        while True:
-            try:
-                client.ping()
-                break
-            except redis.ConnectionError:
-                time.sleep(0.02)
+        wait_until(lambda: _answers(client))
         yield f"redis://127.0.0.1:{port}/0", client
     finally:
         client.close()
         process.terminate()
         process.wait()
+
+
+def _answers(client: redis.Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.ConnectionError:
+        return False
+
+
+def _accepts(port: int) -> bool:
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", port)) == 0
 
 
 @contextmanager
@@ -66,8 +74,8 @@ def gateway(folder: Path, servers: list[Server]) -> Iterator[Server]:
     path = folder / "haproxy.cfg"
     path.write_text("\n".join(lines) + "\n")
     process = subprocess.Popen(["haproxy", "-f", str(path), "-db"], stdout=subprocess.DEVNULL)
-    time.sleep(1)
     try:
+        wait_until(lambda: _accepts(port))
         yield Server("gateway", port, process, 0.0)
     finally:
         process.terminate()

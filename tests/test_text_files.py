@@ -39,7 +39,7 @@ def test_files_of_one_line_are_read(tmp_path: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize("content", [b"\xff7\n", "７".encode(), "7".encode("utf-16-le")])
 def test_what_is_no_number_is_named(tmp_path: Path, content: bytes) -> None:
-    """Other encodings and digits of other scripts are no version number."""
+    """A number in another encoding, or in the digits of another script, is not accepted as a version."""
     folder = tmp_path / "zero"
     folder.mkdir()
     (folder / "CURRENT").write_bytes(content)

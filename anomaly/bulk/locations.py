@@ -1,4 +1,4 @@
-"""Resolves paths and URLs: pyarrow's file systems first, fsspec's for every other scheme."""
+"""Resolves paths and URLs with the file systems of pyarrow, or with those of fsspec for all other schemes."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def locate(text: str) -> Location:
         return Location(fs.LocalFileSystem(), path, path)
     try:
         files, path = fs.FileSystem.from_uri(text)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # a scheme that pyarrow does not know, or was built without
         files, path = _with_fsspec(text)
     except OSError as error:
         raise BulkError(f"{text} cannot be opened: {error}") from error

@@ -156,7 +156,7 @@ class Reader:
                 return stream.read(self.max_bytes + 1)
         except (zipfile.BadZipFile, zlib.error, EOFError, lzma.LZMAError) as error:
             return Refusal(MALFORMED, f"the member of the archive is damaged: {error}")
-        except (RuntimeError, NotImplementedError) as error:
+        except (RuntimeError, NotImplementedError) as error:  # what zipfile raises without a password or a method
             return Refusal(MALFORMED, f"the member of the archive is encrypted or has an unknown compression: {error}")
 
     # Arrays

@@ -39,7 +39,7 @@ _TYPES = (
 
 
 class General(ServerProtocol):
-    """A connection that takes the general path for every request."""
+    """A connection whose requests all take the general path."""
 
     def _takes_fast_path(self) -> bool:
         return False

@@ -1,4 +1,4 @@
-"""The error shape of the protocol: `{"error": "text"}`, for every status of its routes."""
+"""Renders errors of the routes of the protocol as `{"error": "text"}`, with any status."""
 
 from __future__ import annotations
 

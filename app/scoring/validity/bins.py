@@ -1,7 +1,7 @@
 """A fixed geometric grid of score bins.
 
 The grid must not depend on calibration scores or on the stream, or the p-values would not be uniform. It is therefore
-the same for every version: 32 bins per factor of two, 2 to 3 % wide each.
+the same for all versions. A factor of two has 32 bins, and each bin is 2 to 3 % wide.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def test_addresses_and_local_names_are_allowed(host: str) -> None:
 
 @pytest.mark.parametrize("host", FOREIGN)
 def test_other_names_are_rejected(host: str) -> None:
-    """Names that a page could be loaded from are rejected, and hosts that are no names."""
+    """A host that can be the name of a web page is rejected, and so is a malformed host."""
     assert not Hosts(["other.example"]).allows("GET", {b"host": host.encode()})
 
 
