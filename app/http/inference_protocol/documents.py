@@ -20,7 +20,7 @@ BINARY_HINT = "Send the tensor as binary data behind the JSON, with the header I
 _IGNORED_PARAMETERS = frozenset(("priority", "timeout", "sequence_id", "sequence_start", "sequence_end"))
 """Request parameters of Triton's client that have no effect here: each request is scored on its own, in order."""
 _DOCUMENT_HINT = "docs/inference-protocol.md describes the request."
-_LENGTH = re.compile(rb"[0-9]{1,10}")
+_LENGTH = re.compile(rb"[0-9]{1,100}")
 
 Document = TypeVar("Document", bound=BaseModel)
 Parameters = dict[str, Any]

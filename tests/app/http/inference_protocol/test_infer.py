@@ -216,6 +216,7 @@ CHANGES: list[tuple[Callable[..., Any], int, str]] = [
     (lambda body, head: (body, {HEADER: "10"}), 400, "JSON cannot be parsed"),
     (lambda body, head: (body, {HEADER: "-1"}), 400, "not a number"),
     (lambda body, head: (body, {HEADER: "1e3"}), 400, "not a number"),
+    (lambda body, head: (body, {HEADER: "9" * 30}), 413, "the JSON has 9999"),
     (lambda body, head: (body, {HEADER: str(2**30)}), 413, "maximum"),
     (lambda body, head: (body[:-784], {HEADER: "0"}), 422, "multiple of 784"),
     (lambda body, head: (b"", {HEADER: "0"}), 422, "multiple of 784"),
