@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
+from app.http import fitting
+from app.images.prepare import prepare
 from app.settings import Settings
 from app.stores import StoreError
 from app.telemetry.metrics import CAUSES
@@ -83,13 +86,23 @@ class Failing:
         """Do nothing."""
 
 
+def hold(work: Callable[..., Any], gate: threading.Event) -> Callable[..., Any]:
+    """Return the function as it is once the gate is open."""
+
+    def held(*given: Any, **named: Any) -> Any:
+        assert gate.wait(30)
+        return work(*given, **named)
+
+    return held
+
+
 @pytest.mark.parametrize(
     ("cause", "given", "parts"),
     [
         ("queue", {"queue_max_images": 1}, {}),
-        ("deadline", {"deadline_ms": 0.001}, {}),
+        ("deadline", {"deadline_ms": 50}, {}),
         ("fit_places", {"fit_max_waiting": 1}, {}),
-        ("fit_deadline", {"deadline_ms": 0.001}, {}),
+        ("fit_deadline", {"deadline_ms": 50}, {}),
         ("batch_places", {"batch_max_connections": 1}, {}),
         ("version_places", {"max_extra_versions": 1}, {}),
         ("version_rejected", {}, {}),
@@ -103,6 +116,7 @@ async def test_the_cause_is_in_the_metric_and_in_the_log(
     make_settings: Callable[..., Settings],
     tmp_path: Path,
     zero: bytes,
+    monkeypatch: pytest.MonkeyPatch,
     cause: str,
     given: dict[str, Any],
     parts: dict[str, Any],
@@ -112,8 +126,13 @@ async def test_the_cause_is_in_the_metric_and_in_the_log(
         store = model_stores.copy(tmp_path / "store", 1, 2, 3, current=1)
         (store / "zero-article" / "3" / "model.pt").write_bytes(b"damaged")
         given = {**given, "model_store": store}
-    log = Lines()
+    log, gate = Lines(), threading.Event()
+    if cause == "fit_deadline":
+        monkeypatch.setattr(fitting, "prepare", hold(prepare, gate))
     async with running(make_settings(log_requests=True, **given), log_writer=log, **parts) as client:
+        if cause == "deadline":
+            version = await services(client).registry.select(None)
+            monkeypatch.setattr(version.detector, "draw", hold(version.detector.draw, gate))
         path = {"fit_places": "?fit=mnist", "fit_deadline": "?fit=mnist"}.get(cause, "")
         if cause == "version_places":
             await raw(client, zero, "?model=zero-article@2")
@@ -137,6 +156,7 @@ async def test_the_cause_is_in_the_metric_and_in_the_log(
             statuses = [
                 reply.status_code for reply in await asyncio.gather(*(raw(client, zero, path) for _ in range(6)))
             ]
+        gate.set()
         number = await counted(client, cause)
     lines = [line for line in log.lines if "status" in line]
     if cause in ("store_down", "store_slow"):
