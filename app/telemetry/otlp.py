@@ -1,16 +1,19 @@
 """Encodes recorded spans as OTLP messages and sends them, in the thread of the SDK's processor.
 
-The encoder of the SDK makes several objects per attribute, of which it copies each twice, and takes five times as long.
+The encoder of the SDK makes new messages for each attribute and copies them. Per request, that takes longer than all
+other work for its traces.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, SpanFlags, Status
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
@@ -23,6 +26,8 @@ from app.telemetry.spans import MicroBatchSpan, RequestSpan, new_id
 _LOCAL = SpanFlags.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK
 _REMOTE = _LOCAL | SpanFlags.SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK
 _FIELDS = {str: "string_value", bool: "bool_value", int: "int_value", float: "double_value"}
+_TEMPLATES = 128
+"""Maximum number of kept templates. Clients choose the method."""
 
 
 class RecordExporter(SpanExporter):
@@ -39,6 +44,7 @@ class RecordExporter(SpanExporter):
         # The exporter has no public method that accepts an encoded message.
         self._send = exporter._client.export
         self._epoch = epoch
+        self._template = functools.lru_cache(_TEMPLATES)(_RequestTemplate)
         self._empty = encode_spans(
             [ReadableSpan("", INVALID_SPAN_CONTEXT, resource=resource, instrumentation_scope=scope)]
         )
@@ -64,27 +70,19 @@ class RecordExporter(SpanExporter):
 
     def _add_request(self, spans: Any, request: RequestSpan) -> None:
         place = request.place
-        span = spans.add(
-            trace_id=place.trace_id,
-            span_id=place.span_id,
-            parent_span_id=place.parent_id,
-            flags=_REMOTE if place.parent_id else _LOCAL,
-            name=f"{request.method} {request.route}",
-            kind=Span.SPAN_KIND_SERVER,
-            start_time_unix_nano=self._ns(request.start),
-            end_time_unix_nano=self._ns(request.end),
+        template = self._template(
+            request.method, request.route, request.status, tuple(request.facts), place.batch is not None
         )
-        if place.state:
-            span.trace_state = TraceState.from_header([place.state.decode("latin-1")]).to_header()
-        if request.status >= 500:
-            span.status.code = Status.STATUS_CODE_ERROR
-        add = span.attributes.add
-        add(key="http.request.method").value.string_value = request.method
-        add(key="http.route").value.string_value = request.route
-        add(key="http.response.status_code").value.int_value = request.status
-        _add_facts(add, request.facts)
+        span = template.span
+        span.trace_id, span.span_id, span.parent_span_id = place.trace_id, place.span_id, place.parent_id
+        span.flags = _REMOTE if place.parent_id else _LOCAL
+        span.trace_state = _normalized(place.state) if place.state else ""
+        span.start_time_unix_nano, span.end_time_unix_nano = self._ns(request.start), self._ns(request.end)
         if place.batch is not None:
-            _add_links(span, (place.batch,))
+            template.link.trace_id, template.link.span_id = place.batch
+        for value, fact in zip(template.values, request.facts.values(), strict=True):
+            _set(value, fact)
+        spans.append(span)
 
     def _add_micro_batch(self, spans: Any, batch: MicroBatchSpan) -> None:
         span = spans.add(
@@ -96,8 +94,10 @@ class RecordExporter(SpanExporter):
             start_time_unix_nano=self._ns(batch.stages[0][1]),
             end_time_unix_nano=self._ns(batch.stages[-1][2]),
         )
-        _add_facts(span.attributes.add, batch.facts)
-        _add_links(span, ((place.trace_id, place.span_id) for place in batch.requests))
+        for fact, value in batch.facts.items():
+            _set(span.attributes.add(key=f"anomaly.{fact}").value, value)
+        for place in batch.requests:
+            span.links.add(trace_id=place.trace_id, span_id=place.span_id, flags=_LOCAL)
         for name, start, end in batch.stages:
             spans.add(
                 trace_id=batch.trace_id,
@@ -114,18 +114,47 @@ class RecordExporter(SpanExporter):
         return self._epoch + int(1e9 * seconds)
 
 
-def _add_facts(add: Any, facts: Mapping[str, Any]) -> None:
-    for name, fact in facts.items():
-        if fact is not None and name != "trace_id":
-            field = _FIELDS.get(type(fact))
-            value = add(key=f"anomaly.{name}").value
-            if field is None:
-                value.string_value = str(fact)
-            else:
-                setattr(value, field, fact)
+class _RequestTemplate:
+    """A span of requests that differ only in ids, times and the values of facts.
+
+    To set these and to copy the message takes a third of the time of building it.
+
+    Args:
+        method, route, status: of the requests and their responses.
+        names: of the facts.
+        has_link: whether the span has a link.
+
+    Attributes:
+        span: the message.
+        link: its link.
+        values: the value of each fact, in order.
+    """
+
+    def __init__(self, method: str, route: str, status: int, names: Sequence[str], has_link: bool) -> None:
+        self.span = Span(name=f"{method} {route}", kind=Span.SPAN_KIND_SERVER)
+        if status >= 500:
+            self.span.status.code = Status.STATUS_CODE_ERROR
+        known = {"http.request.method": method, "http.route": route, "http.response.status_code": status}
+        for name, value in known.items():
+            _set(self.span.attributes.add(key=name).value, value)
+        # The span has its trace id already.
+        self.values = [
+            AnyValue() if name == "trace_id" else self.span.attributes.add(key=f"anomaly.{name}").value
+            for name in names
+        ]
+        self.link = self.span.links.add(flags=_LOCAL) if has_link else Span.Link()
 
 
-def _add_links(span: Any, ids: Iterable[tuple[bytes, bytes]]) -> None:
-    add = span.links.add
-    for trace_id, span_id in ids:
-        add(trace_id=trace_id, span_id=span_id, flags=_LOCAL)
+def _set(value: AnyValue, fact: Any) -> None:
+    field = _FIELDS.get(type(fact))
+    if field is not None:
+        setattr(value, field, fact)
+    elif fact is None:
+        value.Clear()
+    else:
+        value.string_value = str(fact)
+
+
+def _normalized(state: bytes) -> str:
+    """Return a `tracestate` without the members that W3C Trace Context does not allow."""
+    return TraceState.from_header([state.decode("latin-1")]).to_header()
