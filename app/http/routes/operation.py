@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from fastapi import Request, Response
+from typing import Annotated
+
+from fastapi import Header, Request, Response
 from fastapi.responses import JSONResponse
 
 from app.health import Readiness
 from app.http.dependencies import ServicesDep, public_router
+from app.http.negotiation import choose
 from app.http.schemas import Liveness
-from app.telemetry.metrics import CONTENT_TYPE
+from app.telemetry.metrics import FORMATS
 
 router = public_router("Operation")
 
@@ -37,7 +40,10 @@ async def openapi(request: Request) -> JSONResponse:
 
 
 @router.get("/metrics", response_class=Response, summary="Prometheus metrics")
-async def metrics(services: ServicesDep) -> Response:
-    """Return every metric in the Prometheus text format."""
+async def metrics(services: ServicesDep, accept: Annotated[str, Header(include_in_schema=False)] = "") -> Response:
+    """Return every metric in the Prometheus text format, or in OpenMetrics if `Accept` prefers it."""
     services.metrics.ready.set(services.health.readiness().ready)
-    return Response(services.metrics.exposition(), media_type=CONTENT_TYPE)
+    media_types = {each.partition(";")[0]: each for each in FORMATS}
+    default = next(iter(media_types))
+    media_type = media_types[choose(accept, list(media_types)) or default]
+    return Response(services.metrics.exposition(media_type), media_type=media_type, headers={"vary": "accept"})
