@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import Header, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from app.health import Readiness
@@ -40,10 +38,10 @@ async def openapi(request: Request) -> JSONResponse:
 
 
 @router.get("/metrics", response_class=Response, summary="Prometheus metrics")
-async def metrics(services: ServicesDep, accept: Annotated[str, Header(include_in_schema=False)] = "") -> Response:
+async def metrics(request: Request, services: ServicesDep) -> Response:
     """Return every metric in the Prometheus text format, or in OpenMetrics if `Accept` prefers it."""
     services.metrics.ready.set(services.health.readiness().ready)
     media_types = {each.partition(";")[0]: each for each in FORMATS}
     default = next(iter(media_types))
-    media_type = media_types[choose(accept, list(media_types)) or default]
+    media_type = media_types[choose(request.headers.get("accept", ""), list(media_types)) or default]
     return Response(services.metrics.exposition(media_type), media_type=media_type, headers={"vary": "accept"})
