@@ -37,11 +37,18 @@ async def openapi(request: Request) -> JSONResponse:
     return JSONResponse(request.app.openapi())
 
 
-@router.get("/metrics", response_class=Response, summary="Prometheus metrics")
+_MEDIA_TYPES = {each.partition(";")[0]: each for each in FORMATS}
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {name: {"schema": {"type": "string"}} for name in _MEDIA_TYPES}}},
+    summary="Prometheus metrics",
+)
 async def metrics(request: Request, services: ServicesDep) -> Response:
     """Return every metric in the Prometheus text format, or in OpenMetrics if `Accept` prefers it."""
     services.metrics.ready.set(services.health.readiness().ready)
-    media_types = {each.partition(";")[0]: each for each in FORMATS}
-    default = next(iter(media_types))
-    media_type = media_types[choose(request.headers.get("accept", ""), list(media_types)) or default]
+    names = list(_MEDIA_TYPES)
+    media_type = _MEDIA_TYPES[choose(request.headers.get("accept", ""), names) or names[0]]
     return Response(services.metrics.exposition(media_type), media_type=media_type, headers={"vary": "accept"})
