@@ -98,7 +98,7 @@ class RequestMiddleware:
             finally:
                 self._log.flush()
             return
-        request = RequestFacts(scope, self._new_id, time.perf_counter(), self._traces)
+        request = RequestFacts(scope, dict(scope["headers"]), self._new_id, time.perf_counter(), self._traces)
         scope["request_id"] = request.id
         if request.method == "OPTIONS" and (answer := self._preflight(request)) is not None:
             route, status = "preflight", await _send(send, answer)
@@ -115,12 +115,18 @@ class RequestMiddleware:
         self._finish(request, route, status)
 
     def begin(
-        self, scope: MutableMapping[str, Any], body: bytes, respond: Respond, started: float
+        self,
+        scope: MutableMapping[str, Any],
+        headers: Mapping[bytes, bytes],
+        body: bytes,
+        respond: Respond,
+        started: float,
     ) -> asyncio.Future[Reply] | None:
         """Handle a `POST /score` whose body is complete, without an ASGI task and messages.
 
         Args:
             scope: of the ASGI connection.
+            headers: of the request, names in lower case.
             body: complete.
             respond: called once with the response, in a later event-loop iteration, unless the future is cancelled.
             started: when the request arrived, in `perf_counter` seconds.
@@ -129,11 +135,11 @@ class RequestMiddleware:
             The future reply, to be cancelled if the client disconnects. None if an ASGI call must handle the request:
             then nothing has been done.
         """
-        request = RequestFacts(scope, self._new_id, started, self._traces)
+        request = RequestFacts(scope, headers, self._new_id, started, self._traces)
         if self._refusal(scope, request) is not None:
             return None
         try:
-            future = self._score.begin(scope, request.headers, body)
+            future = self._score.begin(scope, headers, body)
         except Exception as error:
             future = asyncio.get_running_loop().create_future()
             future.set_exception(error)
