@@ -1,8 +1,9 @@
 """Mixed load with faults at random: `make soak`, or `python -m tests.soak --seconds 1800 --seed 7`.
 
 The soak knows what must hold: each accepted request is answered once, with the score of its own image. An id that was
-returned can be fetched, unless a fault has removed the store since. Memory and file descriptors stay flat. The counters
-of the service agree with those of the clients. It prints a report as JSON, and fails if one of these does not hold.
+returned can be fetched, unless a fault has removed the store since, and an id is null only after such a fault. Memory
+and file descriptors stay flat. The counters of the service agree with those of the clients. It prints a report as JSON,
+and fails if one of these does not hold.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import random
 import re
@@ -34,6 +36,9 @@ PNG = {"content-type": "image/png"}
 IMAGES = 24
 MAX_SLOPE = 1e6
 """Maximum growth of the resident memory, in bytes per 10 minutes; judged from 10 minutes on."""
+
+REPAIR_SECONDS = 15.0
+"""Time in which scores may have no id after a fault removed the store: a damaged file is moved aside once in 10 s."""
 
 
 class Soak:
@@ -71,6 +76,8 @@ class Soak:
         self.wrong: list[str] = []
         self.epoch = 0
         """Number of faults that removed the store."""
+        self.removed_at = -math.inf
+        """When a fault last removed the store."""
         self.memory: list[tuple[float, int, int]] = []
 
     async def run(self, seconds: float) -> dict[str, Any]:
@@ -105,7 +112,11 @@ class Soak:
             self.counts["scored"] += 1
             document = reply.json()
             self._check_score(document["mse"], place)
-            self.counts["without id"] += document["id"] is None
+            if document["id"] is None:
+                self.counts["without id"] += 1
+                self._check(
+                    time.monotonic() - self.removed_at < REPAIR_SECONDS, "no id, although nothing removed the store"
+                )
             if document["id"] is not None and self.random.random() < 0.2:
                 found = await client.get(f"/reconstruction/{document['id']}?view=input")
                 lives = found.status_code == 200 or epoch != self.epoch or found.status_code == 503
@@ -138,6 +149,7 @@ class Soak:
             self.epoch += removes
             await self.faults[fault](client)
             if removes:
+                self.removed_at = time.monotonic()
                 await asyncio.sleep(1.5)  # the service compares the file once per second
                 self.epoch += 1
             await asyncio.sleep(self.random.uniform(0.1, 1.5))
