@@ -236,7 +236,7 @@ def _store(settings: Settings, metrics: Metrics | None) -> Store:
 
 @asynccontextmanager
 async def _lifespan(
-    app: FastAPI,
+    _: FastAPI,
     services: Services,
     settings: Settings,
     on_stopped: Callable[[bool], object],
@@ -249,7 +249,6 @@ async def _lifespan(
             await stack.enter_async_context(services.health.watch())
             await stack.enter_async_context(services.validity.watch(services.registry))
             stack.enter_context(process.drain_on_sigterm(services.health.begin_draining, settings.drain_seconds))
-            await asyncio.to_thread(app.openapi)  # building the document takes 0.1 s
             seconds = process.process_age()
             if seconds is not None:
                 services.metrics.start_duration.set(seconds)
