@@ -14,7 +14,6 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,11 +43,11 @@ class Entry(NamedTuple):
     line: bytes
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """An image in the folder: the paths of its files without suffix, its age and the bytes of both files."""
+class _Stored(NamedTuple):
+    """An image in the folder: its group, its age and the bytes of both files."""
 
-    path: Path
+    group: Path
+    id: str
     modified: int
     size: int
 
@@ -62,7 +61,7 @@ class _Content:
         self.size = sum(each.size for group in groups.values() for each in group)
 
     def add(self, stored: _Stored) -> None:
-        self.groups.setdefault(stored.path.parent, []).append(stored)
+        self.groups.setdefault(stored.group, []).append(stored)
         self.count += 1
         self.size += stored.size
 
@@ -118,20 +117,21 @@ class ReviewFolder:
     def _add(self, content: _Content, entry: Entry) -> None:
         size = len(entry.image) + len(entry.line)
         while content.count and (content.count >= self._max_images or content.size + size > self._max_bytes):
-            oldest = content.take_oldest().path
-            _unlink(oldest.with_suffix(".json"))
-            _unlink(oldest.with_suffix(".png"))
-        path = _made(_made(self._queue / entry.model) / entry.chosen) / entry.id
-        for suffix, bytes_of_file in ((".png", entry.image), (".json", entry.line)):
-            new = path.with_suffix(suffix + _NEW)
+            oldest = content.take_oldest()
+            _unlink(oldest.group / f"{oldest.id}.json")
+            _unlink(oldest.group / f"{oldest.id}.png")
+        group = _made(_made(self._queue / entry.model) / entry.chosen)
+        image, line = group / f"{entry.id}.png", group / f"{entry.id}.json"
+        for path, bytes_of_file in ((image, entry.image), (line, entry.line)):
+            new = path.with_name(path.name + _NEW)
             try:
                 _write(new, bytes_of_file)
-                new.rename(path.with_suffix(suffix))
+                new.rename(path)
             except OSError:
                 _unlink(new)
-                _unlink(path.with_suffix(".png"))
+                _unlink(image)
                 raise
-        content.add(_Stored(path, 0, size))
+        content.add(_Stored(group, entry.id, 0, size))
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -151,17 +151,15 @@ class ReviewFolder:
         groups: dict[Path, list[_Stored]] = {}
         for group in self._queue.glob("*/*/"):
             with os.scandir(group) as found:
-                files = {each.name: each.stat(follow_symlinks=False) for each in found}
-            for name, about in files.items():
-                path = group / name
-                pair = files.get(path.with_suffix(".png" if name.endswith(".json") else ".json").name)
-                if pair is None or path.suffix not in (".png", ".json"):
-                    _unlink(path)
-                elif path.suffix == ".json":
-                    stored = _Stored(path.with_suffix(""), about.st_mtime_ns, about.st_size + pair.st_size)
-                    groups.setdefault(group, []).append(stored)
-        for group_content in groups.values():
-            group_content.sort(key=lambda each: each.modified)
+                files = {each.name: each for each in found}
+            ids = {name[:-5] for name in files if name.endswith(".json") and f"{name[:-5]}.png" in files}
+            for name in files.keys() - {f"{id}{suffix}" for id in ids for suffix in (".json", ".png")}:
+                _unlink(group / name)
+            stored = groups[group] = []
+            for id in ids:
+                line, image = files[f"{id}.json"].stat(), files[f"{id}.png"].stat()
+                stored.append(_Stored(group, id, line.st_mtime_ns, line.st_size + image.st_size))
+            stored.sort(key=lambda each: each.modified)
         return _Content(groups)
 
 
