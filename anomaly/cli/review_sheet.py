@@ -35,7 +35,7 @@ def sheet(items: Sequence[Item]) -> str:
     Raises:
         OSError: an image cannot be read.
     """
-    figures = "\n".join(_figure(item) for item in items)
+    figures = "\n".join(_figure(number, item) for number, item in enumerate(items, start=1))
     return f"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -62,13 +62,13 @@ def describe(item: Item) -> str:
     return ", ".join([*facts, *([f"guard {line['reason']}"] if line.get("reason") else [])])
 
 
-def _figure(item: Item) -> str:
+def _figure(number: int, item: Item) -> str:
     name = html.escape(item.id)
     picture = base64.b64encode(item.path.read_bytes()).decode()
     inputs = "".join(f'<label><input type="radio" name="{name}" value="{label}"> {label}</label>' for label in LABELS)
     return (
-        f'<fieldset><legend>{name}</legend><img alt="Image {name}" src="data:image/png;base64,{picture}">'
-        f"<small>{html.escape(describe(item))}</small>{inputs}</fieldset>"
+        f'<fieldset><legend>{number}</legend><img alt="Image {number}" src="data:image/png;base64,{picture}">'
+        f"<small>{html.escape(describe(item))}</small><small><code>{name}</code></small>{inputs}</fieldset>"
     )
 
 

@@ -126,7 +126,7 @@ def test_the_sheet_shows_all_images(review: Path, tmp_path: Path, in_process: An
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "sheet.html").read_text()
     assert stat.S_IMODE((tmp_path / "sheet.html").stat().st_mode) == 0o600
-    assert sorted(re.findall(r"<legend>(\w+)</legend>", text)) == sorted(ids(review, "anomalous") + ids(review, "near"))
+    assert sorted(re.findall(r"<code>(\w+)</code>", text)) == sorted(ids(review, "anomalous") + ids(review, "near"))
     assert not set(drawn) & set(re.findall(r"\w+", text))
     assert "://" not in text
 
