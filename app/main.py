@@ -154,6 +154,7 @@ def create_app(
         ),
         metrics=metrics,
         validity=validity,
+        review=review,
         health=Health(registry, reconstructions, metrics, log_writer),
     )
     app = FastAPI(
@@ -161,7 +162,7 @@ def create_app(
         description="Returns how badly an autoencoder reconstructs an image, and whether that is an anomaly.",
         version=__version__,
         lifespan=functools.partial(
-            _lifespan, services=services, settings=settings, on_stopped=on_stopped, traces=traces, review=review
+            _lifespan, services=services, settings=settings, on_stopped=on_stopped, traces=traces
         ),
         root_path=settings.root_path,
         servers=[{"url": settings.root_path}] if settings.root_path else None,
@@ -252,12 +253,10 @@ def _store(settings: Settings, metrics: Metrics | None) -> Store:
 @asynccontextmanager
 async def _lifespan(
     app: FastAPI,
-    *,
     services: Services,
     settings: Settings,
     on_stopped: Callable[[bool], object],
     traces: Traces | None,
-    review: ReviewQueue | None,
 ) -> AsyncIterator[None]:
     try:
         async with AsyncExitStack() as stack:
@@ -276,10 +275,10 @@ async def _lifespan(
             process.tune_garbage_collector()
             yield
     finally:
-        on_stopped(await _close(services, traces, review))
+        on_stopped(await _close(services, traces))
 
 
-async def _close(services: Services, traces: Traces | None, review: ReviewQueue | None) -> bool:
+async def _close(services: Services, traces: Traces | None) -> bool:
     """End all threads. Return False if work that did not finish in time was abandoned."""
     services.score.close()
     finished = await services.registry.aclose(CLOSE_SECONDS)
@@ -288,7 +287,7 @@ async def _close(services: Services, traces: Traces | None, review: ReviewQueue 
     stored = await services.reconstructions.aclose(CLOSE_SECONDS)
     if not stored:
         _log.error("shutdown abandoned a write to the reconstruction store that did not finish in time")
-    if review is not None and not await asyncio.to_thread(review.close, CLOSE_SECONDS):
+    if services.review is not None and not await asyncio.to_thread(services.review.close, CLOSE_SECONDS):
         _log.warning("shutdown abandoned images of the review queue that were not written in time")
     if traces is not None and not await asyncio.to_thread(traces.close, CLOSE_SECONDS):
         _log.warning("shutdown abandoned spans that the collector did not accept in time")
