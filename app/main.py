@@ -28,6 +28,8 @@ from app.inference.registry import Registry
 from app.models.provenance import Provenance
 from app.models.repository import Repository
 from app.scoring.batch import BatchScorer
+from app.scoring.review.folder import ReviewFolder
+from app.scoring.review.queue import ReviewQueue
 from app.scoring.score import Scorer
 from app.scoring.validity.monitor import ValidityMonitor
 from app.settings import Settings
@@ -111,6 +113,7 @@ def create_app(
         DeviceError: the requested device does not exist.
         KeysError: the file of the API keys cannot be used.
         ProvenanceConfigurationError: the public key or the list of digests cannot be used.
+        ReviewError: the folder of the review queue cannot be used.
         StoreError: the store URL names no backend.
     """
     metrics, log_writer = Metrics(), log_writer or LineWriter()
@@ -122,7 +125,8 @@ def create_app(
         clock=clock,
     )
     validity = ValidityMonitor(reconstructions, metrics, settings.validity_limit)
-    scorer = Scorer(reconstructions, metrics, settings.root_path, validity, traces)
+    review = _review(settings, metrics)
+    scorer = Scorer(reconstructions, metrics, settings.root_path, validity, traces=traces, review=review)
     loader = VersionLoader(
         Repository(settings.model_store, _provenance(settings)),
         settings,
@@ -132,7 +136,7 @@ def create_app(
     )
     registry = Registry(loader, settings, metrics, clock)
     score = ScoreHandler(registry, scorer, settings)
-    batch_scorer = BatchScorer(reconstructions, metrics, settings.root_path, validity)
+    batch_scorer = BatchScorer(reconstructions, metrics, settings.root_path, validity, review)
     batch = BatchHandler(registry, batch_scorer, metrics, settings)
     services = Services(
         registry=registry,
@@ -150,6 +154,7 @@ def create_app(
         ),
         metrics=metrics,
         validity=validity,
+        review=review,
         health=Health(registry, reconstructions, metrics, log_writer),
     )
     app = FastAPI(
@@ -182,16 +187,18 @@ def create_app(
 
 
 def check(settings: Settings) -> None:
-    """Check store URL, API keys, rules about model versions and variables of traces before any process is started.
+    """Check store URL, API keys, rules about model versions, review queue and traces before any process is started.
 
     Raises:
         TracesError: the requested traces cannot be exported.
         KeysError: the file of the API keys cannot be used.
         ProvenanceConfigurationError: the public key or the list of digests cannot be used.
+        ReviewError: the folder of the review queue cannot be used.
         StoreError: the store URL cannot be used.
     """
     _keys(settings)
     _provenance(settings)
+    _review(settings, None)
     # Metrics of the supervisor would count as those of a worker that is never ready.
     _store(settings, None)
     tracing.check()
@@ -212,6 +219,15 @@ def _keys(settings: Settings, clock: Callable[[], float] = time.monotonic) -> Ap
 
 def _provenance(settings: Settings) -> Provenance:
     return Provenance(settings.model_signature, settings.model_public_key_file, settings.model_digests_file)
+
+
+def _review(settings: Settings, metrics: Metrics | None) -> ReviewQueue | None:
+    if settings.review_dir is None:
+        return None
+    folder = ReviewFolder(settings.review_dir, settings.review_max_images, settings.review_max_bytes)
+    if metrics is None:
+        return None
+    return ReviewQueue(folder, metrics, share=settings.review_share, near=settings.review_near)
 
 
 def _store(settings: Settings, metrics: Metrics | None) -> Store:
@@ -270,6 +286,8 @@ async def _close(services: Services, traces: Traces | None) -> bool:
     stored = await services.reconstructions.aclose(CLOSE_SECONDS)
     if not stored:
         _log.error("shutdown abandoned a write to the reconstruction store that did not finish in time")
+    if services.review is not None and not await asyncio.to_thread(services.review.close, CLOSE_SECONDS):
+        _log.warning("shutdown abandoned images of the review queue that were not written in time")
     if traces is not None and not await asyncio.to_thread(traces.close, CLOSE_SECONDS):
         _log.warning("shutdown abandoned spans that the collector did not accept in time")
     process.remove_abandoned_metrics_folder()

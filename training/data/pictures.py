@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from app.models.manifest import Preparation
+from app.models.manifest import STRICT, Preparation
 from training.data.dataset import DataError
 from training.data.folders import PNG_ONLY, search
 
@@ -83,12 +83,15 @@ class _Reading:
         )
 
     def _add(self, path: Path) -> None:
+        from app.images.png import is_prepared
         from app.images.prepare import prepared_pixels
         from app.problems import AmbiguousImage, BlankImage, Problem
 
         try:
             content = path.read_bytes()
-            pixels = prepared_pixels(content, self._preparation, MAX_PIXELS)
+            # An image of the review queue is what the model scored: a second preparation would change it.
+            preparation = STRICT if is_prepared(content) else self._preparation
+            pixels = prepared_pixels(content, preparation, MAX_PIXELS)
         except (AmbiguousImage, BlankImage) as refused:
             self._refused[refused.type.rpartition("/")[2]] += 1
             return
