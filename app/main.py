@@ -8,12 +8,13 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 
 from app import __version__, process, settings
 from app.health import Health
-from app.http import errors, listening
+from app.http import errors, examples, listening
 from app.http.auth import ApiKeys
 from app.http.batch import BatchHandler
 from app.http.cors import Cors
@@ -90,6 +91,13 @@ class Application(RequestMiddleware):
         self.services.batch.begin_shutdown()
 
 
+class _Api(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = examples.add(super().openapi())
+        return self.openapi_schema
+
+
 def create_app(
     settings: Settings,
     *,
@@ -157,7 +165,7 @@ def create_app(
         review=review,
         health=Health(registry, reconstructions, metrics, log_writer),
     )
-    app = FastAPI(
+    app = _Api(
         title="Reconstruction anomaly service",
         description="Returns how badly an autoencoder reconstructs an image, and whether that is an anomaly.",
         version=__version__,

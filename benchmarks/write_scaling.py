@@ -170,7 +170,6 @@ def _agreement(found: dict[str, Any]) -> str:
         (f"`{model}`, {name}", f"{cell['mse_relative']:.1e}", f"{cell['p_value']:.1e}", str(cell["other_verdicts"]))
         for model, each in found.items()
         for name, cell in each["interfaces"].items()
-        if name != "offline command"
     )
     return f"""{images:,} images, {anomalous}, scored by every interface. Differences are the largest ones from the
 offline command, which scores images one at a time. In batches, the sums of `zero-article` are rounded differently.

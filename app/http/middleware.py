@@ -195,11 +195,12 @@ class RequestMiddleware:
 
     def _finish(self, request: RequestFacts, route: str, status: int) -> None:
         seconds = time.perf_counter() - request.started
-        self._metrics.request(route, status, seconds)
         facts = request.facts
+        is_probe = route in _PROBES and status == 200
+        self._metrics.request(route, status, seconds, None if is_probe else facts.get("trace_id"))
         if "problem" in facts or "cause" in facts:
             self._metrics.problem(facts.get("problem"), facts.get("cause"))
-        if route in _PROBES and status == 200:
+        if is_probe:
             return  # several per second, without information
         if self._traces is not None and request.trace is not None:
             self._traces.request(

@@ -26,7 +26,8 @@ from app.scoring.validity.monitor import ValidityMonitor
 from app.scoring.verdict import DecisionRule, Fitted, Verdict
 from app.stores.reconstructions import PIXELS, Reconstructions, Record, new_ids
 from app.telemetry.metrics import Metrics, stage_times
-from app.telemetry.traces import TraceContext, Traces
+from app.telemetry.spans import TraceContext
+from app.telemetry.traces import Traces
 
 
 @dataclass(slots=True, eq=False)

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from fastapi import Request, Response
 
-from app.http.dependencies import Services, ServicesDep, problem_responses, protected_router
+from app.http.dependencies import Services, ServicesDep, binary, problem_responses, protected_router
 from app.http.negotiation import negotiate
 from app.http.schemas import CalibrationView, ModelList, ModelSummary, OperatingPoint, ScoreHistogram, VersionNumber
 from app.inference.registry import Registry
@@ -160,7 +160,13 @@ async def model_version(name: str, version: VersionNumber, services: ServicesDep
     "/models/{name}/versions/{version}/report/{file}",
     response_class=Response,
     responses={
-        200: {"content": {"image/png": {}, "text/markdown": {}, "application/json": {}}},
+        200: {
+            "content": {
+                "image/png": binary("A PNG of a chart or of images"),
+                "text/markdown": {"schema": {"type": "string"}},
+                "application/json": {"schema": {"type": "object"}},
+            }
+        },
         **problem_responses(404, 422),
     },
     summary="A file of a version's report",

@@ -14,6 +14,8 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from prometheus_client.openmetrics import parser as openmetrics
+from prometheus_client.parser import text_string_to_metric_families
 
 from app import __version__, settings
 from app.http.routes import ROUTERS
@@ -225,6 +227,28 @@ async def test_metrics_count_what_happened(client: httpx.AsyncClient, zero: byte
     assert "ready 1.0" in text
     assert "secret" not in text
     assert "reconstruction/0123" not in text
+
+
+@pytest.mark.parametrize(
+    ("accept", "is_open"),
+    [
+        ("", False),
+        ("*/*", False),
+        ("text/html", False),
+        ("text/plain;version=0.0.4;q=0.5,*/*;q=0.1", False),
+        ("application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.5,*/*;q=0.1", True),
+    ],
+)
+async def test_accept_chooses_the_format_of_the_metrics(client: httpx.AsyncClient, accept: str, is_open: bool) -> None:
+    """A scraper that prefers OpenMetrics, as Prometheus does, gets it, with the same series; others get text."""
+    response = await client.get("/metrics", headers={"accept": accept})
+    kind = "application/openmetrics-text" if is_open else "text/plain"
+    assert response.status_code == 200 and response.headers["content-type"].startswith(f"{kind}; version=1.0.0")
+    assert response.headers["vary"] == "accept"
+    assert response.text.endswith("# EOF\n") is is_open
+    parse = openmetrics.text_string_to_metric_families if is_open else text_string_to_metric_families
+    names = {sample.name for family in parse(response.text) for sample in family.samples}
+    assert {"anomaly_ready", "anomaly_degraded_total", "anomaly_forward_pass_images_bucket"} <= names
 
 
 @pytest.mark.parametrize("path", ["/", "/models", "/readyz", "/openapi.json", "/docs", "/nothing"])
