@@ -104,11 +104,10 @@ def print_copies(copies: int) -> None:
 
 def print_ignored(*folders: Path | None, preparation: Preparation = STRICT) -> None:
     """Print what the folders contain besides images, one line for each folder that contains anything else."""
-    from training.data.folders import search
-    from training.data.pictures import suffixes_of
+    from training.data.pictures import content_of
 
     for folder in folders:
-        if folder is not None and (summary := search(folder, suffixes_of(preparation)).summary()):
+        if folder is not None and (summary := content_of(folder, preparation).summary()):
             console.print(f"{folder}: {summary}", highlight=False, markup=False)
 
 
