@@ -35,7 +35,7 @@ $(SERVING): pyproject.toml constraints.txt
 ifneq ($(TORCH_INDEX),)
 	@echo 'Step 1 of 2: torch for CPUs, about 190 MB to download, 15 seconds and more'
 	@# The packages that torch needs follow in step 2: constraints.txt pins them, and this index lacks some versions.
-	@if $(call has_torch,$(TORCH),--index-url '$(TORCH_INDEX)'); then $(PIP) --no-deps --index-url '$(TORCH_INDEX)' torch; \
+	@if $(call has_torch,$(TORCH),--index-url '$(TORCH_INDEX)'); then $(PIP) --no-deps --retries 1 --index-url '$(TORCH_INDEX)' torch; \
 	elif echo '$(TORCH_INDEX) cannot be reached, or has no torch $(TORCH): the index of pip is used instead'; \
 		$(call has_torch,$(TORCH)+cpu); then $(PIP) --no-deps 'torch==$(TORCH)+cpu'; \
 	else echo 'The index of pip has no build for CPUs only. On Linux, torch is then 2.7 GB to download and 5 GB on disk.'; \

@@ -126,7 +126,7 @@ def test_make_serve_installs_only_what_serving_needs(tree: Tree) -> None:
     assert done.returncode == 0, done.stderr
     assert tree.called() == [
         "python3 -m venv .venv",
-        f"pip --no-deps --index-url {INDEX} torch",
+        f"pip --no-deps --retries 1 --index-url {INDEX} torch",
         "pip --quiet --editable .[serve]",
         "python -m app port= workers=",
     ]
