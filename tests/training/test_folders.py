@@ -67,7 +67,8 @@ def test_macos_metadata_is_not_an_image(tmp_path: Path) -> None:
     assert (len(found.images), found.copies) == (1, 0)
     for name, make in BROKEN.items():
         make(tmp_path / name)
-        with pytest.raises(DataError, match=name):
+        words = "the link leads to a file that does not exist" if name == "gone.png" else ""
+        with pytest.raises(DataError, match=f"{name}.*{words}"):
             read_folder(tmp_path, STRICT)
         (tmp_path / name).unlink()
 

@@ -73,7 +73,9 @@ def print_metrics(manifest: Manifest) -> None:
     """Print AUROC, and a table of the operating points with counts and intervals, of a version."""
     metrics = manifest.metrics
     for description, of_test in {metrics["test"]: metrics, **metrics["also"]}.items():
-        auroc = "no AUROC without anomalous images" if of_test["auroc"] is None else f"AUROC {of_test['auroc']:.4f}"
+        auroc = (
+            "no AUROC, which needs anomalous images," if of_test["auroc"] is None else f"AUROC {of_test['auroc']:.4f}"
+        )
         counts = f"{of_test['test_normal']:,} normal and {of_test['test_anomalous']:,} anomalous images"
         console.print(f"{auroc} on {description} ({counts})")
     level = f"{100 * metrics['interval_level']:g} %"

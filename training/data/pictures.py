@@ -95,7 +95,9 @@ class _Reading:
             self._failed.append(f"{path}: {problem.title[0].lower()}{problem.title[1:]}: {problem}")
             return
         except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}") from error
+            dangling = isinstance(error, FileNotFoundError) and path.is_symlink()
+            reason = "the link leads to a file that does not exist" if dangling else error.strerror
+            raise DataError(f"{path} cannot be read: {reason}") from error
         kind, size = _header(content)
         self._formats[kind] += 1
         self._sizes.append(size)
