@@ -34,6 +34,10 @@ _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0
 _HOST_NAME = re.compile(r"\*|[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?")
 
 
+_MAX_SHOWN = 40
+"""Maximum number of characters of an invalid value in a message."""
+
+
 class SettingsError(Exception):
     """A variable is unknown, or its value is invalid."""
 
@@ -249,5 +253,7 @@ def from_environment() -> Settings:
         return Settings()
     except ValidationError as error:
         first = error.errors()[0]
-        words = first["msg"].removeprefix("Value error, ")
+        words = first["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
+        if first["type"].startswith(("int", "float", "bool", "greater", "less")):  # numbers and switches are not secret
+            words += f", not {str(first['input'])[:_MAX_SHOWN]!r}"
         raise SettingsError(f"{PREFIX}{str(first['loc'][0]).upper()}: {words}") from error

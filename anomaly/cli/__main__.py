@@ -20,6 +20,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 all images are normal, 1 at least one anomaly, 2 at least one image was not scored.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
 )
 app.command()(commands.score)
 app.command()(commands.watch)
