@@ -8,17 +8,17 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI
 
 from app import __version__, process, settings
 from app.health import Health
-from app.http import errors, examples, listening
+from app.http import errors, listening
 from app.http.auth import ApiKeys
 from app.http.batch import BatchHandler
 from app.http.cors import Cors
 from app.http.dependencies import Services
+from app.http.examples import Api
 from app.http.hosts import Hosts
 from app.http.inference_protocol.scoring import InferHandler
 from app.http.middleware import RequestMiddleware
@@ -91,13 +91,6 @@ class Application(RequestMiddleware):
         self.services.batch.begin_shutdown()
 
 
-class _Api(FastAPI):
-    def openapi(self) -> dict[str, Any]:
-        if self.openapi_schema is None:
-            self.openapi_schema = examples.add(super().openapi())
-        return self.openapi_schema
-
-
 def create_app(
     settings: Settings,
     *,
@@ -165,7 +158,7 @@ def create_app(
         review=review,
         health=Health(registry, reconstructions, metrics, log_writer),
     )
-    app = _Api(
+    app = Api(
         title="Reconstruction anomaly service",
         description="Returns how badly an autoencoder reconstructs an image, and whether that is an anomaly.",
         version=__version__,
