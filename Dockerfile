@@ -51,6 +51,7 @@ WORKDIR /srv
 
 FROM runtime AS train
 COPY --from=train-environment /opt/venv /opt/venv
+COPY anomaly anomaly
 COPY app app
 COPY training training
 COPY pyproject.toml ./

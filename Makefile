@@ -7,10 +7,16 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := PYTHONWARNINGS=ignore $(BIN)/pip --disable-pip-version-check install --constraint constraints.txt
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+# Whether pip finds a version of torch: $(call has_torch,VERSION,OPTIONS). Nothing is downloaded.
+has_torch = $(BIN)/pip --disable-pip-version-check index versions torch --retries 0 $(2) 2>/dev/null \
+	| grep -qE '[ (]$(subst +,[+],$(subst .,[.],$(1)))([+,)]|$$)'
 SERVING := .venv/serving
 STAMP := .venv/installed
 # One process more than cores: tests wait for what they started.
 PYTEST = $(BIN)/python -m pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 5 --dist worksteal
+# Bytecode is compiled once, not by each of the hundreds of processes that the tests start.
+export PYTHONDONTWRITEBYTECODE :=
 CHECKOV := .venv/checkov/installed
 PROTOCOL := .venv/protocol/installed
 OPENAPI := .venv/openapi/installed
@@ -31,11 +37,13 @@ $(SERVING): pyproject.toml constraints.txt
 ifneq ($(TORCH_INDEX),)
 	@echo 'Step 1 of 2: torch for CPUs, about 190 MB to download, 15 seconds and more'
 	@# The packages that torch needs follow in step 2: constraints.txt pins them, and this index lacks some versions.
-	@$(PIP) --no-deps --retries 0 --index-url '$(TORCH_INDEX)' torch 2>/dev/null \
-		|| { echo '$(TORCH_INDEX) has no torch or cannot be reached: torch from the index that pip is configured for, up to 3 GB'; \
-			$(PIP) torch; }
+	@if $(call has_torch,$(TORCH),--index-url '$(TORCH_INDEX)'); then $(PIP) --no-deps --retries 1 --index-url '$(TORCH_INDEX)' torch; \
+	elif echo '$(TORCH_INDEX) cannot be reached, or has no torch $(TORCH): the index of pip is used instead'; \
+		$(call has_torch,$(TORCH)+cpu); then $(PIP) --no-deps 'torch==$(TORCH)+cpu'; \
+	else echo 'The index of pip has no build for CPUs only. On Linux, torch is then 2.7 GB to download and 5 GB on disk.'; \
+		echo 'To use another index: press Ctrl-C, and set TORCH_INDEX= to one with the builds for CPUs.'; $(PIP) torch; fi
 else
-	@echo 'Step 1 of 2: torch with CUDA, about 3 GB to download, some minutes'
+	@echo 'Step 1 of 2: torch with CUDA, 2.7 GB to download, 5 GB on disk, some minutes'
 	@$(PIP) torch
 endif
 	@echo 'Step 2 of 2: the packages of the service, about 40 MB to download, half a minute'

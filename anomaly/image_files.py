@@ -1,7 +1,9 @@
-"""The rule that decides which files of a folder are images to score. Imports the standard library only.
+"""The rule that decides which files of a folder are images, to score and to train with.
 
-An image is a file that is named `*.png`, in upper or lower case; if images are prepared before they are scored, also
-`*.jpg`, `*.jpeg` and `*.webp`. Ignored are:
+Imports the standard library only.
+
+An image is a file that is named `*.png`, in upper or lower case; if images are prepared, also `*.jpg`, `*.jpeg` and
+`*.webp`. Ignored are:
 
 * hidden files and folders (`.DS_Store`, `._a.png`) and those of the system (`Thumbs.db`, `__MACOSX`),
 * symbolic links to folders, because a link may lead in a circle,
@@ -22,9 +24,9 @@ from enum import Enum
 from pathlib import Path
 
 PNG_ONLY = frozenset((".png",))
-"""Suffixes of images that are scored as they are."""
+"""Suffixes of images that are used as they are."""
 PREPARED = PNG_ONLY | {".jpg", ".jpeg", ".webp"}
-"""Suffixes of images that are prepared before they are scored."""
+"""Suffixes of images that are prepared before they are used."""
 _OTHER_FORMATS = frozenset(
     (".avif", ".bmp", ".gif", ".heic", ".heif", ".jpeg", ".jpg", ".jxl", ".tif", ".tiff", ".webp")
 )  # fmt: skip
@@ -44,7 +46,8 @@ class Kind(Enum):
     HIDDEN = ("hidden or system file", "hidden or system files")
     HIDDEN_FOLDER = ("hidden or system folder", "hidden or system folders")
     SPECIAL = ("named pipe or device", "named pipes or devices")
-    LINKED_FOLDER = ("link to a folder", "links to folders")
+    FOLDER = ("subfolder", "subfolders")
+    LINKED_FOLDER = ("link to a folder", "links to folders")  # last, because the summary continues with their names
 
 
 def kind_of_name(name: str, suffixes: frozenset[str] = PNG_ONLY) -> Kind | None:
@@ -64,7 +67,7 @@ def is_hidden(name: str) -> bool:
 
 @dataclass
 class Found:
-    """The content of a folder and its subfolders.
+    """The content of a folder, and of its subfolders if they were searched.
 
     Attributes:
         images: paths of the images, sorted.
@@ -94,18 +97,29 @@ class Found:
         self.links += other.links
 
 
-def search(folder: Path, suffixes: frozenset[str] = PNG_ONLY) -> Found:
-    """Find the images of a folder and its subfolders that have one of the suffixes."""
+def search(folder: Path, suffixes: frozenset[str] = PNG_ONLY, *, subfolders: bool = True) -> Found:
+    """Find the images of a folder that have one of the suffixes.
+
+    Args:
+        folder: the folder.
+        suffixes: suffixes of images, in lower case.
+        subfolders: whether the subfolders are searched. Otherwise they are counted as ignored.
+    """
     found = Found()
-    folders = [str(folder)]
-    while folders:
-        where = folders.pop()
+    waiting = [str(folder)]
+    while waiting:
+        where = waiting.pop()
+        inside: list[str] = []
         try:
             with os.scandir(where) as entries:
                 for entry in entries:
-                    _sort_in(entry, found, folders, suffixes)
+                    _sort_in(entry, found, inside, suffixes)
         except OSError:
             found.unreadable.append(Path(where))
+        if subfolders:
+            waiting += inside
+        else:
+            found.ignored[Kind.FOLDER] += len(inside)
     found.images.sort()
     found.unreadable.sort()
     found.links.sort()

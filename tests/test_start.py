@@ -30,6 +30,8 @@ from tests import model_stores
 from tests.conftest import ROOT, Server
 
 PNG = {"content-type": "image/png"}
+INDEX = "https://download.pytorch.org/whl/cpu"
+(TORCH,) = re.findall(r"(?m)^torch==(\S+)$", (ROOT / "constraints.txt").read_text())
 ISO = re.compile(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 MakeServer = Callable[..., Server]
 
@@ -68,15 +70,21 @@ class Tree:
         for name in ("make", "sh", "touch", "test", "mkdir", "cp", "echo", "cat", "chmod", "grep", "sed", "awk"):
             (self.programs / name).symlink_to(shutil.which(name) or pytest.skip(f"needs {name}"))
 
-    def put(self, name: str, *, supported: bool = True, index: bool = True) -> None:
+    def put(self, name: str, *, supported: bool = True, index: bool = True, configured: str = TORCH) -> None:
         """Add an interpreter that creates an environment with a recording pip and python.
 
         Args:
             name: of the program.
             supported: whether it has a supported version.
-            index: whether the environment's pip can reach an index that it is told.
+            index: whether the environment's pip can reach an index that is named on its command line.
+            configured: versions of torch in the index that the environment's pip is configured for.
         """
-        pip = f'echo "pip $*" >> {self.calls}; case "$*" in *--index-url*) exit {int(not index)};; esac'
+        pip = f"""
+case "$*" in
+*versions*--index-url*) echo "Available versions: {TORCH + "+cpu" if index else "none"}, 2.0.0" ;;
+*versions*) echo "Available versions: 9.9.9, {configured}, 2.0.0" ;;
+*) echo "pip $*" >> {self.calls} ;;
+esac"""
         service = f'echo "python $* port=$ANOMALY_PORT workers=$ANOMALY_WORKERS" >> {self.calls}'
         self._script(self.programs / f"{name}.pip", pip)
         self._script(self.programs / f"{name}.python", service)
@@ -111,9 +119,6 @@ def tree(tmp_path: Path) -> Tree:
     return Tree(tmp_path)
 
 
-INDEX = "https://download.pytorch.org/whl/cpu"
-
-
 def test_make_serve_installs_only_what_serving_needs(tree: Tree) -> None:
     """CPU torch first, from its index, then the extra `serve`; one line says each step. `make test` adds the rest."""
     tree.put("python3")
@@ -121,7 +126,7 @@ def test_make_serve_installs_only_what_serving_needs(tree: Tree) -> None:
     assert done.returncode == 0, done.stderr
     assert tree.called() == [
         "python3 -m venv .venv",
-        f"pip --no-deps --retries 0 --index-url {INDEX} torch",
+        f"pip --no-deps --retries 1 --index-url {INDEX} torch",
         "pip --quiet --editable .[serve]",
         "python -m app port= workers=",
     ]
@@ -141,15 +146,28 @@ def test_the_index_of_torch_is_that_of_the_image(tree: Tree) -> None:
     assert re.findall(pattern, (ROOT / "Dockerfile").read_text()) == [INDEX]
 
 
-def test_an_index_that_cannot_be_reached_is_replaced_by_that_of_pip(tree: Tree) -> None:
-    """If the index fails, pip installs torch as it is configured, and a line says so."""
-    tree.put("python3", index=False)
+@pytest.mark.parametrize(
+    ("configured", "install", "warned"),
+    [
+        (TORCH, "pip torch", True),
+        (f"{TORCH}+cu130", "pip torch", True),
+        (f"{TORCH}+cu130, {TORCH}+cpu, {TORCH}", f"pip --no-deps torch=={TORCH}+cpu", False),
+    ],
+)
+def test_an_index_that_cannot_be_reached_is_replaced_by_that_of_pip(
+    tree: Tree, configured: str, install: str, warned: bool
+) -> None:
+    """If the index fails, the index of pip is used: its build for CPUs, else the other one, whose size is printed."""
+    tree.put("python3", index=False, configured=configured)
     done = tree.make("serve", f"TORCH_INDEX={INDEX}/none")
     assert done.returncode == 0
-    assert tree.called()[1:4] == [
-        f"pip --no-deps --retries 0 --index-url {INDEX}/none torch", "pip torch", "pip --quiet --editable .[serve]",
-    ]  # fmt: skip
-    assert f"{INDEX}/none has no torch or cannot be reached" in done.stdout
+    assert tree.called()[1:3] == [install, "pip --quiet --editable .[serve]"]
+    assert f"{INDEX}/none cannot be reached, or has no torch {TORCH}" in done.stdout
+    assert ("GB to download" in done.stdout, "TORCH_INDEX=" in done.stdout) == (warned, warned)
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    lines = [line for line in done.stdout.splitlines() if "of pip" in line or "Ctrl-C" in line]
+    assert len(lines) == 1 + 2 * warned
+    assert all(f"\n{line.replace(f'{INDEX}/none', INDEX)}\n" in page for line in lines)
 
 
 def test_no_index_is_torch_with_cuda(tree: Tree) -> None:

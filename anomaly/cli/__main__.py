@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from anomaly.cli import bulk, commands, pull, service, validity
+from anomaly.cli import bulk, commands, pull, review, service, validity
 from anomaly.cli.streams import discard_stdout, prepare_streams, write_message
 
 app = typer.Typer(
@@ -20,11 +20,13 @@ app = typer.Typer(
     epilog="Exit codes: 0 all images are normal, 1 at least one anomaly, 2 at least one image was not scored.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
 )
 app.command()(commands.score)
 app.command()(commands.watch)
 app.command()(commands.models)
 app.command()(validity.validity)
+app.command()(review.review)
 app.command(rich_help_panel="Commands of a checkout")(bulk.bulk)
 app.command(rich_help_panel="Commands of a checkout")(pull.pull)
 app.command(rich_help_panel="Commands of a checkout")(service.serve)

@@ -11,6 +11,7 @@ import os
 import re
 import ssl
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.request import getproxies
 
@@ -85,7 +86,7 @@ def proxy_of(url: httpx.URL) -> httpx.Proxy | None:
     httpx rejects IPv6 addresses and ranges in `NO_PROXY`, so the variables are read here.
 
     Raises:
-        ValueError: the variable does not contain the URL of a proxy.
+        ValueError: the variable does not contain the URL of a proxy, or a SOCKS proxy cannot be used.
     """
     variables = getproxies()
     if _bypasses_proxy(variables.get("no", ""), url):
@@ -95,10 +96,16 @@ def proxy_of(url: httpx.URL) -> httpx.Proxy | None:
     if not value:
         return None
     try:
-        return httpx.Proxy(value if "://" in value else f"http://{value}")
+        proxy = httpx.Proxy(value if "://" in value else f"http://{value}")
     except (httpx.InvalidURL, ValueError) as error:
         # The value may contain a password.
         raise ValueError(f"{name.upper()}_PROXY is not the URL of a proxy: {error}") from error
+    if proxy.url.scheme.startswith("socks") and find_spec("socksio") is None:
+        raise ValueError(
+            f"{name.upper()}_PROXY names a SOCKS proxy, which needs the package socksio; install it, or add the host "
+            "to NO_PROXY"
+        )
+    return proxy
 
 
 def _bypasses_proxy(entries: str, url: httpx.URL) -> bool:

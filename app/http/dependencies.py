@@ -20,6 +20,7 @@ from app.http.queries import check_names
 from app.http.schemas import ProblemDocument
 from app.http.score import ScoreHandler
 from app.inference.registry import Registry
+from app.scoring.review.queue import ReviewQueue
 from app.scoring.validity.monitor import ValidityMonitor
 from app.stores.reconstructions import Reconstructions
 from app.telemetry.metrics import Metrics
@@ -36,6 +37,7 @@ class Services:
     infer: InferHandler
     metrics: Metrics
     validity: ValidityMonitor
+    review: ReviewQueue | None
     health: Health
 
 

@@ -9,12 +9,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fastapi import FastAPI
+
 FILE = Path(__file__).with_name("examples.json")
 """Operation, status, media type, and the body: a document for JSON, else text."""
 
 
-def add(document: dict[str, Any]) -> dict[str, Any]:
-    """Add the recorded examples to an OpenAPI document, and return it."""
+class Api(FastAPI):
+    """A framework application whose OpenAPI document contains the recorded examples."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document. It is built once."""
+        if self.openapi_schema is None:
+            self.openapi_schema = _add(super().openapi())
+        return self.openapi_schema
+
+
+def _add(document: dict[str, Any]) -> dict[str, Any]:
     recorded = json.loads(FILE.read_text())
     for operations in document["paths"].values():
         for operation in operations.values():

@@ -142,6 +142,10 @@ class Metrics:
         self.validity_images_dropped = self._counter(
             "anomaly_validity_images_dropped", "Images not compared with the calibration because the store failed."
         )
+        self.review_images = self._counter("anomaly_review_images", "Images written to the review queue.", "chosen")
+        self.review_images_dropped = self._counter(
+            "anomaly_review_images_dropped", "Images chosen for the review queue that could not be written."
+        )
         # Looking up a child by its labels costs more than counting.
         self._request_children: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self._model_children: dict[str, tuple[Counter, Counter, Histogram]] = {}

@@ -23,10 +23,20 @@ def test_unknown_names_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         settings.from_environment()
 
 
-def test_bad_values_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A value that does not fit stops the start and its variable is named."""
-    monkeypatch.setenv("ANOMALY_PORT", "many")
-    with pytest.raises(SettingsError, match="ANOMALY_PORT"):
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("PORT", "many", "a valid integer, not 'many'"),
+        ("PORT", "70000", "less than or equal to 65535, not '70000'"),
+        ("DEADLINE_MS", "-1", "greater than 0, not '-1'"),
+        ("PORT", 5000 * "x", "a valid integer, not '" + 40 * "x" + "'"),
+    ],
+    ids=["word", "large", "negative", "long"],
+)
+def test_bad_values_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str) -> None:
+    """A value that does not fit stops the start, and the message contains variable, condition and value."""
+    monkeypatch.setenv(f"ANOMALY_{name}", value)
+    with pytest.raises(SettingsError, match=f"^ANOMALY_{name}: .*{words}$"):
         settings.from_environment()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import io
+import itertools
 import json
 import os
 import signal
@@ -361,6 +362,17 @@ def test_training_is_mounted(anomaly: Anomaly, in_process: Anomaly, tmp_path: Pa
         assert f" {command} " in listed
     assert "anomaly all " in in_process("all", "--help").stdout
     assert in_process("promote", "zero-article", "1", "--model-store", tmp_path / "none").returncode == 2
+
+
+@pytest.mark.parametrize("command", ["score", "watch", "bulk", "pull", "serve", "validity"])
+def test_the_help_has_no_broken_lines(in_process: Anomaly, command: str) -> None:
+    """A line of a paragraph ends only where the next word does not fit."""
+    above, _, boxes = in_process(command, "--help").stdout.partition("╭")
+    width = 1 + len(boxes.splitlines()[0])
+    lines = [line.strip() for line in above.splitlines()]
+    pairs = [(line, below.split()[0]) for line, below in itertools.pairwise(lines) if line and below]
+    assert len(lines) > 3
+    assert [line for line, word in pairs if len(line) + len(word) + 1 <= width - 2] == []
 
 
 def test_the_shell_completes(anomaly: Anomaly) -> None:

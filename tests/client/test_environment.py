@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
@@ -79,6 +80,15 @@ def test_the_proxy_is_that_of_the_scheme(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("ALL_PROXY", PROXY)
     found = [environment.proxy_of(httpx.URL(f"{scheme}://host")) for scheme in ("http", "https")]
     assert [str(proxy.url) for proxy in found if proxy is not None] == [PROXY, "http://secure.invalid:1"]
+
+
+@pytest.mark.skipif(find_spec("socksio") is not None, reason="httpx can use SOCKS proxies here")
+def test_a_socks_proxy_needs_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the package that httpx needs for SOCKS, the error names the variable and the package."""
+    monkeypatch.setenv("ALL_PROXY", "socks5://user:secret@host:1")
+    with pytest.raises(ValueError, match=r"^ALL_PROXY names a SOCKS proxy, which needs the package socksio") as caught:
+        environment.proxy_of(httpx.URL("http://host"))
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", ["ftp://host:secret@proxy", "http://[::1"])

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tests.gateway.conftest import Both
 
 _DOTNET = "e9a3c1f4-5f0b-4a3e-9d55-0c7c4c6ce6a1"
+_DOTNET_KIND = f'multipart/form-data; boundary="{_DOTNET}"'
+_DOTNET_FIELD = "Content-Type: text/plain; charset=utf-8\r\nContent-Disposition: form-data; name=alpha\r\n\r\n0.05"
 _GO = "9b2f0d1e8c7a6b5f4e3d2c1b0a9f8e7d6c5b4a3f2e1d0c9b8a7f6e5d4c3b"
 
 
@@ -45,9 +48,45 @@ def _chunked(body: bytes, size: int) -> bytes:
     return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
 
 
+@dataclass(frozen=True)
+class _Form:
+    """A multipart form, in the bytes of one client.
+
+    Attributes:
+        boundary: without quotes.
+        kind: the value of Content-Type.
+        field: headers and value of the parameter `alpha`.
+        file: headers of a file; `{name}` stands for the name of its field.
+    """
+
+    boundary: str
+    kind: str
+    field: str
+    file: str
+
+    def body(self, png: bytes, *names: str) -> bytes:
+        """Return a form with one part for each name; `alpha` is the parameter, and every other name is a file."""
+        parts = [
+            self.field.encode() if name == "alpha" else self.file.format(name=name).encode() + b"\r\n\r\n" + png
+            for name in names
+        ]
+        start = f"--{self.boundary}\r\n".encode()
+        return b"".join(start + part + b"\r\n" for part in parts) + f"--{self.boundary}--\r\n".encode()
+
+
+def _requests(
+    request: Callable[[str, str, bytes], bytes], form: _Form, png: bytes, *, field_first: bool = False
+) -> list[bytes]:
+    names = ("alpha", "file") if field_first else ("file", "alpha")
+    return [
+        request("/score", "image/png", png),
+        request("/score", form.kind, form.body(png, *names)),
+        request("/score/batch", form.kind, form.body(png, "files", "files")),
+    ]
+
+
 def _dotnet(png: bytes, key: str) -> list[bytes]:
     """`HttpClient`: quoted boundary, names without quotes, both forms of the file name, `traceparent`."""
-    start, end = f"--{_DOTNET}\r\n".encode(), f"--{_DOTNET}--\r\n".encode()
 
     def request(path: str, kind: str, body: bytes) -> bytes:
         head = (
@@ -57,22 +96,13 @@ def _dotnet(png: bytes, key: str) -> list[bytes]:
         )
         return head.encode() + body
 
-    def file(name: str) -> bytes:
-        disposition = f"Content-Disposition: form-data; name={name}; filename=zero.png; filename*=utf-8''zero.png"
-        return f"Content-Type: image/png\r\n{disposition}\r\n\r\n".encode() + png + b"\r\n"
-
-    field = b"Content-Type: text/plain; charset=utf-8\r\nContent-Disposition: form-data; name=alpha\r\n\r\n0.05\r\n"
-    kind = f'multipart/form-data; boundary="{_DOTNET}"'
-    return [
-        request("/score", "image/png", png),
-        request("/score", kind, start + field + start + file("file") + end),
-        request("/score/batch", kind, start + file("files") + start + file("files") + end),
-    ]
+    disposition = "Content-Disposition: form-data; name={name}; filename=zero.png; filename*=utf-8''zero.png"
+    file = f"Content-Type: image/png\r\n{disposition}"
+    return _requests(request, _Form(_DOTNET, _DOTNET_KIND, _DOTNET_FIELD, file), png, field_first=True)
 
 
 def _dotnet_framework(png: bytes, key: str) -> list[bytes]:
     """`HttpClient` of .NET Framework: `Expect: 100-continue`, and chunks for a stream of unknown length."""
-    start, end = f"--{_DOTNET}\r\n".encode(), f"--{_DOTNET}--\r\n".encode()
 
     def request(path: str, kind: str, body: bytes) -> bytes:
         head = (
@@ -81,21 +111,12 @@ def _dotnet_framework(png: bytes, key: str) -> list[bytes]:
         )
         return head.encode() + _chunked(body, 512)
 
-    def file(name: str) -> bytes:
-        return f"Content-Disposition: form-data; name={name}; filename=zero.png\r\n\r\n".encode() + png + b"\r\n"
-
-    field = b"Content-Type: text/plain; charset=utf-8\r\nContent-Disposition: form-data; name=alpha\r\n\r\n0.05\r\n"
-    kind = f'multipart/form-data; boundary="{_DOTNET}"'
-    return [
-        request("/score", "image/png", png),
-        request("/score", kind, start + file("file") + start + field + end),
-        request("/score/batch", kind, start + file("files") + start + file("files") + end),
-    ]
+    file = "Content-Disposition: form-data; name={name}; filename=zero.png"
+    return _requests(request, _Form(_DOTNET, _DOTNET_KIND, _DOTNET_FIELD, file), png)
 
 
 def _go(png: bytes, key: str, *, piped: bool) -> list[bytes]:
     """`net/http` with `mime/multipart`: canonical header names, `application/octet-stream`, chunks from a pipe."""
-    start, end = f"--{_GO}\r\n".encode(), f"--{_GO}--\r\n".encode()
 
     def request(path: str, kind: str, body: bytes) -> bytes:
         framing = "Transfer-Encoding: chunked" if piped else f"Content-Length: {len(body)}"
@@ -105,17 +126,10 @@ def _go(png: bytes, key: str, *, piped: bool) -> list[bytes]:
         )
         return head.encode() + (_chunked(body, 4096) if piped else body)
 
-    def file(name: str) -> bytes:
-        disposition = f'Content-Disposition: form-data; name="{name}"; filename="zero.png"'
-        return f"{disposition}\r\nContent-Type: application/octet-stream\r\n\r\n".encode() + png + b"\r\n"
-
-    field = b'Content-Disposition: form-data; name="alpha"\r\n\r\n0.05\r\n'
-    kind = f"multipart/form-data; boundary={_GO}"
-    return [
-        request("/score", "image/png", png),
-        request("/score", kind, start + file("file") + start + field + end),
-        request("/score/batch", kind, start + file("files") + start + file("files") + end),
-    ]
+    field = 'Content-Disposition: form-data; name="alpha"\r\n\r\n0.05'
+    disposition = 'Content-Disposition: form-data; name="{name}"; filename="zero.png"'
+    file = f"{disposition}\r\nContent-Type: application/octet-stream"
+    return _requests(request, _Form(_GO, f"multipart/form-data; boundary={_GO}", field, file), png)
 
 
 RECORDED: dict[str, Callable[[bytes, str], list[bytes]]] = {

@@ -159,7 +159,7 @@ def test_another_rate_needs_no_images(store):
     ("arguments", "message"),
     [
         (("small",), "nothing to change"),
-        (("small@9", "--alpha", 0.1), "small@9: manifest.json is missing"),
+        (("small@9", "--alpha", 0.1), "small has no version 9"),
         (("small@v1", "--alpha", 0.1), "there is no version small@v1"),
         (("small@01", "--alpha", 0.1), "there is no version small@01"),
         (("small@" + 5000 * "9", "--alpha", 0.1), "there is no version small@999"),

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from tests.conftest import EXAMPLES
 from tests.model_stores import copy
 from tests.training.commands import TRAIN, run
 
@@ -35,6 +36,24 @@ def test_the_life_of_a_model(tmp_path):
     assert (code, out) == (2, "mine@1: good\n")
     assert "golden.npz is not the file that was published" in errors
     assert run("verify", "mine", 1, *store)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("promote", "zero", 3), "zero has no version 3 in {store}; its versions: 1, 2"),
+        (("verify", "zero", 3), "zero has no version 3 in {store}; its versions: 1, 2"),
+        (("calibrate", "zero@3", "--data-dir", EXAMPLES), "zero has no version 3 in {store}; its versions: 1, 2"),
+        (("promote", "nine", 1), "there is no model nine in {store}; its models: zero"),
+    ],
+    ids=["promote", "verify", "calibrate", "model"],
+)
+def test_a_version_that_does_not_exist_is_named_with_those_that_do(tmp_path, arguments, words):
+    """The message names the missing version and lists the versions of the model, or the models."""
+    copy(tmp_path, 1, 2, name="zero")
+    code, _, errors = run(*arguments, "--model-store", tmp_path)
+    assert code == 2
+    assert words.format(store=tmp_path) in " ".join(errors.split())
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,9 @@ def print_metrics(manifest: Manifest) -> None:
     """Print AUROC, and a table of the operating points with counts and intervals, of a version."""
     metrics = manifest.metrics
     for description, of_test in {metrics["test"]: metrics, **metrics["also"]}.items():
-        auroc = "no AUROC without anomalous images" if of_test["auroc"] is None else f"AUROC {of_test['auroc']:.4f}"
+        auroc = (
+            "no AUROC, which needs anomalous images," if of_test["auroc"] is None else f"AUROC {of_test['auroc']:.4f}"
+        )
         counts = f"{of_test['test_normal']:,} normal and {of_test['test_anomalous']:,} anomalous images"
         console.print(f"{auroc} on {description} ({counts})")
     level = f"{100 * metrics['interval_level']:g} %"
@@ -104,11 +106,10 @@ def print_copies(copies: int) -> None:
 
 def print_ignored(*folders: Path | None, preparation: Preparation = STRICT) -> None:
     """Print what the folders contain besides images, one line for each folder that contains anything else."""
-    from training.data.folders import search
-    from training.data.pictures import suffixes_of
+    from training.data.pictures import content_of
 
     for folder in folders:
-        if folder is not None and (summary := search(folder, suffixes_of(preparation)).summary()):
+        if folder is not None and (summary := content_of(folder, preparation).summary()):
             console.print(f"{folder}: {summary}", highlight=False, markup=False)
 
 

@@ -187,4 +187,5 @@ def _find(repository: Repository, reference: str) -> Manifest:
     number = repository.current(publish.check_name(name)) if not at else int(version) if is_version(version) else None
     if number is None:
         raise PublishError(f"there is no version {reference} in {repository.root}")
+    publish.check_exists(repository.root, name, number)
     return repository.manifest(name, number)

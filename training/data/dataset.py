@@ -26,7 +26,7 @@ class Dataset:
         images: uint8 [n, 28, 28].
         labels: uint8 [n].
         label_names: name of each label, such as `0` or `coat`.
-        noun: noun for one image, such as `digit`.
+        noun: noun for the images of one label, such as `digit`.
         test_start: index of the first image of the test file; None if the set has no test file.
         copies: number of images that were left out because an earlier one has the same pixels.
         preparation: how files became these images.
@@ -59,4 +59,5 @@ class Dataset:
         names = [self.label_names[label] for label in normal]
         if len(names) == 1:
             return f"the {self.noun} {names[0]}"
-        return f"the {self.noun}s {', '.join(names[:-1])} and {names[-1]}"
+        plural = self.noun + ("es" if self.noun.endswith("s") else "s")
+        return f"the {plural} {', '.join(names[:-1])} and {names[-1]}"

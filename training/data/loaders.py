@@ -160,7 +160,7 @@ def own_idx(data_dir: Path | None, _: Path | None = None) -> Dataset:
         raise DataError("the data set `idx` needs --data-dir: a folder with four IDX files")
     folder = torchvision_folder(data_dir, "MNIST")
     names = tuple(str(label) for label in range(256))
-    dataset = idx_folder(folder, "idx", names, "image labelled", "folder of IDX files")
+    dataset = idx_folder(folder, "idx", names, "class", "folder of IDX files")
     if not len(dataset.labels):
         raise DataError(f"{folder} has IDX files without images")
     return replace(dataset, label_names=names[: int(dataset.labels.max()) + 1])
@@ -233,7 +233,7 @@ def own_images(found: Folder, data_dir: Path, anomalies_dir: Path | None, prepar
         images,
         labels,
         ("normal", "anomalous"),
-        "image labelled",
+        "class",
         None,
         found.copies + (anomalies.copies if anomalies else 0),
         preparation,

@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from app.models.manifest import Preparation
+from anomaly.image_files import PNG_ONLY, PREPARED, Found, search
+from app.models.manifest import STRICT, Preparation
 from training.data.dataset import DataError
-from training.data.folders import PNG_ONLY, search
 
 MAX_PIXELS = 4096 * 4096
 """Maximum number of pixels of an image: that of the service's decoder."""
-_PREPARED = PNG_ONLY | {".jpg", ".jpeg", ".webp"}
 _MOST_REFUSED = 0.1
 """Share of images that `fit=mnist` may refuse; they are left out, because the service refuses such images as well."""
 
@@ -83,12 +82,15 @@ class _Reading:
         )
 
     def _add(self, path: Path) -> None:
+        from app.images.png import is_prepared
         from app.images.prepare import prepared_pixels
         from app.problems import AmbiguousImage, BlankImage, Problem
 
         try:
             content = path.read_bytes()
-            pixels = prepared_pixels(content, self._preparation, MAX_PIXELS)
+            # An image of the review queue is what the model scored: a second preparation would change it.
+            preparation = STRICT if is_prepared(content) else self._preparation
+            pixels = prepared_pixels(content, preparation, MAX_PIXELS)
         except (AmbiguousImage, BlankImage) as refused:
             self._refused[refused.type.rpartition("/")[2]] += 1
             return
@@ -96,7 +98,9 @@ class _Reading:
             self._failed.append(f"{path}: {problem.title[0].lower()}{problem.title[1:]}: {problem}")
             return
         except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}") from error
+            dangling = isinstance(error, FileNotFoundError) and path.is_symlink()
+            reason = "the link leads to a file that does not exist" if dangling else error.strerror
+            raise DataError(f"{path} cannot be read: {reason}") from error
         kind, size = _header(content)
         self._formats[kind] += 1
         self._sizes.append(size)
@@ -126,12 +130,12 @@ def image_paths(folder: Path, preparation: Preparation) -> list[Path]:
 
     Hidden files and subfolders are ignored.
     """
-    return search(folder, suffixes_of(preparation)).images
+    return content_of(folder, preparation).images
 
 
-def suffixes_of(preparation: Preparation) -> frozenset[str]:
-    """Return the suffixes of the images that are read: of PNGs, or of all formats that the preparation decodes."""
-    return PNG_ONLY if preparation.fit == "strict" else _PREPARED
+def content_of(folder: Path, preparation: Preparation) -> Found:
+    """Return the images and the ignored entries of a folder. Subfolders are not searched: one folder is one class."""
+    return search(folder, PNG_ONLY if preparation.fit == "strict" else PREPARED, subfolders=False)
 
 
 def explain_no_images(folder: Path, preparation: Preparation, also_missing: str = "") -> str:
@@ -157,6 +161,6 @@ def explain_no_images(folder: Path, preparation: Preparation, also_missing: str 
         )
     kinds = sorted({path.suffix.lower() or path.name for path in folder.glob("*") if path.is_file()})
     content = f"it contains {', '.join(kinds[:5])}" if kinds else "it is empty"
-    if strict and not _PREPARED.isdisjoint(kinds):
+    if strict and not PREPARED.isdisjoint(kinds):
         return f"{missing}, {content}: add --fit resize for pictures of any size, or --fit mnist for handwritten digits"
     return f"{missing}, {content}: give a folder of {'28x28 grey PNGs' if strict else 'PNG, JPEG or WebP files'}"

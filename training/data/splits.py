@@ -91,7 +91,8 @@ def _without_test_file(dataset: Dataset, is_normal: NDArray[np.bool_], seed: int
         remaining.append(first)
         test.append(last)
     train, calibration = _divide(generator.permutation(np.concatenate(remaining)), 0.75)
-    description = "20 % of the normal images, held out from training, and all others"
+    others = "" if is_normal.all() else ", and all others"
+    description = f"20 % of the normal images, held out from training{others}"
     return Split("standard", train, calibration, np.concatenate(test), description)
 
 

@@ -161,6 +161,7 @@ def promote(root: Path, name: str, version: int, provenance: Provenance | None =
         PublishError: the version is missing, or the service's code rejects it.
     """
     with locked(_existing(root)):
+        check_exists(root, name, version)
         _verify(root, name, version, provenance)
         write_current(root / name, version)
 
@@ -195,9 +196,24 @@ def verify(root: Path, name: str, version: int, provenance: Provenance | None = 
     """Load a version as the service does, and compare every checksum and the golden scores on the CPU.
 
     Raises:
-        PublishError: the version differs from its manifest, or `provenance` rejects it.
+        PublishError: the version is missing or differs from its manifest, or `provenance` rejects it.
     """
-    return _verify(_existing(root), name, version, provenance)
+    check_exists(_existing(root), name, version)
+    return _verify(root, name, version, provenance)
+
+
+def check_exists(root: Path, name: str, version: int) -> None:
+    """Check that the model store has a folder for a version.
+
+    Raises:
+        PublishError: the version is missing. The message lists the versions of the model, or the models.
+    """
+    if (root / name / str(version)).is_dir():
+        return
+    repository = Repository(root)
+    if versions := repository.versions(name):
+        raise PublishError(f"{name} has no version {version} in {root}; its versions: {', '.join(map(str, versions))}")
+    raise PublishError(f"there is no model {name} in {root}; its models: {', '.join(repository.names()) or 'none'}")
 
 
 def check_current(root: Path, name: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import Request, Response
-from fastapi.responses import JSONResponse
+from pydantic_core import to_json
 
 from app.health import Readiness
 from app.http.dependencies import ServicesDep, public_router
@@ -32,9 +34,10 @@ async def readyz(services: ServicesDep, response: Response) -> Readiness:
 
 
 @router.get("/openapi.json", include_in_schema=False)
-async def openapi(request: Request) -> JSONResponse:
-    """Return the OpenAPI document."""
-    return JSONResponse(request.app.openapi())
+async def openapi(request: Request) -> Response:
+    """Return the OpenAPI document. Building it takes 0.1 s once, and rendering it some milliseconds."""
+    content = await asyncio.to_thread(lambda: to_json(request.app.openapi()))
+    return Response(content, media_type="application/json")
 
 
 _MEDIA_TYPES = {each.partition(";")[0]: each for each in FORMATS}

@@ -487,7 +487,7 @@ async def test_slow_clients_hold_no_places(make_settings: Callable[..., Settings
         assert (await raw(client, zero)).status_code == 200
         gate.set()
         replies = await asyncio.gather(*slow)
-        assert [reply.status_code for reply in replies] == [200, 200, 200, 503]
+        assert sorted(reply.status_code for reply in replies) == [200, 200, 200, 503]
         assert services(client).batch.running == services(client).batch._places.taken == 0
 
 
