@@ -106,21 +106,23 @@ def redis_use(client: Any) -> dict[str, float]:
 
 
 def online(folder: Path, bodies: Path) -> dict[str, Any]:
-    """Measure single scores with one replica, two replicas, and a gateway, all with one Redis server."""
+    """Measure single scores with one replica, two replicas, two workers, and a gateway, all with one Redis server."""
     target = f"/score?model={MODEL}"
 
-    def load(server: Server) -> dict[str, float]:
-        return wrk(server, bodies, form="raw", path=target, connections=CONNECTIONS, seconds=SECONDS)
+    def load(server: Server, connections: int = CONNECTIONS) -> dict[str, float]:
+        return wrk(server, bodies, form="raw", path=target, connections=connections, seconds=SECONDS)
 
-    cells: dict[str, list[float]] = {name: [] for name in ("one", "two", "redis", "in", "out", "entry", "gateway")}
+    names = ("one", "two", "workers", "redis", "in", "out", "entry", "gateway")
+    cells: dict[str, list[float]] = {name: [] for name in names}
     with ExitStack() as stack:
         url, client = stack.enter_context(redis_server(folder))
         replicas = [service(folder, f"replica{number}", ANOMALY_STORE_URL=url) for number in range(2)]
-        for replica in replicas:
-            stack.callback(replica.stop)
+        workers = service(folder, "workers", ANOMALY_STORE_URL=url, ANOMALY_WORKERS="2")
+        for server in (*replicas, workers):
+            stack.callback(server.stop)
         front = stack.enter_context(gateway(folder, replicas[:1]))
-        for replica in replicas:
-            load(replica)
+        for server in (*replicas, workers):
+            load(server)
         for _ in range(ROUNDS):
             before = redis_use(client)
             cells["one"].append(load(replicas[0])["cpu_us"])
@@ -132,6 +134,7 @@ def online(folder: Path, bodies: Path) -> dict[str, Any]:
             cells["entry"].append((after["bytes"] - before["bytes"]) / stored)
             both = together([functools.partial(load, replica) for replica in replicas])
             cells["two"].append(statistics.fmean(each["cpu_us"] for each in both))
+            cells["workers"].append(load(workers, 2 * CONNECTIONS)["cpu_us"])
             cells["gateway"].append(load(front)["cpu_us"])
             client.flushall()
     return {name: {"median": statistics.median(values), "rounds": values} for name, values in cells.items()}

@@ -107,6 +107,7 @@ time. Rates are computed from processor time per image, because load generator a
                     f"{2e6 / online['two']:,.0f}",
                     f"{-100 * error / (1 + error):+.1f} %",
                 ),
+                ("workers: images per core-second", *_per_core(online["one"], online["workers"])),
                 ("threads of `anomaly bulk`: images per core-second", *_bulk_growth(one, two)),
                 (
                     "Ray actors: images per core-second of actors",
