@@ -192,7 +192,7 @@ INVALID: list[tuple[Any, int, str]] = [
     (_tensor(datatype="BYTES", shape=[2], data=["QQ=="]), 400, "list of 2 values"),
     (_tensor(datatype="BYTES", shape=[1, 2], data=["QQ=="]), 422, "BYTES"),
     (_tensor(datatype="BYTES", shape=[1], data=["QQ=="]), 422, "image 0"),
-    ({**_tensor(), "parameters": {"alhpa": 0.1}}, 422, "alhpa"),
+    ({**_tensor(), "parameters": {"alhpa": 0.1}}, 422, "alhpa: unknown parameter"),
     ({**_tensor(), "parameters": {"alpha": 2}}, 422, "alpha"),
     ({**_tensor(), "parameters": {"alpha": 1e-9}}, 422, "larger alpha"),
     ({**_tensor(), "parameters": {"binary_data_output": "yes"}}, 422, "binary_data_output"),
