@@ -15,6 +15,8 @@ SERVING := .venv/serving
 STAMP := .venv/installed
 # One process more than cores: tests wait for what they started.
 PYTEST = $(BIN)/python -m pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 5 --dist worksteal
+# Bytecode is compiled once, not by each of the hundreds of processes that the tests start.
+export PYTHONDONTWRITEBYTECODE :=
 CHECKOV := .venv/checkov/installed
 PROTOCOL := .venv/protocol/installed
 OPENAPI := .venv/openapi/installed

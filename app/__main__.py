@@ -104,13 +104,14 @@ def _serve(settings: Settings, sockets: list[socket.socket], *, interruptible: b
     from app.inference.device import DeviceError, choose_device
     from app.main import check
     from app.models.provenance import ProvenanceConfigurationError
+    from app.scoring.review.folder import ReviewError
     from app.stores import StoreError
     from app.telemetry.traces import TracesError
 
     try:
         choose_device(settings.device)
         check(settings)
-    except (DeviceError, KeysError, ProvenanceConfigurationError, StoreError, TracesError) as error:
+    except (DeviceError, KeysError, ProvenanceConfigurationError, ReviewError, StoreError, TracesError) as error:
         return _refuse(error)
     process.limit_heaps()
     process.raise_descriptor_limit()

@@ -18,6 +18,7 @@ from app.http.auth import ApiKeys
 from app.http.batch import BatchHandler
 from app.http.cors import Cors
 from app.http.dependencies import Services
+from app.http.examples import Api
 from app.http.hosts import Hosts
 from app.http.inference_protocol.scoring import InferHandler
 from app.http.middleware import RequestMiddleware
@@ -28,6 +29,8 @@ from app.inference.registry import Registry
 from app.models.provenance import Provenance
 from app.models.repository import Repository
 from app.scoring.batch import BatchScorer
+from app.scoring.review.folder import ReviewFolder
+from app.scoring.review.queue import ReviewQueue
 from app.scoring.score import Scorer
 from app.scoring.validity.monitor import ValidityMonitor
 from app.settings import Settings
@@ -111,6 +114,7 @@ def create_app(
         DeviceError: the requested device does not exist.
         KeysError: the file of the API keys cannot be used.
         ProvenanceConfigurationError: the public key or the list of digests cannot be used.
+        ReviewError: the folder of the review queue cannot be used.
         StoreError: the store URL names no backend.
     """
     metrics, log_writer = Metrics(), log_writer or LineWriter()
@@ -122,7 +126,8 @@ def create_app(
         clock=clock,
     )
     validity = ValidityMonitor(reconstructions, metrics, settings.validity_limit)
-    scorer = Scorer(reconstructions, metrics, settings.root_path, validity, traces)
+    review = _review(settings, metrics)
+    scorer = Scorer(reconstructions, metrics, settings.root_path, validity, traces=traces, review=review)
     loader = VersionLoader(
         Repository(settings.model_store, _provenance(settings)),
         settings,
@@ -132,7 +137,7 @@ def create_app(
     )
     registry = Registry(loader, settings, metrics, clock)
     score = ScoreHandler(registry, scorer, settings)
-    batch_scorer = BatchScorer(reconstructions, metrics, settings.root_path, validity)
+    batch_scorer = BatchScorer(reconstructions, metrics, settings.root_path, validity, review)
     batch = BatchHandler(registry, batch_scorer, metrics, settings)
     services = Services(
         registry=registry,
@@ -150,9 +155,10 @@ def create_app(
         ),
         metrics=metrics,
         validity=validity,
+        review=review,
         health=Health(registry, reconstructions, metrics, log_writer),
     )
-    app = FastAPI(
+    app = Api(
         title="Reconstruction anomaly service",
         description="Returns how badly an autoencoder reconstructs an image, and whether that is an anomaly.",
         version=__version__,
@@ -182,16 +188,18 @@ def create_app(
 
 
 def check(settings: Settings) -> None:
-    """Check store URL, API keys, rules about model versions and variables of traces before any process is started.
+    """Check store URL, API keys, rules about model versions, review queue and traces before any process is started.
 
     Raises:
         TracesError: the requested traces cannot be exported.
         KeysError: the file of the API keys cannot be used.
         ProvenanceConfigurationError: the public key or the list of digests cannot be used.
+        ReviewError: the folder of the review queue cannot be used.
         StoreError: the store URL cannot be used.
     """
     _keys(settings)
     _provenance(settings)
+    _review(settings, None)
     # Metrics of the supervisor would count as those of a worker that is never ready.
     _store(settings, None)
     tracing.check()
@@ -212,6 +220,15 @@ def _keys(settings: Settings, clock: Callable[[], float] = time.monotonic) -> Ap
 
 def _provenance(settings: Settings) -> Provenance:
     return Provenance(settings.model_signature, settings.model_public_key_file, settings.model_digests_file)
+
+
+def _review(settings: Settings, metrics: Metrics | None) -> ReviewQueue | None:
+    if settings.review_dir is None:
+        return None
+    folder = ReviewFolder(settings.review_dir, settings.review_max_images, settings.review_max_bytes)
+    if metrics is None:
+        return None
+    return ReviewQueue(folder, metrics, share=settings.review_share, near=settings.review_near)
 
 
 def _store(settings: Settings, metrics: Metrics | None) -> Store:
@@ -236,7 +253,7 @@ def _store(settings: Settings, metrics: Metrics | None) -> Store:
 
 @asynccontextmanager
 async def _lifespan(
-    app: FastAPI,
+    _: FastAPI,
     services: Services,
     settings: Settings,
     on_stopped: Callable[[bool], object],
@@ -249,7 +266,6 @@ async def _lifespan(
             await stack.enter_async_context(services.health.watch())
             await stack.enter_async_context(services.validity.watch(services.registry))
             stack.enter_context(process.drain_on_sigterm(services.health.begin_draining, settings.drain_seconds))
-            await asyncio.to_thread(app.openapi)  # building the document takes 0.1 s
             seconds = process.process_age()
             if seconds is not None:
                 services.metrics.start_duration.set(seconds)
@@ -271,6 +287,8 @@ async def _close(services: Services, traces: Traces | None) -> bool:
     stored = await services.reconstructions.aclose(CLOSE_SECONDS)
     if not stored:
         _log.error("shutdown abandoned a write to the reconstruction store that did not finish in time")
+    if services.review is not None and not await asyncio.to_thread(services.review.close, CLOSE_SECONDS):
+        _log.warning("shutdown abandoned images of the review queue that were not written in time")
     if traces is not None and not await asyncio.to_thread(traces.close, CLOSE_SECONDS):
         _log.warning("shutdown abandoned spans that the collector did not accept in time")
     process.remove_abandoned_metrics_folder()

@@ -145,6 +145,21 @@ class Settings(BaseSettings):
     """Evidence at which the validity of a model version becomes `changed`. If nothing has changed, the probability that
     this ever happens is at most one divided by this value."""
 
+    review_dir: Path | None = None
+    """Folder of the review queue: a sample of the scored images, as PNG files, for a person to label with `anomaly
+    review`. Default: no image is written."""
+    review_max_images: int = Field(1000, ge=10, le=10_000)
+    """Maximum number of images in the review queue. A new image then replaces the oldest one of the group with the most
+    images; a group is a model and the reason for choosing an image."""
+    review_max_bytes: int = Field(16 * 1024 * 1024, ge=64 * 1024)
+    """Maximum number of bytes of the files of the review queue."""
+    review_share: float = Field(0.01, ge=0, le=1)
+    """Probability with which a scored image is drawn for the review queue, independently of its score. Only these
+    images may be used to choose a threshold."""
+    review_near: float = Field(3.0, ge=1, le=100)
+    """Normal images are near the threshold, and chosen for the review queue, if their p-value is at most this factor
+    times the false-positive rate of the version."""
+
     api_keys_file: Path | None = None
     """File that contains the hashes of the API keys. Without a file, no key is required. `deploy/secrets key NAME` adds
     a key."""
@@ -172,9 +187,9 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "text"] = "auto"
     """Format of the log: `json`, `text`, or `auto`, which is `text` on a terminal and `json` elsewhere."""
 
-    @field_validator("model_store")
+    @field_validator("model_store", "review_dir")
     @classmethod
-    def _named(cls, path: Path) -> Path:
+    def _named(cls, path: Path | None) -> Path | None:
         if path == Path():
             raise ValueError("must be the path of a folder")
         return path

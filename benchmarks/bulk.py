@@ -30,7 +30,8 @@ from anomaly.bulk.locations import locate
 from anomaly.bulk.readers import Reader
 from anomaly.bulk.rows import BLOCK
 from anomaly.bulk.scorer import BlockScorer, Job, open_job
-from benchmarks.processes import ROOT, service
+from benchmarks.agreement import MODELS, agreement
+from benchmarks.processes import ROOT
 
 RESULTS = Path(__file__).parent / "results" / "bulk.json"
 MODEL_STORE = ROOT / "model_store"
@@ -190,57 +191,6 @@ def million(folder: Path, images: np.ndarray, count: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def agreement(folder: Path, images: np.ndarray, model: str, count: int = 10_000) -> dict[str, Any]:
-    """Score the same images by every interface, and compare each with the offline command."""
-    from PIL import Image
-
-    from anomaly import Client
-    from anomaly.cli.offline import Offline
-    from anomaly.cli.scoring import Verdict
-    from anomaly.cli.sources import Source
-
-    chosen = mutated(images, count)
-    pngs, npy = folder / "pngs", folder / "agreement.npy"
-    pngs.mkdir(parents=True)
-    for place, image in enumerate(chosen):
-        Image.fromarray(image).save(pngs / f"{place:05}.png")
-    np.save(npy, chosen)
-    paths = sorted(pngs.iterdir())
-    os.environ["ANOMALY_DEVICE"] = "cpu"
-    results: dict[str, list[tuple[float, float, bool]]] = {}
-    found = Offline(MODEL_STORE, Verdict(model, None, "strict")).results(Source(path.name, path) for path in paths)
-    results["offline command"] = [_triple(each.outcome) for each in found]
-    server = service(folder)
-    try:
-        with Client(server.url) as client:
-            results["service, single scores"] = [_triple(each) for each in client.score_many(paths, model=model)]
-            results["service, batch route"] = [_triple(each) for each in client.score_array(chosen, model=model)]
-    finally:
-        server.stop()
-    for name, source in (("bulk, PNG folder", pngs), ("bulk, npy", npy)):
-        output = folder / name.replace(", ", "-").replace(" ", "-")
-        command = [sys.executable, "-m", "anomaly.cli", "bulk", str(source), str(output), "--model", model, "-q"]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
-        rows = pq.read_table(output).to_pylist()
-        rows.sort(key=lambda row: int(row["id"].partition("#")[2] or row["id"].partition(".")[0]))
-        results[name] = [(row["mse"], row["p_value"], row["verdict"] == "anomalous") for row in rows]
-    reference = results["offline command"]
-    table = {}
-    for name, values in results.items():
-        pairs = list(zip(reference, values, strict=True))
-        table[name] = {
-            "mse_relative": max(abs(a[0] - b[0]) / a[0] for a, b in pairs),
-            "p_value": max(abs(a[1] - b[1]) for a, b in pairs),
-            "other_verdicts": sum(a[2] != b[2] for a, b in pairs),
-        }
-    return {"images": count, "anomalous": sum(each[2] for each in reference), "interfaces": table}
-
-
-def _triple(outcome: Any) -> tuple[float, float, bool]:
-    return outcome.mse, outcome.p_value, outcome.is_anomaly
-
-
 def main() -> None:
     """Measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -259,7 +209,7 @@ def main() -> None:
             results["million"] = million(folder, images, given.images)
         if given.only in (None, "agreement"):
             results["agreement"] = {
-                model: agreement(folder / model, images, model) for model in ("zero", "zero-article")
+                model: agreement(folder / model, mutated(images, 10_000), model) for model in MODELS
             }
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -196,6 +196,14 @@ def margin_line(light: Floats, rng: np.random.Generator) -> Floats:
     return light
 
 
+def double_margin_line(light: Floats, rng: np.random.Generator) -> Floats:
+    """Print two lines from top to bottom near the left side, a few pixels apart."""
+    at = int(rng.uniform(0.04, 0.07) * light.shape[1])
+    light = light.copy()
+    light[:, at : at + 2] = light[:, at + 6 : at + 8] = 0.5
+    return light
+
+
 def frame(inset: tuple[float, float], width: tuple[float, float]) -> Effect:
     """Return the effect of a rectangle around the sheet, inset and width in shares of the shorter side."""
 
@@ -289,6 +297,15 @@ def salt_and_pepper(share: float) -> Effect:
         return np.where(hit, rng.integers(0, 2, light.shape), light)
 
     return effect
+
+
+def ring_of_a_cup(light: Floats, rng: np.random.Generator) -> Floats:
+    """Leave the faint ring of a cup on the sheet, often across the digit."""
+    height, width = light.shape
+    rows, columns = np.mgrid[0:height, 0:width]
+    radius = rng.uniform(0.35, 0.5) * max(height, width)
+    distance = np.abs(np.hypot(rows - rng.uniform(0, height), columns - rng.uniform(0, width)) - radius)
+    return light * (1 - 0.15 * np.clip(1 - distance / 8, 0, 1))
 
 
 def punch_holes(light: Floats, rng: np.random.Generator) -> Floats:
@@ -500,6 +517,7 @@ SCENES: dict[str, tuple[str, Scene]] = {
     "squared, 2 degrees askew, grain": ("lines", _scene(squares(slope=0.035), grain(0.02))),
     "red margin line": ("lines", _scene(margin_line)),
     "margin line, ruled": ("lines", _scene(lines(across=True), margin_line)),
+    "double margin line, ruled": ("lines", _scene(lines(across=True), double_margin_line)),
     "frame on the edge": ("edges", _scene(frame((0, 0), (0.003, 0.02)))),
     "frame further in": ("edges", _scene(frame((0.02, 0.05), (0.003, 0.02)))),
     "thick frame": ("edges", _scene(frame((0, 0.05), (0.03, 0.07)))),
@@ -513,6 +531,7 @@ SCENES: dict[str, tuple[str, Scene]] = {
     "salt and pepper, 0.01 %": ("specks", _scene(salt_and_pepper(0.0001))),
     "salt and pepper, 0.1 %": ("specks", _scene(salt_and_pepper(0.001))),
     "punch holes": ("specks", _scene(punch_holes)),
+    "ring of a cup": ("specks", _scene(ring_of_a_cup, grain(0.01))),
     **{f"pen of {pen} px": ("pens", _clean_pen(pen)) for pen in (1, 2, 4, 8, 15, 30, 60)},
     "window with round corners": ("captures", _window("corners")),
     "window with shadow": ("captures", _window("shadow")),

@@ -1,8 +1,9 @@
-"""Writes docs/scaling.md from the results of `benchmarks.bulk` and `benchmarks.scaling`."""
+"""Writes docs/scaling.md from the results of `benchmarks.bulk`, `benchmarks.actors` and `benchmarks.scaling`."""
 
 from __future__ import annotations
 
 import json
+import statistics
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -33,8 +34,9 @@ def needed(load: float, capacity: float) -> str:
     return f"{100 * share:.0f} % of one" if share <= 1 else f"{share:,.0f}" if share >= 10 else f"{share:.1f}"
 
 
-def write(bulk: dict[str, Any], scaling: dict[str, Any]) -> str:
+def write(bulk: dict[str, Any], actors: dict[str, Any], scaling: dict[str, Any]) -> str:
     """Return the page."""
+    on_ray = {count: _actor_cost(actors, count) for count in ("1", "2")}
     online = {name: cell["median"] for name, cell in scaling["online"].items()}
     one, two = bulk["compare"]
     million, agreement, bound = bulk["million"], bulk["agreement"], scaling["bound"]
@@ -57,16 +59,18 @@ def write(bulk: dict[str, Any], scaling: dict[str, Any]) -> str:
         ("service, single scores, PNG", online["one"]),
         ("service, batch route, npy", scaling["batch"]["median"]),
         ("`anomaly bulk`, npy", bulk_us),
+        ("`anomaly bulk` on Ray with two actors, npy, all processes", on_ray["2"]["all"]),
         ("Redis", online["redis"]),
         ("gateway (HAProxy, one hop, without TLS)", online["gateway"]),
     ]
     return f"""# Scaling
 
-`python -m benchmarks.bulk`, `python -m benchmarks.scaling` and `python -m benchmarks.write_scaling` write this page.
+The modules `benchmarks.bulk`, `benchmarks.actors` and `benchmarks.scaling` measure, and `benchmarks.write_scaling`
+writes this page.
 Model `{bulk["model"]}` on the CPU, one thread per replica or worker. Images: {
         bulk["digits"]
     }, repeated, where each copy
-has another pixel inverted. Nothing was chosen by these figures. The machine has {bulk["cores"]} cores, which other
+has another pixel inverted. No setting was chosen by these figures. The machine has {bulk["cores"]} cores, which other
 programs used at the same time. Costs are therefore processor time, and rates are compared in turns.
 
 ## Cost per image
@@ -104,11 +108,17 @@ time. Rates are computed from processor time per image, because load generator a
                     f"{-100 * error / (1 + error):+.1f} %",
                 ),
                 ("threads of `anomaly bulk`: images per core-second", *_bulk_growth(one, two)),
+                (
+                    "Ray actors: images per core-second of actors",
+                    *_per_core(*(each["actor"] for each in on_ray.values())),
+                ),
             ),
         )
     }
 
-Ray actors run the same code as the threads. Beyond two, the figures of this page are predictions.
+The actors of Ray run the same code as the threads. All processes of a run on Ray, from the driver to the tasks that
+read and write, took {on_ray["1"]["all"]:.0f} µs per image with one actor and {on_ray["2"]["all"]:.0f} µs with two,
+without the start of Ray. Beyond two, the figures of this page are predictions.
 
 ## What saturates first
 
@@ -170,7 +180,6 @@ def _agreement(found: dict[str, Any]) -> str:
         (f"`{model}`, {name}", f"{cell['mse_relative']:.1e}", f"{cell['p_value']:.1e}", str(cell["other_verdicts"]))
         for model, each in found.items()
         for name, cell in each["interfaces"].items()
-        if name != "offline command"
     )
     return f"""{images:,} images, {anomalous}, scored by every interface. Differences are the largest ones from the
 offline command, which scores images one at a time. In batches, the sums of `zero-article` are rounded differently.
@@ -192,14 +201,25 @@ def _bulk_growth(one: dict[str, Any], two: dict[str, Any]) -> tuple[str, str, st
         rates = sorted(pair["bulk"]["cpu"] for pair in side["pairs"])
         return float(rates[len(rates) // 2])
 
-    first, second = median(one), median(two)
+    return _per_core(1e6 / median(one), 1e6 / median(two))
+
+
+def _per_core(one: float, two: float) -> tuple[str, str, str, str]:
+    """Return the rates of costs per image: one unit, two as predicted and as measured, and the difference."""
+    first, second = 1e6 / one, 1e6 / two
     return f"{first:,.0f}", f"{first:,.0f}", f"{second:,.0f}", f"{100 * (second / first - 1):+.1f} %"
+
+
+def _actor_cost(found: dict[str, Any], count: str) -> dict[str, float]:
+    """Return the medians of the microseconds per image, of all processes and of actors."""
+    costs = [each[count]["us_per_image"] for each in found["rounds"]]
+    return {name: statistics.median(cost[name] for cost in costs) for name in ("all", "actor")}
 
 
 def main() -> None:
     """Write the page."""
-    bulk, scaling = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("bulk", "scaling"))
-    PAGE.write_text(_wrapped(write(bulk, scaling).strip()))
+    results = [json.loads((RESULTS / f"{name}.json").read_text()) for name in ("bulk", "actors", "scaling")]
+    PAGE.write_text(_wrapped(write(*results).strip()))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Simulate streams for the validity monitor, and write the tables and the chart of docs/validity.md.
 
-python -m benchmarks.write_validity --data-dir FOLDER_OF_MNIST
+python -m benchmarks.write_validity --data-dir FOLDER_OF_MNIST [--only quiet|changed|chart|cost|lots]
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from app.inference.detector import Detector
 from app.models.calibration import conformal_rank
 from app.models.repository import Repository
 from app.problems import InvalidImage
+from app.scoring.discoveries import discoveries
 from app.scoring.validity.martingale import JUMPING_RATES, Jumper, mixture
 from app.scoring.validity.stream import BLOCK, Reference, Stream, StreamState
 from training.data.loaders import load
@@ -130,7 +131,8 @@ def quiet_rows(law: Law, n: int, real: Scores) -> Iterator[str]:
 
 def changed_rows(law: Law, n: int, changes: dict[str, Callable[[np.random.Generator, int], Scores]]) -> Iterator[str]:
     """Yield the rows of streams that change, from the start or after `QUIET` images."""
-    yield f"| change | above the threshold | at once: found | median | 95 % | after {QUIET:,}: found | median | 95 % |"
+    column = f"found after {QUIET:,} images"
+    yield f"| change | above the threshold | found at once | median | 95 % | {column} | median | 95 % |"
     yield "| --- | ---: |" + " ---: |" * 6
     streams = 60
     for name, draw in changes.items():
@@ -151,6 +153,30 @@ def changed_rows(law: Law, n: int, changes: dict[str, Callable[[np.random.Genera
 
 def _images(count: float) -> str:
     return f"{count:,.0f}" if np.isfinite(count) else "-"
+
+
+def lot_rows(normal: Law, anomalies: Law, n: int) -> Iterator[str]:
+    """Yield the rows of batches at a false-discovery rate, each with a fresh calibration."""
+    yield "| calibration | images | sixes | rate | normal among the marked | upper bound (99 %) | sixes found |"
+    yield "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    repetitions = 5_000
+    for place, (size, images, share, rate) in enumerate(
+        [(n, 1000, 0.05, 0.05), (n, 1000, 0.05, 0.1), (n, 1000, 0.2, 0.05), (n, 100, 0.1, 0.05), (100, 100, 0.1, 0.1)]
+    ):
+        rng, count = np.random.default_rng([SEED, 4, place]), round(share * images)
+        wrong, found = np.empty(repetitions), np.empty(repetitions)
+        for repetition in range(repetitions):
+            calibration = np.sort(normal.draw(rng, size))
+            scores = np.concatenate([normal.draw(rng, images - count), anomalies.draw(rng, count)])
+            p_values = (1 + size - np.searchsorted(calibration, scores, side="left")) / (size + 1)
+            marked = np.array(discoveries(p_values.tolist(), rate, size).q_values) <= rate
+            wrong[repetition] = marked[:-count].sum() / max(1, marked.sum())
+            found[repetition] = marked[-count:].mean()
+        high = wrong.mean() + 2.326 * wrong.std(ddof=1) / np.sqrt(repetitions)
+        yield (
+            f"| {size:,} | {images:,} | {100 * share:.0f} % | {100 * rate:.0f} % | {100 * wrong.mean():.2f} % "
+            f"| {100 * high:.2f} % | {100 * found.mean():.0f} % |"
+        )
 
 
 def other_pen() -> Digits:
@@ -218,8 +244,10 @@ def main() -> None:
     """Run all simulations and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", type=Path, required=True, help="Folder of MNIST.")
+    parser.add_argument("--only", choices=("quiet", "changed", "chart", "cost", "lots"), help="Default: all parts.")
     torch.set_num_threads(1)
-    dataset = load("mnist", parser.parse_args().data_dir)
+    arguments = parser.parse_args()
+    dataset = load("mnist", arguments.data_dir)
     assert dataset.test_start is not None
     images, labels = dataset.images[dataset.test_start :], dataset.labels[dataset.test_start :]
     zeros, sixes = images[labels == 0], images[labels == 6]
@@ -255,19 +283,24 @@ def main() -> None:
         **{name: other.draw for name, other in laws.items()},
         "sixes, their share rises from 0 to 50 %": mix,
     }
-    page = PAGE.read_text()
-    page = replaced(page, "quiet", "\n".join(quiet_rows(law, n, real)))
-    page = replaced(page, "changed", "\n".join(changed_rows(law, n, changes)))
-    order = np.random.default_rng(SEED).permutation(len(zeros))
-    thicker = changed["thicker strokes (maximum of 2x2 pixels)"]
-    reference = Reference.of(artifact.manifest, artifact.calibration)
-    found = draw_chart(reference, scored(zeros[order]), scored(thicker[order]))
-    text = f"The change was found after {found - len(zeros)} thicker images." if found else "The change was not found."
-    page = replaced(page, "chart", text)
-    page = replaced(
-        page, "cost", f"The test takes {cost(law, n):.1f} µs of processor time per image, in blocks of {BLOCK}."
-    )
-    PAGE.write_text(page)
+
+    def chart() -> str:
+        order = np.random.default_rng(SEED).permutation(len(zeros))
+        thicker = changed["thicker strokes (maximum of 2x2 pixels)"]
+        reference = Reference.of(artifact.manifest, artifact.calibration)
+        found = draw_chart(reference, scored(zeros[order]), scored(thicker[order]))
+        return f"The change was found after {found - len(zeros)} thicker images." if found else "It was not found."
+
+    parts: dict[str, Callable[[], str]] = {
+        "quiet": lambda: "\n".join(quiet_rows(law, n, real)),
+        "changed": lambda: "\n".join(changed_rows(law, n, changes)),
+        "chart": chart,
+        "cost": lambda: f"The test takes {cost(law, n):.1f} µs of processor time per image, in blocks of {BLOCK}.",
+        "lots": lambda: "\n".join(lot_rows(law, anomalies, n)),
+    }
+    for name, write in parts.items():
+        if arguments.only in (None, name):
+            PAGE.write_text(replaced(PAGE.read_text(), name, write()))
 
 
 def _beta(law: Law, power: float) -> Callable[[np.random.Generator, int], Scores]:

@@ -46,8 +46,8 @@ class Receiver:
 
 
 def attributes(span: Any) -> dict[str, Any]:
-    """Return the attributes of a span."""
-    return {each.key: getattr(each.value, each.value.WhichOneof("value")) for each in span.attributes}
+    """Return the attributes of a span; None for an attribute without a value."""
+    return {each.key: getattr(each.value, each.value.WhichOneof("value") or "", None) for each in span.attributes}
 
 
 @contextmanager

@@ -40,6 +40,7 @@ def imports_of(path: Path) -> set[str]:
                 "app.main",
                 "app.http.dependencies",
                 "app.http.errors",
+                "app.http.examples",
                 *(name for name in SERVICE if name.startswith("app.http.routes.")),
             },
         ),

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from anomaly.cli import bulk, commands, pull, service, validity
+from anomaly.cli import bulk, commands, pull, review, service, validity
 from anomaly.cli.streams import discard_stdout, prepare_streams, write_message
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command()(commands.score)
 app.command()(commands.watch)
 app.command()(commands.models)
 app.command()(validity.validity)
+app.command()(review.review)
 app.command(rich_help_panel="Commands of a checkout")(bulk.bulk)
 app.command(rich_help_panel="Commands of a checkout")(pull.pull)
 app.command(rich_help_panel="Commands of a checkout")(service.serve)

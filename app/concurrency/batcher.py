@@ -124,7 +124,7 @@ class MicroBatcher(Generic[Item]):
     def _admit(self, loop: asyncio.AbstractEventLoop) -> None:
         """Prepare and queue the items that arrived in one event-loop iteration."""
         arrivals, self._arrivals = self._arrivals, []
-        idle = False
+        accepted: list[Item] = []
         for item in arrivals:
             try:
                 if item.future.done():  # cancelled
@@ -132,11 +132,14 @@ class MicroBatcher(Generic[Item]):
                 self._prepare(item)
             except (Exception, asyncio.CancelledError) as error:
                 self._finish([item.future], [error])
-                continue
-            self._deadlines.begin(item.future)
-            with self._lock:
-                self._waiting.append(item)
-                idle, self._turn_scheduled = idle or not self._turn_scheduled, True
+            else:
+                accepted.append(item)
+        if not accepted:
+            return
+        self._deadlines.begin(*[item.future for item in accepted])
+        with self._lock:
+            self._waiting.extend(accepted)
+            idle, self._turn_scheduled = not self._turn_scheduled, True
         if idle:
             self._busy_since = self._clock()
             self._schedule_turn(loop)
@@ -197,8 +200,8 @@ class MicroBatcher(Generic[Item]):
         futures.clear()
 
     def _finish(self, futures: Sequence[asyncio.Future[Any]], results: Sequence[Any]) -> None:
+        self._deadlines.end(*futures)
         for future, result in zip(futures, results, strict=True):
-            self._deadlines.end(future)
             if future.done():
                 continue
             if isinstance(result, Exception):

@@ -44,19 +44,21 @@ class Deadlines(Generic[Key]):
         """Return whether an operation has begun and neither ended nor missed its deadline."""
         return key in self._expiry
 
-    def begin(self, key: Key, loop: asyncio.AbstractEventLoop | None = None) -> None:
-        """Start the time limit of an operation. From any thread but the event loop's, `loop` is required."""
+    def begin(self, *keys: Key, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """Start the time limit of operations. From any thread but the event loop's, `loop` is required."""
         with self._lock:
             if not self._timer_runs:
                 loop = loop or asyncio.get_running_loop()  # this system call is needed for a timer only
                 loop.call_soon_threadsafe(loop.call_later, self._seconds, self._expire, loop)
                 self._timer_runs = True
-            self._expiry[key] = self._clock() + self._seconds
+            expiry = self._clock() + self._seconds
+            for key in keys:
+                self._expiry[key] = expiry
 
-    def end(self, key: Key) -> bool:
-        """End an operation. Return False if it has missed its deadline or never began."""
+    def end(self, *keys: Key) -> bool:
+        """End operations. Return False if one of them has missed its deadline or never began."""
         with self._lock:
-            return self._expiry.pop(key, None) is not None
+            return None not in [self._expiry.pop(key, None) for key in keys]
 
     def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
         late: list[Key] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import httptools
@@ -83,7 +83,7 @@ class CoalescingTransport:
             self._transport.write(data)
 
 
-def check_head(version: str, headers: Iterable[tuple[bytes, bytes]]) -> None:
+def check_head(version: str, headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """Reject heads that the parser accepts, and that another server could read differently.
 
     A request without `Host` is accepted, contrary to RFC 9112 (3.2): health checks omit it.
@@ -92,22 +92,29 @@ def check_head(version: str, headers: Iterable[tuple[bytes, bytes]]) -> None:
         version: of HTTP.
         headers: names in lower case.
 
+    Returns:
+        The headers by name; the last of those with the same name.
+
     Raises:
-        MalformedRequest: the version, the header Host or the header Transfer-Encoding is not acceptable.
+        MalformedRequest: the version is not acceptable, or the header Host, Transfer-Encoding or Content-Length.
         BodyTooLarge: the declared length exceeds every limit, and would wrap around in other servers.
     """
     if version not in ("1.0", "1.1"):
         raise MalformedRequest(f"the version of HTTP is {version}, not 1.1 or 1.0")
-    hosts = 0
-    for name, value in headers:
-        if name == b"host":
-            hosts += 1
-            if hosts > 1 or not _HOST.fullmatch(value):
-                raise MalformedRequest("a request has one header `Host`, with one host")
-        elif name == b"content-length" and len(value.lstrip(b"0")) > _LONGEST_LENGTH:
-            raise BodyTooLarge(f"the header Content-Length has more than {_LONGEST_LENGTH} digits")
-        elif name == b"transfer-encoding" and (value.lower() != b"chunked" or version == "1.0"):
-            raise MalformedRequest("the only supported Transfer-Encoding is chunked, in HTTP/1.1")
+    found = dict(headers)
+    if len(found) < len(headers):
+        names = [name for name, _ in headers]
+        for name in (b"host", b"content-length", b"transfer-encoding"):
+            if names.count(name) > 1:
+                raise MalformedRequest(f"a request has one header `{name.decode().title()}`")
+    host, length, coding = found.get(b"host"), found.get(b"content-length"), found.get(b"transfer-encoding")
+    if host is not None and not _HOST.fullmatch(host):
+        raise MalformedRequest("the header `Host` contains one host")
+    if length is not None and len(length) > _LONGEST_LENGTH and len(length.lstrip(b"0")) > _LONGEST_LENGTH:
+        raise BodyTooLarge(f"the header Content-Length has more than {_LONGEST_LENGTH} digits")
+    if coding is not None and (coding.lower() != b"chunked" or version == "1.0"):
+        raise MalformedRequest("the only supported Transfer-Encoding is chunked, in HTTP/1.1")
+    return found
 
 
 class Connection(HttpToolsProtocol):

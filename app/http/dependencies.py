@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ from app.http.queries import check_names
 from app.http.schemas import ProblemDocument
 from app.http.score import ScoreHandler
 from app.inference.registry import Registry
+from app.scoring.review.queue import ReviewQueue
 from app.scoring.validity.monitor import ValidityMonitor
 from app.stores.reconstructions import Reconstructions
 from app.telemetry.metrics import Metrics
@@ -35,6 +37,7 @@ class Services:
     infer: InferHandler
     metrics: Metrics
     validity: ValidityMonitor
+    review: ReviewQueue | None
     health: Health
 
 
@@ -53,7 +56,12 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
         status: {
             "description": "A problem (RFC 9457)",
             # A reference: a copy of the schema per reply would become a class per reply in generated clients.
-            "content": {"application/problem+json": {"schema": _PROBLEM, "examples": _examples(status)}},
+            "content": {
+                "application/problem+json": {
+                    "schema": _PROBLEM,
+                    "examples": problem_examples(status, lambda problem: problem.document("id")),
+                }
+            },
         }
         for status in statuses
     }
@@ -62,10 +70,18 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 _PROBLEM = {"$ref": f"#/components/schemas/{ProblemDocument.__name__}"}
 
 
-def _examples(status: int) -> dict[str, dict[str, Any]]:
+def problem_examples(
+    status: int, render: Callable[[problems.Problem], dict[str, Any]]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return an example of each problem type with a status, as `render` shows it."""
     kinds = [kind for kind in vars(problems).values() if inspect.isclass(kind) and issubclass(kind, problems.Problem)]
-    found = {kind.type.rpartition("/")[2]: kind("the cause").document("id") for kind in kinds if kind.status == status}
+    found = {kind.type.rpartition("/")[2]: render(kind("the cause")) for kind in kinds if kind.status == status}
     return {name: {"value": document} for name, document in sorted(found.items())}
+
+
+def binary(description: str) -> dict[str, Any]:
+    """Return the OpenAPI description of a body that is not text."""
+    return {"schema": {"type": "string", "format": "binary", "description": description}}
 
 
 async def reject_unknown_parameters(request: Request) -> None:

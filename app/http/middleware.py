@@ -31,8 +31,10 @@ from app.telemetry.traces import Traces
 _log = logging.getLogger(__name__)
 
 Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Headers = Mapping[bytes, bytes]
 Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Respond = Callable[[Answer], object]
 
 SCORE = "/score"
@@ -47,14 +49,10 @@ class ScoreHandler(Protocol):
 
     max_body_bytes: int
 
-    async def __call__(
-        self, scope: MutableMapping[str, Any], headers: Mapping[bytes, bytes], receive: Receive
-    ) -> Reply:
+    async def __call__(self, scope: Scope, headers: Headers, receive: Receive) -> Reply:
         """Handle one request, or raise a problem."""
 
-    def begin(
-        self, scope: MutableMapping[str, Any], headers: Mapping[bytes, bytes], body: bytes
-    ) -> asyncio.Future[Reply] | None:
+    def begin(self, scope: Scope, headers: Headers, body: bytes) -> asyncio.Future[Reply] | None:
         """Start to handle a request whose body is complete, or raise a problem; None leaves it to a call."""
 
 
@@ -90,7 +88,7 @@ class RequestMiddleware:
         self._process = binascii.hexlify(os.urandom(6))
         self._number = itertools.count()
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
         if scope["type"] != "http":
             try:
@@ -98,7 +96,7 @@ class RequestMiddleware:
             finally:
                 self._log.flush()
             return
-        request = RequestFacts(scope, self._new_id, time.perf_counter(), self._traces)
+        request = RequestFacts(scope, dict(scope["headers"]), self._new_id, time.perf_counter(), self._traces)
         scope["request_id"] = request.id
         if request.method == "OPTIONS" and (answer := self._preflight(request)) is not None:
             route, status = "preflight", await _send(send, answer)
@@ -115,12 +113,13 @@ class RequestMiddleware:
         self._finish(request, route, status)
 
     def begin(
-        self, scope: MutableMapping[str, Any], body: bytes, respond: Respond, started: float
+        self, scope: Scope, headers: Headers, body: bytes, respond: Respond, started: float
     ) -> asyncio.Future[Reply] | None:
         """Handle a `POST /score` whose body is complete, without an ASGI task and messages.
 
         Args:
             scope: of the ASGI connection.
+            headers: of the request, names in lower case.
             body: complete.
             respond: called once with the response, in a later event-loop iteration, unless the future is cancelled.
             started: when the request arrived, in `perf_counter` seconds.
@@ -129,11 +128,11 @@ class RequestMiddleware:
             The future reply, to be cancelled if the client disconnects. None if an ASGI call must handle the request:
             then nothing has been done.
         """
-        request = RequestFacts(scope, self._new_id, started, self._traces)
+        request = RequestFacts(scope, headers, self._new_id, started, self._traces)
         if self._refusal(scope, request) is not None:
             return None
         try:
-            future = self._score.begin(scope, request.headers, body)
+            future = self._score.begin(scope, headers, body)
         except Exception as error:
             future = asyncio.get_running_loop().create_future()
             future.set_exception(error)
@@ -159,9 +158,7 @@ class RequestMiddleware:
         respond(answer)
         self._finish(request, SCORE, answer.status)
 
-    async def _score_streamed(
-        self, scope: MutableMapping[str, Any], request: RequestFacts, receive: Receive, send: Send
-    ) -> int:
+    async def _score_streamed(self, scope: Scope, request: RequestFacts, receive: Receive, send: Send) -> int:
         try:
             answer = _scored(await self._score(scope, request.headers, receive), request, self._common(request))
         except ClientLeft:
@@ -170,9 +167,7 @@ class RequestMiddleware:
             answer = self._reject(error, request)
         return await _send(send, answer)
 
-    async def _framework(
-        self, scope: MutableMapping[str, Any], request: RequestFacts, receive: Receive, send: Send
-    ) -> int:
+    async def _framework(self, scope: Scope, request: RequestFacts, receive: Receive, send: Send) -> int:
         if len(scope["query_string"]) > LONGEST_QUERY:
             problem = MalformedRequest(f"the query has more than {LONGEST_QUERY} bytes")
             return await _send(send, self._reject(problem, request))
@@ -200,11 +195,12 @@ class RequestMiddleware:
 
     def _finish(self, request: RequestFacts, route: str, status: int) -> None:
         seconds = time.perf_counter() - request.started
-        self._metrics.request(route, status, seconds)
         facts = request.facts
+        is_probe = route in _PROBES and status == 200
+        self._metrics.request(route, status, seconds, None if is_probe else facts.get("trace_id"))
         if "problem" in facts or "cause" in facts:
             self._metrics.problem(facts.get("problem"), facts.get("cause"))
-        if route in _PROBES and status == 200:
+        if is_probe:
             return  # several per second, without information
         if self._traces is not None and request.trace is not None:
             self._traces.request(
@@ -225,7 +221,7 @@ class RequestMiddleware:
         """Return a request id: random per process, numbered within the process. It is a name, not a secret."""
         return b"%s-%x" % (self._process, next(self._number))
 
-    def _refusal(self, scope: MutableMapping[str, Any], request: RequestFacts) -> Problem | None:
+    def _refusal(self, scope: Scope, request: RequestFacts) -> Problem | None:
         """Return why the request is not answered; None if its host and its API key are accepted."""
         if self._hosts is not None and not self._hosts.allows(request.method, request.headers):
             return HostNotAllowed()
@@ -258,7 +254,7 @@ class RequestMiddleware:
         return () if self._cors is None else self._cors.headers(request.headers.get(b"origin"))
 
 
-async def _lifespan(app: App, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+async def _lifespan(app: App, scope: Scope, receive: Receive, send: Send) -> None:
     async def send_without_stack(message: Message) -> None:
         # The framework's message contains a stack with paths, which the server would log.
         await send({**message, "message": ""} if "message" in message else message)
@@ -287,7 +283,7 @@ async def _send(send: Send, answer: Answer) -> int:
     return answer.status
 
 
-def _route(scope: MutableMapping[str, Any]) -> str:
+def _route(scope: Scope) -> str:
     """Return the template of the route, never the path itself: the number of label values must stay small."""
     route = scope.get("route")
     return getattr(route, "path", None) or "unknown"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 from app.telemetry.traces import Traces
@@ -16,6 +16,7 @@ class RequestFacts:
 
     Args:
         scope: of the ASGI connection; gets the member `trace`.
+        headers: of the request, names in lower case.
         new_id: returns a new request id.
         started: when the request arrived, in `perf_counter` seconds.
         traces: begins a span. None: no traces.
@@ -29,14 +30,19 @@ class RequestFacts:
     __slots__ = ("facts", "headers", "id", "method", "scope", "started", "trace")
 
     def __init__(
-        self, scope: MutableMapping[str, Any], new_id: Callable[[], bytes], started: float, traces: Traces | None
+        self,
+        scope: MutableMapping[str, Any],
+        headers: Mapping[bytes, bytes],
+        new_id: Callable[[], bytes],
+        started: float,
+        traces: Traces | None,
     ) -> None:
         self.started = started
         self.scope = scope
         self.method = scope["method"]
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        given = self.headers.get(b"x-request-id", b"")
-        self.id = (given if _REQUEST_ID.fullmatch(given) else new_id()).decode()
+        self.headers = headers
+        given = headers.get(b"x-request-id")
+        self.id = (given if given and _REQUEST_ID.fullmatch(given) else new_id()).decode()
         self.facts: dict[str, Any] = {}
         self.trace = None if traces is None else traces.begin(self.headers)
         if self.trace is not None:

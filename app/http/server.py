@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 import httptools
@@ -81,6 +83,7 @@ class ServerProtocol(Connection):
     _pending_body: list[bytes] | None = None
     """The part of the body that has arrived, of a request that is held for the fast path."""
     _pending_since = 0.0
+    _pending_headers: Mapping[bytes, bytes] = MappingProxyType({})
     _pending_timer: asyncio.TimerHandle | None = None
 
     def __init__(self, *given: Any, **named: Any) -> None:
@@ -124,16 +127,17 @@ class ServerProtocol(Connection):
 
     def on_headers_complete(self) -> None:
         """Begin a request, or hold it until its body is complete."""
-        check_head(self.parser.get_http_version(), self.headers)
+        version = self.parser.get_http_version()
+        headers = check_head(version, self.headers)
         self.check_surplus()
         if len(self.pipeline) >= _MAX_PIPELINED:
             raise MalformedRequest(f"more than {_MAX_PIPELINED} requests of this connection wait for their responses")
-        if self._takes_fast_path():
-            self._pending_body, self._pending_since = [], time.perf_counter()
+        if version == "1.1" and self._takes_fast_path(headers):
+            self._pending_body, self._pending_since, self._pending_headers = [], time.perf_counter(), headers
         elif self.parser.should_upgrade():
             return  # `begin_without_upgrade` begins it
         else:
-            if self.parser.get_http_version() == "1.0":
+            if version == "1.0":
                 self.expect_100_continue = False  # not part of HTTP/1.0 (RFC 9110, 10.1.1)
             super().on_headers_complete()
         self.headers = []  # trailers behind a chunked body are not headers of the request (RFC 9110, 6.5.1)
@@ -159,19 +163,19 @@ class ServerProtocol(Connection):
             self._hand_over()
             super().on_message_complete()
 
-    def _takes_fast_path(self) -> bool:
+    def _takes_fast_path(self, headers: dict[bytes, bytes]) -> bool:
         return (
             self._middleware is not None
             and (self.url == _SCORE or (self.url.startswith(_SCORE + b"?") and b"#" not in self.url))
             and len(self.url) <= _MAX_URL_BYTES
             and self.parser.get_method() == b"POST"
-            and self.parser.get_http_version() == "1.1"
             and not self.expect_100_continue
             and not self.parser.should_upgrade()
             # The response waits neither for an earlier response nor for a client that reads slowly.
             and (self.cycle is None or self.cycle.response_complete)
             and not self.flow.write_paused
-            and 0 < _content_length(self.headers) <= self._middleware.max_body_bytes
+            and b"transfer-encoding" not in headers
+            and 0 < int(headers.get(b"content-length", b"0")) <= self._middleware.max_body_bytes
         )
 
     def _begin_fast(self, body: list[bytes]) -> bool:
@@ -182,7 +186,7 @@ class ServerProtocol(Connection):
         exchange = FastExchange(self, keep_alive=self.parser.should_keep_alive())
         try:
             exchange.future = self._middleware.begin(
-                cast(Any, self.scope), b"".join(body), exchange.respond, self._pending_since
+                cast(Any, self.scope), self._pending_headers, b"".join(body), exchange.respond, self._pending_since
             )
         except Exception:
             self.logger.exception("the fast path failed; the general path takes the request")
@@ -229,14 +233,3 @@ class ServerProtocol(Connection):
         """Count a problem that is sent without the application."""
         if self._middleware is not None:
             self._middleware.count_problem(problem)
-
-
-def _content_length(headers: list[tuple[bytes, bytes]]) -> int:
-    """Return the declared length of the body in bytes; -1 if there is none, or it is chunked."""
-    length = -1
-    for name, value in headers:
-        if name == b"content-length" and value.isdigit() and len(value) < 20:
-            length = int(value)
-        elif name == b"transfer-encoding":
-            return -1
-    return length

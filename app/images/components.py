@@ -45,11 +45,14 @@ class Components:
         extent: Ints = np.maximum(self.right - self.left, self.bottom - self.top)
         return extent
 
+    def touching(self) -> Mask:
+        """Return which sides of the image each component touches: left, top, right, bottom, bool [4, components]."""
+        height, width = self.labels.shape
+        return np.array([self.left == 0, self.top == 0, self.right == width, self.bottom == height])
+
     def sides(self) -> Ints:
         """Return at how many sides of the image each component touches the border."""
-        height, width = self.labels.shape
-        touches = [self.left == 0, self.top == 0, self.right == width, self.bottom == height]
-        counts: Ints = np.sum(touches, 0)
+        counts: Ints = self.touching().sum(0)
         return counts
 
     def box(self, chosen: Mask) -> tuple[int, int, int, int]:

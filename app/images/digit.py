@@ -15,6 +15,10 @@ from app.problems import AmbiguousImage
 
 _CUT = 0.4
 """Maximum number of border pixels of a stroke that the border cuts, per half circumference of its box."""
+_TORN = 0.7
+"""The limit of `_CUT` for a stroke that the border cuts on two sides, which may run along a part of them."""
+_CUT_EXTENT = 0.15
+"""Minimum extent of a stroke that the border cuts, as a share of the longer side of the image."""
 _TIGHT = 0.85
 """Minimum size of the box of a digit without a margin, as a share of both sides of the image."""
 _TIGHT_CONTACT = 0.95
@@ -31,6 +35,8 @@ _LEAST_EXTENT = 0.06
 """Minimum extent of a component that is preferred to a line, as a share of the longer side of the image."""
 _PART_EXTENT, _PART_GAP = 0.12, 0.25
 """Minimum extent of a part of a broken digit, and its maximum distance from the rest, in extents of the digit."""
+_PART_MASS = 0.03
+"""Minimum mass, as a share of the digit's, of what may be another part of a digit that the border cuts."""
 _RIVAL_EXTENT, _RIVAL_MASS, _RIVAL_GAP = 0.4, 0.25, 0.15
 """Minimum extent and mass of a second digit, and the maximum distance at which it is a part of the first."""
 _SHARE = 0.4
@@ -44,6 +50,8 @@ _MOST_POINTS = 600
 
 MARGIN_HINT = "Send the whole digit, with a margin around it."
 ONE_HINT = "Send one digit per image; crop the image to the digit, with a margin around it."
+
+_TWO_SIDES = "strokes touch the border of the image on two sides"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,26 +112,30 @@ def choose(found: Components, *, final: bool) -> Choice | None:
     slender = {each: found.extent[each] >= _SLENDER * strokes[each] for each in strokes}
 
     inside = (sides == 0) & ~frames
-    cut = np.zeros_like(inside)
+    cut, torn = np.zeros_like(inside), np.zeros_like(inside)
     for each in strokes:
-        cut[each] = sides[each] > 0 and slender[each] and contact[each] <= _CUT * half[each]
-        cut[each] &= found.extent[each] >= 0.15 * max(height, width)
+        strokelike = slender[each] and found.extent[each] >= _CUT_EXTENT * max(height, width)
+        cut[each] = sides[each] > 0 and strokelike and contact[each] <= _CUT * half[each]
+        torn[each] = sides[each] > 1 and strokelike and contact[each] <= _TORN * half[each]
     eligible = inside | (cut & (sides == 1))
-    main = _main(found, order, eligible)
-    if final and (cut & (sides >= 2) & (score >= (0.0 if main is None else 0.5 * score[main]))).any():
-        raise AmbiguousImage("strokes touch the border of the image on two sides", MARGIN_HINT)
+    lines = _lines(found, order)
+    main = _main(found, order, eligible, lines)
+    torn &= ~lines & (score >= (0.0 if main is None else 0.5 * score[main]))
+    if final and torn.any():
+        raise AmbiguousImage(_TWO_SIDES, MARGIN_HINT)
     if main is None:
         return None
     group = _with_parts(found, main, eligible)
     if final:
-        _check_rivals(found, group, eligible & ~_lines(found, order))
+        _check_rivals(found, group, eligible & ~lines)
+        _check_cut(found, main, group)
     stroke = strokes.get(main) or stroke_width(found.part(main))
     return Choice(group, stroke)
 
 
-def _main(found: Components, order: NDArray[np.int64], eligible: Mask) -> int | None:
+def _main(found: Components, order: NDArray[np.int64], eligible: Mask, lines: Mask) -> int | None:
     candidates = [int(each) for each in order if eligible[each]]
-    lines, least = _lines(found, order), _LEAST_EXTENT * max(found.labels.shape)
+    least = _LEAST_EXTENT * max(found.labels.shape)
     broad = (each for each in candidates if not lines[each] and found.extent[each] >= least)
     return next(broad, candidates[0] if candidates else None)
 
@@ -226,6 +238,15 @@ def _check_rivals(found: Components, group: Mask, eligible: Mask) -> None:
         )
     if mass < _SHARE * (mass + found.mass[eligible & ~group].sum()):
         raise AmbiguousImage("the largest group of strokes has only a small part of the ink", ONE_HINT)
+
+
+def _check_cut(found: Components, main: int, group: Mask) -> None:
+    """Reject a digit that touches one side of the image, if another part of it or other strokes touch another side."""
+    least = _PART_MASS * found.mass[group].sum()
+    large = (found.extent >= _LEAST_EXTENT * max(found.labels.shape)) & (found.mass >= least)
+    touching = found.touching()
+    if touching[:, main].any() and touching[:, group | large].any(1).sum() > 1:
+        raise AmbiguousImage(_TWO_SIDES, MARGIN_HINT)
 
 
 def _box_gap(found: Components, group: Mask, other: int) -> float:

@@ -18,6 +18,8 @@ from app.images.limits import check_shape
 from app.problems import CorruptPng, LowBitDepth, NotGrey, Transparent, WrongSize
 
 SIDE = 28
+PREPARED = "Prepared", "yes"
+"""Keyword and text of the chunk tEXt that marks the pixels that a model scored: they need no further preparation."""
 
 _DEEP = ("I;16", "I;16B", "I")
 _LEAST_HIGH_BYTE = 16
@@ -50,6 +52,7 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 
 _USUAL_START = SIGNATURE + _chunk(b"IHDR", IHDR.pack(SIDE, SIDE, *PLAIN))
+_PREPARED_START = _USUAL_START + _chunk(b"tEXt", "\0".join(PREPARED).encode())
 _USUAL_END = _chunk(b"IEND", b"")
 _USUAL_SIZE = SIDE * (1 + SIDE)
 _MOST_COMPRESSED = chunks.most_compressed(SIDE, SIDE)
@@ -112,6 +115,17 @@ def decode_any(png: bytes, max_pixels: int) -> Image.Image:
             return _luma(png, image)
     except _UNREADABLE as error:
         raise CorruptPng("the compressed pixels cannot be read") from error
+
+
+def encode_prepared(pixels: bytes) -> bytes:
+    """Return pixels that a model scored, uint8 [28, 28], as a PNG with the mark `PREPARED`."""
+    rows = b"".join(b"\0" + pixels[start : start + SIDE] for start in range(0, SIDE * SIDE, SIDE))
+    return _PREPARED_START + _chunk(b"IDAT", zlib.compress(rows)) + _USUAL_END
+
+
+def is_prepared(content: bytes) -> bool:
+    """Return whether an image file was written by `encode_prepared`."""
+    return content.startswith(_PREPARED_START)
 
 
 def _usual(png: bytes) -> bytes:

@@ -34,6 +34,8 @@ _NOISY, _SMOOTH_SIDE = 0.03, 160
 """Minimum noise, as a share of the full contrast, and minimum side in pixels of an image that is smoothed."""
 _FAINTEST = 0.06
 """Minimum ink of a stroke, as a share of the full contrast."""
+_FIRMER = 4
+"""Factor of the minimum ink for a second search, if the first one finds no digit."""
 _FULL, _RIM = 0.75, 0.15
 """Share of the full ink that pixels next to strokes have at a wider window, and how many of them, as a share of the
 strokes, show that a narrow window sees only the rims of wide strokes."""
@@ -146,13 +148,15 @@ def _dark_ink(grey: Floats) -> bool:
         height, width = (length // factor for length in grey.shape)
         blocks = grey[: height * factor, : width * factor].reshape(height, factor, width, factor)
         small = blocks.mean((1, 3))
-    dark = inks.is_dark_ink(small)
-    if dark is not None:
-        return dark
-    # The digit fills most of the image. Its border has more background than ink.
     border = np.concatenate((grey[0], grey[-1], grey[1:-1, 0], grey[1:-1, -1]))
-    middle, _ = _otsu(grey)
-    return float((border > middle).mean()) > 0.5
+    middle, clarity = _otsu(grey)
+    bright_border = float((border > middle).mean()) > 0.5
+    # Wide strokes on a small page leave more edges than the patches of paper between them.
+    if clarity >= _CLEAR and bright_border:
+        return True
+    dark = inks.is_dark_ink(small)
+    # If the digit fills most of the image, its border has more background than ink.
+    return bright_border if dark is None else dark
 
 
 def _find(plain: Floats, *, dark: bool) -> Digit | None:
@@ -191,13 +195,17 @@ def _seen(plain: Floats, window: int, *, dark: bool) -> Digit | None:
     if noise > _NOISY and min(ink.shape) >= _SMOOTH_SIDE:
         ink, _, noise = inks.ink_of(_smoothed(plain), window, dark=dark)
     floor = max(_FAINTEST, 5 * noise)
-    found = components(ink > floor, ink)
-    choice = choose(found, final=False)
-    if choice is None:
-        return None
-    peak = _peak(ink, found, choice)
-    contrast = peak * (max(float(np.quantile(plain[::3, ::3], 0.9)), 16) if dark else 255)
-    if contrast < LEAST_CONTRAST or peak < _OVER_NOISE * noise:
+    light = max(float(np.quantile(plain[::3, ::3], 0.9)), 16) if dark else 255.0
+    # Faint marks that cross the digit, such as the ring of a cup, are a part of it at a low threshold.
+    for threshold in (floor, _FIRMER * floor):
+        found = components(ink > threshold, ink)
+        choice = choose(found, final=False)
+        peak = _peak(ink, found, choice) if choice else 0.0
+        if peak * light >= LEAST_CONTRAST and peak >= _OVER_NOISE * noise:
+            break
+    else:
+        if choice is None:
+            choose(found, final=True)
         return None
     found = components(ink > max(_CORE * peak, floor), ink)
     choice = choose(found, final=True)

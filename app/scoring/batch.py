@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from app.inference.loader import CHUNKS_AT_ONCE
 from app.inference.version import EMPTY_CHUNK, ChunkScores, ModelVersion
 from app.problems import InternalError, Problem
+from app.scoring.review.queue import ReviewQueue
 from app.scoring.validity.monitor import ValidityMonitor
-from app.scoring.verdict import DecisionRule
-from app.stores.reconstructions import Reconstructions, Record, new_ids
+from app.scoring.verdict import DecisionRule, Verdict
+from app.stores.reconstructions import PIXELS, Reconstructions, Record, new_ids
 from app.telemetry.metrics import STAGES, Metrics
 
 PASSES_AT_ONCE = 4
@@ -114,12 +115,19 @@ class BatchScorer:
         metrics: counts verdicts.
         prefix: path prefix of links.
         validity: compares the scores with the calibration.
+        review: gets all scored images. None: no review queue.
     """
 
     def __init__(
-        self, reconstructions: Reconstructions, metrics: Metrics, prefix: str, validity: ValidityMonitor
+        self,
+        reconstructions: Reconstructions,
+        metrics: Metrics,
+        prefix: str,
+        validity: ValidityMonitor,
+        review: ReviewQueue | None = None,
     ) -> None:
         self._validity = validity
+        self._review = review
         self.prefix = prefix
         self._reconstructions = reconstructions
         self._metrics = metrics
@@ -196,6 +204,8 @@ class BatchScorer:
         stages = chunk.decode_seconds, found.queue_seconds, found.forward_seconds, time.perf_counter() - began
         for place, seconds in enumerate(stages):
             job.tally.seconds[place] += seconds
+        if self._review is not None:
+            _offer(self._review, job, chunk.pixels, job.rule.verdicts(mses, found.reasons), ids)
         anomalous = job.rule.count_anomalous(scores)
         self._metrics.scores(job.rule.manifest.name, scores[finite].tolist(), anomalous)
         if not chunk.problems:
@@ -219,3 +229,12 @@ class BatchScorer:
             return ids
         job.tally.without_id += len(records)
         return [None] * len(ids)
+
+
+def _offer(
+    review: ReviewQueue, job: BatchJob, pixels: bytearray, verdicts: Sequence[Verdict], ids: Sequence[str | None]
+) -> None:
+    images = memoryview(pixels)
+    for place, (verdict, id) in enumerate(zip(verdicts, ids, strict=True)):
+        if not math.isnan(verdict.mse):
+            review.offer(job.version.manifest, images[PIXELS * place : PIXELS * (place + 1)], verdict, id)

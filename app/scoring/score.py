@@ -21,11 +21,13 @@ from app.concurrency.batcher import Resolve
 from app.images import pictures, png
 from app.inference.version import Detection, ModelVersion
 from app.problems import InternalError
+from app.scoring.review.queue import ReviewQueue
 from app.scoring.validity.monitor import ValidityMonitor
 from app.scoring.verdict import DecisionRule, Fitted, Verdict
 from app.stores.reconstructions import PIXELS, Reconstructions, Record, new_ids
 from app.telemetry.metrics import Metrics, stage_times
-from app.telemetry.traces import TraceContext, Traces
+from app.telemetry.spans import TraceContext
+from app.telemetry.traces import Traces
 
 
 @dataclass(slots=True, eq=False)
@@ -95,6 +97,7 @@ class Scorer:
         metrics: counts verdicts and times.
         prefix: path prefix of links.
         validity: compares the scores with the calibration.
+        review: gets all scored images. None: no review queue.
         traces: records a span per micro-batch. None: no traces.
     """
 
@@ -104,9 +107,12 @@ class Scorer:
         metrics: Metrics,
         prefix: str,
         validity: ValidityMonitor,
+        *,
         traces: Traces | None = None,
+        review: ReviewQueue | None = None,
     ) -> None:
         self._validity = validity
+        self._review = review
         self._reconstructions = reconstructions
         self._metrics = metrics
         self._prefix = prefix
@@ -179,6 +185,9 @@ class Scorer:
             document = request.rule.document(verdict, id, self._prefix, request.fitted)
             body = to_json(document) if request.store else b""
             batch.append(_Scored(place, request, detection, verdict, document, body))
+        if self._review is not None:
+            for each in batch:
+                self._review.offer(version.manifest, each.request.image, each.verdict, each.document["id"])
         stored_ones = [scored for scored in batch if scored.request.store]
         if not stored_ones:
             resolve(functools.partial(self._replies, len(requests), batch, 0.0, stored=True))

@@ -242,7 +242,7 @@ class Reconstructions:
             self._retry_at = now + _RETRY_SECONDS
             self._used_at = now
             self._waiting += put.size
-        self._puts.begin(put, self._loop)
+        self._puts.begin(put, loop=self._loop)
         return None
 
     def _expire(self, put: _Put) -> None:

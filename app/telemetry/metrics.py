@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, exposition
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.openmetrics import exposition as openmetrics
 
 from app import __version__
 
@@ -32,7 +32,11 @@ CAUSES = (
 )  # fmt: skip
 """Causes of a 503 or 504, and, the last three, of a score without an id."""
 STAGES = ("decode", "queue", "forward", "store")
-CONTENT_TYPE = CONTENT_TYPE_LATEST
+FORMATS: dict[str, Callable[[CollectorRegistry], bytes]] = {
+    exposition.CONTENT_TYPE_LATEST: exposition.generate_latest,
+    openmetrics.CONTENT_TYPE_LATEST: openmetrics.generate_latest,
+}
+"""Media types of the exposition, the default first. Only OpenMetrics contains exemplars."""
 _TIMING = ", ".join(f"{stage};dur=%.3f" for stage in STAGES)
 
 
@@ -138,18 +142,22 @@ class Metrics:
         self.validity_images_dropped = self._counter(
             "anomaly_validity_images_dropped", "Images not compared with the calibration because the store failed."
         )
+        self.review_images = self._counter("anomaly_review_images", "Images written to the review queue.", "chosen")
+        self.review_images_dropped = self._counter(
+            "anomaly_review_images_dropped", "Images chosen for the review queue that could not be written."
+        )
         # Looking up a child by its labels costs more than counting.
         self._request_children: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self._model_children: dict[str, tuple[Counter, Counter, Histogram]] = {}
 
-    def request(self, route: str, status: int, seconds: float) -> None:
-        """Count one answered request."""
+    def request(self, route: str, status: int, seconds: float, trace_id: str | None = None) -> None:
+        """Count one answered request. The id of its trace becomes the exemplar of its bucket."""
         children = self._request_children.get((route, status))
         if children is None:
             children = self._requests.labels(route, status), self._seconds.labels(route)
             self._request_children[route, status] = children
         children[0].inc()
-        children[1].observe(seconds)
+        children[1].observe(seconds, None if trace_id is None else {"trace_id": trace_id})
 
     def problem(self, type: str | None, cause: str | None = None) -> None:
         """Count one request that was answered with a problem, and its cause. None is not counted."""
@@ -208,14 +216,17 @@ class Metrics:
         self._validity_evidence.labels(model).set(log_evidence / math.log(10))
         self._validity_changed.labels(model).set(changed)
 
-    def exposition(self) -> bytes:
-        """Return every metric in Prometheus' text format, summed over all worker processes."""
+    def exposition(self, media_type: str = next(iter(FORMATS))) -> bytes:
+        """Return every metric in one of `FORMATS`, summed over all worker processes.
+
+        The sums of several processes have no exemplars, because prometheus_client does not store them in its files.
+        """
+        registry = self.registry
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             _forget_dead(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-            return generate_latest(registry)
-        return generate_latest(self.registry)
+        return FORMATS[media_type](registry)
 
     def _counter(self, name: str, help: str, *labels: str) -> Counter:
         return Counter(name, help, labels, registry=self.registry)

@@ -11,7 +11,6 @@ has a trace of its own, its span has a link to each request, and each request ha
 from __future__ import annotations
 
 import os
-import random
 import re
 import threading
 import time
@@ -19,10 +18,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from app.telemetry.spans import MicroBatchSpan, RequestSpan, TraceContext, new_id
+
 if TYPE_CHECKING:
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import ReadableSpan
-    from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.sdk.trace.sampling import Sampler
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -38,84 +38,6 @@ class TracesError(Exception):
     """The variables `OTEL_...` ask for traces that this installation cannot export."""
 
 
-class TraceContext:
-    """The place of a sampled request in its trace.
-
-    Attributes:
-        trace_id, span_id: of the span of the request.
-        parent_id: span of the caller; 0 if the trace begins here.
-        state: the header `tracestate` of the caller.
-        batch: trace and span of the micro-batch that scored the image of the request.
-    """
-
-    __slots__ = ("batch", "parent_id", "span_id", "state", "trace_id")
-
-    def __init__(self, trace_id: int, parent_id: int, state: bytes) -> None:
-        self.trace_id = trace_id
-        self.parent_id = parent_id
-        self.span_id = random.getrandbits(64) or 1
-        self.state = state
-        self.batch: tuple[int, int] | None = None
-
-    @property
-    def hex_id(self) -> str:
-        """The trace id, as log lines contain it."""
-        return f"{self.trace_id:032x}"
-
-
-class _Record:
-    """A span that has ended: numbers, of which `build` makes a span of the SDK."""
-
-    __slots__ = ("attributes", "error", "ids", "is_request", "links", "name", "nanoseconds", "parent_id", "state")
-
-    context: Any
-    """The processor reads from it that the span is sampled; set by `Traces`, because it needs the SDK."""
-
-    def __init__(
-        self,
-        name: str,
-        ids: tuple[int, int],
-        nanoseconds: tuple[int, int],
-        attributes: Mapping[str, Any],
-        *,
-        parent_id: int = 0,
-        links: Sequence[tuple[int, int]] = (),
-        request: TraceContext | None = None,
-        error: bool = False,
-    ) -> None:
-        self.name = name
-        self.ids = ids
-        self.nanoseconds = nanoseconds
-        self.attributes = attributes
-        self.parent_id = parent_id
-        self.links = links
-        self.is_request = request is not None
-        self.state = b"" if request is None else request.state
-        self.error = error
-
-    def build(self, resource: Resource, scope: Any) -> ReadableSpan:
-        from opentelemetry.sdk.trace import ReadableSpan
-        from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
-
-        state = TraceState.from_header([self.state.decode("latin-1")]) if self.state else None
-        flags = TraceFlags(_SAMPLED)
-        trace_id, span_id = self.ids
-        parent = SpanContext(trace_id, self.parent_id, self.is_request, flags, state) if self.parent_id else None
-        return ReadableSpan(
-            self.name,
-            SpanContext(trace_id, span_id, False, flags, state),
-            parent,
-            resource,
-            {name: value for name, value in self.attributes.items() if value is not None},
-            links=[Link(SpanContext(*link, False, flags)) for link in self.links],
-            kind=SpanKind.SERVER if self.is_request else SpanKind.INTERNAL,
-            status=Status(StatusCode.ERROR if self.error else StatusCode.UNSET),
-            start_time=self.nanoseconds[0],
-            end_time=self.nanoseconds[1],
-            instrumentation_scope=scope,
-        )
-
-
 class Traces:
     """Records spans and exports them.
 
@@ -126,32 +48,30 @@ class Traces:
         version: of the service.
     """
 
-    def __init__(self, exporter: SpanExporter, resource: Resource, sampler: Sampler | None, version: str) -> None:
+    def __init__(self, exporter: OTLPSpanExporter, resource: Resource, sampler: Sampler | None, version: str) -> None:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-        from opentelemetry.trace import SpanContext, TraceFlags
 
-        _Record.context = SpanContext(1, 1, False, TraceFlags(_SAMPLED))
+        from app.telemetry.otlp import RecordExporter
+
         self._sampler = sampler
-        self._processor: Any = BatchSpanProcessor(
-            _building(exporter, resource, InstrumentationScope(_SERVICE, version))
-        )
-        self._epoch = time.time_ns() - int(1e9 * time.perf_counter())
+        epoch = time.time_ns() - int(1e9 * time.perf_counter())
+        scope = InstrumentationScope(_SERVICE, version)
+        self._processor: Any = BatchSpanProcessor(RecordExporter(exporter, resource, scope, epoch))
 
     def begin(self, headers: Mapping[bytes, bytes]) -> TraceContext | None:
         """Return the place of a request in the trace of its caller, or in a new trace; None if it is not sampled."""
         found = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b""))
         if found is None:
-            trace_id, parent_id, state = random.getrandbits(128) or 1, 0, b""
+            trace_id, parent_id, flags, state = new_id(16), b"", _SAMPLED, b""
         else:
-            trace_id, parent_id = int(found[1], 16), int(found[2], 16)
+            trace_id, parent_id, (flags,) = (bytes.fromhex(part.decode()) for part in found.groups())
             state = headers.get(b"tracestate", b"")
-        if self._sampler is not None:
-            if not self._is_sampled(trace_id, parent_id, int(found[3], 16) if found else 0):
-                return None
-        elif found is not None and not int(found[3], 16) & _SAMPLED:
-            return None
-        return TraceContext(trace_id, parent_id, state)
+        if self._sampler is None:
+            is_sampled = bool(flags & _SAMPLED)
+        else:
+            is_sampled = _is_sampled(self._sampler, trace_id, parent_id, flags)
+        return TraceContext(trace_id, parent_id, state) if is_sampled else None
 
     def request(
         self, context: TraceContext, *, method: str, route: str, status: int, started: float, facts: Mapping[str, Any]
@@ -162,49 +82,27 @@ class Traces:
             context: of the request.
             method, route, status: of the request and its response.
             started: in `perf_counter` seconds.
-            facts: members of its line in the access log.
+            facts: members of its line in the access log. Must not change later.
         """
-        attributes = {
-            "http.request.method": method,
-            "http.route": route,
-            "http.response.status_code": status,
-            **{f"anomaly.{name}": value for name, value in facts.items() if name != "trace_id"},
-        }
-        record = _Record(
-            f"{method} {route}",
-            (context.trace_id, context.span_id),
-            (self._ns(started), self._ns(time.perf_counter())),
-            attributes,
-            parent_id=context.parent_id,
-            links=() if context.batch is None else (context.batch,),
-            request=context,
-            error=status >= 500,
-        )
-        self._processor.on_end(record)
+        self._processor.on_end(RequestSpan(context, method, route, status, started, time.perf_counter(), facts))
 
     def micro_batch(
-        self, requests: Iterable[TraceContext | None], stages: Sequence[tuple[str, float, float]], **attributes: Any
+        self, requests: Iterable[TraceContext | None], stages: Sequence[tuple[str, float, float]], **facts: Any
     ) -> None:
         """Record the span of a micro-batch with links to its sampled requests, and one span per stage below it.
 
         Args:
             requests: one per image; requests with several images occur several times.
             stages: name, start and end, in `perf_counter` seconds, in order.
-            attributes: of the micro-batch.
+            facts: about the micro-batch.
         """
-        sampled = {each.span_id: each for each in requests if each is not None}
+        sampled = list(dict.fromkeys(each for each in requests if each is not None))
         if not sampled:
             return
-        trace_id, span_id = random.getrandbits(128) or 1, random.getrandbits(64) or 1
-        for each in sampled.values():
-            each.batch = trace_id, span_id
-        times = self._ns(stages[0][1]), self._ns(stages[-1][2])
-        named = {f"anomaly.{name}": value for name, value in attributes.items()}
-        links = [(each.trace_id, each.span_id) for each in sampled.values()]
-        self._processor.on_end(_Record("micro-batch", (trace_id, span_id), times, named, links=links))
-        for name, start, end in stages:
-            ids, span = (trace_id, random.getrandbits(64) or 1), (self._ns(start), self._ns(end))
-            self._processor.on_end(_Record(name, ids, span, {}, parent_id=span_id))
+        ids = new_id(16), new_id(8)
+        for each in sampled:
+            each.batch = ids
+        self._processor.on_end(MicroBatchSpan(*ids, sampled, stages, facts))
 
     def close(self, timeout: float) -> bool:
         """Export what was recorded. Return False if `timeout` seconds were not enough."""
@@ -214,34 +112,16 @@ class Traces:
         thread.join(timeout)
         return not thread.is_alive()
 
-    def _ns(self, seconds: float) -> int:
-        return self._epoch + int(1e9 * seconds)
 
-    def _is_sampled(self, trace_id: int, parent_id: int, flags: int) -> bool:
-        from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
+def _is_sampled(sampler: Sampler, trace_id: bytes, parent_id: bytes, flags: int) -> bool:
+    from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
-        assert self._sampler is not None
-        parent = SpanContext(trace_id, parent_id, True, TraceFlags(flags))
-        context = set_span_in_context(NonRecordingSpan(parent)) if parent_id else None
-        decision: Any = self._sampler.should_sample(context, trace_id, "request").decision
-        return bool(decision.is_sampled())
-
-
-def _building(exporter: SpanExporter, resource: Resource, scope: Any) -> SpanExporter:
-    """Return an exporter that builds the spans of records and passes them on."""
-    from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
-
-    class Building(SpanExporter):
-        def export(self, spans: Sequence[Any]) -> SpanExportResult:
-            return exporter.export([record.build(resource, scope) for record in spans])
-
-        def shutdown(self) -> None:
-            exporter.shutdown()
-
-        def force_flush(self, timeout_millis: int = 30_000) -> bool:
-            return exporter.force_flush(timeout_millis)
-
-    return Building()
+    context, trace = None, int.from_bytes(trace_id)
+    if parent_id:
+        parent = SpanContext(trace, int.from_bytes(parent_id), True, TraceFlags(flags))
+        context = set_span_in_context(NonRecordingSpan(parent))
+    decision: Any = sampler.should_sample(context, trace, "request").decision
+    return bool(decision.is_sampled())
 
 
 def is_requested() -> bool:

@@ -61,7 +61,7 @@ def files() -> dict[str, File]:
     }
 
 
-def model_card(name: str, version: int, card: str, status: str | None = None) -> bytes:
+def model_card(name: str, version: int, card: str, status: str | None = None, chart: str = "") -> bytes:
     """Render a model card as an HTML page for `/models/{name}`.
 
     Args:
@@ -69,6 +69,7 @@ def model_card(name: str, version: int, card: str, status: str | None = None) ->
         version: the version whose card it is.
         card: Markdown. HTML in it is escaped, and pictures are taken from the report of the version.
         status: whether images still score like the calibration images, in words; None if it is not known.
+        chart: of the scores, as HTML below the status.
     """
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = markdown.parse(card)
@@ -78,7 +79,7 @@ def model_card(name: str, version: int, card: str, status: str | None = None) ->
             token.attrs["src"] = f"{name}/versions/{version}/report/{source}"
     body = _arranged(markdown.renderer.render(tokens, markdown.options, {}), html.escape(name))
     if status is not None:
-        line = f'<p>Calibration: <a href="{html.escape(name)}/validity">{html.escape(status)}</a></p>\n'
+        line = f'<p>Calibration: <a href="{html.escape(name)}/validity">{html.escape(status)}</a></p>\n{chart}'
         head, heading, rest = body.partition("<h2>")
         body = head + line + heading + rest
     body = body.replace("<table>", '<div class="wide" tabindex="0" role="group" aria-label="Table"><table>')

@@ -41,7 +41,7 @@ _TYPES = (
 class General(ServerProtocol):
     """A connection whose requests all take the general path."""
 
-    def _takes_fast_path(self) -> bool:
+    def _takes_fast_path(self, headers: dict[bytes, bytes]) -> bool:  # noqa: ARG002
         return False
 
 

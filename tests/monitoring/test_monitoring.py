@@ -22,6 +22,7 @@ from tests.app.http.test_batch import digits, npy
 from tests.conftest import ROOT, Server, free_port, interop
 from tests.gateway.process import gateway, make_secrets
 from tests.infer_requests import json_request
+from tests.otlp import receiving
 from tests.waiting import wait_until
 
 RULES = ROOT / "deploy" / "prometheus" / "alerts.yml"
@@ -43,12 +44,18 @@ def promtool(*arguments: str | Path, given: str = "") -> str:
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Client, Server]]:
     """Yield a client of a Prometheus that scrapes a service and a gateway under load, and a replica that is down.
 
-    The alert rules are the shipped ones without their waiting times, so that one of them fires.
+    The service sends its traces to a receiver, so that its histogram has exemplars. The alert rules are the shipped
+    ones without their waiting times, so that one of them fires.
     """
     folder, port = tmp_path_factory.mktemp("monitoring"), free_port()
     with ExitStack() as ends:
         key = make_secrets(folder)
-        server = Server(folder, ANOMALY_API_KEYS_FILE=str(folder / "keys" / "api_keys"))
+        receiver = ends.enter_context(receiving())
+        server = Server(
+            folder,
+            ANOMALY_API_KEYS_FILE=str(folder / "keys" / "api_keys"),
+            OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint,
+        )
         ends.callback(server.kill)
         server.start()
         door = ends.enter_context(gateway(folder, server.port, key))
@@ -66,7 +73,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx
         with (folder / "prometheus.log").open("wb") as log:
             process = subprocess.Popen(
                 ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data",
-                 f"--web.listen-address=127.0.0.1:{port}"],
+                 f"--web.listen-address=127.0.0.1:{port}", "--enable-feature=exemplar-storage"],
                 stdout=log, stderr=log,
             )  # fmt: skip
         ends.callback(process.wait, 10)
@@ -124,6 +131,25 @@ def test_every_panel_has_data(prometheus: tuple[httpx.Client, Server]) -> None:
     assert query(client, 'sum(ALERTS{alertname="ReplicaDown",alertstate="firing"})') == [1]
     rules = client.get("/api/v1/rules").json()["data"]["groups"]
     assert {rule["health"] for group in rules for rule in group["rules"]} == {"ok"}
+
+
+@interop
+def test_exemplars_name_traces(prometheus: tuple[httpx.Client, Server]) -> None:
+    """Prometheus stores exemplars of the latency histogram, whose traces are those in the log of the service."""
+    client, server = prometheus
+    asked = {"query": 'anomaly_http_request_duration_seconds_bucket{route="/score"}', "start": "0", "end": "9999999999"}
+
+    def exemplars() -> list[dict[str, Any]]:
+        reply = client.get("/api/v1/query_exemplars", params=asked)
+        assert reply.status_code == 200, reply.text
+        return [each for series in reply.json()["data"] for each in series["exemplars"]]
+
+    wait_until(exemplars, describe=server.log)
+    found = exemplars()[0]
+    trace_id = found["labels"]["trace_id"]
+    wait_until(lambda: trace_id in server.log(), describe=server.log)
+    (line,) = [json.loads(line) for line in server.log().splitlines() if trace_id in line]
+    assert line["route"] == "/score" and line["seconds"] == pytest.approx(float(found["value"]), abs=1e-6)
 
 
 @interop

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.image_files import PNG_ONLY, PREPARED, Found, search
-from app.models.manifest import Preparation
+from app.models.manifest import STRICT, Preparation
 from training.data.dataset import DataError
 
 MAX_PIXELS = 4096 * 4096
@@ -82,12 +82,15 @@ class _Reading:
         )
 
     def _add(self, path: Path) -> None:
+        from app.images.png import is_prepared
         from app.images.prepare import prepared_pixels
         from app.problems import AmbiguousImage, BlankImage, Problem
 
         try:
             content = path.read_bytes()
-            pixels = prepared_pixels(content, self._preparation, MAX_PIXELS)
+            # An image of the review queue is what the model scored: a second preparation would change it.
+            preparation = STRICT if is_prepared(content) else self._preparation
+            pixels = prepared_pixels(content, preparation, MAX_PIXELS)
         except (AmbiguousImage, BlankImage) as refused:
             self._refused[refused.type.rpartition("/")[2]] += 1
             return

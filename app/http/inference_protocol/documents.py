@@ -167,7 +167,8 @@ def score_parameters(parameters: Mapping[str, Any], *, also: frozenset[str] = fr
         first = error.errors(include_url=False, include_input=False)[0]
         name = ".".join(str(part) for part in first["loc"])[:40]
         hint = "The parameters are `alpha`, `fit` and `binary_data_output`."
-        raise InvalidParameter(f"{name}: {first['msg']}", hint=hint) from None
+        cause = "unknown parameter" if first["type"] == "extra_forbidden" else first["msg"]
+        raise InvalidParameter(f"{name}: {cause}", hint=hint) from None
 
 
 def flag(parameters: Mapping[str, Any], name: str) -> bool | None:

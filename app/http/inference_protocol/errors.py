@@ -19,7 +19,12 @@ def is_protocol_request(scope: MutableMapping[str, Any]) -> bool:
     return path.startswith(_FOLDERS) or path in _ROOTS
 
 
-def render_error(problem: Problem) -> bytes:
+def error_document(problem: Problem) -> dict[str, str]:
     """Return a problem in the shape of the protocol: title, detail and hint in one text."""
     text = f"{problem.title}: {problem.detail}." if problem.detail else f"{problem.title}."
-    return to_json({"error": f"{text} {problem.hint}".strip()})
+    return {"error": f"{text} {problem.hint}".strip()}
+
+
+def render_error(problem: Problem) -> bytes:
+    """Return the body of a response with a problem in the shape of the protocol."""
+    return to_json(error_document(problem))

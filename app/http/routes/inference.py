@@ -9,8 +9,9 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Response
 
-from app.http.dependencies import KEY, Services, ServicesDep, reject_unknown_parameters
+from app.http.dependencies import KEY, Services, ServicesDep, binary, problem_examples, reject_unknown_parameters
 from app.http.inference_protocol import metadata, schemas
+from app.http.inference_protocol.errors import error_document
 from app.http.routes.scores import Direct
 from app.problems import ModelNotFound, ModelUnavailable
 
@@ -21,8 +22,15 @@ _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI description of errors in the shape of the protocol."""
-    return {status: {"description": "An error", "model": schemas.ErrorDocument} for status in statuses}
+    """Return the OpenAPI description of errors in the shape of the protocol, with an example of each problem type."""
+    return {
+        status: {
+            "description": "An error",
+            "model": schemas.ErrorDocument,
+            "content": {"application/json": {"examples": problem_examples(status, error_document)}},
+        }
+        for status in statuses
+    }
 
 
 router = APIRouter(tags=[_TAG], dependencies=[KEY, Depends(reject_unknown_parameters)], responses=_errors(401))
@@ -116,7 +124,7 @@ def _body(document: dict[str, Any]) -> dict[str, Any]:
 _INFER: dict[str, Any] = {
     "response_model": schemas.InferResponse,
     "responses": {
-        200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
+        200: {"content": {"application/octet-stream": binary("The JSON, followed by the binary tensors")}},
         **_errors(*_STATUSES),
     },
     "openapi_extra": _body(schemas.INFER_BODY),

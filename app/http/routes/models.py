@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from fastapi import Request, Response
 
-from app.http.dependencies import Services, ServicesDep, problem_responses, protected_router
+from app.http.dependencies import Services, ServicesDep, binary, problem_responses, protected_router
 from app.http.negotiation import negotiate
 from app.http.schemas import CalibrationView, ModelList, ModelSummary, OperatingPoint, ScoreHistogram, VersionNumber
 from app.inference.registry import Registry
@@ -22,6 +22,7 @@ from app.scoring.validity.report import Validity
 from app.scoring.verdict import DecisionRule
 from app.stores import StoreError
 from app.web import pages
+from app.web.score_chart import Row, score_chart
 
 router = protected_router("Models")
 
@@ -58,8 +59,8 @@ async def model(name: str, request: Request, services: ServicesDep) -> Response:
         card = content.decode()
     except (RepositoryError, UnicodeDecodeError):
         raise NotFound("the version has no model card") from None
-    status = await _status(services, version)
-    page = await asyncio.to_thread(pages.model_card, manifest.name, manifest.version, card, status)
+    status, chart = await _validity(services, version)
+    page = await asyncio.to_thread(pages.model_card, manifest.name, manifest.version, card, status, chart)
     return Response(page, media_type="text/html", headers={**pages.HEADERS, **vary})
 
 
@@ -95,14 +96,20 @@ async def validity(name: str, services: ServicesDep) -> Validity:
         raise StoreUnavailable("the store cannot look up the scores now") from None
 
 
-async def _status(services: Services, version: ModelVersion) -> str | None:
-    """Describe the validity of a version in a few words; None if the store does not reply."""
+async def _validity(services: Services, version: ModelVersion) -> tuple[str | None, str]:
+    """Describe the validity of a version in a few words and a chart; None and no chart if the store does not reply."""
     try:
         found = await services.validity.report(version)
     except StoreError:
-        return None
+        return None, ""
     images = "1 image" if found.images == 1 else f"{found.images:,} images"
-    return f"{found.status} after {images} (p = {found.p_value:.2g})"
+    latest = {each.level: each.recent for each in found.quantiles if each.recent is not None}
+    rows = [
+        Row("Calibration images", {each.level: each.calibration for each in found.quantiles}),
+        Row("Latest images" if latest else "Latest images: none so far", latest),
+    ]
+    chart = score_chart(rows, version.manifest.threshold)
+    return f"{found.status} after {images} (p = {found.p_value:.2g})", chart
 
 
 _RATES = sorted(
@@ -153,7 +160,13 @@ async def model_version(name: str, version: VersionNumber, services: ServicesDep
     "/models/{name}/versions/{version}/report/{file}",
     response_class=Response,
     responses={
-        200: {"content": {"image/png": {}, "text/markdown": {}, "application/json": {}}},
+        200: {
+            "content": {
+                "image/png": binary("A PNG of a chart or of images"),
+                "text/markdown": {"schema": {"type": "string"}},
+                "application/json": {"schema": {"type": "object"}},
+            }
+        },
         **problem_responses(404, 422),
     },
     summary="A file of a version's report",

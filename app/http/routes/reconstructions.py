@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from fastapi import Query, Request, Response
 
-from app.http.dependencies import ServicesDep, problem_responses, protected_router
+from app.http.dependencies import ServicesDep, binary, problem_responses, protected_router
 from app.http.negotiation import negotiate
 from app.http.schemas import ScoreResponse
 from app.images import pictures
@@ -32,7 +32,10 @@ _THRESHOLDS = 10.0
 @router.get(
     "/reconstruction/{id}",
     response_class=Response,
-    responses={200: {"content": {"image/png": {}, "application/json": {}}}, **problem_responses(404, 406, 422, 503)},
+    responses={
+        200: {"model": ScoreResponse, "content": {"image/png": binary("A PNG of the chosen view")}},
+        **problem_responses(404, 406, 422, 503),
+    },
     summary="The reconstruction of a scored image",
 )
 async def reconstruction(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import Query, Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.http.dependencies import ServicesDep, problem_responses, protected_router
+from app.http.dependencies import ServicesDep, binary, problem_responses, protected_router
 from app.http.schemas import BatchQuery, BatchResponse, ScoreQuery, ScoreResponse
 from app.problems import NO_STORE
 
@@ -27,7 +27,7 @@ _SCORE_BODY = {
     "requestBody": {
         "required": True,
         "content": {
-            "image/png": {"schema": {"type": "string", "format": "binary"}},
+            "image/png": binary("A PNG of one image"),
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
@@ -71,7 +71,7 @@ _BATCH_BODY = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/x-npy": {"schema": {"type": "string", "format": "binary"}},
+            "application/x-npy": binary("A file of numpy.save: uint8 [N, 28, 28]"),
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
@@ -97,7 +97,7 @@ _BATCH_BODY = {
         200: {
             "content": {
                 "application/x-ndjson": {"schema": {"type": "string"}},
-                "application/x-npy": {"schema": {"type": "string", "format": "binary"}},
+                "application/x-npy": binary("A file of numpy.save with the scores: float32 [N]"),
             }
         },
         **problem_responses(400, 404, 406, 408, 413, 415, 422, 500, 503, 504),

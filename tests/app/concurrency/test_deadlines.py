@@ -86,7 +86,7 @@ async def test_threads_begin_and_end_operations() -> None:
 
     def work(thread: int) -> None:
         for number in range(300):
-            deadlines.begin((thread, number), loop)
+            deadlines.begin((thread, number), loop=loop)
             time.sleep(0.0007 * (number % 8))  # the operation: some take less than the 3 ms, some more
             if deadlines.end((thread, number)):
                 ended.append((thread, number))

@@ -79,7 +79,9 @@ async def serving(settings: Settings, monkeypatch: pytest.MonkeyPatch, **chosen:
 
         takes_fast_path = ServerProtocol._takes_fast_path
         monkeypatch.setattr(
-            ServerProtocol, "_takes_fast_path", lambda protocol: not side.general and takes_fast_path(protocol)
+            ServerProtocol,
+            "_takes_fast_path",
+            lambda protocol, headers: not side.general and takes_fast_path(protocol, headers),
         )
         begin = RequestMiddleware.begin
 

@@ -77,7 +77,7 @@ def large(digit: Digits, factor: int = 8) -> Image.Image:
 @pytest.mark.parametrize("change", MILD)
 def test_a_mild_change_keeps_the_verdict(digits: Digits, zero: Judge, change: str) -> None:
     """Left, moved, inverted, enlarged, grey on grey or in colour: at least 98 % of the verdicts are the original's."""
-    assert agreement(zero, digits, MILD[change]) >= 0.98
+    assert agreement(zero, digits[::2], MILD[change]) >= 0.98
 
 
 @pytest.mark.parametrize("change", CROPPED)
@@ -247,9 +247,9 @@ def _reopened(image: Image.Image, exif: Image.Exif) -> Image.Image:
 
 @pytest.mark.parametrize("name", scenes.SCENES)
 def test_a_scene_keeps_the_verdict(digits: Digits, zero: Judge, name: str) -> None:
-    """Of 4 zeros and 4 other digits, at most one changes its verdict in a scene, and at most one is refused."""
+    """Of 2 zeros and 2 other digits, at most one changes its verdict in a scene, and at most one is refused."""
     changed = refused = 0
-    for at, digit in enumerate([*digits[:4], *digits[-4:]]):
+    for at, digit in enumerate([*digits[:2], *digits[-2:]]):
         content = scenes.SCENES[name][1](digit, np.random.default_rng(at))
         try:
             changed += verdict(zero, content) != bool(zero.verdicts(digit[None])[0])
@@ -261,19 +261,22 @@ def test_a_scene_keeps_the_verdict(digits: Digits, zero: Judge, name: str) -> No
 
 @pytest.mark.parametrize("name", scenes.REFUSALS)
 def test_scenes_without_one_whole_digit_are_refused(digits: Digits, name: str) -> None:
-    """Two digits, ruled paper and an empty sheet get a typed refusal with a hint; of cut digits, half or more do.
-
-    A digit that the border cuts at two sides can look like a whole digit: docs/fit.md has the measured share.
-    """
-    refused = 0
+    """Two digits, cut digits, ruled paper and an empty sheet get a typed refusal with a hint."""
     for at, digit in enumerate(digits[:8]):
-        try:
+        with pytest.raises((AmbiguousImage, BlankImage)) as problem:
             fit(scenes.REFUSALS[name](digit, np.random.default_rng(at)), LARGEST)
-        except (AmbiguousImage, BlankImage) as problem:
-            refused += 1
-            assert problem.detail
-            assert problem.document()["hint"]
-    assert refused >= (4 if name == "cut off at two sides" else 8)
+        assert problem.value.detail
+        assert problem.value.document()["hint"]
+
+
+def test_a_digit_that_touches_one_side_is_taken(digits: Digits, zero: Judge) -> None:
+    """A crop into the rim of the strokes, on one side, keeps the verdict."""
+    for digit in [*digits[:6], *digits[-6:]]:
+        page = Image.new("L", (320, 320), 235)
+        ink = ImageOps.invert(large(digit, 8)).point(lambda value: 30 + value * 205 / 255)
+        page.paste(ink, (60, 60))
+        left = int(np.flatnonzero((np.asarray(page) < 130).any(0))[0]) + 4
+        assert verdict(zero, png_of(page.crop((left, 0, 320, 320)))) == bool(zero.verdicts(digit[None])[0])
 
 
 def test_what_is_left_out_is_reported(digits: Digits) -> None:

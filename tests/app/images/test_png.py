@@ -18,7 +18,7 @@ from PIL import Image
 
 from app import problems
 from app.images.pictures import encode, error_picture, panel
-from app.images.png import _usual, decode, decode_any
+from app.images.png import PREPARED, _usual, decode, decode_any, encode_prepared, is_prepared
 from tests import pngs
 
 GREY = pngs.gradient()
@@ -554,3 +554,13 @@ def test_files_of_common_writers_take_the_fast_path(zero: bytes) -> None:
     assert len({bytes(_usual(file)) for file in usual}) == 3
     for damaged in (usual[0][:-1], usual[0] + b"x", b"x" + usual[0], b""):
         assert _usual(damaged) == b""
+
+
+def test_prepared_pixels_are_marked() -> None:
+    """A file of the review queue decodes to its pixels, and only such a file is recognised."""
+    pixels = pngs.gradient().tobytes()
+    content = encode_prepared(pixels)
+    assert decode(content) == pixels
+    assert is_prepared(content)
+    assert not is_prepared(pngs.plain())
+    assert Image.open(io.BytesIO(content)).info == dict([PREPARED])

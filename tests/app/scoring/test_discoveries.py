@@ -47,10 +47,10 @@ def test_an_empty_batch_has_no_discoveries() -> None:
 
 
 def test_the_rate_holds_on_average() -> None:
-    """Over 2,000 fresh calibrations, the mean share of normal images among the discoveries is at most the rate."""
+    """Over 5,000 fresh calibrations, the mean share of normal images among the discoveries is at most the rate."""
     rng = np.random.default_rng(0)
     shares = []
-    for _ in range(2000):
+    for _ in range(5000):
         calibration = Calibration(np.sort(rng.normal(size=200)).tolist())
         scores = np.concatenate([rng.normal(size=90), rng.normal(3, 1, size=10)])
         found = discoveries(calibration.p_values(scores.tolist()), 0.2, 200)

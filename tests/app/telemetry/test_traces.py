@@ -143,6 +143,31 @@ async def test_server_errors_are_errors_of_their_spans(
     assert codes == {500: 2, 422: 0}
 
 
+def test_a_span_contains_only_its_own_values(receiver: Receiver) -> None:
+    """Spans of the same route and status share no value, link, parent or state, of whatever type a fact is."""
+    recorded = Traces(OTLPSpanExporter(f"{receiver.endpoint}/v1/traces"), Resource.create(), None, "1")
+    first, second = recorded.begin({k.encode(): v.encode() for k, v in traceparent(1).items()}), recorded.begin({})
+    assert first is not None and second is not None
+    recorded.micro_batch([first, None, first], [("forward", 1.0, 2.0)], images=3)
+    for context, facts in ((first, {"a": 1, "b": "x", "c": 0.5}), (second, {"a": None, "b": True, "c": ["y"]})):
+        recorded.request(context, method="POST", route="/score", status=200, started=0.0, facts=facts)
+    assert recorded.close(5)
+    one, other = [span for span in receiver.spans if span.kind == SERVER]
+    (batch,) = [span for span in receiver.spans if span.name == "micro-batch"]
+    shown = [
+        {name: each for name, each in found.items() if name.startswith("anomaly.")}
+        for found in map(attributes, (one, other))
+    ]
+    assert shown == [
+        {"anomaly.a": 1, "anomaly.b": "x", "anomaly.c": 0.5},
+        {"anomaly.a": None, "anomaly.b": True, "anomaly.c": "['y']"},
+    ]
+    assert (one.trace_id.hex(), one.parent_span_id.hex()) == parent(1) and one.trace_state == "vendor=t1"
+    assert (other.trace_id, other.parent_span_id, other.trace_state) == (second.trace_id, b"", "")
+    assert [link.span_id for link in one.links] == [batch.span_id] and not other.links
+    assert [link.span_id for link in batch.links] == [one.span_id]
+
+
 @pytest.mark.parametrize(
     ("header", "valid"),
     [
@@ -160,7 +185,7 @@ def test_a_trace_begins_here_unless_the_header_is_valid(receiver: Receiver, head
     recorded = Traces(OTLPSpanExporter(f"{receiver.endpoint}/v1/traces"), Resource.create(), None, "1")
     found = recorded.begin({b"traceparent": header.encode()})
     assert found is not None
-    assert (found.hex_id == "a" * 32, found.parent_id == int("b" * 16, 16)) == (valid, valid)
+    assert (found.hex_id == "a" * 32, found.parent_id == b"\xbb" * 8) == (valid, valid)
     assert recorded.close(5)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tests import model_stores, pngs
 from tests.app.http.test_batch import bulk, digits
 from tests.conftest import MODEL_STORE, Server, running, services
 from tests.requests import assert_problem, raw
+from tests.training.commands import run
 from tests.waiting import until, wait_until
 
 VALIDITY = "/models/zero-article/validity"
@@ -125,6 +127,31 @@ async def test_streams_survive_restarts_and_version_switches(
         model_stores.promote(store, 1)
         await until(lambda: version_of(client).manifest.version == 1)
         assert (await client.get(VALIDITY)).json()["images"] == 110
+
+
+@pytest.mark.process
+async def test_a_version_with_the_same_threshold_begins_a_new_stream(
+    make_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    """`calibrate` with the version's own rate changes nothing but the number, so `changed` ends and stays recorded."""
+    store = model_stores.copy(tmp_path / "models", 1)
+    async with running(make_settings(model_store=store)) as client:
+        old = version_of(client)
+        services(client).validity.add(old, like_calibration(old, 4000, power=3.0))
+        assert (await client.get(VALIDITY)).json()["status"] == "changed"
+        arguments = ("calibrate", "zero-article", "--alpha", old.manifest.alpha, "--promote", "--model-store", store)
+        code, _, errors = await asyncio.to_thread(run, *arguments)
+        assert code == 0, errors
+        await until(lambda: version_of(client).manifest.version == 2)
+        found = (await client.get(VALIDITY)).json()
+        assert (found["status"], found["images"], found["version"]) == ("valid", 0, 2)
+        assert version_of(client).manifest.threshold == old.manifest.threshold
+        recalibrated = version_of(client).manifest.calibration.recalibrated
+        assert recalibrated is not None
+        assert recalibrated.version == 1
+        model_stores.promote(store, 1)
+        await until(lambda: version_of(client).manifest.version == 1)
+        assert (await client.get(VALIDITY)).json()["status"] == "changed"
 
 
 async def test_images_are_counted_within_a_second(client: httpx.AsyncClient) -> None:

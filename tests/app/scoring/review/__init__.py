@@ -1,0 +1,1 @@
+"""Tests of `app/scoring/review`: one file per module."""
