@@ -244,7 +244,7 @@ TENSORS: list[tuple[bytes, list[int], str, int, str]] = [
     (bytes(784), [2, 28, 28], "UINT8", 400, "1568"),
     ((9).to_bytes(4, "little") + b"12345678", [1], "BYTES", 400, "1 bytes more"),
     (bytes_tensor([pngs.plain()]), [2], "BYTES", 400, "before element 1"),
-    (bytes_tensor([pngs.plain()]) + b"abc", [1], "BYTES", 400, "3 bytes behind"),
+    (bytes_tensor([pngs.plain()]) + b"abc", [1], "BYTES", 400, "3 bytes after"),
     (b"abc", [1], "BYTES", 400, "before element 0"),
     (bytes_tensor([b"a"]), [1], "BYTES", 422, "image 0"),
 ]
