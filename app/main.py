@@ -54,7 +54,7 @@ class Application(RequestMiddleware):
 
     Args:
         framework: handles all requests but `POST /score`.
-        services: the objects behind the routes.
+        services: the objects that the routes use.
         log: gets one line per request.
         keys: the API keys. None: no key is required.
         cors: the allowed origins. None: no cross-origin requests.

@@ -22,6 +22,7 @@ import httpx
 import hypothesis
 import psutil
 import pytest
+import pytest_asyncio
 
 from app.http.dependencies import Services
 from app.main import Application, create_app
@@ -31,6 +32,9 @@ from tests.waiting import wait_until
 # No test fails because a machine is slow: Hypothesis' own limit of 200 ms an example is one.
 hypothesis.settings.register_profile("unhurried", deadline=None)
 hypothesis.settings.load_profile("unhurried")
+
+SHARED = pytest.mark.asyncio(loop_scope="module")
+"""Mark of a test that uses `shared_client`."""
 
 ROOT = Path(__file__).parent.parent
 MODEL_STORE = ROOT / "model_store"
@@ -152,20 +156,20 @@ def article_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make_settings(tmp_path: Path, article_alone: Path) -> Callable[..., Settings]:
     """Return a maker of settings with a store of the test's own and no log lines."""
+    return functools.partial(_settings, tmp_path, article_alone)
 
-    def make(**chosen: Any) -> Settings:
-        defaults = {
-            "model_store": article_alone,
-            "default_model": "zero-article",
-            "device": "cpu",
-            "store_url": f"sqlite:///{tmp_path}/reconstructions.db",
-            "log_requests": False,
-            "watch_seconds": 0.05,
-            "microbatch_max_size": 8,
-        }
-        return Settings(**{**defaults, **chosen})
 
-    return make
+def _settings(folder: Path, article_alone: Path, /, **chosen: Any) -> Settings:
+    defaults = {
+        "model_store": article_alone,
+        "default_model": "zero-article",
+        "device": "cpu",
+        "store_url": f"sqlite:///{folder}/reconstructions.db",
+        "log_requests": False,
+        "watch_seconds": 0.05,
+        "microbatch_max_size": 8,
+    }
+    return Settings(**{**defaults, **chosen})
 
 
 @asynccontextmanager
@@ -181,6 +185,18 @@ async def running(settings: Settings, **parts: Any) -> AsyncIterator[httpx.Async
 async def client(make_settings: Callable[..., Settings]) -> AsyncIterator[httpx.AsyncClient]:
     """Yield a client of an application with the shipped model store."""
     async with running(make_settings()) as client:
+        yield client
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_client(
+    tmp_path_factory: pytest.TempPathFactory, article_alone: Path
+) -> AsyncIterator[httpx.AsyncClient]:
+    """Yield a client of an application that the tests of a module with the mark `SHARED` share.
+
+    An application loads its model in 0.1 s. These tests neither change it nor depend on what others did with it.
+    """
+    async with running(_settings(tmp_path_factory.mktemp("shared"), article_alone)) as client:
         yield client
 
 

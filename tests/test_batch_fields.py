@@ -7,7 +7,7 @@ import itertools
 import httpx
 import pytest
 
-from tests.conftest import services
+from tests.conftest import SHARED, services
 
 FIELD = '--B\r\nContent-Disposition: form-data; name="{}"\r\n\r\n{}\r\n'
 FILE = b'--B\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n%b\r\n'
@@ -31,16 +31,17 @@ async def send(client: httpx.AsyncClient, *parts: bytes, query: str = "", piece:
 
 
 @pytest.mark.parametrize("piece", [1, 50, 100_000])
-async def test_fields_before_the_files_are_obeyed(client: httpx.AsyncClient, zero: bytes, piece: int) -> None:
+@SHARED
+async def test_fields_before_the_files_are_obeyed(shared_client: httpx.AsyncClient, zero: bytes, piece: int) -> None:
     """The reply is that of the same parameters in the query, however the body is split."""
     fields = {"model": "zero-article@1", "alpha": "0.2", "store": "true"}
     parts = [field(name, value) for name, value in fields.items()]
-    by_form = (await send(client, *parts, FILE % zero, FILE % zero, piece=piece)).json()
-    by_query = (await send(client, FILE % zero, FILE % zero, query=f"?{httpx.QueryParams(fields)}")).json()
+    by_form = (await send(shared_client, *parts, FILE % zero, FILE % zero, piece=piece)).json()
+    by_query = (await send(shared_client, FILE % zero, FILE % zero, query=f"?{httpx.QueryParams(fields)}")).json()
     assert by_form["alpha"] == 0.2
     assert by_form["count"] == 2
     for item in by_form["items"]:
-        assert (await client.get(item["reconstruction"])).status_code == 200
+        assert (await shared_client.get(item["reconstruction"])).status_code == 200
     for item in itertools.chain(by_form["items"], by_query["items"]):
         del item["id"], item["reconstruction"]
     assert by_form == by_query
@@ -71,19 +72,21 @@ async def test_the_same_value_in_both_places_is_accepted(client: httpx.AsyncClie
         ([field("_charset_", "utf-8")] * 17, ["16 fields"]),
     ],
 )
+@SHARED
 async def test_wrong_fields_are_rejected_by_name(
-    client: httpx.AsyncClient, zero: bytes, parts: list[bytes], words: list[str]
+    shared_client: httpx.AsyncClient, zero: bytes, parts: list[bytes], words: list[str]
 ) -> None:
     """Unknown, invalid, repeated and long fields are 422."""
-    reply = await send(client, *parts, FILE % zero)
+    reply = await send(shared_client, *parts, FILE % zero)
     assert (reply.status_code, reply.json()["type"]) == (422, "/problems/invalid-parameter")
     assert all(word in reply.json()["detail"] for word in words), reply.text
 
 
 @pytest.mark.parametrize("piece", [1, 100_000])
-async def test_a_field_behind_a_file_is_rejected(client: httpx.AsyncClient, zero: bytes, piece: int) -> None:
+@SHARED
+async def test_a_field_behind_a_file_is_rejected(shared_client: httpx.AsyncClient, zero: bytes, piece: int) -> None:
     """Its images may be scored already, so the reply is 422 and says that parameters must come first."""
-    reply = await send(client, FILE % zero, field("alpha", "0.2"), piece=piece)
+    reply = await send(shared_client, FILE % zero, field("alpha", "0.2"), piece=piece)
     assert (reply.status_code, reply.json()["type"]) == (422, "/problems/invalid-parameter")
     assert "`alpha`" in reply.json()["detail"]
     assert "before its first file" in reply.json()["hint"]

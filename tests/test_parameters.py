@@ -10,7 +10,7 @@ import pytest
 
 from app.http.routes import ROUTERS, problems, web
 from app.settings import Settings
-from tests.conftest import running
+from tests.conftest import SHARED, running
 
 PAGES = (web.router, problems.router)
 """Routers of pages, which ignore parameters: shared links carry tracking parameters."""
@@ -30,12 +30,13 @@ def filled(path: str) -> str:
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
+@SHARED
 async def test_an_unknown_parameter_is_rejected_by_name(
-    client: httpx.AsyncClient, zero: bytes, method: str, path: str
+    shared_client: httpx.AsyncClient, zero: bytes, method: str, path: str
 ) -> None:
     """The reply is 422, and its detail names the parameter and not the value."""
     image = {"content": zero, "headers": {"content-type": "image/png"}} if method == "POST" else {}
-    reply = await client.request(method, f"{filled(path)}?scal=4711", **image)  # type: ignore[arg-type]
+    reply = await shared_client.request(method, f"{filled(path)}?scal=4711", **image)  # type: ignore[arg-type]
     assert reply.status_code == 422
     if not path.startswith(("/v1/", "/v2")):  # the inference protocol has an error shape of its own
         assert reply.json()["type"] == "/problems/invalid-parameter"
@@ -58,9 +59,10 @@ async def test_a_parameter_given_twice_is_rejected(client: httpx.AsyncClient) ->
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/page/page.js", "/problems", "/problems/not-found"])
-async def test_pages_ignore_what_links_carry(client: httpx.AsyncClient, path: str) -> None:
+@SHARED
+async def test_pages_ignore_what_links_carry(shared_client: httpx.AsyncClient, path: str) -> None:
     """A page opens from a link with a tracking parameter."""
-    assert (await client.get(f"{path}?utm_source=mail")).status_code == 200
+    assert (await shared_client.get(f"{path}?utm_source=mail")).status_code == 200
 
 
 @pytest.mark.filterwarnings("ignore:The `root_path` parameter is deprecated")

@@ -13,7 +13,7 @@ import pytest
 
 from app.problems import Problem
 from app.settings import Settings
-from tests.conftest import ROOT, running
+from tests.conftest import ROOT, SHARED, running
 
 
 def kinds(kind: type[Problem] = Problem) -> Iterator[type[Problem]]:
@@ -30,14 +30,15 @@ def plain(page: str) -> str:
 
 
 @pytest.mark.parametrize("kind", list(kinds()), ids=lambda kind: kind.__name__)
-async def test_every_problem_has_its_page(client: httpx.AsyncClient, kind: type[Problem]) -> None:
+@SHARED
+async def test_every_problem_has_its_page(shared_client: httpx.AsyncClient, kind: type[Problem]) -> None:
     """The page contains title, status, meaning and advice; with `Accept: application/json` the same as JSON."""
-    page = await client.get(kind.type, headers={"accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
+    page = await shared_client.get(kind.type, headers={"accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
     assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
     text = plain(page.text)
     for part in (kind.title, str(kind.status), inspect.getdoc(kind), kind.hint, kind.type):
         assert part.replace("`", "") in text, part
-    document = await client.get(kind.type, headers={"accept": "application/json"})
+    document = await shared_client.get(kind.type, headers={"accept": "application/json"})
     assert document.headers["vary"] == "accept"
     assert document.json() == {
         "type": kind.type,
@@ -61,11 +62,12 @@ async def test_the_list_names_every_type(client: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("path", ["/problems", "/problems/not-a-png"])
-async def test_links_of_a_page_lead_somewhere(client: httpx.AsyncClient, path: str) -> None:
+@SHARED
+async def test_links_of_a_page_lead_somewhere(shared_client: httpx.AsyncClient, path: str) -> None:
     """Links are relative, so that they work behind a path prefix."""
-    for target in set(re.findall(r'(?:href|src)="([^"]+)"', (await client.get(path)).text)):
+    for target in set(re.findall(r'(?:href|src)="([^"]+)"', (await shared_client.get(path)).text)):
         assert not target.startswith(("/", "http")), target
-        assert (await client.get(str(httpx.URL(f"http://test{path}").join(target)))).status_code == 200, target
+        assert (await shared_client.get(str(httpx.URL(f"http://test{path}").join(target)))).status_code == 200, target
 
 
 async def test_the_pages_need_no_key(make_settings: Callable[..., Settings], tmp_path: Path) -> None:
@@ -100,13 +102,14 @@ BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,imag
         ("/page/nothing.js", "not-found"),
     ],
 )
-async def test_a_browser_gets_an_error_as_a_page(client: httpx.AsyncClient, path: str, kind: str) -> None:
+@SHARED
+async def test_a_browser_gets_an_error_as_a_page(shared_client: httpx.AsyncClient, path: str, kind: str) -> None:
     """A browser gets a page with the title, the hint and links that exist; other clients get the problem document."""
-    page = await client.get(path, headers={"accept": BROWSER})
+    page = await shared_client.get(path, headers={"accept": BROWSER})
     assert (page.headers["content-type"], page.headers["vary"]) == ("text/html; charset=utf-8", "accept")
     assert page.headers["content-security-policy"].startswith("default-src 'none'")
     for accept in ("*/*", "application/json", "application/problem+json, */*;q=0.9"):
-        reply = await client.get(path, headers={"accept": accept})
+        reply = await shared_client.get(path, headers={"accept": accept})
         document = reply.json()
         assert document["type"] == f"/problems/{kind}"
         assert page.status_code == reply.status_code == document["status"]
@@ -118,4 +121,4 @@ async def test_a_browser_gets_an_error_as_a_page(client: httpx.AsyncClient, path
     links = re.findall(r'(?:href|src)="([^"]+)"', page.text)
     assert len(links) >= 6
     for link in links:
-        assert (await client.get(str(httpx.URL(f"http://test{path}").join(link)))).status_code == 200, link
+        assert (await shared_client.get(str(httpx.URL(f"http://test{path}").join(link)))).status_code == 200, link

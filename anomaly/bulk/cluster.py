@@ -79,7 +79,7 @@ def run(
     """Score all images that have no row yet.
 
     Args:
-        job: what is scored with which version.
+        job: input and version.
         listing, reader: of the input. Every node must be able to read it.
         output: folder of the rows. Every node must be able to write it.
         address: `local` to start Ray here, or the address of a cluster.

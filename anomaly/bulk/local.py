@@ -43,7 +43,7 @@ def run(
     `outputs.ROWS_PER_FILE` rows per thread, which the next run scores again.
 
     Args:
-        job: what is scored with which version.
+        job: input and version.
         listing, reader: of the input.
         output: folder of the rows.
         workers: number of threads. Python is only needed between forward passes, so that two threads use two cores.

@@ -46,7 +46,7 @@ class Reader:
     Attributes:
         source: the input.
         column: column of the images in Parquet files.
-        preparation: how an image becomes the pixels that the model judges.
+        preparation: how an image becomes the pixels that the model scores.
         max_bytes: maximum number of bytes of an encoded image.
         max_pixels: maximum number of pixels of an image with `mnist`.
     """

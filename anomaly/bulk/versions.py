@@ -1,4 +1,4 @@
-"""Reads a model version from a path or URL: a folder, a tar or zip archive, or an OCI image layout of either form.
+"""Reads a model version from a path or URL: a folder, a tar or zip archive, or an OCI image layout (a folder or a tar).
 
 Every file is compared with its checksum in the manifest of the version, and every OCI blob with its digest. Names that
 lead out of the version are rejected.

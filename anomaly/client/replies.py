@@ -18,7 +18,7 @@ class Fitted:
         crop: left, top, right and bottom of the part that was scored, in pixels of the upright image; right and bottom
             are exclusive.
         fit: `mnist` or `resize`.
-        source: `request` or `model`: who chose `fit`. None from a service that does not tell.
+        source: `request` or `model`: who chose `fit`. None if the service does not return it.
     """
 
     inverted: bool

@@ -1,1 +1,1 @@
-"""Turns bytes into requests and responses into bytes. Nothing below this package knows HTTP."""
+"""Turns bytes into requests and responses into bytes. No package below this one depends on HTTP."""

@@ -1,8 +1,8 @@
 """Lets pages of other origins read the responses (CORS, part of the Fetch standard).
 
 The middleware of the service adds the CORS headers itself. Starlette's `CORSMiddleware` would have to wrap the
-application, and behind a wrapper `POST /score` cannot take the fast path of `app.http.server`. Credentials are not
-allowed: the API key is a header of the page's own, not a cookie.
+application, and `POST /score` of a wrapped application cannot take the fast path of `app.http.server`. Credentials are
+not allowed: the API key is a header that the page sets, not a cookie.
 """
 
 from __future__ import annotations

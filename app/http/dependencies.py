@@ -28,7 +28,7 @@ from app.telemetry.metrics import Metrics
 
 @dataclass(frozen=True)
 class Services:
-    """The objects behind the routes, which `main` builds and its lifespan starts and stops."""
+    """The objects that the routes use, which `main` builds and its lifespan starts and stops."""
 
     registry: Registry
     reconstructions: Reconstructions

@@ -204,7 +204,7 @@ class FormReader:
             self._count = 1  # from here on only files are left
         elif not part.is_file and self.file_begun and part.name != "_charset_":
             raise InvalidParameter(
-                f"the form has the field {part.shown} behind a file",
+                f"the form has the field {part.shown} after a file",
                 hint="Put the parameters of the form before its first file, or send them in the query.",
             )
         if part.is_file or self.file_begun:

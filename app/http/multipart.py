@@ -167,7 +167,7 @@ def chunks(content_type: str, body: AsyncIterator[bytes], *, size: int, largest_
         UnsupportedMediaType: the body is neither an array nor a form.
         BodyTooLarge: a form has more than `most_files` files.
         MalformedRequest: the body is malformed; the subclass gives the reason.
-        InvalidParameter: a field is unknown, given twice, invalid, or behind a file.
+        InvalidParameter: a field is unknown, given twice, invalid, or after a file.
         WrongArray: the array is not uint8 [N, 28, 28].
     """
     kind = content_type.partition(";")[0].strip().lower()

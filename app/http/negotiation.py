@@ -37,7 +37,7 @@ def choose(accept: str, offered: Sequence[str]) -> str | None:
     prefer JSON to the default of the route. Parameters other than `q` are ignored.
 
     A header with a bare `*`, which the grammar does not have, is the default of Java's HttpURLConnection (`text/html,
-    image/gif, image/jpeg, *; q=.2, */*; q=.2`). It does not state what the program wants, so it counts as `*/*`.
+    image/gif, image/jpeg, *; q=.2, */*; q=.2`). It names no type that the program prefers, so it counts as `*/*`.
 
     Args:
         accept: the header; empty if the request has none.

@@ -1,4 +1,4 @@
-"""Reads query strings into the parameter models of `schemas`, and rejects what a route does not know."""
+"""Reads query strings into the parameter models of `schemas`, and rejects unknown parameters."""
 
 from __future__ import annotations
 

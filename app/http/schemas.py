@@ -101,7 +101,7 @@ class CalibrationView(BaseModel):
     model: str
     version: int
     normal_class: str
-    n: int = Field(description="Number of normal images behind the threshold")
+    n: int = Field(description="Number of calibration images")
     alpha: float = Field(description="False-positive rate of the version")
     threshold: float
     histogram: ScoreHistogram = Field(description="Histogram of the scores of the calibration images")

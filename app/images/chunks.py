@@ -43,12 +43,12 @@ def most_compressed(width: int, height: int) -> int:
     return 2 * height * (width * 8 + 1) + 1024
 
 
-def check(png: bytes, judge: Callable[[int, int], None], conversion: str) -> tuple[bytes, bytes]:
+def check(png: bytes, check_size: Callable[[int, int], None], conversion: str) -> tuple[bytes, bytes]:
     """Check the structure of a PNG.
 
     Args:
         png: the whole file.
-        judge: raises a problem if the declared width and height are not accepted.
+        check_size: raises a problem if the declared width and height are not accepted.
         conversion: the hint for images of another format.
 
     Returns:
@@ -61,7 +61,7 @@ def check(png: bytes, judge: Callable[[int, int], None], conversion: str) -> tup
         raise NotAPng(detail, hint=hint)
     header = _header(png)
     width, height = IHDR.unpack(header)[:2]
-    judge(width, height)
+    check_size(width, height)
     parts: list[bytes] = [SIGNATURE]
     kinds: list[bytes] = []
     pixels: list[bytes] = []
@@ -85,7 +85,7 @@ def check(png: bytes, judge: Callable[[int, int], None], conversion: str) -> tup
     if header[8:] == bytes(PLAIN) and kinds == [b"IHDR", *[b"IDAT"] * (len(kinds) - 2), b"IEND"]:
         _check_pixels(compressed, header)
         return compressed, b"".join(parts)
-    # Pillow uses the last of several headers, which `judge` has not checked.
+    # Pillow uses the last of several headers, which `check_size` has not checked.
     order = _ORDER.fullmatch(b"".join(kinds))
     if order is None:
         raise CorruptPng("a chunk is repeated, or the chunks are out of order")

@@ -1,6 +1,6 @@
 """Connected components of a mask, by union of runs.
 
-Knows: masks, runs, boxes. Does not know: digits, images, models.
+Scope: masks, runs, boxes. Independent of digits, images and models.
 
 A run is a stretch of set pixels in one row. Runs are few where pixels are many, so the components of a photograph cost
 milliseconds without a compiled library; the worst mask, every second pixel set, costs a bounded multiple of its area.

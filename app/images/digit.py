@@ -1,6 +1,6 @@
 """Which connected components of the ink are the digit: the others are specks, frames, edges, or a reason to refuse.
 
-Knows: components, boxes, borders. Does not know: grey levels, file formats, models.
+Scope: components, boxes, borders. Independent of grey levels, file formats and models.
 """
 
 from __future__ import annotations

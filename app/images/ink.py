@@ -1,6 +1,6 @@
 """From grey levels to ink: which polarity, what the paper would look like without ink, which lines are printed.
 
-Knows: brightness, backgrounds, lines. Does not know: digits, file formats, models.
+Scope: brightness, backgrounds, lines. Independent of digits, file formats and models.
 
 The background is a grey closing: the brightest level in reach of every window that contains a pixel (J. Serra, "Image
 Analysis and Mathematical Morphology", 1982). Strokes narrower than the window disappear; slopes and edges stay.

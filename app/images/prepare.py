@@ -48,7 +48,7 @@ def prepare(content: bytes, preparation: Preparation, max_pixels: int) -> Fitted
 
 
 def prepared_pixels(content: bytes, preparation: Preparation, max_pixels: int) -> bytes:
-    """Return the pixels that the model judges, uint8 [28, 28] as bytes.
+    """Return the pixels that the model scores, uint8 [28, 28] as bytes.
 
     Args and errors as for `prepare`; `strict` is allowed.
     """

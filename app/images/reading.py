@@ -1,8 +1,8 @@
 """From the bytes of a PNG, JPEG or WebP file of any size to one upright grey image.
 
-Knows: file formats, orientation, declared sizes. Does not know: digits, models, HTTP.
+Scope: file formats, orientation, declared sizes. Independent of digits, models and HTTP.
 
-The format is found by the first bytes, never by a media type or a name. Every size is judged by the header, before
+The format is found by the first bytes, never by a media type or a name. Every size is checked in the header, before
 memory for the pixels exists. PNG is checked chunk by chunk by `app.images.png`.
 """
 

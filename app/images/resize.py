@@ -1,6 +1,6 @@
 """From a picture of anything to 28x28 grey pixels: `fit=resize`, for models of the user's own images.
 
-Knows: cropping, inversion, resizing. Does not know: digits, models, HTTP.
+Scope: cropping, inversion, resizing. Independent of digits, models and HTTP.
 """
 
 from __future__ import annotations

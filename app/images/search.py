@@ -1,6 +1,6 @@
 """From grey levels to the components that are the digit: polarity, window of the background, refusals.
 
-Knows: ink, components, what a digit can be. Does not know: file formats, cropping, models.
+Scope: ink, components, criteria for a digit. Independent of file formats, cropping and models.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """From the scores of held-out normal images to thresholds and p-values.
 
-Knows: order statistics. Does not know: images, models, files, HTTP.
+Scope: order statistics. Independent of images, models, files and HTTP.
 
 Split-conformal prediction: with n calibration scores exchangeable with the score of a new normal image, the
 threshold at rank ceil((n + 1)(1 - alpha)) is exceeded by that image with probability at most alpha, averaged over

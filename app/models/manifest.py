@@ -41,7 +41,7 @@ class Data(_Frozen):
 
 
 class Preparation(_Frozen):
-    """How an image file becomes the pixels that the model judges: the default of requests to the version."""
+    """How an image file becomes the pixels that the model scores: the default of requests to the version."""
 
     fit: Literal["strict", "mnist", "resize"] = "strict"
     """`strict`: a PNG of the model's size, unchanged. `mnist`: see docs/fit.md. `resize`: the whole picture or a crop
@@ -53,7 +53,7 @@ class Preparation(_Frozen):
 
 
 STRICT = Preparation()
-"""Images are judged as they are."""
+"""Images are scored unchanged."""
 
 
 class Recalibration(_Frozen):

@@ -75,8 +75,8 @@ class RedisStore:
             socket_connect_timeout=timeout,
             socket_timeout=timeout,
             socket_keepalive=True,
-            # One immediate retry reconnects after a restart of the server. `Reconstructions` decides about waiting
-            # longer: it knows how long a score may wait.
+            # One immediate retry reconnects after a restart of the server. `Reconstructions` decides whether to
+            # wait longer, because the deadline of the score is known there.
             retry=Retry(NoBackoff(), 1, (RedisConnectionError,)),
             client_name="anomaly-service",
         )

@@ -1,6 +1,6 @@
-"""The fuzz targets: each takes any bytes, and raises if the service would break a promise.
+"""The fuzz targets: each target takes arbitrary bytes, and raises an exception if a property does not hold.
 
-The promise of each target is in its docstring. A `Problem` is a reply to the client; any other exception is a fault.
+The docstring of each target states its property. A `Problem` is a reply to the client; any other exception is a fault.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.fuzz.service import compare_paths
 
 PIXELS = 28 * 28
 _FIT_PIXELS = 64 * 1024
-"""Maximum number of pixels of `fit`: large images find no other code, and take longer."""
+"""Maximum number of pixels of `fit`: larger images execute the same code, and take longer."""
 _TYPE = "multipart/form-data; boundary=b"
 
 
@@ -36,7 +36,8 @@ def outcome(call: Callable[[], Any]) -> tuple[str, Any]:
 def fuzz_png(data: bytes) -> None:
     """`decode` returns the pixels that Pillow and the specification give, on its fast and on its general path.
 
-    The first byte selects the raw bytes, the bytes with right checksums, or a file that is built from the bytes.
+    The first byte selects the kind of file: the bytes unchanged, the bytes with correct checksums, or a PNG that is
+    built from the bytes.
     """
     file = _png_of(data)
     kind, pixels = outcome(lambda: png.decode(file))
@@ -59,7 +60,7 @@ def fuzz_fit(data: bytes) -> None:
 
 
 def fuzz_form(data: bytes) -> None:
-    """A form of `POST /score` has one reading: on the fast path, in one piece, and in pieces of any size.
+    """A form of `POST /score` gives the same result on the fast path, in one piece, and in pieces of any size.
 
     The first two bytes are the seed of the pieces.
     """
@@ -85,7 +86,7 @@ def fuzz_forms(data: bytes) -> None:
 
 
 def fuzz_npy(data: bytes) -> None:
-    """An array is accepted only if numpy reads the same images, and the same in one piece and in pieces."""
+    """An array is accepted only if numpy reads the same images. One piece and several pieces give the same result."""
     seed, body = data[:2], data[2:]
 
     async def read(pieces: list[bytes]) -> bytes:
@@ -120,7 +121,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 
 
 def split(body: bytes, seed: bytes) -> list[bytes]:
-    """Cut a body into pieces: their sizes follow from the seed, and many have one byte."""
+    """Cut a body into pieces whose sizes depend on the seed. Many pieces have one byte."""
     state, pieces, at = int.from_bytes(seed, "big") or 1, [], 0
     while at < len(body):
         state = (state * 1103515245 + 12345) % 2**31
@@ -131,7 +132,7 @@ def split(body: bytes, seed: bytes) -> list[bytes]:
 
 
 async def stream(pieces: list[bytes]) -> AsyncIterator[bytes]:
-    """Yield pieces as a connection does."""
+    """Yield the pieces one by one."""
     for piece in pieces:
         yield piece
 
@@ -146,7 +147,7 @@ def _png_of(data: bytes) -> bytes:
 
 
 def _built(data: bytes) -> bytes:
-    """Return a file with a valid structure: header, optional chunks and filtered rows follow from the bytes."""
+    """Return a PNG with a valid structure. The bytes determine its header, optional chunks and filtered rows."""
     depth, colour, interlace = 1 << data[0] % 5, (0, 2, 3, 4, 6)[data[1] % 5], data[2] % 2
     extra, count = (b"", b"tRNS", b"gAMA", b"tEXt")[data[3] % 4], data[4] % 64
     parts = [(b"IHDR", struct.pack(">IIBBBBB", 28, 28, depth, colour, 0, 0, interlace))]

@@ -1,6 +1,6 @@
-"""Checks of a folder of the user's own images before training: what would fail later, and what to do about it.
+"""Checks a folder of the user's own images before training, so that errors come early and with advice.
 
-Knows: prepared images, how many each step needs. Does not know: files, recipes, the console.
+Scope: prepared images, and the number that each step needs. Independent of files, recipes and the console.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MOST_BLANK = 0.05
 
 @dataclass(frozen=True)
 class Polarity:
-    """How many images have a plain bright background, a plain dark one, and none."""
+    """Numbers of images with a plain bright background, with a plain dark one, and without a plain background."""
 
     bright: int
     dark: int
@@ -125,7 +125,7 @@ def table(folder: Folder, preparation: Preparation, *, parts: Sequence[int], alp
 
 
 def check(folder: Folder, preparation: Preparation, inversion_chosen: bool) -> None:
-    """Check prepared images for what would make training pointless.
+    """Check that prepared images can be used for training.
 
     Args:
         folder: the normal images.

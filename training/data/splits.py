@@ -97,10 +97,10 @@ def _without_test_file(dataset: Dataset, is_normal: NDArray[np.bool_], seed: int
 
 
 def images_needed(calibration: int, *, has_test_file: bool) -> int:
-    """Return the minimum number of normal images of which a split uses at least `calibration` for the calibration.
+    """Return the minimum number of normal images for a split with at least `calibration` calibration images.
 
     Args:
-        calibration: number of calibration images.
+        calibration: minimum number of calibration images.
         has_test_file: whether the data set has a test file, whose images are not counted.
     """
     total = max(2 if has_test_file else _MIN_IMAGES, 5 * calibration - 10)

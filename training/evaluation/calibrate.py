@@ -97,7 +97,7 @@ def describe_guard_counts(counts: Mapping[str, int], n: int) -> str:
 def calibrate(
     scores: NDArray[np.float32], alpha: float, confidence: float | None = None
 ) -> tuple[Calibration, CalibrationSummary]:
-    """Return the thresholds for any false-positive rate, from the scores of held-out normal images.
+    """Return the calibration, which gives the threshold for any false-positive rate, and its summary.
 
     Args:
         scores: MSE of normal images that were not trained on, float32 [n], in any order.
@@ -134,10 +134,10 @@ def smallest_alpha(n: int, confidence: float | None = None) -> float | None:
 
 
 def band(n: int, rank: int, level: float = BAND_LEVEL) -> tuple[float, float]:
-    """Return the interval of the false-positive rate of the threshold at `rank` of `n`, with probability `level`.
+    """Return the interval that contains the false-positive rate with probability `level`.
 
-    The rate is distributed as Beta(n + 1 - rank, rank). Source: Vovk, "Conditional validity of inductive conformal
-    predictors", 2012.
+    The threshold is the score at rank `rank` of `n` calibration scores. The rate is distributed as
+    Beta(n + 1 - rank, rank). Source: Vovk, "Conditional validity of inductive conformal predictors", 2012.
     """
     distribution = stats.beta(n + 1 - rank, rank)
     low, high = distribution.ppf([(1 - level) / 2, (1 + level) / 2])
@@ -145,10 +145,10 @@ def band(n: int, rank: int, level: float = BAND_LEVEL) -> tuple[float, float]:
 
 
 def count_band(n: int, rank: int, fresh: int, level: float = BAND_LEVEL) -> tuple[int, int]:
-    """Return the interval of the number of false positives among `fresh` new normal images, with probability `level`.
+    """Return the interval that contains the number of false positives with probability `level`.
 
-    The number has a beta-binomial distribution: the rate varies with the calibration images, the number with the new
-    images.
+    The threshold is as for `band`, and is applied to `fresh` new normal images. The number has a beta-binomial
+    distribution: the rate varies with the calibration images, and the number with the new images.
     """
     distribution = stats.betabinom(fresh, n + 1 - rank, rank)
     low, high = distribution.ppf([(1 - level) / 2, (1 + level) / 2])

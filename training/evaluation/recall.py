@@ -13,7 +13,7 @@ def recall_between(
 ) -> tuple[float, float] | None:
     """Return the least and the greatest possible recall at a threshold; None if the test had no anomalies.
 
-    The histogram tells the number of anomalies in whole bins; the thresholds at which the test was evaluated tell it
+    The histogram gives the number of anomalies in whole bins. At the thresholds of the test, the number is known
     exactly. The recall does not rise with the threshold, so both bound it.
 
     Args:

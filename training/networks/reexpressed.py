@@ -88,7 +88,7 @@ def _pooled_convolution(convolution: nn.Module) -> nn.Conv2d:
                 kernels[down, across, :, :, down : down + 3, across : across + 3] = convolution.weight
         pooled.weight.copy_(kernels.flatten(0, 2))
         pooled.bias.copy_(convolution.bias.repeat(4))  # type: ignore[union-attr]
-    # The linear layer behind reads all channels of a position, which are then contiguous.
+    # The next linear layer reads all channels of a position, which are then contiguous.
     return pooled.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 

@@ -79,8 +79,8 @@ class Recipe:
     def with_ink_of(self, images: NDArray[np.uint8]) -> Recipe:
         """Return the recipe with guards for images that are not digits; unchanged if it has no guards.
 
-        Ink is then the difference from the image's own background. The limits are half of what the palest images have,
-        and twice what the fullest ones have, leaving out one in a hundred on both sides.
+        Ink is then the difference from the image's own background. The limits are half of the smallest and twice the
+        largest amount of ink, leaving out one image in a hundred on both sides.
 
         Args:
             images: training images, uint8 [n, 28, 28].

@@ -15,7 +15,7 @@ from app.problems import BodyTooLarge, InvalidParameter, MalformedRequest
 INPUT = "images"
 MAX_DOCUMENT_BYTES = 1024 * 1024
 """Maximum number of bytes of JSON. The event loop parses a document in one step, which takes 20 ms per MiB."""
-BINARY_HINT = "Send the tensor as binary data behind the JSON, with the header Inference-Header-Content-Length."
+BINARY_HINT = "Send the tensor as binary data after the JSON, with the header Inference-Header-Content-Length."
 
 _IGNORED_PARAMETERS = frozenset(("priority", "timeout", "sequence_id", "sequence_start", "sequence_end"))
 """Request parameters of Triton's client that have no effect here: each request is scored on its own, in order."""
@@ -43,7 +43,7 @@ class InputTensor(_Lenient):
 
     @property
     def binary_size(self) -> int | None:
-        """Number of bytes of the tensor behind the JSON; None if the JSON contains its data.
+        """Number of bytes of the tensor after the JSON; None if the JSON contains its data.
 
         Raises:
             MalformedRequest: the tensor has both, neither, or a size that is not a number of bytes.
@@ -80,7 +80,7 @@ class InferDocument(_Lenient):
         """The one input of a model.
 
         Raises:
-            MalformedRequest: there is none, another one, or more than one.
+            MalformedRequest: the request does not have exactly one input of this name.
         """
         names = [each.name for each in self.inputs]
         if names != [INPUT]:

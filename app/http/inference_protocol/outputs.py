@@ -166,7 +166,7 @@ def infer_reply(document: InferDocument) -> InferReply:
     """Return the reply with the outputs that a request names, or with all of `OUTPUTS`.
 
     Raises:
-        InvalidParameter: an output is unknown or named twice, or has a parameter that the service does not know.
+        InvalidParameter: an output is unknown or named twice, or has an unsupported parameter.
     """
     binary = flag(document.parameters, "binary_data_output") or False
     wanted = document.outputs or [RequestedOutput(name=name) for name in OUTPUTS]

@@ -1,4 +1,4 @@
-"""Reads the bodies of inference requests: the images, their parameters, and the reply that the request wants."""
+"""Reads the bodies of inference requests: the images, their parameters, and the requested reply."""
 
 from __future__ import annotations
 

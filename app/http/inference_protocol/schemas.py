@@ -92,7 +92,7 @@ class ModelNames(_Document):
 class TensorParameters(_Document):
     """The parameters of an output in a reply."""
 
-    binary_data_size: int = Field(description="Number of bytes of the tensor behind the JSON")
+    binary_data_size: int = Field(description="Number of bytes of the tensor after the JSON")
 
 
 class OutputTensor(_Document):

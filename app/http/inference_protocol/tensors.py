@@ -1,4 +1,4 @@
-"""The images of a request: read from JSON data, or from the binary tensors behind the JSON while these arrive."""
+"""The images of a request: read from JSON data, or from the binary tensors after the JSON while these arrive."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ async def binary_elements(body: Body, count: int, size: int, *, largest: int) ->
             raise BodyTooLarge(f"image {index} has {length} bytes, the maximum is {largest}")
         yield bytes(await body.take(length))
     if rest:
-        raise MalformedRequest(f"the BYTES tensor has {rest} bytes behind its last element")
+        raise MalformedRequest(f"the BYTES tensor has {rest} bytes after its last element")
     await body.expect_end()
 
 
@@ -227,7 +227,7 @@ def json_pixels(data: Any, count: int) -> bytes:
 
     Raises:
         WrongArray: the values are not whole numbers from 0 to 255.
-        MalformedRequest: there are more or fewer of them than the shape has.
+        MalformedRequest: the number of elements differs from that of the shape.
     """
     try:
         values = np.array(data)

@@ -117,7 +117,7 @@ _STATUSES = (400, 404, 408, 413, 415, 422, 500, 503, 504)
 
 
 def _body(document: dict[str, Any]) -> dict[str, Any]:
-    # Binary tensors behind the JSON have no description in OpenAPI.
+    # Binary tensors after the JSON have no description in OpenAPI.
     return {"requestBody": {"required": True, "content": {"application/json": document}}}
 
 

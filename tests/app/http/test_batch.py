@@ -29,7 +29,7 @@ from app.scoring.batch import PASSES_AT_ONCE, BatchJob, Chunk, ScoredChunk
 from app.scoring.verdict import DecisionRule
 from app.settings import Settings
 from tests import pngs
-from tests.conftest import running, services
+from tests.conftest import SHARED, running, services
 from tests.requests import assert_problem, raw
 from tests.waiting import advance, until, virtual_time
 
@@ -111,10 +111,13 @@ async def test_every_form_of_the_reply_says_the_same(client: httpx.AsyncClient) 
         (["text/plain", "application/x-npy", "application/x-ndjson"], "x-npy"),
     ],
 )
-async def test_the_preferred_media_type_is_chosen(client: httpx.AsyncClient, accept: list[str], form: str) -> None:
+@SHARED
+async def test_the_preferred_media_type_is_chosen(
+    shared_client: httpx.AsyncClient, accept: list[str], form: str
+) -> None:
     """`Accept` is read by RFC 9110: as one list, by weight; a type of weight 0 is not acceptable."""
     headers = [*NPY.items(), *(("accept", line) for line in accept)]
-    reply = await client.post("/score/batch", content=npy(digits(1)), headers=headers)
+    reply = await shared_client.post("/score/batch", content=npy(digits(1)), headers=headers)
     assert reply.headers["content-type"] == f"application/{form}"
 
 
@@ -255,16 +258,22 @@ def header_of(length: str) -> bytes:
         (header_of("0x" + "f" * 3900) + GOOD[-784:], 422, "wrong-array"),
     ],
 )
-async def test_what_is_no_array_of_images(client: httpx.AsyncClient, content: bytes, status: int, kind: str) -> None:
+@SHARED
+async def test_what_is_no_array_of_images(
+    shared_client: httpx.AsyncClient, content: bytes, status: int, kind: str
+) -> None:
     """Every other body than a whole npy file of uint8 [N, 28, 28] is refused with its reason."""
-    assert_problem(await client.post("/score/batch", content=content, headers=NPY), status, kind)
+    assert_problem(await shared_client.post("/score/batch", content=content, headers=NPY), status, kind)
 
 
 @pytest.mark.parametrize("shape", [(5, 1, 28, 28), (5, 28, 28, 1), (5, 784)])
-async def test_other_shapes_of_the_same_bytes_are_taken(client: httpx.AsyncClient, shape: tuple[int, ...]) -> None:
+@SHARED
+async def test_other_shapes_of_the_same_bytes_are_taken(
+    shared_client: httpx.AsyncClient, shape: tuple[int, ...]
+) -> None:
     """An array with a channel axis, or with flat images, gives the scores of [N, 28, 28]."""
     images = digits(5)
-    assert (await bulk(client, images.reshape(shape))).json() == (await bulk(client, images)).json()
+    assert (await bulk(shared_client, images.reshape(shape))).json() == (await bulk(shared_client, images)).json()
 
 
 UNIT = np.round(digits(3) / 255.0, 3)
@@ -285,17 +294,18 @@ CONVERTED = {
 
 
 @pytest.mark.parametrize("name", CONVERTED)
-async def test_the_hint_for_an_array_is_right(client: httpx.AsyncClient, name: str) -> None:
+@SHARED
+async def test_the_hint_for_an_array_is_right(shared_client: httpx.AsyncClient, name: str) -> None:
     """The conversion in the hint, followed to the letter, gives the image within one grey level."""
     images = CONVERTED[name]
-    document = assert_problem(await bulk(client, images), 422, "wrong-array")
+    document = assert_problem(await bulk(shared_client, images), 422, "wrong-array")
     assert ("big-endian" in document["detail"]) == ("big-endian" in name)
     assert images.dtype.name in document["detail"]
     converted = eval(document["hint"].split(": ")[-1].rstrip("."), {"numpy": np, "images": images})
     wanted = np.where(digits(3) > 127, 255, 0) if name in ("bool", "0 and 1") else digits(3)
     assert converted.dtype == np.uint8
     assert np.abs(converted.astype(int) - wanted).max() <= 1
-    assert (await bulk(client, converted)).status_code == 200
+    assert (await bulk(shared_client, converted)).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -310,9 +320,10 @@ async def test_the_hint_for_an_array_is_right(client: httpx.AsyncClient, name: s
         np.zeros((0, 28, 28), np.float32),
     ],
 )
-async def test_an_uncertain_scale_gets_no_formula(client: httpx.AsyncClient, images: np.ndarray) -> None:
+@SHARED
+async def test_an_uncertain_scale_gets_no_formula(shared_client: httpx.AsyncClient, images: np.ndarray) -> None:
     """If the range of an array does not show its scale, the hint contains no conversion to copy."""
-    assert "numpy." not in assert_problem(await bulk(client, images), 422, "wrong-array")["hint"]
+    assert "numpy." not in assert_problem(await bulk(shared_client, images), 422, "wrong-array")["hint"]
 
 
 async def test_the_range_is_that_of_the_whole_array(client: httpx.AsyncClient) -> None:
@@ -322,25 +333,27 @@ async def test_the_range_is_that_of_the_whole_array(client: httpx.AsyncClient) -
 
 
 @pytest.mark.parametrize("kind", ["", "application/octet-stream"])
-async def test_a_general_content_type_is_taken_for_an_array(client: httpx.AsyncClient, kind: str) -> None:
+@SHARED
+async def test_a_general_content_type_is_taken_for_an_array(shared_client: httpx.AsyncClient, kind: str) -> None:
     """Without a content type, or with a general one, a body that begins as npy is scored, and no other body."""
     headers = {"content-type": kind} if kind else {}
-    assert (await client.post("/score/batch", content=npy(digits(2)), headers=headers)).json()["count"] == 2
-    refused = await client.post("/score/batch", content=b"nonsense", headers=headers)
+    assert (await shared_client.post("/score/batch", content=npy(digits(2)), headers=headers)).json()["count"] == 2
+    refused = await shared_client.post("/score/batch", content=b"nonsense", headers=headers)
     assert_problem(refused, 415, "unsupported-media-type")
 
 
 @pytest.mark.parametrize("fields", [{}, {"alpha": "0.1"}])
 @pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
+@SHARED
 async def test_a_form_without_files_is_a_problem(
-    client: httpx.AsyncClient, fields: dict[str, str], accept: str
+    shared_client: httpx.AsyncClient, fields: dict[str, str], accept: str
 ) -> None:
     """A form that has no file at all was not meant as a batch of nothing."""
     parts = "".join(
         f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n' for name, value in fields.items()
     )
     headers = {"content-type": "multipart/form-data; boundary=b", "accept": accept}
-    reply = await client.post("/score/batch", content=(parts + "--b--\r\n").encode(), headers=headers)
+    reply = await shared_client.post("/score/batch", content=(parts + "--b--\r\n").encode(), headers=headers)
     assert "no file" in assert_problem(reply, 400, "missing-file")["detail"]
 
 

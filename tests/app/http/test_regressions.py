@@ -13,7 +13,7 @@ from app.http import bodies
 from app.http.multipart import read_form
 from app.images import png
 from app.problems import BodyTooLarge
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SHARED
 from tests.requests import assert_problem
 
 CASES = ROOT / "tests" / "cases"
@@ -31,9 +31,10 @@ async def post(client: httpx.AsyncClient, url: str, path: str, headers: dict[str
 
 
 @pytest.mark.parametrize(("file", "name"), [("photo.jpg", "JPEG"), ("photo.webp", "WebP"), ("head-of.heic", "HEIC")])
-async def test_another_format_is_named(client: httpx.AsyncClient, file: str, name: str) -> None:
+@SHARED
+async def test_another_format_is_named(shared_client: httpx.AsyncClient, file: str, name: str) -> None:
     """Without fit, a file of another format that is sent as PNG is 422 and named."""
-    reply = await post(client, "/score", f"08-other-formats-as-png/{file}", PNG)
+    reply = await post(shared_client, "/score", f"08-other-formats-as-png/{file}", PNG)
     document = assert_problem(reply, 422, "not-a-png")
     assert name in document["detail"]
 
@@ -64,11 +65,12 @@ ACCEPT_OF_AXIOS = "application/json, text/plain, */*"
         "text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2",
     ],
 )
-async def test_general_clients_get_the_picture(client: httpx.AsyncClient, zero: bytes, accept: str) -> None:
+@SHARED
+async def test_general_clients_get_the_picture(shared_client: httpx.AsyncClient, zero: bytes, accept: str) -> None:
     """The default headers of axios and Java get the default form of a reconstruction, and `q` counts."""
     assert case("09-axios-accept/headers.txt").decode().split(": ", 1)[1].strip() == ACCEPT_OF_AXIOS
-    scored = (await client.post("/score", content=zero, headers=PNG)).json()
-    reply = await client.get(scored["reconstruction"], headers={"accept": accept})
+    scored = (await shared_client.post("/score", content=zero, headers=PNG)).json()
+    reply = await shared_client.get(scored["reconstruction"], headers={"accept": accept})
     assert (reply.status_code, reply.headers["content-type"]) == (200, "image/png")
 
 
@@ -87,10 +89,11 @@ async def test_the_transfer_encoding_of_java_clients_is_accepted(client: httpx.A
 
 
 @pytest.mark.parametrize("name", ["12-filename-star-only", "s1-preamble"])
-async def test_forms_of_the_rfcs_are_read_on_both_routes(client: httpx.AsyncClient, name: str) -> None:
+@SHARED
+async def test_forms_of_the_rfcs_are_read_on_both_routes(shared_client: httpx.AsyncClient, name: str) -> None:
     """A part with `filename*` alone and a form with a preamble are read."""
-    assert (await post(client, "/score", f"{name}/file.bin", FORM)).status_code == 200
-    reply = await post(client, "/score/batch", f"{name}/files.bin", FORM)
+    assert (await post(shared_client, "/score", f"{name}/file.bin", FORM)).status_code == 200
+    reply = await post(shared_client, "/score/batch", f"{name}/files.bin", FORM)
     assert (reply.status_code, reply.json()["failed"]) == (200, 0)
 
 
@@ -98,11 +101,12 @@ async def test_forms_of_the_rfcs_are_read_on_both_routes(client: httpx.AsyncClie
     ("file", "hint"),
     [("curl-d.png", "--data-binary"), ("utf8.png", "bytes"), ("dataurl.txt", "Decode the base64")],
 )
+@SHARED
 async def test_damage_by_text_modes_gets_the_hint_that_mends_it(
-    client: httpx.AsyncClient, file: str, hint: str
+    shared_client: httpx.AsyncClient, file: str, hint: str
 ) -> None:
     """A PNG that was sent as text is 422 with a hint that names the cause."""
-    document = assert_problem(await post(client, "/score", f"16-text-mode-damage/{file}", PNG), 422, "not-a-png")
+    document = assert_problem(await post(shared_client, "/score", f"16-text-mode-damage/{file}", PNG), 422, "not-a-png")
     assert hint in document["hint"]
 
 
@@ -139,9 +143,12 @@ async def test_a_wrong_checksum_in_a_text_does_not_matter(client: httpx.AsyncCli
 
 @pytest.mark.parametrize(("file", "bits"), [("ten.png", 10), ("twelve.png", 12)])
 @pytest.mark.parametrize("query", ["", "?fit=mnist"])
-async def test_unscaled_16_bit_images_are_named(client: httpx.AsyncClient, file: str, bits: int, query: str) -> None:
+@SHARED
+async def test_unscaled_16_bit_images_are_named(
+    shared_client: httpx.AsyncClient, file: str, bits: int, query: str
+) -> None:
     """10 or 12 bits in 16 are 422, and never scored as an almost black image."""
-    reply = await post(client, f"/score{query}", f"s6-twelve-bits-in-sixteen/{file}", PNG)
+    reply = await post(shared_client, f"/score{query}", f"s6-twelve-bits-in-sixteen/{file}", PNG)
     assert f"{bits} of 16 bits" in assert_problem(reply, 422, "low-bit-depth")["detail"]
 
 

