@@ -135,8 +135,8 @@ class BlockScorer:
             detail = _filled(detail, broken, "the model returned a score that is not finite")
         absent = refused | broken
         names = (None, *self._rule.manifest.reasons)
-        reasons = [names[code] for code in codes.tolist()]
-        verdicts = self._rule.verdicts(scores.tolist(), reasons)
+        verdicts = self._rule.verdicts(scores.tolist(), [names[code] for code in codes.tolist()])
+        reasons = [verdict.reason for verdict in verdicts]
         words = [ANOMALOUS if verdict.is_anomaly else NORMAL for verdict in verdicts]
         for place in np.flatnonzero(absent).tolist():
             words[place], reasons[place] = NOT_SCORED, None

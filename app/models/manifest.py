@@ -12,6 +12,11 @@ Reason = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+LOCAL = "local"
+"""The reason of images whose score is the local signal instead of the mean error. Unlike the images that a guard
+rejects, such an image can be normal, and its verdict then has no reason."""
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -100,7 +105,7 @@ class Manifest(_Frozen):
     alpha: float = Field(gt=0, lt=1)
     threshold: float = Field(gt=0)
     reasons: tuple[Reason, ...]
-    """Names of the guards in the graph: code k is `reasons[k - 1]`; 0 means that no guard decided."""
+    """Names of the guards in the graph, and `LOCAL`: code k is `reasons[k - 1]`; 0 means that none decided."""
     calibration: CalibrationSummary
     metrics: dict[str, Any]
     data: Data

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from app.inference.loader import CHUNKS_AT_ONCE
 from app.inference.version import EMPTY_CHUNK, ChunkScores, ModelVersion
+from app.models.manifest import LOCAL
 from app.problems import InternalError, Problem
 from app.scoring.review.queue import ReviewQueue
 from app.scoring.validity.monitor import ValidityMonitor
@@ -195,7 +196,7 @@ class BatchScorer:
             except InternalError as problem:
                 chunk.problems[valid[index]], scores[index], finite[index] = problem, math.nan, False
         mses = scores.tolist()
-        unguarded = np.fromiter((reason is None for reason in found.reasons), bool, len(found.reasons))
+        unguarded = np.fromiter((reason in {None, LOCAL} for reason in found.reasons), bool, len(found.reasons))
         self._validity.add(job.version, scores[finite & unguarded])
         ids: list[str | None] = [None] * len(valid)
         began = time.perf_counter()

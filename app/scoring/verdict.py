@@ -13,7 +13,7 @@ from pydantic_core import to_json
 
 from app.images.fit import Fitted as Prepared
 from app.models.calibration import Calibration, CalibrationError
-from app.models.manifest import Manifest
+from app.models.manifest import LOCAL, Manifest
 from app.problems import UnsupportedAlpha
 
 NEAR = 1e-5
@@ -62,7 +62,7 @@ class Verdict(NamedTuple):
         mse: the anomaly score; finite.
         p_value: (1 + number of calibration scores at least as high) / (n + 1).
         is_anomaly: whether the score is strictly above the threshold.
-        reason: the guard that decided, or None.
+        reason: the guard that decided, `local` if the image is anomalous by its local signal, or None.
     """
 
     mse: float
@@ -102,7 +102,8 @@ class DecisionRule:
 
     def verdict(self, mse: float, p_value: float, reason: str | None) -> Verdict:
         """Return the verdict on an image with the score `mse`."""
-        return Verdict(mse, p_value, mse > self.threshold, reason)
+        is_anomaly = mse > self.threshold
+        return Verdict(mse, p_value, is_anomaly, reason if is_anomaly or reason != LOCAL else None)
 
     def verdicts(self, mses: Sequence[float], reasons: Sequence[str | None]) -> list[Verdict]:
         """Return the verdicts on N images from their scores."""

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.models.calibration import CalibrationError, needed
-from training.evaluation.calibrate import band, calibrate, count_band, score, smallest_alpha
+from training.evaluation.calibrate import band, calibrate, check_guards, count_band, score, smallest_alpha
 
 # So rare that a test that draws thousands of times never meets it by chance.
 SURELY = 1 - 1e-9
@@ -87,3 +87,12 @@ def test_the_smallest_alpha_works_and_a_smaller_one_does_not(n: int, confidence:
 def test_no_alpha_works_without_images() -> None:
     """Without images there is no rate."""
     assert smallest_alpha(0) is None
+
+
+def test_a_local_signal_is_no_guard():
+    """Calibration images whose score is the local signal are not counted as rejected, and do not fail a calibration."""
+    scores, reason = np.array([0.1, 0.2, 0.3, 4.0], np.float32), np.array([0, 3, 3, 1], np.int8)
+    names = ("empty", "too_much_ink", "local")
+    assert check_guards(scores, reason, names, threshold=0.3, guard_error=4.0) == {"empty": 1}
+    with pytest.raises(CalibrationError, match="empty 1"):
+        check_guards(scores, reason, names, threshold=4.0, guard_error=4.0)

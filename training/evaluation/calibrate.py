@@ -16,7 +16,7 @@ from scipy import stats
 
 from app.inference.detector import Detector
 from app.models.calibration import Calibration, CalibrationError, needed
-from app.models.manifest import CalibrationSummary
+from app.models.manifest import LOCAL, CalibrationSummary
 
 BAND_LEVEL = 0.99
 
@@ -45,7 +45,7 @@ def guard_counts(reason: NDArray[np.int8], names: Sequence[str]) -> dict[str, in
         reason: code of each image, int8 [n]; code k means `names[k - 1]`.
         names: names of the guards.
     """
-    counts = {name: int((reason == code).sum()) for code, name in enumerate(names, 1)}
+    counts = {name: int((reason == code).sum()) for code, name in enumerate(names, 1) if name != LOCAL}
     return {name: count for name, count in counts.items() if count}
 
 
@@ -70,7 +70,8 @@ def check_guards(
         CalibrationError: the threshold is not below the score of rejected images, which would then be normal.
     """
     counts = guard_counts(reason, names)
-    if counts and threshold >= scores[reason > 0].min():
+    rejected = np.isin(reason, [code for code, name in enumerate(names, 1) if name != LOCAL])
+    if counts and threshold >= scores[rejected].min():
         raise CalibrationError(
             f"{describe_guard_counts(counts, len(scores))}, so many that no image would be anomalous: "
             "give bright strokes on a dark background, or remove these images"

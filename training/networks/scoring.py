@@ -6,9 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from training.networks.gradients import SIDE, OrientedGradients
+from training.networks.local import LocalSignal
 
 REASONS = ("empty", "too_much_ink")
 """Names of the guards, in the order of their codes."""
+LOCAL_CODE = 3
+"""Code of images whose score is the local signal. Its name in the manifest is `app.models.manifest.LOCAL`."""
 SCORE_SPACE = (
     "strengths of the edges by direction and place, pooled to 14x14 cells and scaled to unit energy, "
     "divided by the image's mean strength"
@@ -39,6 +42,7 @@ class StandardisedScoring(nn.Module):
         most_ink: float,
         guard_error: float,
         own_background: bool = False,
+        local: LocalSignal | None = None,
     ) -> None:
         """Combine the parts.
 
@@ -49,6 +53,7 @@ class StandardisedScoring(nn.Module):
             most_ink: maximum sum; above it the reason is `too_much_ink`.
             guard_error: error of every pixel of an image that a guard rejects.
             own_background: whether ink is the difference from the median of the image's border, and not from black.
+            local: second signal. If it is larger than the mean error, it is the score.
         """
         super().__init__()
         self.standardise = standardise
@@ -57,6 +62,7 @@ class StandardisedScoring(nn.Module):
         self.most_ink = most_ink
         self.guard_error = guard_error
         self.own_background = own_background
+        self.local = local
         self.cells = standardise.pool.shape[0]
         side = torch.arange(SIDE) * self.cells // SIDE
         self.register_buffer("cell_of_pixel", (side[:, None] * self.cells + side).flatten())
@@ -66,7 +72,8 @@ class StandardisedScoring(nn.Module):
 
         Returns:
             mse float32 [N], reconstruction float32 [N, 1, 28, 28] in 0..1, error map float32 [N, 28, 28], and reason
-            int8 [N]: 0, or the guard's code. The mean of the error map is the mse.
+            int8 [N]: 0, the guard's code, or `LOCAL_CODE`. The mean of the error map is the mse: the map of an image
+            whose score is the local signal is scaled up to it.
         """
         count = images.shape[0]
         pixels = images.squeeze(1).to(torch.float32) / 255.0
@@ -85,6 +92,11 @@ class StandardisedScoring(nn.Module):
         ink = ground.sum(dim=(1, 2))
         reason = (ink < self.least_ink).to(torch.int8) + 2 * (ink > self.most_ink).to(torch.int8)
         errors = errors.masked_fill((reason > 0)[:, None, None], self.guard_error)
+        if self.local is not None:
+            mean, local = errors.mean(dim=(1, 2)), self.local(errors)
+            decides = (local > mean) & (reason == 0)
+            errors = torch.where(decides[:, None, None], errors * (local / mean)[:, None, None], errors)
+            reason = reason + 3 * decides.to(torch.int8)
         error_map = errors.flatten(1).index_select(1, self.cell_of_pixel).view(pixels.shape)
         return error_map.mean(dim=(1, 2)), drawing[:count].view(images.shape), error_map, reason
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from app.inference.detector import Detector
 from app.models.calibration import CalibrationError
-from app.models.manifest import Manifest, Preparation, Recalibration
+from app.models.manifest import LOCAL, Manifest, Preparation, Recalibration
 from app.models.repository import Artifact, Repository, RepositoryError
 from training.evaluation.calibrate import BAND_LEVEL, calibrate, check_guards, guard_error, score_with_reasons
 from training.evaluation.figures import INTERVAL_LEVEL, proportion
@@ -132,7 +132,11 @@ def _own_scores(artifact: Artifact) -> tuple[NDArray[np.float32], NDArray[np.int
     # A version contains only the scores: the guard error identifies rejected images, but not which guard it was.
     scores = np.asarray(artifact.calibration.scores, np.float32)
     of_rejected = np.float32(guard_error(artifact.manifest.recipe.parameters))
-    return scores, (scores == of_rejected).astype(np.int8), [" or ".join(artifact.manifest.reasons)]
+    return (
+        scores,
+        (scores == of_rejected).astype(np.int8),
+        [" or ".join(name for name in artifact.manifest.reasons if name != LOCAL)],
+    )
 
 
 def _recalibration(origin: Manifest, images: NDArray[np.uint8] | None) -> Recalibration:

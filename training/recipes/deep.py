@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from app.models.manifest import LOCAL
 from training.networks.autoencoders import DenseAutoencoder
-from training.networks.gradients import in_chunks
+from training.networks.gradients import CHUNK, in_chunks
+from training.networks.local import LocalSignal
 from training.networks.scoring import REASONS, SCORE_SPACE, StandardisedScoring, rounded
 from training.recipes import standardised
 from training.recipes.contract import Progress, Recipe, TrainingError
@@ -42,9 +45,9 @@ def fit_deep(
     Args:
         images: normal images, uint8 [n, 28, 28].
         parameters: `standardisation`, `guards`, `components`, `widths`, `brush`, `damage`, `precision`,
-            `learning_rate`, `weight_decay`, `batch_size`, `epochs`. `brush` is the hidden width of the pixel decoder.
-            The precision `bfloat16` is used on devices that multiply in it, and float32 elsewhere: the loss is the
-            same to four digits.
+            `learning_rate`, `weight_decay`, `batch_size`, `epochs`, and optionally `local`. `brush` is the hidden width
+            of the pixel decoder. The precision `bfloat16` is used on devices that multiply in it, and float32
+            elsewhere: the loss is the same to four digits. `local` adds the signal of `training.networks.local`.
         seed: seed of the weights, the corruption and the order.
         device: device to train on.
         progress: callback for each epoch; the loss is the mean squared error in the standardised space.
@@ -58,7 +61,18 @@ def fit_deep(
         torch.manual_seed(seed)
         autoencoder = DenseAutoencoder(normal.subspace, parameters["widths"], parameters["brush"]).to(device)
     train_denoising(autoencoder, normal.standardise, normal.pixels, parameters, seed=seed, progress=progress)
-    return StandardisedScoring(normal.standardise, rounded(autoencoder), **parameters["guards"]).eval()
+    scoring = StandardisedScoring(normal.standardise, rounded(autoencoder), **parameters["guards"]).eval()
+    if "local" in parameters:
+        scoring.local = LocalSignal.of(_errors(scoring, images, device), **parameters["local"])
+    return scoring
+
+
+def _errors(scoring: StandardisedScoring, images: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """Return the squared errors of images, uint8 [n, 28, 28], per cell: float32 [n, cells, cells]."""
+    step = images.shape[1] // scoring.cells
+    with torch.inference_mode():
+        chunks = torch.split(torch.from_numpy(np.ascontiguousarray(images))[:, None], CHUNK)
+        return torch.cat([scoring(chunk.to(device))[2][:, ::step, ::step] for chunk in chunks]).clone()
 
 
 def corrupt_strokes(
@@ -169,4 +183,13 @@ DEEP = Recipe(
     },
     score_space=SCORE_SPACE,
     reasons=REASONS,
+)
+
+DEEP_LOCAL = replace(
+    DEEP,
+    name="deep-local",
+    summary="`deep` with a second, local signal for small defects",
+    parameters={**DEEP.parameters, "local": {"window": 3, "floor": 1.0, "share": 0.5, "alpha": 0.01}},
+    score_space=f"{SCORE_SPACE}; the mean, or the largest window of 3x3 cells, each in units of its own spread",
+    reasons=(*REASONS, LOCAL),
 )

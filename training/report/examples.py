@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from app.inference.detector import Detector
 from training.evaluation.probes import Probe
+from training.networks.scoring import LOCAL_CODE
 from training.report.pictures import Example
 
 TitledImages = Sequence[tuple[str, NDArray[np.uint8]]]
@@ -100,7 +101,7 @@ def reconstruct(
             error_map=detections.error_map[row],
             mse=float(detections.mse[row]),
             flagged=bool(detections.mse[row] > threshold),
-            guarded=bool(detections.reason[row]),
+            guarded=0 < int(detections.reason[row]) < LOCAL_CODE,
             reference=of_reference[row],
         )
         for row, (title, image) in enumerate(chosen)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from app.models.calibration import needed
-from app.models.manifest import Manifest, Preparation
+from app.models.manifest import LOCAL, Manifest, Preparation
 from training.evaluation.calibrate import describe_guard_counts
 from training.report.limits import limits
 
@@ -25,7 +25,7 @@ def origin_section(manifest: Manifest) -> str:
         "tested on": f"{manifest.metrics['test']}: {data.test_normal:,} normal and {data.test_anomalous:,} anomalous",
         "recipe": f"`{recipe.name}`, seed {recipe.seed}",
         "space of the squared errors": manifest.score_space,
-        "guards": ", ".join(f"`{reason}`" for reason in manifest.reasons) or "none",
+        "guards": ", ".join(f"`{reason}`" for reason in manifest.reasons if reason != LOCAL) or "none",
         "made": f"{manifest.created_at:%Y-%m-%d %H:%M} UTC on {manifest.device}, torch {manifest.torch_version}, "
         f"code {manifest.code_version}",
     }

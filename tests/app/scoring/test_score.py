@@ -145,3 +145,10 @@ def test_ids_are_fresh_and_of_one_form():
     assert len({key[12:] for key in ids}) == 10_000
     assert {len(key) for key in ids} == {44}
     assert all(set(key) <= set("0123456789abcdef") for key in ids)
+
+
+def test_a_local_signal_is_a_reason_for_anomalies_only() -> None:
+    """A normal image has no reason, although its score is the local signal; a guard is always named."""
+    assert RULE.verdict(0.26, 0.4, "local").reason == "local"
+    assert RULE.verdict(0.24, 0.6, "local").reason is None
+    assert RULE.verdict(0.24, 0.6, "empty").reason == "empty"
