@@ -138,6 +138,21 @@ def test_the_command_scores_with_a_service(installed: Path, project: Path, make_
             assert words in done.stdout
 
 
+def test_the_command_labels_images_without_a_checkout(installed: Path, project: Path, tmp_path: Path) -> None:
+    """The installed command shows and labels the images of a review folder, without numpy and Pillow."""
+    group = tmp_path / "review" / "queue" / "zero" / "random"
+    group.mkdir(parents=True)
+    shutil.copy(EXAMPLES / "zero.png", group / "a.png")
+    (group / "a.json").write_text('{"id": "a", "chosen": "random"}\n')
+    (tmp_path / "labels.csv").write_text("id,label\na,normal\n")
+    command = [str(installed / "anomaly"), "review", str(tmp_path / "review")]
+    for arguments in (["--sheet", str(tmp_path / "sheet.html")], ["--labels", str(tmp_path / "labels.csv")]):
+        done = run([*command, *arguments], project)
+        assert done.returncode == 0, done.stderr
+    assert "<code>a</code>" in (tmp_path / "sheet.html").read_text()
+    assert (tmp_path / "review" / "labelled" / "zero" / "normal" / "a.png").is_file()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
