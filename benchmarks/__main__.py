@@ -249,7 +249,7 @@ def fairness(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path)
     try:
         measure()
         print(f"{model}, fairness", flush=True)
-        return interleaved({"alone": measure, "beside two batch clients": loaded}, chosen.rounds)
+        return interleaved({"alone": measure, "with two batch clients": loaded}, chosen.rounds)
     finally:
         server.stop()
 

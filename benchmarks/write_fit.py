@@ -153,7 +153,7 @@ def _refusals(outcomes: dict[str, Outcome], count: int) -> Iterator[str]:
     yield "| --- | ---: | --- |"
     for name in REFUSALS:
         found = outcomes[name]
-        reasons = "; ".join(f"{words} ({often})" for words, often in found.reasons.most_common())
+        reasons = "<br>".join(f"{words} ({often})" for words, often in found.reasons.most_common())
         yield f"| {name} | {sum(found.refused)} of {2 * count} | {reasons} |"
 
 

@@ -37,7 +37,7 @@ class Retry:
 
         Args:
             error: error of the last attempt.
-            attempt: number of that attempt, from 0.
+            attempt: number of the last attempt, counted from 0.
             elapsed: seconds since the first attempt began.
             uniform: function that draws a number between two others. Default: `random.uniform`.
         """

@@ -22,7 +22,7 @@ from app.telemetry.metrics import stage_times
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _MAX_UNSENT_BYTES = 32 * 1024 * 1024
-"""Maximum number of bytes of an NDJSON reply that wait for the client. The lines of a body of 128 MiB have 16 MiB."""
+"""Maximum number of bytes of an NDJSON reply that wait for the client. A request of 128 MiB has 16 MiB of lines."""
 _READ = "Read the reply while you send the body, or send fewer images per request."
 
 

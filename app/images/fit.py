@@ -1,11 +1,10 @@
-"""From a picture of one handwritten digit to 28x28 pixels made as MNIST's were: `fit=mnist`.
+"""Converts a picture of one handwritten digit to 28x28 pixels in the form of MNIST: `fit=mnist`.
 
-Knows: the order of the steps, which components are the digit, cropping, centring. Does not know: file formats, models,
-HTTP.
+Scope: the order of the steps, cropping, centring. Independent of file formats, models and HTTP.
 
-MNIST's digits are bright on black, scaled so that the longer side has 20 pixels, with the centre of mass at a fixed
-place of the 28x28 field. The place was measured on MNIST itself: pixel index 14.0 both ways, not the middle 13.5; half
-a pixel doubles the false positives. `docs/fit.md` states the contract and has the figures.
+The digits of MNIST are bright on black. Their longer side has 20 pixels, and their centre of mass has a fixed position
+in the 28x28 pixels. On MNIST itself, this position was measured as pixel index 14.0 in both directions, not the middle
+13.5. A shift by half a pixel doubles the false-positive rate. `docs/fit.md` contains the contract and the figures.
 """
 
 from __future__ import annotations
@@ -23,25 +22,25 @@ from app.images.search import HALO, LEAST_CONTRAST, Digit, Search, search
 from app.problems import BlankImage
 
 _BOX = 20
-"""The longer side of a digit in MNIST, in pixels."""
+"""Longer side of a digit in MNIST, in pixels."""
 _CENTRE = 14.0
-"""Where MNIST has a digit's centre of mass, as a 0-based pixel index."""
+"""Position of the centre of mass of a digit in MNIST, as a 0-based pixel index."""
 _WORKING_SIDE = 640
-"""A longer image is averaged down by a whole factor first: 32 pixels for each one that is left are plenty."""
+"""Maximum longer side, in pixels; a larger image is first reduced by an integer factor. This is 32 times `_BOX`."""
 _INK = 0.1
 """Share of the full contrast from which a pixel counts as stroke."""
 
 _THIN = 0.08
-"""Width of strokes, as a share of the digit's extent, to which thinner strokes are widened: 1.6 of MNIST's pixels."""
+"""Minimum width of strokes, as a share of the digit's extent: 1.6 pixels of MNIST. Thinner strokes are widened."""
 
 Floats = NDArray[np.float32]
 Box = tuple[int, int, int, int]
-"""Left, top, right, bottom, right and bottom outside."""
+"""Left, top, right, bottom. Right and bottom are exclusive."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ignored:
-    """What was left out.
+    """The components and lines that are not part of the digit.
 
     Attributes:
         components: number of connected components and printed lines.
@@ -54,14 +53,13 @@ class Ignored:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """An image as MNIST would have it, and what was done to get there.
+    """An image in the form of MNIST, and the changes that were made.
 
     Attributes:
         pixels: uint8 [28, 28] as bytes.
-        inverted: the image was dark on bright, and was turned round.
-        crop: left, top, right, bottom of the digit in the image as a viewer shows it, in pixels, right and bottom
-            outside.
-        ignored: what was left out; None if nothing could be left out.
+        inverted: whether the image was dark on bright, and was inverted.
+        crop: box of the digit, in pixels of the image in its EXIF orientation.
+        ignored: the parts that are not the digit; None if nothing was left out.
     """
 
     pixels: bytes
@@ -74,11 +72,11 @@ def fit(content: bytes, max_pixels: int) -> Fitted:
     """Find the digit on an image, scale it to 20 pixels and centre it by mass.
 
     Args:
-        content: the whole file, PNG, JPEG or WebP; any size, grey or not.
-        max_pixels: a file that declares more is refused before it is decompressed.
+        content: a complete PNG, JPEG or WebP file, of any size, grey or in colour.
+        max_pixels: maximum number of pixels. A file that declares more is rejected before it is decompressed.
 
     Raises:
-        InvalidImage: one of its kinds says what is wrong: `BlankImage` and `AmbiguousImage` besides those of a format.
+        InvalidImage: `BlankImage`, `AmbiguousImage`, or a subclass for an error of the file format.
         EmptyBody: the content is empty.
     """
     picture = read(content, max_pixels, _WORKING_SIDE)
@@ -106,7 +104,7 @@ def fit(content: bytes, max_pixels: int) -> Fitted:
 
 
 def _strength(digit: Digit) -> tuple[Floats, Box]:
-    """Return how much stroke each pixel is, 0..1, and the box around the digit."""
+    """Return the share of ink of each pixel, 0..1, and the box of the digit."""
     choice = digit.choice
     core = digit.found.mask(choice.chosen)
     left_out = (digit.found.labels >= 0) & ~core
@@ -122,14 +120,14 @@ def _strength(digit: Digit) -> tuple[Floats, Box]:
 
 
 def _share_left_out(found: Search, grey: Floats) -> float:
-    """Return the share of all ink that is not the digit's: other components and printed lines."""
+    """Return the share of all ink that belongs to other components and printed lines."""
     lines = np.abs(found.plain - grey) / (np.maximum(found.plain, 16) if found.dark else 255.0)
     left_out = float(found.digit.found.mass[~found.digit.choice.chosen].sum()) + float(lines.sum())
     return round(left_out / (left_out + found.digit.mass), 4)
 
 
 def _scaled(ink: Floats, crop: tuple[int, int, int, int]) -> Floats:
-    """Return the cropped strokes with the longer side at 20 pixels, each pixel the average of what it covers."""
+    """Return the cropped strokes with a longer side of 20 pixels; each pixel is the average of the area it covers."""
     width, height = crop[2] - crop[0], crop[3] - crop[1]
     scale = _BOX / max(width, height)
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -138,7 +136,7 @@ def _scaled(ink: Floats, crop: tuple[int, int, int, int]) -> Floats:
 
 
 def _centred(strokes: Floats) -> bytes:
-    """Place strokes in the 28x28 field with their centre of mass at index 14.0, as far as they stay inside it."""
+    """Place strokes in 28x28 pixels with their centre of mass at index 14.0, or as close as they fit."""
     height, width = strokes.shape
     mass = float(strokes.sum())
     row = float(strokes.sum(1) @ np.arange(height)) / mass
@@ -146,7 +144,7 @@ def _centred(strokes: Floats) -> bytes:
     top = min(max(_CENTRE - row, 0.0), SIDE - height)
     left = min(max(_CENTRE - column, 0.0), SIDE - width)
     field = np.zeros((SIDE + 1, SIDE + 1), np.float32)
-    # A shift by a fraction of a pixel: each pixel is shared out among the four that it then covers.
+    # A shift by a fraction of a pixel distributes each pixel over the four pixels that it then covers.
     down, right = top - int(top), left - int(left)
     for rows, columns, share in (
         (0, 0, (1 - down) * (1 - right)),

@@ -75,7 +75,7 @@ _TEXTS = (
     ),
     (re.compile(rb"[{\[]"), "the body is JSON", "Send the bytes of the PNG as the body, not JSON."),
 )
-"""Starts of texts in lower case. An empty hint stands for the conversion to PNG."""
+"""Pattern of the first bytes in lower case, detail and hint. An empty hint stands for the conversion to PNG."""
 
 
 def describe(content: bytes, conversion: str) -> tuple[str, str]:

@@ -39,7 +39,7 @@ def score_with_reasons(
 
 
 def guard_counts(reason: NDArray[np.int8], names: Sequence[str]) -> dict[str, int]:
-    """Return the number of images that each guard rejected, without guards that rejected none.
+    """Return the number of images that each guard rejected. Guards that rejected no image are left out.
 
     Args:
         reason: code of each image, int8 [n]; code k means `names[k - 1]`.

@@ -140,7 +140,7 @@ async def encoded_chunks(
     Args:
         elements: encoded images.
         size: number of images per chunk.
-        decode: decodes one of them.
+        decode: decodes one image.
         largest: maximum number of bytes of an image.
 
     Raises:
