@@ -103,7 +103,7 @@ class ScoreParameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    alpha: float | None = Field(None, gt=0, lt=1)
+    alpha: float | None = Field(None, gt=0, lt=1, strict=True)
     fit: Fit | None = None
     """None: of encoded images, the preparation of the version; raw pixels are not prepared."""
 

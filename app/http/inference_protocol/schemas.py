@@ -131,13 +131,14 @@ class PredictResponse(_Document):
     predictions: list[Prediction]
 
 
+_FLAG = {"type": ["boolean", "null"]}
 _PARAMETERS = {
     "type": "object",
     "properties": {
-        "alpha": {"type": "number", "description": "False-positive rate of the verdicts"},
+        "alpha": {"type": ["number", "null"], "description": "False-positive rate of the verdicts"},
         "fit": {
-            "type": "string",
-            "enum": ["strict", "mnist", "resize"],
+            "type": ["string", "null"],
+            "enum": ["strict", "mnist", "resize", None],
             "description": "As for POST /score; encoded images only",
         },
     },
@@ -147,10 +148,10 @@ INFER_BODY: dict[str, Any] = {
         "type": "object",
         "required": ["inputs"],
         "properties": {
-            "id": {"type": "string"},
+            "id": {"type": ["string", "null"]},
             "parameters": {
                 **_PARAMETERS,
-                "properties": {**_PARAMETERS["properties"], "binary_data_output": {"type": "boolean"}},  # type: ignore[dict-item]
+                "properties": {**_PARAMETERS["properties"], "binary_data_output": _FLAG},  # type: ignore[dict-item]
             },
             "inputs": {
                 "type": "array",
@@ -163,13 +164,13 @@ INFER_BODY: dict[str, Any] = {
                         "name": {"type": "string", "enum": ["images"]},
                         "shape": {"type": "array", "items": {"type": "integer"}},
                         "datatype": {"type": "string", "enum": ["UINT8", "BYTES"]},
-                        "data": {"type": "array", "items": {}},
+                        "data": {"type": ["array", "null"], "items": {}},
                         "parameters": {"type": "object", "properties": {"binary_data_size": {"type": "integer"}}},
                     },
                 },
             },
             "outputs": {
-                "type": "array",
+                "type": ["array", "null"],
                 "items": {
                     "type": "object",
                     "required": ["name"],
@@ -178,7 +179,7 @@ INFER_BODY: dict[str, Any] = {
                             "type": "string",
                             "enum": ["mse", "is_anomaly", "p_value", "reason", "reconstruction", "error_map"],
                         },
-                        "parameters": {"type": "object", "properties": {"binary_data": {"type": "boolean"}}},
+                        "parameters": {"type": "object", "properties": {"binary_data": _FLAG}},
                     },
                 },
             },

@@ -107,12 +107,6 @@ async def v1_models(services: ServicesDep) -> schemas.ModelNames:
     return schemas.ModelNames(models=services.registry.names())
 
 
-@router.get("/v1/models/{name}", responses=_errors(404, 422, 503), summary="Is a model ready? (v1)")
-async def v1_model_ready(services: ServicesDep, name: str) -> schemas.ModelReady:
-    """Return 200 if the current version of the model is loaded, else 503."""
-    return await _ready(services, name)
-
-
 _STATUSES = (400, 404, 408, 413, 415, 422, 500, 503, 504)
 
 
@@ -156,6 +150,13 @@ async def v2_version_infer(services: ServicesDep, name: str, version: str) -> Re
 async def v1_predict(services: ServicesDep, name: str) -> Response:
     """Score the images in `instances`: arrays of 28x28 grey levels, or `{"b64": "..."}` with a PNG each."""
     return Direct(functools.partial(services.infer.predict, _reference(name)))
+
+
+# After `:predict`: a path matches the routes in their order, and `name` takes a colon as well.
+@router.get("/v1/models/{name}", responses=_errors(404, 422, 503), summary="Is a model ready? (v1)")
+async def v1_model_ready(services: ServicesDep, name: str) -> schemas.ModelReady:
+    """Return 200 if the current version of the model is loaded, else 503."""
+    return await _ready(services, name)
 
 
 def _reference(name: str, version: str | None = None) -> str:
