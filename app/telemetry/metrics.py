@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -21,6 +23,8 @@ from app import __version__
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _BATCH_SECONDS = (0.001, 0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_EXEMPLAR_SECONDS = 1.0
+"""Minimum time between two exemplars of a bucket."""
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 _MSE = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 4.0)
 _ALERTED_PROBLEMS = ("overloaded", "internal-error", "deadline-exceeded", "model-unavailable")
@@ -148,16 +152,28 @@ class Metrics:
         )
         # Looking up a child by its labels costs more than counting.
         self._request_children: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._next_exemplars: dict[tuple[str, int], float] = {}
         self._model_children: dict[str, tuple[Counter, Counter, Histogram]] = {}
 
     def request(self, route: str, status: int, seconds: float, trace_id: str | None = None) -> None:
-        """Count one answered request. The id of its trace becomes the exemplar of its bucket."""
+        """Count one answered request. Once per second, the id of its trace becomes the exemplar of its bucket."""
         children = self._request_children.get((route, status))
         if children is None:
             children = self._requests.labels(route, status), self._seconds.labels(route)
             self._request_children[route, status] = children
         children[0].inc()
-        children[1].observe(seconds, None if trace_id is None else {"trace_id": trace_id})
+        if trace_id is None or not self._needs_exemplar(route, seconds):
+            children[1].observe(seconds)
+        else:
+            children[1].observe(seconds, {"trace_id": trace_id})
+
+    def _needs_exemplar(self, route: str, seconds: float) -> bool:
+        # Setting an exemplar takes longer than counting the request, and a scraper reads it every few seconds.
+        bucket, now = (route, bisect_left(_SECONDS, seconds)), time.monotonic()
+        if now < self._next_exemplars.get(bucket, 0.0):
+            return False
+        self._next_exemplars[bucket] = now + _EXEMPLAR_SECONDS
+        return True
 
     def problem(self, type: str | None, cause: str | None = None) -> None:
         """Count one request that was answered with a problem, and its cause. None is not counted."""

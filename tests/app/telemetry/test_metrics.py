@@ -43,6 +43,7 @@ def test_only_a_traced_request_has_an_exemplar() -> None:
     """The bucket of a traced request names its trace in OpenMetrics. The text format has no place for that."""
     counted = Metrics()
     counted.request("/score", 200, 0.003, "ab" * 16)
+    counted.request("/score", 200, 0.003, "cd" * 16)  # within a second of the one before
     counted.request("/score", 200, 0.3)
     text, open_metrics = (counted.exposition(each).decode() for each in metrics.FORMATS)
     found = {
