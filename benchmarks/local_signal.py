@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from app.inference.detector import Detector
 from app.models.repository import Repository
-from benchmarks.further import DEFECTS
+from benchmarks import further
 from training.data.dataset import Dataset
 from training.data.loaders import load
 from training.data.splits import SPLITS
@@ -35,6 +35,15 @@ HALVINGS = 5
 """Number of random halves of the held-out normal images, seeds 0 to 4; figures are means over them."""
 ALPHA = 0.01
 Images = NDArray[np.uint8]
+
+
+def whole_line(image: Images, _: np.random.Generator) -> Images:
+    """Draw a vertical line of one pixel from top to bottom."""
+    image[:, 14] = 255
+    return image
+
+
+DEFECTS = {**further.DEFECTS, "line from top to bottom": whole_line}
 Maps = NDArray[np.float32]
 Scores = NDArray[np.float64]
 
@@ -151,6 +160,9 @@ VARIANTS: dict[str, Local | Worst] = {
     "both, window of 2, a fifth": Local(window=2, share=0.2),
     "both, spreads of the training images": Local(trained=True),
     "both, window of 3, floor 1, spreads of the training images": Local(window=3, floor=1.0, trained=True),
+    "both, floor 0.2, spreads of the training images": Local(floor=0.2, trained=True),
+    "both, floor 0.2, a fifth, spreads of the training images": Local(floor=0.2, share=0.2, trained=True),
+    "both, floor 0.2, four fifths, spreads of the training images": Local(floor=0.2, share=0.8, trained=True),
     "both, window of 2, spreads of the training images": Local(window=2, trained=True),
     "both, window of 2, a fifth, spreads of the training images": Local(window=2, share=0.2, trained=True),
 }

@@ -189,7 +189,7 @@ DEEP_LOCAL = replace(
     DEEP,
     name="deep-local",
     summary="`deep` with a second, local signal for small defects",
-    parameters={**DEEP.parameters, "local": {"window": 3, "floor": 1.0, "share": 0.5, "alpha": 0.01}},
-    score_space=f"{SCORE_SPACE}; the mean, or the largest window of 3x3 cells, each in units of its own spread",
+    parameters={**DEEP.parameters, "local": {"window": 1, "floor": 0.2, "share": 0.5, "alpha": 0.01}},
+    score_space=f"{SCORE_SPACE}; the mean, or the largest cell in units of its own spread",
     reasons=(*REASONS, LOCAL),
 )

@@ -17,6 +17,11 @@ def limits(manifest: Manifest, label_names: Sequence[str]) -> Iterator[str]:
     yield "A p-value is the share of normal images with at least this score, not the probability of an anomaly."
     yield "The threshold does not depend on anomalies; the recall depends on the kind of anomaly."
     yield from _label_limits(manifest.metrics, label_names)
+    if manifest.data.name == "mnist":
+        yield (
+            "Printed digits are another population than handwriting, and some of them are normal although they are "
+            "other digits. docs/benchmark.md has the numbers for the model `zero`: mostly sixes are missed."
+        )
     alpha, probes = f"{manifest.alpha:g}", manifest.metrics["probes"]
     if probes and alpha in probes[0]["flagged"]:
         shares = {(probe["kind"], probe["name"]): probe["flagged"][alpha] for probe in probes}
