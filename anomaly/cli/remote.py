@@ -27,7 +27,7 @@ class Remote:
 
     def __init__(self, connection: Connection, verdict: Verdict) -> None:
         key = api_key(connection.key_file)
-        # A wrong address is an error at once; only a service that was reached before is waited for.
+        # A wrong address is an error at once. Retries are for a service that was reached before.
         known: tuple[Model, ...] = ()
         with Client(connection.url, api_key=key, retry=NO_RETRY) as once, suppress(Problem):
             known = once.models()

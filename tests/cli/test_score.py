@@ -364,7 +364,7 @@ def test_training_is_mounted(anomaly: Anomaly, in_process: Anomaly, tmp_path: Pa
     assert in_process("promote", "zero-article", "1", "--model-store", tmp_path / "none").returncode == 2
 
 
-@pytest.mark.parametrize("command", ["score", "watch", "bulk", "pull", "serve", "validity"])
+@pytest.mark.parametrize("command", ["score", "watch", "bulk", "pull", "serve", "review", "validity"])
 def test_the_help_has_no_broken_lines(in_process: Anomaly, command: str) -> None:
     """A line of a paragraph ends only where the next word does not fit."""
     above, _, boxes = in_process(command, "--help").stdout.partition("╭")

@@ -191,7 +191,7 @@ class InferHandler:
                         job.version, image, job.rule, decoded=True, store=False, decode_seconds=seconds, trace=trace
                     )
                 )
-                seconds = 0.0  # of the first image: they were decoded together
+                seconds = 0.0  # the images were decoded together, so the first one carries the time
             results = await asyncio.gather(*futures)
         finally:
             for future in futures:

@@ -61,8 +61,8 @@ class Validity(BaseModel):
         description="`changed` remains until another version is current; `watch` ends when the evidence falls"
     )
     reason: str | None = Field(description="Null if the status is `valid`")
-    evidence_log10: float = Field(description="Base-10 logarithm of the evidence for a change now; 0 is none")
-    peak_log10: float = Field(description="Its maximum since the start")
+    evidence_log10: float = Field(description="Base-10 logarithm of the evidence for a change now; 0 means no evidence")
+    peak_log10: float = Field(description="Maximum of the evidence since the start of the stream")
     limit_log10: float = Field(description="The status is `changed` if the maximum reaches this value")
     p_value: float = Field(
         description="Probability of at least this maximum, at any time, if nothing has changed: valid at all times"
