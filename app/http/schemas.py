@@ -73,7 +73,10 @@ class ScoreResponse(BaseModel):
     alpha: float = Field(description="False-positive rate of the threshold")
     p_value: float = Field(description="(1 + calibration scores at least as high) / (n + 1)")
     is_anomaly: bool
-    reason: str | None = Field(description="The guard that decided the verdict, for example `empty`; null if none did")
+    reason: str | None = Field(
+        description="The guard that decided the verdict, for example `empty`; `local` if the largest local error of a "
+        "model with a local signal decided; null if the mean error did"
+    )
     reconstruction: str | None = Field(description="Path of the reconstruction; null if the store failed")
     fitted: Fitted | None = Field(None, description="The changes to the image; not with `fit=strict`")
     reconstruction_png: str | None = Field(

@@ -20,6 +20,7 @@ from pydantic_core import to_json
 from app.concurrency.batcher import Resolve
 from app.images import pictures, png
 from app.inference.version import Detection, ModelVersion
+from app.models.manifest import LOCAL
 from app.problems import InternalError
 from app.scoring.review.queue import ReviewQueue
 from app.scoring.validity.monitor import ValidityMonitor
@@ -28,6 +29,9 @@ from app.stores.reconstructions import PIXELS, Reconstructions, Record, new_ids
 from app.telemetry.metrics import Metrics, stage_times
 from app.telemetry.spans import TraceContext
 from app.telemetry.traces import Traces
+
+_NO_GUARD = frozenset((None, LOCAL))
+"""Reasons of scores that the autoencoder decided."""
 
 
 @dataclass(slots=True, eq=False)
@@ -176,7 +180,9 @@ class Scorer:
             for request, detection in zip(requests, detections, strict=True)
         ]
         places = [place for place, detection in enumerate(detections) if math.isfinite(detection.mse)]
-        self._validity.add(version, [detections[place].mse for place in places if detections[place].reason is None])
+        self._validity.add(
+            version, [detections[place].mse for place in places if detections[place].reason in _NO_GUARD]
+        )
         p_values = version.calibration.p_values([detections[place].mse for place in places])
         batch: list[_Scored] = []
         for place, p_value, id in zip(places, p_values, new_ids(len(places)), strict=True):
