@@ -180,9 +180,8 @@ class Scorer:
             for request, detection in zip(requests, detections, strict=True)
         ]
         places = [place for place, detection in enumerate(detections) if math.isfinite(detection.mse)]
-        self._validity.add(
-            version, [detections[place].mse for place in places if detections[place].reason in _NO_GUARD]
-        )
+        unguarded = [place for place in places if detections[place].reason in _NO_GUARD]
+        self._validity.add(version, [detections[place].mse for place in unguarded])
         p_values = version.calibration.p_values([detections[place].mse for place in places])
         batch: list[_Scored] = []
         for place, p_value, id in zip(places, p_values, new_ids(len(places)), strict=True):
