@@ -10,7 +10,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from app.http.errors import answer_problem
+from app.http.errors import answer_problem, lines_of
 from app.problems import BodyTooLarge, InternalError, MalformedRequest, Overloaded, Problem
 
 STALLED_SECONDS = 60.0
@@ -265,6 +265,5 @@ class Connection(HttpToolsProtocol):
     def _send_rejection(self, problem: Problem) -> None:
         self.count_problem(problem)
         status, headers, body = answer_problem(problem, close=True)
-        head = [STATUS_LINE[status], *[b"%b: %b\r\n" % header for header in headers], b"\r\n"]
-        self.transport.write(b"".join([*head, body]))
+        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[status], lines_of(headers), body))
         self.transport.close()

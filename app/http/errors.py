@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Request, Response
@@ -28,6 +28,11 @@ class Answer(NamedTuple):
     status: int
     headers: list[tuple[bytes, bytes]]
     body: bytes
+
+
+def lines_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return header lines as HTTP/1.1 sends them."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
 def answer_problem(

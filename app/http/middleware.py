@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from app.http.auth import ApiKeys, is_public
 from app.http.bodies import ClientLeft, Receive
 from app.http.cors import Cors
-from app.http.errors import NOSNIFF, Answer, answer_problem, problem_facts, problem_of
+from app.http.errors import NOSNIFF, Answer, answer_problem, lines_of, problem_facts, problem_of
 from app.http.hosts import Hosts
 from app.http.queries import LONGEST_QUERY
 from app.http.request_facts import RequestFacts
@@ -35,13 +35,18 @@ Scope = MutableMapping[str, Any]
 Headers = Mapping[bytes, bytes]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
-Respond = Callable[[Answer], object]
+Respond = Callable[[int, bytes, bytes, bool], object]
+"""Sends status, header lines, body; the last argument is whether the connection closes."""
 
 SCORE = "/score"
 CLIENT_LEFT = 499
 """Status in log and metrics of a request whose client disconnected before its response; nginx's convention."""
 _PROBES = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 _SCORE_HEADERS = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+_SCORE_LINES = lines_of(
+    [*_SCORE_HEADERS, NOSNIFF, (b"content-length", b"%d"), (b"server-timing", b"%b"), (b"x-request-id", b"%b")]
+)
+"""Filled with one formatting operation per response: six would take a microsecond longer."""
 
 
 class ScoreHandler(Protocol):
@@ -152,11 +157,15 @@ class RequestMiddleware:
             self._finish(request, SCORE, CLIENT_LEFT)
             return
         error = future.exception()
-        answer = (
-            _scored(future.result(), request, self._common(request)) if error is None else self._reject(error, request)
-        )
-        respond(answer)
-        self._finish(request, SCORE, answer.status)
+        if error is None:
+            reply, status = future.result(), 200
+            request.facts.update(reply.facts)
+            lines = _SCORE_LINES % (len(reply.body), reply.timing.encode(), request.id.encode())
+            respond(200, lines if self._cors is None else lines + lines_of(self._extra(request)), reply.body, False)
+        else:
+            status, headers, body = self._reject(error, request)
+            respond(status, lines_of(headers), body, (b"connection", b"close") in headers)
+        self._finish(request, SCORE, status)
 
     async def _score_streamed(self, scope: Scope, request: RequestFacts, receive: Receive, send: Send) -> int:
         try:

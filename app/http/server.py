@@ -12,7 +12,6 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from app.http.connection import Connection, check_head
-from app.http.errors import Answer
 from app.http.middleware import SCORE, RequestMiddleware
 from app.problems import MalformedRequest, Problem
 
@@ -51,21 +50,16 @@ class FastExchange:
         if self.disconnected and self.future is not None:
             self.future.cancel()
 
-    def respond(self, answer: Answer) -> None:
+    def respond(self, status: int, lines: bytes, body: bytes, closes: bool) -> None:
         """Send the response unless the client has disconnected."""
-        status, headers, body = answer
         # The protocol refers to its last exchange: break the reference cycle, so that refcounting frees both.
         protocol, self._protocol, self.future = self._protocol, None, None
         self.response_complete = True
         if protocol is None or self.disconnected or protocol.transport.is_closing():
             return
-        pieces = [STATUS_LINE[status], *[b"%b: %b\r\n" % header for header in headers]]
-        closes = (b"connection", b"close") in headers
-        if self.keep_alive and not closes:
-            pieces.append(protocol.keep_alive_line)
-        elif not closes:
-            pieces.append(b"connection: close\r\n")
-        protocol.transport.write(b"".join([*pieces, b"\r\n", body]))
+        if not closes:
+            lines += protocol.keep_alive_line if self.keep_alive else b"connection: close\r\n"
+        protocol.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[status], lines, body))
         if closes or not self.keep_alive:
             protocol.transport.close()
         protocol.on_response_complete()
