@@ -60,7 +60,7 @@ CASES = {
     "chunk size of 2^64 and a small number": post(CHUNKED, b"1%016x\r\n%b\r\n0\r\n\r\n" % (len(ZERO), ZERO)),
     "chunk that does not end with CRLF": post(CHUNKED, b"%x\r\n%bXX0\r\n\r\n" % (len(ZERO), ZERO)),
     "chunk extension": post(CHUNKED, CHUNKS.replace(b"\r\n", b";a=b\r\n", 1)),
-    "trailer behind a chunked body": post(CHUNKED, CHUNKS[:-2] + b"X-API-Key: other\r\n\r\n"),
+    "trailer after a chunked body": post(CHUNKED, CHUNKS[:-2] + b"X-API-Key: other\r\n\r\n"),
     "no `Host`": PLAIN.replace(b"Host: localhost\r\n", b""),
     "two `Host`": post(LENGTH + b"Host: other\r\n"),
     "`Host` with a space": PLAIN.replace(b"localhost", b"localhost other"),

@@ -56,7 +56,7 @@ def test_the_same_command_gives_the_same_scores(tmp_path):
         (("train", "--data", "mnist-5000", "--device", "tpu"), "none of auto, cpu, cuda"),
         (("verify", "nothing"), "no versions of nothing"),
         (("rollback", "nothing"), "no version below"),
-        (("promote", "nothing", "1"), "manifest.json is missing"),
+        (("promote", "nothing", "1"), "there is no model nothing"),
     ],
     ids=lambda value: "-".join(map(str, value[-2:])) if isinstance(value, tuple) else "",
 )
