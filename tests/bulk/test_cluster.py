@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -104,7 +106,10 @@ def test_rows_are_exact_after_a_node_and_the_driver_are_killed(
     wait_until(lambda: running() and committed() > before, _PATIENCE, describe=log.read_text)
     driver.kill()
     driver.wait()
-    resumed_from = sum(len(pq.read_table(path)) for path in output.glob("*.parquet"))
+    resumed_from = 0
+    for path in output.glob("*.parquet"):
+        with contextlib.suppress(pa.ArrowInvalid):  # a file that was being written: the resumed run must replace it
+            resumed_from += len(pq.read_table(path))
     assert 0 < resumed_from < 5_000 * COPIES
 
     assert bulk(*arguments, log=log).wait(_PATIENCE) == 0, log.read_text()
