@@ -157,7 +157,7 @@ def single(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -
 
 
 def stages(server: Server, bodies: Path) -> Cell:
-    """Where the time of a lone request goes, by its Server-Timing: medians of two thousand on one connection."""
+    """Return the time of each stage, from Server-Timing: medians of 2,000 sequential requests on one connection."""
     pngs = [file.read_bytes() for file in sorted(bodies.glob("*.png"))]
     cells: list[Cell] = []
     with httpx.Client(base_url=server.url) as client:
@@ -255,10 +255,10 @@ def fairness(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path)
 
 
 def open_loop(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -> Cell:
-    """Fixed rates: half and twice the most that the closed loop just reached, then a tenth, to see it recover.
+    """Measure fixed rates: half and twice the maximum rate of the closed loop, then a tenth, to observe the recovery.
 
-    Of the rounds each rate shows the one whose p99 is in the middle. Beside half: a bare ASGI server at the same rate,
-    for what the generator itself takes.
+    For each rate, the result is the round with the median p99. A bare ASGI server is measured at half the maximum rate
+    as well, to show the latency of the load generator itself.
     """
     server, bare = service(folder, f"open-{model}", **only(model, folder)), peer("bare", folder)
 
@@ -316,7 +316,7 @@ def workers(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) 
 
 
 def tricks(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -> Cell:
-    """The service with each of its tricks taken out, beside the whole service; both have a store of the same age."""
+    """Compare the service without each optimisation with the complete service. Both begin with an empty store."""
     found: Cell = {}
     print(f"{model}, tricks", flush=True)
     for name in TRICKS:
@@ -328,7 +328,7 @@ def tricks(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -
             ask(whole)
             cells = {"without": functools.partial(ask, server), "with": functools.partial(ask, whole)}
             found[name] = interleaved(cells, chosen.rounds)
-            # A service that lost more than the trick answers with errors, and fast.
+            # A service that is broken without the optimisation returns errors, and quickly.
             if any(cell.get("failed") for cell in found[name].values()):
                 raise RuntimeError(f"requests failed without {name}, or with it")
         finally:
@@ -338,7 +338,7 @@ def tricks(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -
 
 
 def _ask_for(trick: str, model: str, bodies: Path, seconds: float) -> Callable[[Server], Cell]:
-    """Return what measures a server with requests for which a trick is there."""
+    """Return a function that measures a server with the requests that an optimisation is for."""
     if trick != "passes":
         form = {"form": "multipart", "joined": "get"}.get(trick, "raw")
         connections = {"chain": 16, "freeze": 900}.get(trick, 64)
@@ -367,7 +367,7 @@ def growth(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -
             found["images"][str(count)] = {**medians(cells), "rss_mb": server.memory_mb()[0]}
             print(f"  {count} images: {found['images'][str(count)]}", flush=True)
         for kilobytes in (0, 4, 16, 60):
-            # The same digits behind a chunk of text, which is checked and dropped.
+            # The same digits after a text chunk, which the decoder checks and ignores.
             padded = folder / f"bodies-{kilobytes}"
             padded.mkdir()
             for number, image in enumerate(digits(IMAGES)):
@@ -494,7 +494,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     chosen = parser.parse_args()
     os.environ["BENCH_DEVICE"] = chosen.device
-    # Asked before anything is written: the results file is one of the repository's.
+    # Read the commit before writing, because the results file is in the repository and changes its state.
     code = commit()
     there = Repository(ROOT / "model_store").names()
     result: Cell = json.loads(chosen.out.read_text()) if chosen.out.exists() else {}

@@ -124,13 +124,13 @@ Make = Callable[["Bench"], nn.Module]
 
 @dataclass
 class Bench:
-    """What the variants of one digit share.
+    """The data that the variants of one digit share.
 
     Attributes:
-        images: to learn from, uint8 [n, 28, 28].
-        epochs: where a variant does not say.
-        most_epochs: a bound on what a variant says.
-        made: networks that other variants use again.
+        images: training images, uint8 [n, 28, 28].
+        epochs: number of epochs of variants that do not set their own.
+        most_epochs: maximum number of epochs of a variant.
+        made: trained networks that other variants reuse.
     """
 
     images: Batch

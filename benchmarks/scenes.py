@@ -309,7 +309,7 @@ def ring_of_a_cup(light: Floats, rng: np.random.Generator) -> Floats:
 
 
 def punch_holes(light: Floats, rng: np.random.Generator) -> Floats:
-    """Punch two or four holes along the left side, with the dark desk behind."""
+    """Punch two or four holes along the left side; the dark desk is visible through them."""
     width = int(0.16 * light.shape[1])
     light = np.concatenate([np.full((light.shape[0], width), PAPER), light], 1)
     rows, columns = np.mgrid[0 : light.shape[0], 0 : light.shape[1]]
@@ -366,7 +366,7 @@ def seen_at(light: Floats, corners: list[tuple[float, float]], ground: Floats) -
 
 
 def perspective(light: Floats, rng: np.random.Generator) -> Floats:
-    """See the sheet from a side: nothing but the sheet is in the picture."""
+    """Return a picture of the sheet in perspective, without its surroundings."""
     height, width = light.shape
     away = [(rng.uniform(0, 0.08) * width, rng.uniform(0, 0.08) * height) for _ in range(4)]
     signs = [(-1, -1), (1, -1), (1, 1), (-1, 1)]
@@ -451,7 +451,7 @@ def _pad(digit: Digit, rng: np.random.Generator) -> bytes:
 
 
 def _tagged(kind: str) -> Scene:
-    """Return the scene of a camera that was held another way round and says so in a tag."""
+    """Return the scene of a photo from a rotated or mirrored camera, with the EXIF orientation in a tag."""
     stored = {
         3: Image.Transpose.ROTATE_180,
         6: Image.Transpose.ROTATE_90,
@@ -544,7 +544,7 @@ SCENES: dict[str, tuple[str, Scene]] = {
     "phone photo, ruled": ("photos", _phone(lines(across=True, width=(2, 4)))),
     "phone photo, squared": ("photos", _phone(squares())),
 }
-"""Scenes by name, each with the kind of trouble that it stands for. Every one shows one whole digit."""
+"""Scenes by name, each with its kind of difficulty. Every scene shows one whole digit."""
 
 
 def two_digits(digit: Digit, rng: np.random.Generator) -> bytes:

@@ -91,8 +91,9 @@ def page(
     """Return docs/benchmark.md."""
     return f"""# How good the detector is
 
-Written by `python -m benchmarks.write_benchmark` from the files in `benchmarks/results`. How the recipes came to be is
-in [experiments.md](../research/experiments.md), and how to make them again in [training.md](training.md).
+Written by `python -m benchmarks.write_benchmark` from the files in `benchmarks/results`. The
+experiments behind the recipes are in [experiments.md](../research/experiments.md). How to train with them is in
+[training.md](training.md).
 
 ## Protocol
 
@@ -108,7 +109,7 @@ that published methods usually learn from all of the digit's training images.{ex
 {seeds(rows)}{effort(rows)}
 
 {further.section(read("further.json"))}
-## Beside what is published
+## Comparison with published results
 
 {beside(rows, published)}
 **Provenance.** "Recalled" figures were quoted from memory of the papers' tables and have **not been checked against the
@@ -122,8 +123,8 @@ papers**: check them before you quote them. People who ran published code have r
   [experiments.md](../research/experiments.md).
 * The standardised space (edges by direction and place) is the larger part of the gain; published methods mostly use
   pixels.
-* MNIST's test file was written by other people than its training file, and a threshold's promise is about images like
-  those that it was calibrated on.
+* Other people wrote the digits of MNIST's test file than those of its training file, and a threshold is valid only for
+  images that are made like its calibration images.
 {textwrap.indent(textwrap.fill(broken(rows), 118), "  ")}
 * A mean hides the hard pairs: the lowest AUROC of one digit against one other is {hardest(rows)}.
 
@@ -135,11 +136,11 @@ papers**: check them before you quote them. People who ran published code have r
 ![AUROC against microseconds an image](images/quality-cost.png)
 
 {front_table(front)}
-Development figures of normal digits 2 and 8, seed 0, 40 epochs unless said. `caught` is the share of other digits
+Development figures of normal digits 2 and 8, seed 0, 40 epochs unless noted. `caught` is the share of other digits
 above the held-out normals' 99th and 95th percentile, in %, the mean of both digits. All times are of one run, in which
-the variants took turns.
+the variants were measured in turn.
 
-## Again
+## Reproduction
 
     python -m training all --recipe deep --data-dir MNIST_FOLDER
     python -m training all --recipe instant --data-dir MNIST_FOLDER
@@ -233,7 +234,7 @@ def experiment(rows: Sequence[Row]) -> str:
 
 
 def broken(rows: Sequence[Row]) -> str:
-    """Name the digits with many more false alarms than asked for."""
+    """Return a sentence that names the digits with a false-positive rate far above alpha."""
     found = []
     for recipe in by_recipe(rows):
         for row in rows:
@@ -269,8 +270,8 @@ def costs(cost: Row) -> str:
         lines.append([f"`{name}`", f"`{found['recipe']}`", f"{found['model_bytes'] / 2**20:.2f} MiB", *cells])
     titles = ("model", "recipe", "model.pt", "batch of 1", "batch of 32", "batch of 256")
     return (
-        "Microseconds of one core an image, least / median, in the exported graph as it is served; the models took\n"
-        "turns, on a shared machine:\n\n" + table(titles, lines)
+        "CPU time of one core in microseconds per image, minimum / median, with the exported module that the service\n"
+        "runs. The models were measured in turn on a shared machine:\n\n" + table(titles, lines)
     )
 
 

@@ -163,7 +163,7 @@ class Connection(HttpToolsProtocol):
     def begin_without_upgrade(self) -> None:
         """Begin a request as if it had no `Upgrade` header, which a server may ignore (RFC 9110, 7.8).
 
-        The parser treats all bytes behind such a head as the other protocol. So a new parser reads the head without the
+        The parser treats all bytes after such a head as the other protocol. So a new parser reads the head without the
         header, and continues with the body.
         """
         method = self.parser.get_method()

@@ -159,7 +159,7 @@ BAD = {
 @given(kinds=st.lists(st.sampled_from(["good", *BAD]), min_size=1, max_size=12), data=st.data())
 @examples(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_one_bad_file_stops_no_other(kinds: list[str], data: st.DataObject) -> None:
-    """Whatever mixture of good and bad files a form has, cut wherever the network cut it: each gets its own."""
+    """Each file of a form gets its own result, for any mixture of valid and invalid files and any packet boundaries."""
     size, cut = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 3000))
     files = [pngs.plain() if kind == "good" else BAD[kind] for kind in kinds]
     request = httpx.Request("POST", "http://test/", **form(*files))
@@ -390,7 +390,7 @@ async def test_other_bodies_are_refused(client: httpx.AsyncClient) -> None:
 @given(st.binary(max_size=200), st.integers(0, 120))
 @examples(max_examples=200)
 def test_no_header_breaks_the_reader(noise: bytes, at: int) -> None:
-    """Whatever stands in an npy header, reading it gives a count, a problem, or asks for more."""
+    """For any bytes of an npy header, the reader returns a count, raises a problem, or needs more bytes."""
     for content in (noise, GOOD[:at] + noise + GOOD[at + len(noise) :]):
         try:
             header = array_header(content)
@@ -433,7 +433,7 @@ async def test_a_body_that_breaks_off_after_the_first_lines(make_settings: Calla
 async def test_a_failure_after_the_first_lines_is_the_last_line(
     make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever fails once NDJSON was begun, the reply says so in its last line, and the log says what it was."""
+    """After an error during an NDJSON reply, the last line contains a problem, and the log contains the cause."""
     async with running(make_settings(batch_chunk_images=4 // PASSES_AT_ONCE)) as client:
 
         async def broken(*_: Any, **__: Any) -> AsyncIterator[Chunk]:
@@ -651,7 +651,7 @@ class Broken:
 
     def __init__(self, detector: Detector, images: np.ndarray) -> None:
         self._detector = detector
-        # By what they show, since the thread turns to others in between.
+        # Identify images by their pixels, because the thread scores images of other requests between the chunks.
         self._places = {image.tobytes(): place for place, image in enumerate(images)}
         self._failed = False
 
@@ -711,7 +711,7 @@ async def test_memory_does_not_grow_with_the_body() -> None:
 
 
 async def test_a_client_that_left_is_not_a_short_body() -> None:
-    """A disconnect while the body arrives is told apart from an end of the body."""
+    """A disconnect while the body arrives is distinguished from the end of the body."""
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.disconnect"}
