@@ -231,10 +231,10 @@ def unprivileged() -> Iterator[None]:
 
 
 def free_port() -> int:
-    """Return a port on loopback that nothing listens on, and that nobody else is given while the tests run.
+    """Return a free port on loopback, reserved for the time of the tests.
 
-    It stays bound by a descriptor of this process. Whoever was told of it may listen on it, as all servers do that ask
-    for an address although it is in use.
+    A socket of this process keeps the port bound with SO_REUSEADDR. A server that also sets SO_REUSEADDR can listen on
+    it.
     """
     held = socket.socket()
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -245,7 +245,7 @@ def free_port() -> int:
 
 
 class Server:
-    """The service as a process of its own, with whatever environment a test wants."""
+    """The service as a separate process, with the environment of the test."""
 
     def __init__(self, folder: Path, **environment: str) -> None:
         self.port = free_port()

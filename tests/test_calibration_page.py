@@ -1,4 +1,4 @@
-"""docs/calibration.md says what the shipped version's calibration scores say."""
+"""The figures of docs/calibration.md agree with the calibration scores of the shipped version."""
 
 from __future__ import annotations
 

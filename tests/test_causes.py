@@ -87,7 +87,7 @@ class Failing:
 
 
 def hold(work: Callable[..., Any], gate: threading.Event) -> Callable[..., Any]:
-    """Return the function as it is once the gate is open."""
+    """Return a function that waits for the gate and then calls `work`."""
 
     def held(*given: Any, **named: Any) -> Any:
         assert gate.wait(30)

@@ -73,7 +73,7 @@ def test_two_processes_meet_in_the_new_file(store: SqliteStore, tmp_path: Path) 
 
 
 def test_a_damaged_file_in_its_place_is_moved_aside(store: SqliteStore, tmp_path: Path) -> None:
-    """A file that is no database does not stop the store."""
+    """The store works although its file is not a database."""
     for ending in ENDINGS:
         (tmp_path / f"a.db{ending}").unlink()
     (tmp_path / "a.db").write_bytes(b"no database" * 100)
@@ -130,7 +130,7 @@ def test_the_file_is_compared_once_per_second() -> None:
     ],
 )
 def test_urls_that_would_name_another_file_are_refused(url: str, words: str) -> None:
-    """The message says how to write the URL."""
+    """The message contains the form of the URL."""
     with pytest.raises(StoreError, match=words):
         open_store(url, ttl_seconds=60, max_bytes=1 << 20, entry_bytes=4096)
 

@@ -91,12 +91,12 @@ def start_gateway(folder: Path, content: bytes) -> str:
     [*ENCODED.values(), (b"", "contains no key")],
 )
 def test_the_gateway_names_the_encoding(tmp_path: Path, content: bytes, words: str) -> None:
-    """The gateway does not start with a file that HAProxy would read wrongly, and says why."""
+    """The gateway does not start with a file that HAProxy would misread, and prints the reason."""
     said = start_gateway(tmp_path, content)
     assert said.startswith("cannot start: ")
     assert words in said
 
 
 def test_the_gateway_starts_with_crlf(tmp_path: Path) -> None:
-    """CRLF is white space behind a name."""
+    """CRLF after a name counts as white space."""
     assert start_gateway(tmp_path, KEYS.encode()).startswith("starts")

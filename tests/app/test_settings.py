@@ -84,7 +84,7 @@ async def test_no_path_of_the_service_is_taken_for_a_prefix(client: httpx.AsyncC
 
 
 def test_settings_cannot_change() -> None:
-    """Nobody can change a setting after the start."""
+    """A setting cannot be changed after the start."""
     chosen = Settings()
     with pytest.raises(ValidationError):
         chosen.port = 1  # type: ignore[misc]

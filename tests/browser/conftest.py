@@ -38,7 +38,7 @@ OFFLINE = [
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip, and say why, where there is no browser."""
+    """Skip the test with a reason if there is no browser."""
     if CHROMIUM is None:
         for item in items:
             if item.path.is_relative_to(HERE):
@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def axe() -> str:
-    """Return the source of axe-core, installed as the lock file says."""
+    """Return the source of axe-core, in the version of the lock file."""
     if shutil.which("npm") is None:
         pytest.skip("npm is not installed")
     script = HERE / "node_modules" / "axe-core" / "axe.min.js"
@@ -81,7 +81,7 @@ def browser() -> Iterator[Browser]:
 
 
 class Watched:
-    """A page with everything noted that must never happen on it."""
+    """A page that records errors and requests to other hosts."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
@@ -169,7 +169,7 @@ def draw_six(page: Page) -> None:
 
 
 Refuse = Callable[[str, str], int | None]
-"""Is told method and path of each request, and returns the status with which to refuse it, or None to pass it on."""
+"""Gets method and path of each request. Returns the status of the rejection, or None to forward the request."""
 
 
 @pytest.fixture

@@ -196,7 +196,7 @@ def test_a_six_from_the_examples_by_keyboard(open_page: Callable[..., Page]) -> 
 
 
 def test_a_photograph_is_answered_in_words(open_page: Callable[..., Page]) -> None:
-    """A dropped photograph of 400x300 has no single digit; the page says so and how to mend it."""
+    """For a dropped photograph without a single digit, the page shows the reason and what to do."""
     page = open_page()
     drop(page, {"photo.png": photo()})
     expect(page.locator(WORD)).to_have_text("The stroke and the background cannot be distinguished")
@@ -204,7 +204,7 @@ def test_a_photograph_is_answered_in_words(open_page: Callable[..., Page]) -> No
 
 
 def test_a_dropped_scan_is_inverted_and_said_to_be(open_page: Callable[..., Page]) -> None:
-    """A dark digit on a bright 400x300 picture is inverted, cropped, centred, and the page says what was done."""
+    """A dark digit on a bright 400x300 picture is inverted, cropped and centred, and the page lists these changes."""
     page = open_page()
     scan = Image.new("RGB", (400, 300), "#f4f0e6")
     with Image.open(EXAMPLES / "zero.png") as zero:
@@ -216,7 +216,7 @@ def test_a_dropped_scan_is_inverted_and_said_to_be(open_page: Callable[..., Page
 
 
 def test_a_jpeg_is_taken_too(open_page: Callable[..., Page]) -> None:
-    """What is no PNG is made one in the browser: a large JPEG of a zero is scored."""
+    """The browser converts other formats to PNG: a large JPEG of a zero is scored."""
     page = open_page()
     with Image.open(EXAMPLES / "zero.png") as zero:
         large = zero.convert("L").resize((3000, 3000), Image.Resampling.BICUBIC)
@@ -390,7 +390,7 @@ def test_each_refusal_is_in_clear_words(name: str, open_page: Callable[..., Page
 def test_a_score_that_comes_too_late_is_said_to(
     open_page: Callable[..., Page], make_server: Callable[..., Server]
 ) -> None:
-    """When the service gives up on a score, the page says that it was not ready in time, and what to do."""
+    """If a score exceeds its deadline, the page shows that the deadline was exceeded, and what to do."""
     server = make_server(ANOMALY_DEADLINE_MS="1", ANOMALY_MICROBATCH_MAX_DELAY_MS="200").start()
     page = open_page(server.url)
     choose(page, "zero.png", (EXAMPLES / "zero.png").read_bytes())
@@ -401,7 +401,7 @@ def test_a_score_that_comes_too_late_is_said_to(
 def test_a_service_without_a_model_is_said_to_be(
     open_page: Callable[..., Page], make_server: Callable[..., Server], tmp_path: Path
 ) -> None:
-    """Where nothing can be served the page says that no model is ready, and tries again when told."""
+    """Without a loaded model, the page shows that no model is ready, and its button tries again."""
     (tmp_path / "empty").mkdir()
     environment = {"ANOMALY_MODEL_STORE": str(tmp_path / "empty"), "ANOMALY_ALLOW_EMPTY": "true"}
     server = make_server(**environment).start(wait=False)
@@ -466,7 +466,7 @@ def test_clearing_while_a_finger_is_down(open_page: Callable[..., Page]) -> None
 
 
 def test_a_small_jpeg_is_not_fitted(open_page: Callable[..., Page]) -> None:
-    """An image that already is 28x28 is scored as it is, whatever kind of file it came in."""
+    """An image of 28x28 pixels is scored unchanged, for any file format."""
     page = open_page()
     with Image.open(EXAMPLES / "zero.png") as zero:
         for kind in ("JPEG", "WEBP"):
@@ -499,7 +499,7 @@ def test_the_error_map_has_a_scale(open_page: Callable[..., Page], service: Serv
 def test_a_verdict_outlives_its_pictures(
     open_page: Callable[..., Page], service: Server, gateway: Callable[..., str]
 ) -> None:
-    """When the pictures cannot be fetched the verdict and its numbers stay, and the page says what is lost."""
+    """If the pictures cannot be fetched, the verdict and its numbers remain, and the page shows what is missing."""
     url = gateway(service, refuse=lambda _, path: 503 if path.startswith("/reconstruction/") else None)
     page = open_page(url)
     choose(page, "six.png", (EXAMPLES / "six.png").read_bytes())
@@ -556,7 +556,7 @@ def test_a_wrong_size_is_refused_when_fitting_is_off(open_page: Callable[..., Pa
 
 
 def test_an_expired_link_is_said_to_be(open_page: Callable[..., Page]) -> None:
-    """A link to something that is no longer kept says so and what to do."""
+    """For a link to an expired reconstruction, the page shows the reason and what to do."""
     page = open_page(path="/#id=" + "0" * 32)
     expect(page.locator(WORD)).to_have_text("The reconstruction does not exist or has expired")
     expect(page.locator("#verdict-why")).to_contain_text("Draw or choose the image again")
@@ -565,7 +565,7 @@ def test_an_expired_link_is_said_to_be(open_page: Callable[..., Page]) -> None:
 def test_a_service_that_is_gone_is_said_to_be(
     open_page: Callable[..., Page], make_server: Callable[..., Server]
 ) -> None:
-    """When the service stops the page says that it cannot be reached, and works again once it is back."""
+    """If the service stops, the page shows that it cannot be reached, and works again when the service is up."""
     server = make_server().start()
     page = open_page(server.url)
     server.stop()
@@ -579,7 +579,7 @@ def test_a_service_that_is_gone_is_said_to_be(
 def test_an_overloaded_service_is_said_to_be(
     open_page: Callable[..., Page], make_server: Callable[..., Server]
 ) -> None:
-    """When the one place for fitting is taken by a slow upload, the page says busy; the folder tries again."""
+    """While a slow upload takes the only place for fitting, the page shows `busy`, and a folder is retried."""
     server = make_server(ANOMALY_FIT_MAX_WAITING="1", ANOMALY_BODY_TIMEOUT_MS="60000").start()
     page = open_page(server.url)
     with slow_upload(server):
@@ -619,7 +619,7 @@ def test_an_api_key_is_asked_for_and_sent(
 ) -> None:
     """Where keys are needed the page asks for one, sends it with every request, and forgets it with the tab.
 
-    An image that was refused for want of a key is judged when there is one.
+    An image that was rejected without a key is scored when the user has entered one.
     """
     server = make_server(ANOMALY_API_KEYS_FILE=str(keys_file)).start()
     page = open_page(server.url, wait=False)
@@ -657,7 +657,7 @@ def test_an_api_key_is_asked_for_and_sent(
     page.locator("#key").fill("sesame")
     with page.expect_response("**/score?*"):
         page.keyboard.press("Enter")
-    held[0].continue_()  # what was asked with the old key is refused when the new one has been taken
+    held[0].continue_()  # the request with the old key is rejected after the new key was accepted
     answered(page)
     expect(page.locator("#key-dialog")).to_be_hidden()
 
@@ -671,7 +671,7 @@ def test_an_api_key_is_asked_for_and_sent(
 def test_it_works_behind_a_path_prefix(
     open_page: Callable[..., Page], make_server: Callable[..., Server], gateway: Callable[..., str]
 ) -> None:
-    """Behind a gateway that gives the service a path of its own, everything on the page still finds its way."""
+    """Everything on the page works behind a gateway with a path prefix."""
     server = make_server(ANOMALY_ROOT_PATH="/anomaly").start()
     page = open_page(gateway(server, "/anomaly"), path="/anomaly/")
     draw_zero(page)

@@ -43,7 +43,7 @@ class Held:
         raise AssertionError(f"{len(self.routes)} of {count} requests to {self._pattern}")
 
     def release(self) -> None:
-        """Pass on what waits and whatever comes from now on; what the page has given up is gone."""
+        """Forward the held requests and all later ones. Requests that the page has aborted are ignored."""
         self._page.unroute(self._pattern)
         for route in self.routes:
             with contextlib.suppress(Error):
@@ -58,14 +58,14 @@ def kept(service: Server, content: bytes, **query: str | float) -> dict[str, obj
 
 
 def queries(page: Page) -> list[str]:
-    """Return a list into which the address of each score that is asked for is put."""
+    """Return a list to which the URL of each later score request is added."""
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url) if "/score?" in request.url else None)
     return asked
 
 
 def test_a_link_is_judged_at_its_own_rate(open_page: Callable[..., Page], service: Server) -> None:
-    """A link whose rate is no step of the slider shows its own verdict; what is judged later has the visitor's rate."""
+    """A link with a rate between steps of the slider shows its own verdict; later scores use the slider's rate."""
     reply = kept(service, ZERO, alpha=0.73)
     assert reply["is_anomaly"], "the example's score is one of the middle"
     page = open_page(path=f"/#id={reply['id']}")
@@ -98,7 +98,7 @@ def test_a_link_is_judged_at_its_own_rate(open_page: Callable[..., Page], servic
 
 
 def test_the_newest_question_is_answered(open_page: Callable[..., Page], service: Server) -> None:
-    """A link that comes late replaces neither a drawing that was begun meanwhile nor a newer link."""
+    """A link that loads slowly replaces neither a drawing that was begun after it nor a newer link."""
     links = [str(kept(service, content)["id"]) for content in (SIX, ZERO)]
     page = open_page()
     for newer in ("drawing", "link"):
@@ -137,7 +137,7 @@ def test_models_are_not_mixed_up(open_page: Callable[..., Page]) -> None:
 
 
 def test_an_old_verdict_is_no_answer(open_page: Callable[..., Page], service: Server) -> None:
-    """While another image or model is asked about, the old verdict fades, and makes way when that takes long."""
+    """While another image or model is requested, the old verdict fades, and is removed if the request takes long."""
     page = open_page()
     choose(page, "six.png", SIX)
     answered(page)
@@ -173,7 +173,7 @@ def test_an_old_verdict_is_no_answer(open_page: Callable[..., Page], service: Se
 
 
 def test_a_slow_line_answers_while_one_draws(open_page: Callable[..., Page]) -> None:
-    """What is asked while one draws is answered before the next is asked; the last drawing is judged in the end."""
+    """During drawing, the page sends one score request at a time; the final drawing is always scored."""
     page = open_page()
     given_up: list[str] = []
     page.on("requestfailed", lambda request: given_up.append(request.url) if "/score?" in request.url else None)
@@ -194,7 +194,7 @@ def test_a_slow_line_answers_while_one_draws(open_page: Callable[..., Page]) -> 
 
 
 def test_what_is_known_outlives_a_failure(open_page: Callable[..., Page]) -> None:
-    """A verdict stays when the slider's rate cannot be asked for; only the link to it goes. 'Try again' tries again."""
+    """If a score at a new rate fails, the verdict stays without its link, and 'Try again' repeats the request."""
     page = open_page()
     choose(page, "six.png", SIX)
     answered(page)
@@ -222,7 +222,7 @@ def test_what_is_known_outlives_a_failure(open_page: Callable[..., Page]) -> Non
 
 
 def test_a_link_without_a_clipboard(open_page: Callable[..., Page]) -> None:
-    """Where there is no clipboard the address bar has the link, and the drawing stays as it is."""
+    """Without a clipboard, the link is put into the address bar, and the drawing is unchanged."""
     page = open_page()
     page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
     draw_zero(page)
@@ -257,7 +257,7 @@ def has_key(route: Route) -> bool:
 
 
 def test_a_table_has_one_model_and_one_rate(open_page: Callable[..., Page], service: Server) -> None:
-    """What is chosen when a folder starts holds for all of it, and the page says what it was; a link's rate is not."""
+    """A folder is scored with the model and rate that are selected at its start, not with the rate of a link."""
     page = open_page(path=f"/#id={kept(service, ZERO, alpha=0.73)['id']}")
     answered(page)
     page.locator("nav a[data-view=folder]").click()
@@ -407,7 +407,7 @@ def test_a_drawing_comes_back(open_page: Callable[..., Page]) -> None:
 
 
 def test_an_answer_that_breaks_off(open_page: Callable[..., Page]) -> None:
-    """Half an answer is none: the page says that the service cannot be reached, and a folder asks again."""
+    """For an incomplete reply, the page shows that the service cannot be reached, and a folder repeats the request."""
     page = open_page()
 
     def cut(route: Route) -> None:
@@ -485,7 +485,7 @@ def test_a_newer_drawing_is_never_beside_an_older_verdict(open_page: Callable[..
 
 
 def test_nothing_is_judged_for_ever(open_page: Callable[..., Page]) -> None:
-    """Neither a model that is slow to come nor a key that is given meanwhile leaves the answer waiting."""
+    """The page does not show 'Judging…' permanently if a model loads slowly or a key is entered during a score."""
     page = open_page()
     page.route("**/calibration", lambda _: None)
     page.locator("#model").select_option("zero-article")

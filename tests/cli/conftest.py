@@ -90,7 +90,7 @@ SCORE = score_of(
 
 
 class Scorer:
-    """Scores without a service: each image by its file's name, as a test says."""
+    """Scores without a service: the test defines the outcome of each file name."""
 
     fit = "strict"
 

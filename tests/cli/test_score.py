@@ -43,7 +43,7 @@ STRICT = ("--alpha", "0.2")
     ids=["normal", "anomaly", "no png", "missing", "empty folder"],
 )
 def test_the_exit_code_is_the_verdict(anomaly: Anomaly, files: tuple[Path, ...], code: int) -> None:
-    """0 says all normal, 1 that an anomaly was found, 2 that something could not be scored, offline as by URL."""
+    """Exit code 0: all normal; 1: an anomaly was found; 2: a file could not be scored. Offline and by URL."""
     done = anomaly("score", *files, *STORE, *ARTICLE, *STRICT)
     assert done.returncode == code, done.stderr
 
@@ -114,7 +114,7 @@ def test_the_service_gives_the_same_codes(in_process: Anomaly, server: Server) -
 def test_what_makes_no_sense_is_an_error(
     in_process: Anomaly, server: Server, options: tuple[str, ...], words: str
 ) -> None:
-    """Options that cannot be met end with code 2 and words on the error stream, the same offline and by URL."""
+    """Invalid options end with code 2 and a message on standard error, offline and by URL."""
     for where in (STORE, ("--url", server.url)):
         done = in_process("score", ZERO, *where, *options)
         assert done.returncode == 2
@@ -201,7 +201,7 @@ def test_csv_is_one_line_a_file(in_process: Anomaly) -> None:
 
 
 def test_the_table_is_readable(in_process: Anomaly) -> None:
-    """The table names every file with its verdict, and counts; nothing is cut where the output is no terminal."""
+    """The table lists every file with its verdict, and totals; without a terminal, no cell is truncated."""
     done = in_process("score", EXAMPLES, ROOT / "LICENSE", *STORE, *ARTICLE, *STRICT)
     assert f"{SIX}" in done.stdout
     assert "The file is not a PNG" in done.stdout

@@ -1,4 +1,4 @@
-"""The command's streams and exit codes, where somebody does not read or write as usual."""
+"""The command's streams and exit codes if a reader or writer of a stream is closed, blocked or full."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.cli.conftest import SCORE, Scorer
 
 
 def unread() -> io.TextIOWrapper:
-    """Return a stream whose reader is gone."""
+    """Return a stream whose reader is closed."""
     read, write = os.pipe()
     os.close(read)
     return os.fdopen(write, "w", encoding="utf-8")
@@ -57,7 +57,7 @@ def test_results_that_nobody_reads_are_an_error(
 def test_words_that_nobody_reads_change_no_code(
     run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, stream: Callable[[], io.TextIOWrapper | None]
 ) -> None:
-    """An error stream that is closed or full leaves the exit code as it is."""
+    """A closed or full standard error does not change the exit code."""
 
     def broken(_: str) -> Score:
         raise RuntimeError
@@ -73,7 +73,7 @@ def test_words_that_nobody_reads_change_no_code(
 
 
 def test_a_signal_stops_where_nobody_reads_that_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The handler asks for the end, whatever becomes of its words."""
+    """The handler stops the command even if its message cannot be written."""
 
     def broken(*_: object) -> int:
         raise BrokenPipeError
@@ -90,7 +90,7 @@ def test_a_signal_stops_where_nobody_reads_that_it_came(monkeypatch: pytest.Monk
 def test_a_name_need_not_be_utf8(
     run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str, encoding: str
 ) -> None:
-    """A name with a byte that is no UTF-8 is written as JSON writes it, and the run goes on."""
+    """A file name that is not UTF-8 is written with a JSON escape, and the run continues."""
     for name in (b"\xff.png", "ü.png".encode()):
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
     written = io.BytesIO()

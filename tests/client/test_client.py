@@ -124,7 +124,7 @@ def test_a_file_that_is_not_there(service: Client, tmp_path: Path) -> None:
 
 
 def test_what_fitting_did_is_typed(service: Client) -> None:
-    """With `fit="mnist"` the score says what was done to the image; without, nothing was."""
+    """With `fit="mnist"`, the score lists the changes to the image; without it, the image is unchanged."""
     with Image.open(EXAMPLES / "zero.png") as zero:
         large = ImageOps.invert(zero.convert("L")).resize((280, 280))
     buffer = io.BytesIO()
@@ -150,21 +150,21 @@ def test_what_fitting_did_is_typed(service: Client) -> None:
     ],
 )
 def test_what_is_no_url(url: str) -> None:
-    """A URL that cannot be one is refused before anything is asked."""
+    """An invalid URL raises before any request."""
     with pytest.raises(ValueError, match="URL"):
         Client(url)
 
 
 @pytest.mark.parametrize("key", ["", "  ", "two\nlines", "schlüssel"])
 def test_what_is_no_key(key: str) -> None:
-    """A key that could not stand in a header is refused before it is sent, and is not quoted."""
+    """A key that is not valid in a header raises before any request, and the message does not contain it."""
     with pytest.raises(ValueError, match="API key") as caught:
         Client("http://127.0.0.1:1", api_key=key)
     assert not key.strip() or key not in str(caught.value)
 
 
 class Elsewhere(http.server.BaseHTTPRequestHandler):
-    """Some other server: a page for every question. What it was asked is kept."""
+    """Another server, which returns an HTML page for every request and records the requests."""
 
     asked: list[tuple[str, str | None]]
     came: threading.Event
@@ -215,7 +215,7 @@ def test_another_server_is_not_taken_for_this_one(elsewhere: str, zero: bytes, p
 
 
 def test_prefix_and_key_go_with_every_request(elsewhere: str, zero: bytes) -> None:
-    """The gateway's path prefix stands before every route, and the key is in the header X-API-Key."""
+    """The gateway's path prefix is added to every route, and the key is in the header X-API-Key."""
     with Client(f"{elsewhere}/a/b/", api_key=" s3cret ") as service:
         for ask in (service.models, lambda: service.score(zero), lambda: service.reconstruction("0" * 44)):
             with pytest.raises(UnexpectedReply):
@@ -226,7 +226,7 @@ def test_prefix_and_key_go_with_every_request(elsewhere: str, zero: bytes) -> No
 
 
 def test_silence_is_a_time_out(elsewhere: str, zero: bytes) -> None:
-    """A server that does not answer in time is `TimedOut`, once: it is not asked again."""
+    """A server that does not reply in time raises `TimedOut` without a retry."""
     with Client(f"{elsewhere}/silent", timeout=0.3) as service, pytest.raises(TimedOut):
         service.score(zero)
     assert Elsewhere.came.wait(30)  # the server's thread may be slower than the time-out
@@ -356,7 +356,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def shed(server: Server) -> float:
-    """Return how many images the service has turned away."""
+    """Return the number of images that the service has rejected."""
     lines = server.get("/metrics").text.splitlines()
     return sum(float(line.split()[-1]) for line in lines if '_problems_total{type="overloaded"}' in line)
 
@@ -404,7 +404,7 @@ def test_a_restart_in_the_middle_loses_nothing(make_server: Callable[..., Server
 
 
 def test_a_deadline_that_passes_is_its_own_problem(make_server: Callable[..., Server], zero: bytes) -> None:
-    """A service that cannot answer in its own time says 504, which is `DeadlineExceeded`."""
+    """A service that exceeds its deadline returns 504, which raises `DeadlineExceeded`."""
     server = make_server(ANOMALY_DEADLINE_MS="5", ANOMALY_MICROBATCH_MAX_DELAY_MS="200").start()
     with Client(server.url, retry=NO_RETRY) as service, pytest.raises(errors.DeadlineExceeded):
         service.score(zero)
@@ -439,7 +439,7 @@ def test_a_key_opens_the_service(make_server: Callable[..., Server], tmp_path: P
 
 @pytest.mark.parametrize("number", [0, 1, 2, 3])
 def test_the_examples_of_the_page_run(server: Server, tmp_path: Path, number: int) -> None:
-    """Each Python block of docs/client.md runs as it stands, but for the port."""
+    """Each Python block of docs/client.md runs unchanged, except for the port."""
     page = (ROOT / "docs" / "client.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     assert len(blocks) == 4

@@ -80,7 +80,7 @@ def test_an_array_becomes_a_png_with_its_values(data: st.DataObject) -> None:
     ids=["floats", "integers", "stack", "empty array", "text file", "number", "none", "list"],
 )
 def test_other_values_are_type_errors(value: Any, words: str) -> None:
-    """A value that is no image raises `TypeError` that states what to pass, and nothing is sent."""
+    """A value that is not an image raises `TypeError`, which states the accepted types, and nothing is sent."""
     with Client("http://127.0.0.1:1") as service:
         sent = answering(service, good)
         with pytest.raises(TypeError, match=words):

@@ -64,7 +64,7 @@ def test_silence_and_nonsense_are_raised(error: TimedOut | UnexpectedReply) -> N
 
 
 def test_no_retry_means_none() -> None:
-    """`NO_RETRY` gives up after the first attempt, whatever happened."""
+    """`NO_RETRY` raises after the first attempt, for any error."""
     assert NO_RETRY.wait(Unreachable("gone"), 0, 0.0) is None
 
 

@@ -34,7 +34,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="session", autouse=True)
 def training(stack: Stack) -> Iterator[subprocess.Popen[str]]:
-    """Train one epoch on the 5,000 digits into an empty volume, beside the tests that put no load on the stack."""
+    """Train one epoch on the 5,000 digits into an empty volume, concurrently with the tests without load."""
     options = ("--data", "mnist-5000", "--normal", "0", "--epochs", "1", "--name", "trial", "--promote")
     command = (stack.docker, "compose", *TRAIN, "train", "train", "--recipe", "article", *options)
     # A run that was killed leaves its volume, and the version in it.

@@ -1,7 +1,7 @@
 """Run targets with atheris: `python -m tests.fuzz --seconds 60 png npy`. Without names, all targets run in turn.
 
-New inputs are collected in var/fuzz/<target>. An input that breaks a promise is written to var/fuzz/findings; the exit
-code is then not 0. `--keep` adds to the corpus in the repository the inputs that reach new code.
+New inputs are collected in var/fuzz/<target>. An input that violates an assertion is written to var/fuzz/findings; the
+exit code is then not 0. `--keep` adds to the corpus in the repository the inputs that reach new code.
 """
 
 from __future__ import annotations

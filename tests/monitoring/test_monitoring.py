@@ -162,7 +162,7 @@ def test_metrics_follow_the_conventions(prometheus: tuple[httpx.Client, Server])
 
 
 def test_promtool_accepts_the_rules() -> None:
-    """Each alert rule is valid, and has a row in docs/deployment.md that says what to do."""
+    """Each alert rule is valid, and has a row in docs/deployment.md with an action."""
     assert "SUCCESS" in promtool("check", "rules", RULES)
     page = (ROOT / "docs" / "deployment.md").read_text()
     alerts = re.findall(r"- alert: (\w+)", RULES.read_text())

@@ -85,7 +85,7 @@ def test_the_smallest_alpha_works_and_a_smaller_one_does_not(n: int, confidence:
 
 
 def test_no_alpha_works_without_images() -> None:
-    """Without images there is no rate."""
+    """Without images, no rate is possible, and the result is None."""
     assert smallest_alpha(0) is None
 
 

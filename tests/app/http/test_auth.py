@@ -28,7 +28,7 @@ def line(key: str, name: str) -> str:
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -57,7 +57,7 @@ def test_a_key_has_the_name_of_its_line(keys_file: Path) -> None:
 
 
 def test_files_of_every_editor_are_read(tmp_path: Path) -> None:
-    """CRLF, blanks around a line and a comment behind a key change nothing."""
+    """CRLF, blanks around a line and a comment after a key have no effect."""
     path = tmp_path / "api_keys"
     alice, bob = line(ALICE, "alice").strip(), line(BOB, "bob").strip()
     path.write_bytes(f"# keys\r\n\t{alice} \t\r\n \r\n{bob}# since May".encode())
@@ -174,7 +174,7 @@ def test_a_damaged_file_changes_nothing(keys_file: Path, damage: str, caplog: py
 
 
 def test_a_file_that_becomes_readable_is_read(caplog: pytest.LogCaptureFixture) -> None:
-    """Keys that nobody could read at first are taken up when somebody can; the fault is logged once."""
+    """A file of keys that becomes readable is loaded; the read error is logged once."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
@@ -259,7 +259,7 @@ async def test_a_reconstruction_is_found_only_by_its_owner(
 
 
 def test_a_key_is_never_written_down(make_server: Callable[..., Server], keys_file: Path, zero: bytes) -> None:
-    """Log, metrics and replies name who asked and hold neither keys nor their hashes, on success and on refusal."""
+    """Log, metrics and replies contain names of keys, but no keys and no hashes of them, for statuses 200 and 401."""
     server = make_server(ANOMALY_API_KEYS_FILE=str(keys_file), ANOMALY_LOG_LEVEL="debug").start()
     shown = ""
     with server.client() as client:

@@ -39,7 +39,7 @@ BODY = b"--B\r\n%b\r\n\r\n%b\r\n--B--\r\n"
 
 
 def assert_alike(body: bytes) -> None:
-    """What is cut out at once, the parser finds: quotes around the boundary, which mean nothing, leave it to that."""
+    """Assert that the fast extraction finds nothing or the same image as the parser, which quoted boundaries select."""
     found = plain_image_of("multipart/form-data; boundary=B", body) if body else None
     if found is not None:
         assert read_form('multipart/form-data; boundary="B"', body).image == found
@@ -69,14 +69,14 @@ def assert_alike(body: bytes) -> None:
     ],
 )
 def test_every_head_means_the_same_with_and_without_quotes(head: bytes) -> None:
-    """Whatever stands in the head of a part, the image does not depend on the boundary's quotes."""
+    """For any head of a part, the image does not depend on the quotes of the boundary."""
     assert_alike(BODY % (head, b"image"))
 
 
 @given(st.integers(0, len(BODY % (HEAD, b"image"))), st.integers(0, 3), st.binary(max_size=3))
 @examples(max_examples=500)
 def test_no_change_of_a_form_means_something_else_without_quotes(at: int, cut: int, put: bytes) -> None:
-    """However a form is changed, an image that is cut out of it at once is the one that the parser finds."""
+    """For any change of a form, the fast extraction of an image returns the same image as the parser."""
     body = BODY % (HEAD, b"image")
     assert_alike(body[:at] + put + body[at + cut :])
 
@@ -316,7 +316,7 @@ async def test_content_encodings_are_decoded(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in ENCODED if name not in ("none", "identity")])
 async def test_damaged_encodings_are_400(name: str) -> None:
-    """Data that ends early, has bytes behind its end or is something else is a malformed request."""
+    """Data that ends early, has bytes after its end or is not compressed is a malformed request."""
     encoding, body = ENCODED[name]
     for damaged in (body[:-1], body + b"more", b"nonsense"):
         with pytest.raises(MalformedRequest):
@@ -326,7 +326,7 @@ async def test_damaged_encodings_are_400(name: str) -> None:
 
 
 async def test_bombs_stop_at_the_limit() -> None:
-    """Fifty megabytes behind a small body are 413 after the limit, at once and in pieces."""
+    """A small body that decompresses to 50 MB gets 413 at the limit, whether it arrives whole or in pieces."""
     for encoding, body in ((b"gzip", gzip.compress(bytes(50_000_000))), (b"deflate", zlib.compress(bytes(50_000_000)))):
         with pytest.raises(BodyTooLarge):
             decoded(encoding, body, limit=65536)

@@ -1,4 +1,4 @@
-"""`POST /score` over real connections: a request that comes whole takes a shorter way, and nobody can tell."""
+"""`POST /score` over real connections: replies of the fast path are equal to those of the general path."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Side:
 
 @asynccontextmanager
 async def serving(settings: Settings, monkeypatch: pytest.MonkeyPatch, **chosen: Any) -> AsyncIterator[Side]:
-    """Run an application behind real connections; `chosen` is for uvicorn."""
+    """Run an application with real connections; `chosen` is passed to uvicorn."""
     app = create_app(settings)
     config, state = uvicorn.Config(app, lifespan="off", log_config=None, proxy_headers=False, **chosen), ServerState()
     config.load()
@@ -102,7 +102,7 @@ async def serving(settings: Settings, monkeypatch: pytest.MonkeyPatch, **chosen:
 
 @pytest.fixture
 async def side(make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Side]:
-    """Yield an application with the shipped model store behind real connections."""
+    """Yield an application with the shipped model store and real connections."""
     async with serving(make_settings(model_store=MODEL_STORE), monkeypatch) as side:
         yield side
 
@@ -259,7 +259,7 @@ async def test_a_disconnect_cancels_the_score(side: Side, zero: bytes) -> None:
     for side.general in (False, True):
         begun.clear()
         gate.clear()
-        probe = asyncio.create_task(version.probe())  # a forward pass that is no score
+        probe = asyncio.create_task(version.probe())  # a forward pass without a request
         await until(begun.is_set)
         scored, left = await count("anomaly_scores_total"), await count('anomaly_http_requests_total{route="/score",st')
         clients = [await asyncio.open_connection("127.0.0.1", side.port) for _ in range(20)]
@@ -367,7 +367,7 @@ async def test_urls_that_are_too_long_are_refused(
 async def test_what_comes_with_a_refused_request_has_its_time(
     make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, zero: bytes
 ) -> None:
-    """The time of an idle connection does not run while a request that came with a refused one is being sent."""
+    """The idle timeout does not run while the client sends a request that began in the packet of a rejected one."""
     async with serving(make_settings(body_timeout_ms=1500), monkeypatch, timeout_keep_alive=1) as side:
         reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
         writer.write(request(b"no PNG", "text/plain") + request(zero)[:-5])
@@ -408,7 +408,7 @@ async def test_connections_are_let_go_of_at_once(side: Side, zero: bytes) -> Non
 
 
 async def test_an_empty_body_is_rejected(side: Side) -> None:
-    """A request without a body is refused, also when its head came in two pieces."""
+    """A request without a body is rejected, also if its head arrives in two pieces."""
     asked = request(b"")
     for pieces in ([asked], [asked[:30], asked[30:]]):
         got = await ask(side, *pieces)
@@ -431,7 +431,7 @@ async def test_requests_that_come_together_are_answered_in_order(side: Side, zer
 
 
 async def test_a_connection_goes_on(side: Side, zero: bytes) -> None:
-    """One request after the other on one connection; what comes in pieces and other routes in between."""
+    """One connection serves sequential requests: complete ones, ones in pieces, and ones of other routes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
     async with asyncio.timeout(30):
         sent = 0
@@ -461,7 +461,7 @@ async def test_a_client_that_wants_the_connection_closed_has_it_closed(side: Sid
 
 @pytest.mark.parametrize("count", [0, 300])
 async def test_a_client_of_http_1_0_gets_no_chunks(side: Side, count: int) -> None:
-    """NDJSON for HTTP/1.0 is the lines that others get, with their length, and the connection is closed behind them."""
+    """A client of HTTP/1.0 gets the same NDJSON lines with a Content-Length, and the connection is then closed."""
     array = io.BytesIO()
     np.save(array, np.zeros((count, 28, 28), np.uint8))
     asked = request(array.getvalue(), "application/x-npy", accept="application/x-ndjson").replace(
@@ -478,7 +478,7 @@ async def test_a_client_of_http_1_0_gets_no_chunks(side: Side, count: int) -> No
 
 
 async def test_a_stop_answers_what_was_begun(side: Side, zero: bytes) -> None:
-    """A server that is told to stop while a score is under way sends it, and closes the connection."""
+    """A server that gets a stop signal during a score sends the score, and closes the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
     writer.write(request(zero))
     async with asyncio.timeout(30):
@@ -492,7 +492,7 @@ async def test_a_stop_answers_what_was_begun(side: Side, zero: bytes) -> None:
 
 
 async def test_a_client_that_leaves_harms_nobody(side: Side, zero: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    """A client that is gone before its reply leaves no connection and no error behind; others are answered."""
+    """If a client disconnects before its reply, its connection is closed without an error, and others are served."""
     with caplog.at_level(logging.WARNING):
         for _ in range(5):
             _, writer = await asyncio.open_connection("127.0.0.1", side.port)
@@ -526,7 +526,7 @@ async def test_a_client_that_is_behind_waits(side: Side, zero: bytes) -> None:
 async def test_a_failure_is_answered(
     side: Side, zero: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever fails on the shorter way gets the last resort for errors: a problem, and a line in the log."""
+    """An unexpected error on the fast path causes an `internal-error` problem and a log line."""
 
     def broken(*_: Any) -> None:
         raise ZeroDivisionError

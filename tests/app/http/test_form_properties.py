@@ -149,7 +149,7 @@ def forms(draw: st.DrawFn) -> RandomForm:
 
 @pytest.fixture
 async def side(make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Side]:
-    """Yield an application behind real connections."""
+    """Yield an application with real connections."""
     async with serving(make_settings(), monkeypatch) as side:
         yield side
 

@@ -125,7 +125,7 @@ async def test_every_reply_has_nosniff(make_settings: Callable[..., Settings], z
 
 
 def test_the_process_reads_the_setting(make_server: Callable[..., Server]) -> None:
-    """A name that the operator lists is answered, another one is not; bytes that are no HTTP get nosniff as well."""
+    """A listed host name is accepted, another one is not; the reply to bytes that are not HTTP has `nosniff` too."""
     server = make_server(ANOMALY_ALLOWED_HOSTS="a.example").start()
     for host, status in (("a.example", 200), (f"localhost:{server.port}", 200), ("b.example", 403)):
         assert server.get("/models", headers={"host": host}).status_code == status

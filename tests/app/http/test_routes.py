@@ -134,9 +134,9 @@ async def test_bad_views_are_422(shared_client: httpx.AsyncClient, zero: bytes, 
 async def test_a_store_that_is_down_stops_no_score(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without a store scores go on with a null id, are counted, readiness says so, and ids come back with it.
+    """Without a store, scores have a null id and are counted, and /readyz names the store; ids return with the store.
 
-    The log says so too, and not where the store lies.
+    The log contains the failure, but not the path of the store.
     """
     folder = tmp_path / "gone"
     folder.write_text("a file where the folder should be")
@@ -210,7 +210,7 @@ async def test_wrong_methods_are_405(shared_client: httpx.AsyncClient, method: s
 @pytest.mark.parametrize("path", ["/models/", "/readyz/", "/score/", "/score/batch/", "/models/zero-article/"])
 @SHARED
 async def test_no_reply_sends_anybody_elsewhere(shared_client: httpx.AsyncClient, path: str) -> None:
-    """A path with one slash too many is not there; it is no redirect to the host that the request named."""
+    """A path with an additional slash gets 404, not a redirect to the host in the request."""
     for method in ("GET", "POST"):
         response = await shared_client.request(method, path, headers={"host": "evil"})
         assert_problem(response, 404, "not-found")
@@ -260,7 +260,7 @@ async def test_accept_chooses_the_format_of_the_metrics(client: httpx.AsyncClien
 @pytest.mark.parametrize("path", ["/", "/models", "/readyz", "/openapi.json", "/docs", "/nothing"])
 @SHARED
 async def test_head_is_get_without_the_body(shared_client: httpx.AsyncClient, path: str) -> None:
-    """HEAD answers with the status and the headers of GET and nothing behind them (RFC 9110, 9.3.2)."""
+    """The reply to HEAD has the status and the headers of GET, and no body (RFC 9110, 9.3.2)."""
     asked, got = await shared_client.head(path), await shared_client.get(path)
     assert (asked.status_code, asked.content) == (got.status_code, b"")
     for name in ("content-type", "content-length"):
@@ -268,7 +268,7 @@ async def test_head_is_get_without_the_body(shared_client: httpx.AsyncClient, pa
 
 
 async def test_what_answers_no_get_answers_no_head(client: httpx.AsyncClient) -> None:
-    """`POST` routes answer 405, and say that they take nothing else; what takes GET says that it takes HEAD."""
+    """HEAD of a `POST` route gets 405 with `Allow: POST`; the header Allow of a GET route also lists HEAD."""
     assert (await client.head("/score")).headers["allow"] == "POST"
     assert (await client.delete("/models")).headers["allow"] == "GET, HEAD"
 

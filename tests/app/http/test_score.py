@@ -1,4 +1,4 @@
-"""`POST /score` as a client meets it, over ASGI."""
+"""`POST /score` over ASGI, from the view of a client."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ FORMS = {
 @pytest.mark.parametrize("name", FORMS)
 @SHARED
 async def test_bad_forms_are_problems(shared_client: httpx.AsyncClient, name: str) -> None:
-    """A form that does not carry exactly one image says what is wrong with it."""
+    """A form without exactly one image gets a problem that states the reason."""
     parts, status, kind = FORMS[name]
     assert_problem(await form(shared_client, *parts), status, kind)
 
@@ -161,7 +161,7 @@ async def test_empty_bodies_are_400(client: httpx.AsyncClient) -> None:
 
 
 async def test_too_large_bodies_are_413(client: httpx.AsyncClient, zero: bytes) -> None:
-    """A body above the limit is refused by its declaration and, chunked, by what came."""
+    """A body above the limit is rejected by its Content-Length or, if it is chunked, by the received bytes."""
     too_much = zero + bytes(70_000)
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -243,7 +243,7 @@ async def test_request_ids_are_made_or_passed_on(client: httpx.AsyncClient, zero
 
 
 async def test_server_timing_names_every_stage(client: httpx.AsyncClient, zero: bytes) -> None:
-    """The reply says where its time went."""
+    """The reply contains the time of each stage."""
     timing = (await raw(client, zero)).headers["server-timing"]
     assert [part.split(";")[0] for part in timing.split(", ")] == ["decode", "queue", "forward", "store"]
 
@@ -336,7 +336,7 @@ async def test_thousands_of_mixed_requests_leave_memory_flat(client: httpx.Async
 async def test_long_queries_are_refused_and_not_remembered(
     shared_client: httpx.AsyncClient, zero: bytes, length: int
 ) -> None:
-    """A query of more than 1,024 bytes is 400 on every route, and the memory of read queries never sees it."""
+    """A query of more than 1,024 bytes gets 400 on every route, and does not enter the cache of parsed queries."""
     query = "?model=zero-article&note=" + "n" * (length - 24)
     assert len(query) == length + 1
     before = queries._parsed.cache_info().misses
@@ -397,7 +397,7 @@ async def test_an_image_that_is_fitted_too_late_is_504(
 async def test_form_fields_are_parameters(
     shared_client: httpx.AsyncClient, zero: bytes, query: str, fields: dict[str, str], status: int
 ) -> None:
-    """Fields beside the file act like query parameters; two different values and unknown names are rejected."""
+    """Further fields of the form act like query parameters; different values and unknown names are rejected."""
     reply = await shared_client.post(f"/score{query}", data=fields, files={"file": ("a.png", zero)})
     assert reply.status_code == status, reply.text
     if status == 200:

@@ -1,4 +1,4 @@
-"""The server's side of a connection: replies in one piece, clients that take nothing, bytes that are no HTTP."""
+"""The server's side of a connection: coalesced writes, clients that do not read, bytes that are not HTTP."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def test_only_a_client_that_takes_nothing_is_cut_off(monkeypatch: pytest.M
 
 
 async def _taken(reads: bool) -> tuple[int, float]:
-    """Return how much of a large reply a client got before the connection ended, and its longest pause meanwhile."""
+    """Return the number of received bytes of a large reply until the connection ended, and the longest pause."""
     config, state = uvicorn.Config(large, lifespan="off", log_config=None), ServerState()
     config.load()
     loop = asyncio.get_running_loop()
@@ -112,7 +112,7 @@ async def test_closing_sends_first():
 
 
 async def test_what_a_client_that_left_was_to_get_is_dropped():
-    """A transport that was closed in between is not written to: uvloop raises there."""
+    """The server does not write to a transport that was closed before the write, because uvloop then raises."""
     wire = Wire()
     joined = connection.CoalescingTransport(wire, asyncio.get_running_loop())
     joined.write(b"too late")
@@ -199,7 +199,7 @@ async def test_a_request_for_another_protocol_keeps_its_body(asks: str, framed: 
 
 
 async def test_what_follows_a_connect_is_no_request() -> None:
-    """A request for a tunnel is refused and the connection closed: what comes behind it belongs to nobody here."""
+    """A CONNECT request is rejected and the connection closed, because the bytes after it are not a request."""
     async with connected(echo) as (side, reader):
         side.data_received(b"CONNECT /x HTTP/1.1\r\nHost: x\r\n\r\n" + HIDDEN)
         assert (await reader.read()).count(b"HTTP/1.1 400 ") == 1
@@ -239,7 +239,7 @@ async def test_what_is_no_http_is_refused_at_once_where_nothing_runs() -> None:
 
 
 async def test_a_reply_that_was_begun_is_not_broken_into() -> None:
-    """What is no HTTP writes nothing into a reply: behind a request it waits, in its body the connection ends."""
+    """Bytes that are not HTTP cause no output inside a reply: after a request they wait; in a body they end it."""
     goes_on = asyncio.Event()
 
     async def streams(scope: Any, receive: Any, send: Any) -> None:
@@ -352,7 +352,7 @@ async def hasty(scope: Any, receive: Any, send: Any) -> None:
 
 @pytest.mark.parametrize("begun", [b"", b"\r\n", b"GET / HT", ASKED[:-1], ASKED + b"GET / HT"])
 async def test_a_client_that_does_not_go_on_is_let_go_of(monkeypatch: pytest.MonkeyPatch, begun: bytes) -> None:
-    """The connection ends when the client is silent, at its beginning, in a head, behind a reply, in a refused body."""
+    """If a client sends nothing, the connection ends: before or in a head, after a reply, or in a rejected body."""
     monkeypatch.setattr(connection, "STALLED_SECONDS", 0.4)
     async with connected(hasty, timeout_keep_alive=0.2) as (side, reader):
         for place in range(len(begun)):

@@ -96,7 +96,7 @@ def test_a_digit_cropped_to_its_strokes_is_taken(digits: Digits, zero: Judge, ch
 
 
 def test_cropping_changes_nothing(digits: Digits) -> None:
-    """Nearly every digit with its margin cut off becomes the very pixels that it becomes with its margin."""
+    """For at least 96 % of digits, `fit` returns the same pixels with and without the margin."""
     same = []
     for digit in digits:
         try:

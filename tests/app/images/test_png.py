@@ -288,7 +288,7 @@ def test_everything_else_is_refused(name: str) -> None:
     ("colour", "depths"), [(0, (1, 2, 4, 8, 16)), (2, (8, 16)), (3, (1, 2, 4, 8)), (4, (8, 16)), (6, (8, 16))]
 )
 def test_missing_pixels_are_no_black_ones(colour: int, depths: tuple[int, ...], interlace: int) -> None:
-    """Compressed data that ends well, but a byte early, is refused; with that byte it is not, whatever the kind."""
+    """Pixel data that is one byte too short is rejected and the complete data is accepted, for every kind of PNG."""
     for depth in depths:
         size = _size(28, 28, depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour], interlace)
         start = pngs.SIGNATURE + pngs.header(depth=depth, colour=colour, interlace=interlace)
@@ -353,7 +353,7 @@ def test_a_second_header_is_refused_whatever_the_wanted_size(name: str) -> None:
 
 @pytest.mark.parametrize("depth", [2, 4, 8, 16])
 def test_transparent_grey_becomes_the_other_ground(depth: int) -> None:
-    """At every depth, what a grey file declares transparent becomes white behind dark strokes, black behind bright."""
+    """At every depth, transparent grey pixels become white if strokes are dark, and black if strokes are bright."""
     most = (1 << depth) - 1
     for stroke, level, ground in ((0, 1, 255), (most, most - 1, 0)):
         grey = np.full((30, 40), level, np.uint16)
@@ -442,7 +442,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("place", BOMBS)
 def test_compression_bombs_stay_small(place: str) -> None:
-    """Fifty megabytes behind a small chunk are never inflated: memory stays below one."""
+    """A small chunk that inflates to 50 MB is not inflated completely: memory stays below 1 MB."""
     extra = b"" if place == "pixels" else pngs.chunk(b"IDAT", pngs.rows(GREY))
     png = pngs.SIGNATURE + pngs.header() + BOMBS[place] + extra + pngs.chunk(b"IEND")
     tracemalloc.start()

@@ -41,7 +41,7 @@ def test_the_shipped_version_reproduces_its_golden_scores(artifact):
 
 
 def test_the_score_is_the_mean_of_the_error_map(artifact):
-    """Whatever the image, mse == error_map.mean((1, 2)), and shapes and types are the contract's."""
+    """For any image, mse == error_map.mean((1, 2)), and shapes and types are those of the contract."""
     images = np.random.default_rng(0).integers(0, 256, (9, 1, 28, 28), np.uint8)
     found = Detector.load(artifact, CPU).detect(images)
     assert found.mse == pytest.approx(found.error_map.mean((1, 2)), rel=1e-6)
@@ -81,7 +81,7 @@ def test_what_does_not_reproduce_its_golden_samples_is_refused(artifact, field, 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04"], ids=["empty", "text", "half an archive"])
 def test_bytes_that_are_no_module_are_refused(artifact, content):
-    """Bytes that are no TorchScript module refuse the version."""
+    """A version whose module is not TorchScript is rejected."""
     refused(replace(artifact, model=content), r"model\.pt is not a scoring module")
 
 

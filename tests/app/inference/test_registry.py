@@ -89,7 +89,7 @@ async def test_a_body_may_arrive_while_versions_change(
 async def test_a_bad_version_never_evicts_a_good_one(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes, fault: str
 ) -> None:
-    """A current version that is refused is named in /models, and the one before it goes on answering."""
+    """/models names a current version that was rejected, and the previous version continues to serve."""
     store = model_stores.copy(tmp_path / "store", 1, 2, current=1)
     bad = store / "zero-article" / "2"
     async with running(make_settings(model_store=store)) as client:
@@ -124,7 +124,7 @@ async def test_a_bad_version_never_evicts_a_good_one(
 async def test_an_empty_store_is_live_not_ready_and_heals(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
 ) -> None:
-    """With no model the process lives, says that it is not ready and answers 503, until a version is published."""
+    """Without a model, the process runs, /readyz and scores get 503, and a published version ends this state."""
     store = tmp_path / "store"
     async with running(make_settings(model_store=store)) as client:
         assert (await client.get("/livez")).status_code == 200
@@ -195,7 +195,7 @@ async def test_a_retired_version_is_freed_without_the_garbage_collector(
 async def test_a_model_store_that_vanishes_takes_nothing_with_it(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """When the disk with the model store goes away, what serves goes on serving; it is said once, and heals."""
+    """If the model store disappears, loaded versions still serve, one log line reports it, and polling recovers."""
     store = model_stores.copy(tmp_path / "store", 1)
     model_stores.copy(store, 1, name="other")
     async with running(make_settings(model_store=store, watch_seconds=300)) as client:
@@ -218,7 +218,7 @@ async def test_a_model_store_that_vanishes_takes_nothing_with_it(
 async def test_only_a_model_whose_folder_is_gone_is_dropped(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
 ) -> None:
-    """A model without its CURRENT goes on serving; a model whose folder was removed does not."""
+    """A model without its file CURRENT continues to serve; a model whose folder was removed does not."""
     store = model_stores.copy(tmp_path / "store", 1)
     model_stores.copy(store, 1, name="other")
     async with running(make_settings(model_store=store, watch_seconds=300)) as client:
@@ -234,7 +234,7 @@ async def test_only_a_model_whose_folder_is_gone_is_dropped(
 async def test_loaded_versions_go_with_their_model(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
 ) -> None:
-    """When a model's folder was removed, a version of it that somebody asked for by number answers no more either."""
+    """After a model's folder was removed, a version that was requested by number does not serve either."""
     store = model_stores.copy(tmp_path / "store", 1)
     model_stores.copy(store, 1, 2, name="other")
     async with running(make_settings(model_store=store, watch_seconds=300, deadline_ms=30_000)) as client:
@@ -247,7 +247,7 @@ async def test_loaded_versions_go_with_their_model(
 async def test_whatever_is_off_with_one_model_the_others_are_looked_at(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error that nobody thought of refuses the version that it came with; and a refusal is looked at again."""
+    """An unexpected error rejects only the version that caused it, and a rejected version is tried again later."""
     store = model_stores.copy(tmp_path / "store", 1)
     wrong = [UnicodeError("of /some/path")]
 
@@ -274,7 +274,7 @@ async def test_whatever_is_off_with_one_model_the_others_are_looked_at(
 async def test_a_refused_request_holds_no_version(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
 ) -> None:
-    """A version whose only request was refused can be let go of."""
+    """A version whose only request was rejected can be retired."""
     store = model_stores.copy(tmp_path / "store", 1, 2, current=1)
     async with running(make_settings(model_store=store, deadline_ms=30_000)) as client:
         assert_problem(await raw(client, zero, "?model=zero-article@2&alpha=1e-9"), 422, "unsupported-alpha")
@@ -308,7 +308,7 @@ def slowed(registry: Any, gate: threading.Event) -> Slow:
 async def test_a_refused_version_is_read_once(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
 ) -> None:
-    """However often somebody asks for a version that is refused, it is not read again at once."""
+    """Repeated requests for a rejected version do not read it again at once."""
     store = model_stores.copy(tmp_path / "store", 1, 2, current=1)
     model_stores.put_bytes(store / "zero-article" / "2", b"not a module")
     async with running(make_settings(model_store=store, deadline_ms=30_000)) as client:
@@ -365,7 +365,7 @@ async def test_a_refusal_is_a_gauge(make_settings: Callable[..., Settings], tmp_
 
 
 class Faulty:
-    """A detector that does what a test says instead of scoring, and scores once `heal` was called."""
+    """A detector that applies a fault of the test to its results until `heal` is called."""
 
     def __init__(self, detector: Detector, fault: Callable[[Pictures], Pictures]) -> None:
         self._detector = detector
@@ -448,7 +448,7 @@ async def test_a_score_that_is_not_a_number_is_never_normal(client: httpx.AsyncC
 
 
 async def test_a_hanging_model_is_504_and_unready(make_settings: Callable[..., Settings], zero: bytes) -> None:
-    """While the inference thread hangs, requests get 504 at their deadline, /livez answers and /readyz says no."""
+    """While the inference thread hangs, requests get 504 at their deadline, /livez returns 200 and /readyz 503."""
     gate = threading.Event()
 
     def hang(found: Pictures) -> Pictures:

@@ -61,7 +61,7 @@ def refused(root: Path, message: str) -> None:
 
 
 def test_the_shipped_version_opens(root):
-    """The shipped model is listed, current and whole, with as many scores as its manifest says."""
+    """The shipped model is listed, current and complete, with the number of scores in its manifest."""
     repository = Repository(root)
     assert repository.names() == [NAME]
     assert repository.versions(NAME) == [1]
@@ -113,7 +113,7 @@ def test_a_version_that_is_a_link_is_refused(root, folder, tmp_path):
 
 @pytest.mark.parametrize("path", ["../../../secret", "/etc/hostname", "report/../../../../secret"])
 def test_a_path_that_leaves_the_version_is_refused(root, folder, tmp_path, path):
-    """A path in the manifest that climbs out of the version is not read, whatever its checksum."""
+    """A path in the manifest that leaves the version is not read, even if its checksum is right."""
     (tmp_path / "secret").write_bytes(b"secret")
     edit(folder, lambda manifest: manifest["files"].update({path: sha256(b"secret")}))
     repository = Repository(root)
@@ -199,7 +199,7 @@ def test_calibration_scores_that_are_none_are_refused(root, folder, scores):
 @pytest.mark.parametrize("file", ["calibration.npy", "golden.npz"])
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 half an archive", array([{"a": "pickle"}])])
 def test_files_that_are_no_arrays_are_refused(root, folder, file, content):
-    """Files with the right checksum that are no arrays, pickles among them, are refused."""
+    """Files with the right checksum that are not arrays, including pickles, are rejected."""
     replace(folder, file, content)
     refused(root, "cannot be read")
 
@@ -246,13 +246,13 @@ def test_a_current_with_too_many_digits_is_refused(root):
 
 @pytest.mark.parametrize("reason", ['say "no"', "", "Ink", "a\nb"])
 def test_a_reason_is_a_plain_word(root, folder, reason):
-    """What stands in every reply has nothing in it that would have to be escaped."""
+    """A reason is a lower-case word without characters that JSON escapes, because replies contain it."""
     edit(folder, lambda manifest: manifest.update(reasons=[reason]))
     refused(root, r"reasons\.0")
 
 
 def test_a_store_that_cannot_be_read_lists_no_versions(root: Path) -> None:
-    """What serves can still be listed while nobody can look at the disk: there are no versions to be seen."""
+    """While the folder cannot be read, the list of versions is empty, without an error."""
     repository = Repository(root)
     assert repository.versions(NAME) == [1]
     root.chmod(0)

@@ -1,4 +1,4 @@
-"""From detections to replies: what each says, what is kept of it, what becomes of a score that is no number."""
+"""From detections to replies: contents of a reply, stored record, and the problem for a score that is not finite."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PLAIN: dict[str, Any] = {"rule": RULE, "owner": None, "fitted": None, "include_r
 
 
 def detection(mse: float, reason: str | None = None) -> Detection:
-    """Return a detection with pictures that are easy to know again."""
+    """Return a detection whose pictures are easy to identify."""
     return Detection(mse, reason, bytes([1]) * 784 + bytes([2]) * 784 + bytes([3]) * 784, 0.5, 0.001, 0.002)
 
 

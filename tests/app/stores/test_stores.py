@@ -248,7 +248,7 @@ async def test_the_newest_stay_when_the_bound_is_reached(make_store: OpenStore) 
 
 
 async def test_a_ping_answers(make_store: OpenStore) -> None:
-    """A store that is there says so."""
+    """`ping` of an available store raises nothing."""
     make_store().ping()
 
 
@@ -463,7 +463,7 @@ async def test_sqlite_begins_anew_after_a_crash_of_the_machine_damaged_it(
 
 
 async def test_what_is_no_database_is_moved_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A text at a mistyped path is kept, and the log says where."""
+    """A file that is not a database, such as a text at a mistyped path, is kept, and the log contains its new path."""
     path = tmp_path / "notes.txt"
     path.write_text("years of work\n" * 100)
     store = SqliteStore(path, ttl_seconds=60, max_entries=100)
@@ -483,7 +483,7 @@ async def kept_before_a_boot(path: Path, content: bytes) -> None:
 
 
 async def test_a_full_disk_is_not_taken_for_a_damaged_file(tmp_path: Path) -> None:
-    """After a start of the machine the file is checked; that the disk is full just then says nothing about it."""
+    """The file is checked after a boot; a full disk during the check does not count as damage of the file."""
     path = tmp_path / "store.db"
     await kept_before_a_boot(path, b"1")
     store = SqliteStore(path, ttl_seconds=60, max_entries=100)
@@ -561,7 +561,7 @@ async def test_the_journal_of_sqlite_stays_small(tmp_path: Path) -> None:
 
 
 async def test_a_hanging_redis_costs_no_more_than_the_time_out(redis_server: RedisServer) -> None:
-    """While the server hangs, keeping gives up in time and then at once; when it goes on, keeping works again."""
+    """While Redis hangs, a write first times out, later writes fail at once, and writes work again after it resumes."""
     assert redis_server.process is not None
     store = RedisStore(redis_server.url, ttl_seconds=60, password_file=redis_server.password_file)
     kept = Reconstructions(store, Metrics(), timeout=0.3, max_waiting=64)
@@ -624,7 +624,7 @@ def no_file_larger_than(size: int) -> Iterator[None]:
 
 
 async def _full_and_then_not(kept: Reconstructions, fill: Callable[[], object], empty: Callable[[], object]) -> None:
-    """A store that is full is down, whatever it still gives, until it has room."""
+    """A full store counts as down until it has room, although it still returns entries."""
     record = Record(b"{}", bytes(3 * 784), 1.0)
     assert await kept.stored([record._replace(id="before")])
     fill()
@@ -660,7 +660,7 @@ async def test_a_full_disk_is_seen_although_the_file_can_be_read(
 
 
 async def test_a_disk_that_is_full_when_a_transaction_ends_is_named(tmp_path: Path) -> None:
-    """A group too large for one statement says what went wrong, not that there is nothing left to take back."""
+    """If a disk is full at the end of a transaction, the error names the cause, not the failed rollback."""
     store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=1000)
     store.ping()
     with no_file_larger_than(100_000), pytest.raises(StoreError, match="disk I/O error"):
@@ -687,7 +687,7 @@ async def test_reads_do_not_replace_the_check(tmp_path: Path) -> None:
 
 
 async def test_redis_says_why_it_refuses_without_the_id(redis_server: RedisServer) -> None:
-    """Of what Redis says of a refused command the log gets the reason's own word."""
+    """The log contains only the error code of a rejected Redis command, not the rest of the message."""
     store = RedisStore(redis_server.url, ttl_seconds=60, password_file=redis_server.password_file)
     store.ping()
     password = redis_server.password_file.read_text().strip()
@@ -717,7 +717,7 @@ async def test_a_full_redis_is_seen_although_it_answers(
 
 
 async def test_a_locked_file_is_not_taken_for_a_damaged_one(tmp_path: Path) -> None:
-    """After a start of the machine the file is checked; that it is locked just then says nothing about it."""
+    """The file is checked after a boot; a lock during the check does not count as damage of the file."""
     path = tmp_path / "store.db"
     await kept_before_a_boot(path, b"1")
     store = SqliteStore(path, ttl_seconds=60, max_entries=100, timeout=0.1)
@@ -732,7 +732,7 @@ async def test_a_locked_file_is_not_taken_for_a_damaged_one(tmp_path: Path) -> N
 
 
 async def test_closing_waits_for_a_locked_file_no_longer_than_for_a_write(tmp_path: Path) -> None:
-    """Another program that never lets go of the file does not keep the service from ending."""
+    """If another program locks the file permanently, the service still ends."""
     store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=100, timeout=0.2)
     store.ping()
     with contextlib.closing(sqlite3.connect(tmp_path / "store.db", isolation_level=None)) as other:
@@ -756,7 +756,7 @@ async def test_a_record_that_cannot_be_packed_is_dropped(tmp_path: Path) -> None
 
 
 async def test_a_dead_disk_does_not_block_the_shutdown(tmp_path: Path) -> None:
-    """A backend that never returns is abandoned after the timeout, and `aclose` says so."""
+    """A backend that never returns is abandoned after the timeout, and `aclose` returns False."""
     gate = threading.Event()
 
     class Dead(SqliteStore):

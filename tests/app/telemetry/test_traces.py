@@ -249,7 +249,7 @@ def test_nothing_of_opentelemetry_is_imported_while_it_is_off() -> None:
 
 
 def test_a_collector_that_does_not_answer_delays_no_shutdown() -> None:
-    """Closing returns within its limit, and says that spans were lost."""
+    """`close` returns within its time limit, and returns False if spans were lost."""
     recorded: Any = Traces(OTLPSpanExporter("http://127.0.0.1:9/v1/traces", timeout=20), Resource.create(), None, "1")
     context = recorded.begin({})
     recorded.request(context, method="GET", route="/", status=200, started=0.0, facts={})
