@@ -1,6 +1,6 @@
 """Measure the service next to what it is compared with: `python -m benchmarks`, or `make bench`.
 
-Within a section every system is measured in turn, round after round, so that a neighbour on the machine hits all alike;
+Within a section every system is measured in turn, round after round, so that other programs affect all systems equally;
 figures are medians of the rounds. Writes one JSON file, from which `benchmarks.write_performance` writes the page.
 """
 
@@ -55,7 +55,7 @@ def digits(count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def wrk(server: Server, bodies: Path, *, form: str, path: str, connections: int, seconds: float) -> Cell:
-    """Run one closed loop and return rates, percentiles and CPU microseconds a request."""
+    """Run one closed loop and return rates, percentiles and CPU microseconds per request."""
     environment = {**os.environ, "BODIES": str(bodies), "COUNT": str(IMAGES), "TARGET": path, "FORM": form}
     before = server.cpu_seconds()
     command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}", "--timeout", "30"]
@@ -73,13 +73,13 @@ def wrk(server: Server, bodies: Path, *, form: str, path: str, connections: int,
 
 
 def medians(cells: list[Cell]) -> Cell:
-    """Return the median of every member over the rounds; of failures the sum."""
+    """Return the median of every member over the rounds, and the sum of failures."""
     middle = {name: statistics.median(cell[name] for cell in cells) for name in cells[0]}
     return {**middle, **({"failed": sum(cell["failed"] for cell in cells)} if "failed" in middle else {})}
 
 
 def interleaved(cells: dict[str, Callable[[], Cell]], rounds: int) -> dict[str, Cell]:
-    """Measure every cell once a round, and return medians."""
+    """Measure every cell once per round, and return medians."""
     found: dict[str, list[Cell]] = {name: [] for name in cells}
     for number in range(rounds):
         for name, measure in cells.items():
@@ -102,7 +102,7 @@ def model_file(model: str) -> Path:
 
 
 def ceiling(model: str, seconds: float, *sizes: int) -> dict[str, Cell]:
-    """Run the raw module alone, and return what it reached by batch size."""
+    """Run the raw module alone, and return its rates by batch size."""
     command = [sys.executable, "-m", "benchmarks.ceiling", str(model_file(model)), str(seconds), *map(str, sizes)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     found: dict[str, Cell] = json.loads(run.stdout)
@@ -110,7 +110,7 @@ def ceiling(model: str, seconds: float, *sizes: int) -> dict[str, Cell]:
 
 
 def only(model: str, folder: Path) -> dict[str, str]:
-    """Return the settings of a service that has one model and no other, as those who count megabytes run it."""
+    """Return the settings of a service with a single model, for the lowest memory."""
     store = folder / f"only-{model}"
     if not store.exists():
         shutil.copytree(ROOT / "model_store" / model, store / model, symlinks=True)
@@ -169,7 +169,7 @@ def stages(server: Server, bodies: Path) -> Cell:
 
 
 def post_array(server: Server, body: bytes, count: int, accept: str, model: str, *, times: int = 1) -> Cell:
-    """Send one array so many times and return images a second and CPU microseconds an image."""
+    """Send one array `times` times, and return images per second and CPU microseconds per image."""
     headers = {"content-type": "application/x-npy", "accept": accept}
     with httpx.Client(timeout=300) as client:  # making one reads certificates: as long as scoring a thousand images
         before, began = server.cpu_seconds(), time.perf_counter()
@@ -188,7 +188,7 @@ def npy(count: int) -> bytes:
 
 
 def batch(model: str, chosen: argparse.Namespace, folder: Path, _: Path) -> Cell:
-    """10,000 images a request, against the raw module in a loop."""
+    """Measure requests of 10,000 images, compared with the raw module in a loop."""
     server = service(folder, f"batch-{model}")
     body = npy(chosen.images)
     sizes: list[dict[str, Cell]] = []
@@ -283,7 +283,7 @@ def open_loop(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path
             rounds["half"].append(drive(server, most / 2, 256, chosen.seconds))
             rounds["bare"].append(drive(bare, most / 2, 256, chosen.seconds))
             rounds["twice"].append(drive(server, 2 * most, 4000, chosen.seconds))
-            time.sleep(1)  # what is measured next is whether a second is enough to recover
+            time.sleep(1)  # the next rate measures whether the service recovers within a second
             rounds["after"].append(drive(server, most / 10, 256, 2))
         middle = {
             name: sorted(cells, key=lambda cell: cell["p99_ms"] or math.inf)[len(cells) // 2]
@@ -354,7 +354,7 @@ def _ask_for(trick: str, model: str, bodies: Path, seconds: float) -> Callable[[
 
 
 def growth(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -> Cell:
-    """How cost grows: images a request, entries in the store."""
+    """Measure how the cost depends on images per request and on entries in the store."""
     found: Cell = {"images": {}, "bodies": {}, "models": {}, "store": {}}
     server = service(folder, f"growth-{model}")
     try:
@@ -454,7 +454,7 @@ SECTIONS = {
 
 
 def machine(device: str) -> Cell:
-    """Say what it ran on, in general words."""
+    """Return a general description of the machine."""
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     import torch
 

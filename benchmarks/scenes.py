@@ -1,4 +1,4 @@
-"""Draw real digits as ink on paper, as people photograph, scan and capture them: the scenes of docs/fit.md.
+"""Draw real digits as ink on paper, like photographs, scans and screenshots: the scenes of docs/fit.md.
 
 Every scene is a function of one digit, uint8 [28, 28], and a random generator, and returns a file's bytes. The same
 digit and the same seed give the same bytes, as far as the libraries that encode them do.
@@ -259,7 +259,7 @@ def finger(light: Floats, rng: np.random.Generator) -> Floats:
 
 
 def _clear(light: Floats, region: NDArray[np.bool_]) -> Floats:
-    """Return a sheet extended on top, where what will be laid on it would cover the ink."""
+    """Return a sheet, extended at the top if an object on it would cover the ink."""
     if light[region].min() > 0.6:
         return light
     depth = int(np.flatnonzero(region.any(1)).max()) + 4
@@ -444,7 +444,7 @@ def _window(kind: str) -> Scene:
 
 
 def _pad(digit: Digit, rng: np.random.Generator) -> bytes:
-    """Strokes of one colour on nothing, as a signature pad exports them."""
+    """Strokes of one colour on a transparent ground, as a signature pad exports them."""
     ink = sheet_of(digit, rng)
     level = np.full(ink.shape, rng.choice([0.0, 0.1, 0.9, 1.0]))
     return png(np.stack([pixels_of(level), pixels_of(ink)], 2))

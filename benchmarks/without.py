@@ -137,11 +137,11 @@ TRICKS: dict[str, tuple[str, Callable[[], None]]] = {
     ),
     "log": ("log lines are collected for 50 ms and written together", _a_write_for_every_log_line),
 }
-"""By name: what the trick is, and how it is taken out."""
+"""By name: a description of the optimisation, and the function that disables it."""
 
 
 def run() -> int:
-    """Take out the trick that the first argument names, and serve."""
+    """Disable the optimisation that the first argument names, and serve."""
     TRICKS[sys.argv[1]][1]()
     return service.main()
 

@@ -118,8 +118,8 @@ papers**: check them before you quote them. People who ran published code have r
 
 ## Caveats
 
-* *One-class* holds for training: no model ever saw another digit. It does not hold for design: the recipes' parameters
-  were chosen by looking at other digits of the training file. Every use of the test file is listed in
+* Training is *one-class*: no model was trained on another digit. The design is not: the recipes' parameters were chosen
+  with other digits of the training file. Every use of the test file is listed in
   [experiments.md](../research/experiments.md).
 * The standardised space (edges by direction and place) is the larger part of the gain; published methods mostly use
   pixels.

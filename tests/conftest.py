@@ -220,7 +220,7 @@ def services(client: httpx.AsyncClient) -> Services:
 
 @contextlib.contextmanager
 def unprivileged() -> Iterator[None]:
-    """While entered, this process may read only what it is allowed to; root may read everything."""
+    """Run the block as an unprivileged user, because root may read every file."""
     user = os.geteuid()
     if user == 0:
         os.seteuid(65534)

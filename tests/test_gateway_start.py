@@ -17,7 +17,7 @@ LIMITS = dict(re.findall(r"\b([A-Z_]+)=(\d+)", (GATEWAY / "Dockerfile").read_tex
 @pytest.mark.parametrize("value", ["-1", "", "many", "1e3", "5 0"])
 @pytest.mark.parametrize("name", LIMITS)
 def test_a_limit_that_is_no_number_stops_the_start(name: str, value: str) -> None:
-    """HAProxy takes any of these, and then refuses everything or nothing."""
+    """The start script rejects these values, because HAProxy would accept them and reject all requests or none."""
     environment = {**os.environ, **LIMITS, name: value}
     done = subprocess.run(["sh", GATEWAY / "start"], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, f"cannot start: {name} is no number\n")

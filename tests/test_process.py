@@ -179,7 +179,7 @@ def test_a_sqlite_store_without_a_file_fails_the_start(make_server: Callable[...
 def test_it_can_be_stopped_before_it_serves(make_server: Callable[..., Server]) -> None:
     """SIGTERM ends a process that has loaded nothing yet, also where it is the first one of a container.
 
-    There the kernel drops what is not caught.
+    For the first process of a container, the kernel ignores signals without a handler.
     """
     server = make_server().start(wait=False)
     status = Path(f"/proc/{server.process.pid}/status")
@@ -190,7 +190,7 @@ def test_it_can_be_stopped_before_it_serves(make_server: Callable[..., Server]) 
 
 
 def test_a_stop_is_heard_where_exceptions_are_not() -> None:
-    """Also while Python ends an object, as it does in the middle of imports: what is raised there is dropped."""
+    """SIGTERM also works in a finaliser, which may run during imports, although Python drops exceptions there."""
     program = """
 import os, signal
 import app.__main__
@@ -278,7 +278,7 @@ def _head(png: bytes) -> bytes:
 
 
 def test_a_flood_gets_scores_and_refusals_and_nothing_else(make_server: Callable[..., Server], zero: bytes) -> None:
-    """Far more than can be scored: each request is scored or refused with Retry-After, and no connection is lost."""
+    """In overload, each request is scored or rejected with Retry-After, and no connection is lost."""
     server = make_server(ANOMALY_QUEUE_MAX_IMAGES="64").start()
     found = drive(server.port, [_head(zero) + zero], rate=100_000, seconds=0.05, count=400)
     assert found["sent"] == 5000
@@ -288,7 +288,7 @@ def test_a_flood_gets_scores_and_refusals_and_nothing_else(make_server: Callable
 
 
 def test_hostile_requests_change_nothing(make_server: Callable[..., Server], zero: bytes) -> None:
-    """None of these harms the service, shows another host's name in a reply, or leaves a traceback in the log."""
+    """The service survives each of these requests; no reply contains another host name, and no log a traceback."""
     server = make_server().start()
     for name, request in HOSTILE.items():
         with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
@@ -328,7 +328,7 @@ def test_what_is_no_http_is_refused_as_a_problem(make_server: Callable[..., Serv
 
 
 def test_another_protocol_is_not_spoken(make_server: Callable[..., Server]) -> None:
-    """A request to go on as a web socket is answered as the plain request that it also is."""
+    """A request with an upgrade to WebSocket is handled as a plain HTTP request."""
     server = make_server().start()
     wanted = {
         "connection": "upgrade",

@@ -1,4 +1,4 @@
-"""The script that makes the secrets, in a folder of its own."""
+"""The script that creates the secrets, in a separate folder."""
 
 from __future__ import annotations
 

@@ -385,7 +385,7 @@ LINKS = {
 
 
 def test_variables_of_kubernetes_services_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They do not change a setting; a port of the operator's own is kept."""
+    """Variables of Kubernetes do not change settings; the operator's own port is used."""
     for name, value in LINKS.items():
         monkeypatch.setenv(name, value)
     assert settings.service_links() == sorted(LINKS)
@@ -506,7 +506,7 @@ class Terminal:
         self._text = b""
 
     def text(self) -> str:
-        """Return what was written so far."""
+        """Return the output so far."""
         try:
             while chunk := os.read(self._master, 65536):
                 self._text += chunk

@@ -170,7 +170,7 @@ def test_a_file_with_a_write_ahead_log_is_converted(tmp_path: Path) -> None:
     earlier = sqlite3.connect(path, isolation_level=None)
     earlier.execute("PRAGMA journal_mode=WAL")
     earlier.execute("INSERT INTO entries (key, expires, content) VALUES ('before', 1e12, x'31')")
-    for ending in ("", "-wal"):  # as a killed process leaves them
+    for ending in ("", "-wal"):  # like the files of a killed process
         shutil.copy(f"{path}{ending}", tmp_path / f"b.db{ending}")
     (tmp_path / "b.db-shm").write_bytes(b"not an index")
     earlier.close()
@@ -185,7 +185,7 @@ def test_a_file_with_a_write_ahead_log_is_converted(tmp_path: Path) -> None:
 
 
 def overwrite(path: Path, damage: str) -> None:
-    """Damage the open file in its place: the inode stays the same."""
+    """Damage the open file without replacing it: the inode stays the same."""
     size = path.stat().st_size
     with path.open("r+b") as file:
         if damage == "pages":

@@ -72,7 +72,7 @@ def test_a_character_that_is_not_ascii_is_found_by_its_line(tmp_path: Path) -> N
 
 
 def start_gateway(folder: Path, content: bytes) -> str:
-    """Return what the gateway's start script writes to the error stream for a key file."""
+    """Return the standard error of the gateway's start script for a key file."""
     (folder / "api_keys").write_bytes(content)
     script = (ROOT / "deploy" / "gateway" / "start").read_text()
     changed = script.replace("keys=/run/keys/api_keys", f"keys={folder / 'api_keys'}").replace(

@@ -57,7 +57,7 @@ def test_two_workers_are_one_service(make_server: Callable[..., Server], zero: b
 
 
 def _readiness(server: Server) -> set[int]:
-    """Return what /readyz answers to ten questions, more than one worker would get by chance."""
+    """Return the statuses of ten requests of /readyz, enough to reach all workers with high probability."""
     return {server.get("/readyz", timeout=5).status_code for _ in range(10)}
 
 

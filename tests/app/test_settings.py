@@ -1,4 +1,4 @@
-"""Settings: what the environment may say."""
+"""Settings: valid and invalid values of the environment variables."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_values_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.parametrize("prefix", ["", "/anomaly", "/pages", "/of/page"])
 def test_other_prefixes_are_taken(monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
-    """A prefix is only refused when its first part is a path of the service itself."""
+    """A prefix is rejected only if its first part is a path of the service itself."""
     monkeypatch.setenv("ANOMALY_ROOT_PATH", prefix)
     assert settings.from_environment().root_path == prefix
 

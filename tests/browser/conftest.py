@@ -51,7 +51,7 @@ def axe() -> str:
     if shutil.which("npm") is None:
         pytest.skip("npm is not installed")
     script = HERE / "node_modules" / "axe-core" / "axe.min.js"
-    # Of several processes that run the tests one installs it: `npm ci` begins by removing what the others have.
+    # One of several test processes installs: `npm ci` first removes the files that the others read.
     with (HERE / "package-lock.json").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not script.exists():
@@ -93,7 +93,7 @@ class Watched:
         page.on("request", self._request)
 
     def _console(self, message: Any) -> None:
-        # Chromium reports each refused request by itself; what the page made of it is what the tests look at.
+        # Chromium itself reports each rejected request; the tests check the page's reaction instead.
         if message.type in ("error", "warning") and "Failed to load resource" not in message.text:
             self.errors.append(message.text)
 

@@ -1,4 +1,4 @@
-"""The page as a person uses it: drawing, dropping, sliding, sharing, a folder, and every refusal."""
+"""The page in a browser: drawing, dropping files, the slider, links, a folder, and every problem."""
 
 from __future__ import annotations
 
@@ -242,7 +242,7 @@ def drop(page: Page, files: dict[str, bytes]) -> None:
 
 
 def test_the_slider_moves_the_verdict(open_page: Callable[..., Page], service: Server) -> None:
-    """Across an image's score the verdict changes at once; the thresholds are those that `?alpha=` gives."""
+    """When the slider passes an image's score, the verdict changes; the thresholds are those of `?alpha=`."""
     page = open_page()
     choose(page, "six.png", (EXAMPLES / "six.png").read_bytes())
     answered(page)
@@ -375,7 +375,7 @@ REFUSALS: dict[str, tuple[str, bytes, str, str]] = {
 
 @pytest.mark.parametrize("name", REFUSALS)
 def test_each_refusal_is_in_clear_words(name: str, open_page: Callable[..., Page]) -> None:
-    """What cannot be scored is answered with a title and a way out, and leaves no earlier result standing."""
+    """For a file that cannot be scored, the page shows a title and what to do, and removes the earlier result."""
     file, content, kind, title = REFUSALS[name]
     page = open_page()
     choose(page, "zero.png", (EXAMPLES / "zero.png").read_bytes())
@@ -449,7 +449,7 @@ def test_a_dropped_folder_is_opened(open_page: Callable[..., Page], tmp_path: Pa
 
 
 def test_clearing_while_a_finger_is_down(open_page: Callable[..., Page]) -> None:
-    """Clear and undo end the stroke that is being drawn: what the pen does until it is lifted draws nothing."""
+    """Clear and undo end the current stroke: further movement of the pen draws nothing until it is lifted."""
     page = open_page()
     box = page.locator("#pad").bounding_box()
     assert box is not None
@@ -641,7 +641,7 @@ def test_an_api_key_is_asked_for_and_sent(
     with page.expect_response("**/score?*") as late:
         page.evaluate("document.getElementById('fit').dispatchEvent(new Event('change'))")
     expect(page.get_by_text(late.value.headers["x-request-id"])).to_be_visible()
-    page.keyboard.press("Enter")  # refused once more while the key is typed, the page leaves it alone
+    page.keyboard.press("Enter")  # another rejected request does not change the key that is being typed
     answered(page)
 
     page.evaluate("sessionStorage.setItem('api-key', 'no longer known')")

@@ -1,4 +1,4 @@
-"""What the page makes of answers that come late, in another order, or not at all."""
+"""The page with replies that arrive late, in another order, or never."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ZERO = (EXAMPLES / "zero.png").read_bytes()
 
 
 class Held:
-    """Requests that are kept waiting until `release`."""
+    """Requests that are held until `release`."""
 
     def __init__(self, page: Page, pattern: str, **options: int) -> None:
         self.routes: list[Route] = []
@@ -237,7 +237,7 @@ def test_a_link_without_a_clipboard(open_page: Callable[..., Page]) -> None:
 
 
 def images(**contents: bytes) -> list[FilePayload]:
-    """Files to choose: each keyword's name, and what is in it."""
+    """Return files for a file input: the name and the content of each keyword argument."""
     return [{"name": f"{name}.png", "mimeType": "image/png", "buffer": content} for name, content in contents.items()]
 
 
@@ -298,7 +298,7 @@ def test_a_folder_waits_for_models_and_a_key(open_page: Callable[..., Page]) -> 
 
 
 def test_a_folder_is_stopped_at_once_and_keeps_the_focus(open_page: Callable[..., Page]) -> None:
-    """'Stop' does not sit out a wait; a focused row stays focused as others come; what is said is not said each time.
+    """'Stop' ends a retry wait at once; new rows do not move the focus; announcements are not repeated for each row.
 
     Files without an ending are tried, and one of a drop that cannot be read is counted, not the end of all.
     """
@@ -346,7 +346,7 @@ def test_a_folder_is_stopped_at_once_and_keeps_the_focus(open_page: Callable[...
 
 
 def test_a_card_stands_under_its_own_name(open_page: Callable[..., Page]) -> None:
-    """Of two cards the later chosen is shown, without a picture that does not come, and its failure is said there."""
+    """Of two model cards, the page shows the one selected last, without missing pictures, and shows its error there."""
     page = open_page(path="/#model")
     card = page.locator("#card")
     expect(card.locator("h1")).to_contain_text("zero")
@@ -374,7 +374,7 @@ def test_a_card_stands_under_its_own_name(open_page: Callable[..., Page]) -> Non
 def test_a_drawing_comes_back(open_page: Callable[..., Page]) -> None:
     """A row of a folder shows its result in place of the drawing, which is there again on return.
 
-    Undo and clear, used up, leave the focus on the pad; an image pasted into the folder is scored there.
+    If undo and clear become disabled, the focus moves to the pad; an image pasted into the folder is scored there.
     """
     page = open_page()
     draw_zero(page)
@@ -435,7 +435,7 @@ def test_noise_of_any_size_is_sent(open_page: Callable[..., Page]) -> None:
 
 
 def test_a_key_without_a_place_to_keep_it(open_page: Callable[..., Page]) -> None:
-    """Where the browser keeps nothing for the page, the key is held; what cannot be a key is said not to be one."""
+    """Without session storage, the page keeps the key in memory, and it rejects text that cannot be a key."""
     page = open_page(wait=False)
     page.add_init_script("Object.defineProperty(window, 'sessionStorage', { get() { throw new Error('blocked'); } })")
     page.route("**/models", lambda route: route.continue_() if has_key(route) else need_key(route))

@@ -33,7 +33,7 @@ def environment(**chosen: str) -> dict[str, str]:
 
 @pytest.fixture
 def anomaly() -> Anomaly:
-    """Return a runner of the command that gives its exit code and what it wrote."""
+    """Return a function that runs the command and returns its exit code and output."""
 
     def run(*arguments: str | Path, stdin: bytes = b"", **chosen: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
@@ -47,7 +47,7 @@ def anomaly() -> Anomaly:
 
 @pytest.fixture
 def in_process() -> Anomaly:
-    """Return the same runner without a process: for what does not depend on one, since a process takes seconds."""
+    """Return the same function without a process, for tests that do not need one, because a process takes seconds."""
 
     def run(*arguments: str | Path, stdin: bytes = b"", **chosen: str) -> subprocess.CompletedProcess[str]:
         others = dict.fromkeys(os.environ.keys() - environment().keys())

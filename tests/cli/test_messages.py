@@ -1,4 +1,4 @@
-"""The messages of the command fit the command: no HTTP for who scores offline, options instead of parameters."""
+"""The messages of the command fit the command: no HTTP terms for offline scoring, options instead of parameters."""
 
 from __future__ import annotations
 

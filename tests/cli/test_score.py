@@ -55,7 +55,7 @@ def test_what_cannot_be_looked_at_is_not_scored(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A folder or a name that the system refuses is a result of its own; the others are scored."""
+    """A folder or file that the operating system cannot open is a separate result, and other files are scored."""
     (tmp_path / "below").mkdir()
     (tmp_path / "shown").mkdir()
     for path in (tmp_path / "z.png", tmp_path / "shown" / "a.png"):
@@ -143,7 +143,7 @@ def test_what_is_no_url_is_an_error(in_process: Anomaly, command: str, url: str)
 
 @pytest.mark.process
 def test_what_nobody_foresaw_is_one_line(tmp_path: Path) -> None:
-    """An error of any kind ends with exit code 2 and one line, so that it can never be taken for an anomaly."""
+    """Any error ends with exit code 2 and one line, so that it differs from the exit code of an anomaly."""
     code = (
         "import sys, anomaly.cli.__main__ as command\n"
         "from anomaly.cli import commands\n"
@@ -171,7 +171,7 @@ def test_a_damaged_version_is_refused_offline(in_process: Anomaly, tmp_path: Pat
 
 
 def test_json_is_the_services_reply_with_the_file(in_process: Anomaly, server: Server) -> None:
-    """JSON and JSON lines hold what the service answers, member for member, and name the file."""
+    """JSON and JSON lines contain all members of the service's reply, and the name of the file."""
     for where in (STORE, ("--url", server.url)):
         done = in_process("score", ZERO, ROOT / "LICENSE", *where, "--format", "json")
         score, refusal = json.loads(done.stdout)

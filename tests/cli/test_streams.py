@@ -106,7 +106,7 @@ def test_a_name_need_not_be_utf8(
 
 @pytest.mark.parametrize("writer", [Table, Lines])
 def test_a_name_does_not_command_the_terminal(writer: Callable[[TextIO], Writer]) -> None:
-    """Control characters of a name, and of what is said of it, are written as escapes."""
+    """Control characters of a file name and of an error message are written as escapes."""
     stream = io.StringIO()
     lines = writer(stream)
     lines.add(Result("\x1b[31mred\n\u202e.png", UnreadableImage("\x1b]0;title\x07")))

@@ -86,7 +86,7 @@ def watching(folder: Path, *options: str) -> Iterator[Watching]:
 
 @pytest.mark.process
 def test_what_arrives_is_scored(tmp_path: Path, zero: bytes, six: bytes) -> None:
-    """New and changed files are scored once each, what was there before is not, and the exit code is the worst."""
+    """New and changed files are scored once each, earlier files are not, and the highest exit code is returned."""
     (tmp_path / "old.png").write_bytes(zero)
     options = ("--model-store", str(MODEL_STORE), "--model", "zero-article@1", "--alpha", "0.2")
     with watching(tmp_path, *options) as watch:
@@ -119,7 +119,7 @@ def test_ctrl_c_waits_for_the_file_under_way_only(thousand_digits: Path) -> None
 
 
 def test_signals_that_stop() -> None:
-    """The first one asks, of either kind; whichever comes next ends the process; what is ignored stays ignored."""
+    """The first signal of either kind stops the watch, a second one ends the process; ignored signals stay ignored."""
     asked: list[int] = []
     both = (signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(number) for number in both]
@@ -194,7 +194,7 @@ def test_a_file_is_not_read_while_it_grows(tmp_path: Path, zero: bytes) -> None:
 def test_a_folder_that_is_away_is_not_a_folder_without_files(
     tmp_path: Path, zero: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was there or is done stays so, while a folder or one below it cannot be looked at."""
+    """While a folder or subfolder cannot be listed, its earlier files and scored files keep their state."""
     folder, other = tmp_path / "in", tmp_path / "other"
     (folder / "below").mkdir(parents=True)
     for path in (folder / "old.png", folder / "below" / "old.png"):

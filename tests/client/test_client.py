@@ -1,4 +1,4 @@
-"""The client against the service as a process: what it returns, what it raises, what overload and restarts do to it."""
+"""The client with the service as a process: results, exceptions, overload and restarts of the service."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_options_reach_the_service(service: Client, zero: bytes) -> None:
 
 @pytest.mark.parametrize("view", ["reconstruction", "input", "error", "panel"])
 def test_pictures_of_a_score(service: Client, zero: bytes, view: str) -> None:
-    """Each view of a kept reconstruction arrives as a PNG, by score and by id."""
+    """Each view of a stored reconstruction is returned as a PNG, by score and by id."""
     score = service.score(zero)
     assert score.id is not None
     picture = service.reconstruction(score, view=view, scale=2)  # type: ignore[arg-type]
@@ -97,7 +97,7 @@ def test_the_models(service: Client) -> None:
 def test_refusals_are_exceptions_of_their_kind(
     service: Client, zero: bytes, ask: Callable[[Client, bytes], object], kind: type[errors.Problem], status: int
 ) -> None:
-    """What the service refuses is raised as the class of its problem, with status, words, hint and request id."""
+    """A rejected request raises the class of its problem, with status, message, hint and request id."""
     with pytest.raises(errors.Problem) as caught:
         ask(service, zero)
     assert type(caught.value) is kind
@@ -118,7 +118,7 @@ def test_a_port_without_a_service(zero: bytes) -> None:
 
 
 def test_a_file_that_is_not_there(service: Client, tmp_path: Path) -> None:
-    """An image that cannot be read here is said to be just that; nothing is sent."""
+    """An image that this machine cannot read raises `UnreadableImage`, and nothing is sent."""
     with pytest.raises(errors.UnreadableImage, match=r"missing\.png"):
         service.score(tmp_path / "missing.png")
 
@@ -243,7 +243,7 @@ def test_a_service_behind_a_prefix(make_server: Callable[..., Server], zero: byt
 
 
 def test_many_scores_in_order(service: Client, zero: bytes, six: bytes) -> None:
-    """Many images, several at a time, come back in their order; what is wrong with one is its own result."""
+    """`score_many` scores concurrently and returns results in order; an error is the result of its image only."""
     images = [zero, six, b"no image", zero[:60]] * 100
     told: list[tuple[int, int | None]] = []
     results = list(service.score_many(images, concurrency=8, on_progress=lambda *now: told.append(now)))
@@ -274,7 +274,7 @@ def test_what_befalls_every_image_is_raised(service: Client, zero: bytes) -> Non
 
 
 def test_leaving_early_takes_no_more_images(service: Client, zero: bytes) -> None:
-    """Who stops iterating stops the work: only a bounded number of images was ever taken."""
+    """If the caller stops iterating, the work ends: only a bounded number of images was read."""
     taken = 0
 
     def images() -> Iterator[bytes]:
@@ -314,7 +314,7 @@ def test_no_concurrency_is_refused(service: Client) -> None:
 
 
 async def test_the_async_client_does_the_same(server: Server, zero: bytes, six: bytes) -> None:
-    """Scores, pictures, models, order, progress and refusals of `AsyncClient` are those of `Client`."""
+    """Scores, pictures, models, order, progress and errors of `AsyncClient` are equal to those of `Client`."""
     told: list[tuple[int, int | None]] = []
     async with AsyncClient(server.url, retry=NO_RETRY) as service:
         score = await service.score(EXAMPLES / "zero.png")
@@ -411,7 +411,7 @@ def test_a_deadline_that_passes_is_its_own_problem(make_server: Callable[..., Se
 
 
 def test_a_key_opens_the_service(make_server: Callable[..., Server], tmp_path: Path, zero: bytes) -> None:
-    """Without a key, or with a wrong one, a service that has keys is `Unauthorized`; with the right one it answers."""
+    """A service with API keys raises `Unauthorized` without a valid key, and scores with a valid one."""
     keys = tmp_path / "keys"
     keys.write_text(f"{hashlib.sha256(b'right').hexdigest()} alice\n")
     server = make_server(ANOMALY_API_KEYS_FILE=str(keys)).start()

@@ -22,7 +22,7 @@ def kinds(parent: type) -> list[type]:
 
 
 def of_the_service() -> list[type[problems.Problem]]:
-    """Return the service's kinds of problem, without those that tests make."""
+    """Return the service's kinds of problem, without those that tests define."""
     return [kind for kind in kinds(problems.Problem) if kind.__module__.startswith("app.problems")]
 
 

@@ -57,7 +57,7 @@ class Slow:
         self.serving: set[asyncio.Task[None] | None] = set()
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer what comes through one connection."""
+        """Reply to the requests of one connection."""
         self.serving.add(asyncio.current_task())
         try:
             while await reader.readuntil(b"\r\n\r\n"):

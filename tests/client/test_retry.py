@@ -33,7 +33,7 @@ def test_a_wait_never_passes_the_patience(attempt: int, elapsed: float) -> None:
 
 
 def test_retry_after_is_kept_and_jitter_comes_on_top() -> None:
-    """The service's own number is the least wait; callers refused together are spread after it."""
+    """The wait is at least the service's Retry-After, plus jitter, so that clients do not retry at the same time."""
     busy = problem(503, {"type": "/problems/overloaded"}, retry_after=3.0)
     waits = {RETRY.wait(busy, 0, 0.0) for _ in range(50)}
     assert all(wait is not None and 3.0 <= wait <= 3.1 for wait in waits)
@@ -53,7 +53,7 @@ def test_what_passes_is_tried_again(status: int) -> None:
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 413, 415, 422, 500])
 def test_what_stays_is_raised(status: int) -> None:
-    """A refusal that would be the same again is not repeated."""
+    """A request is not retried if its error would be the same again."""
     assert RETRY.wait(problem(status, {}), 0, 0.0) is None
 
 

@@ -92,7 +92,7 @@ class Logs:
                 self._followers.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
 
     def texts(self) -> dict[str, str]:
-        """Return what was written so far, by `<service>.<number>.log`."""
+        """Return the logs so far, by `<service>.<number>.log`."""
         return {path.name: path.read_text(errors="replace") for path in sorted(self.folder.iterdir())}
 
     def close(self) -> None:
@@ -161,7 +161,7 @@ class Stack:
         return done.stdout + done.stderr
 
     def logs(self, container: str) -> str:
-        """Return what a container has written."""
+        """Return the output of a container."""
         done = run(self.docker, "logs", container)
         return done.stdout + done.stderr
 
@@ -253,9 +253,9 @@ class Stack:
         for thread in threads:
             thread.start()
         try:
-            time.sleep(before)  # the load itself: traffic must have been flowing for a while when the fault comes
+            time.sleep(before)  # the load must run for a while before the fault
             yield load
-            time.sleep(after)  # what the fault breaks only later counts as well: a deadline is 2 s
+            time.sleep(after)  # include later effects of the fault: a deadline is 2 s
         finally:
             stop.set()
             for thread in threads:

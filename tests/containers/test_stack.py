@@ -1,4 +1,4 @@
-"""The shipped stack, for real: images, hardening, refusals, and what it withstands under load. Order matters."""
+"""The shipped stack in containers: images, hardening, rejected requests, and faults under load. Order matters."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_dockerfiles_are_clean(stack: Stack) -> None:
 
 @pytest.mark.parametrize("profiles", PROFILES, ids="+".join)
 def test_compose_file_is_valid(stack: Stack, profiles: tuple[str, ...]) -> None:
-    """Compose accepts the file with every profile; what it does not check itself, sources and targets, exists."""
+    """Compose accepts the file with every profile, and the sources and targets, which it does not check, exist."""
     options = [option for profile in profiles for option in ("--profile", profile)]
     config = json.loads(stack.compose(*options, "config", "--format", "json").stdout)
     stages = set(re.findall(r"^FROM \S+ AS (\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
@@ -98,7 +98,7 @@ def test_compose_and_service_agree(stack: Stack) -> None:
 
 @pytest.mark.parametrize("secrets", ["", "/nowhere/secrets"], ids=["unset", "missing folder"])
 def test_up_without_secrets_says_what_to_do(stack: Stack, secrets: str) -> None:
-    """Without secrets, compose refuses in one line that names the command which makes them."""
+    """Without secrets, compose fails with one line that names the command that creates them."""
     up = ("compose", "-p", "anomaly-nothing", "--env-file", "/dev/null", "up", "-d", "--no-build", "--pull", "never")
     refused = run(stack.docker, *up, check=False, SECRETS=secrets)
     assert refused.returncode != 0
@@ -300,7 +300,7 @@ def refused(answer: tuple[int, dict[str, str], bytes], status: int) -> dict[str,
 
 
 def test_refusals(stack: Stack) -> None:
-    """No key, wrong key, inside routes, too much, wrong kind: each is a problem with its status."""
+    """A missing or wrong key, an internal route, a large body and a wrong content type get problems."""
     zero = (EXAMPLES / "zero.png").read_bytes()
     for key in (None, "wrong", sha256(stack.key.encode()).hexdigest()):
         answer = stack.ask("POST", "/score", zero, key=key, **PNG_)
@@ -334,9 +334,9 @@ def array(count: int) -> bytes:
 
 
 def refused_twice(stack: Stack, path: str, body: bytes, limit: int, kind: dict[str, str]) -> None:
-    """Check that a body is refused for its size, by its declaration and without one.
+    """Check that a body above the limit is rejected, with a Content-Length and chunked.
 
-    Only just too large: a client that still sends when it is refused may lose the reply with the connection.
+    The body is only slightly too large, because a client that still sends when it is rejected may lose the reply.
     """
     assert 0 < len(body) - limit < 8_000
     declared = stack.ask("POST", path, b"", content_length=str(len(body)), **kind)
@@ -357,7 +357,7 @@ def test_large_images_pass_for_fitting(stack: Stack) -> None:
 
 
 def test_batches_have_one_limit(stack: Stack) -> None:
-    """A batch just below the limit is scored, one just above it is refused, declared or chunked."""
+    """A batch just below the limit is scored, one just above it is rejected, with a Content-Length and chunked."""
     below = array(5_000)
     assert len(below) < BATCH_MAX_BYTES
     for body in (below, io.BytesIO(below)):
@@ -419,7 +419,7 @@ def replace(path: Path, text: str) -> None:
 
 
 def test_key_files_are_read_alike(stack: Stack, tmp_path: Path) -> None:
-    """Comments mean the same to gateway and service; a file that makes no sense is taken up by neither."""
+    """Gateway and service read comments in the same way, and both ignore a malformed file."""
     path = stack.secrets / "keys" / "api_keys"
     before = path.read_text()
     digest = sha256(b"commented").hexdigest()
@@ -469,7 +469,7 @@ def test_keys_rotate_without_a_restart(stack: Stack, faults: list[tuple[str, Loa
 
 
 def test_reconstructions_of_another_key_are_not_found(stack: Stack) -> None:
-    """A second key does not find what the first one scored."""
+    """A second key cannot fetch reconstructions of the first one."""
     path = stack.secrets / "keys" / "api_keys"
     before, (_, _, reply) = path.read_text(), stack.score()
     other = stack.secret_tool("key", "other")
@@ -496,7 +496,7 @@ def test_steady_load(stack: Stack, faults: list[tuple[str, Load]]) -> None:
 
 
 def test_a_killed_replica_fails_nobody(stack: Stack, faults: list[tuple[str, Load]]) -> None:
-    """`kill -9` of a replica under load fails no score: the other one answers in its place until it is back."""
+    """`kill -9` of a replica under load fails no score: the other replica serves until it has restarted."""
     with stack.under_load(after=1) as load:
         run(stack.docker, "kill", stack.containers("api")[0])
         time.sleep(0.5)
@@ -593,7 +593,7 @@ def test_scaling_fails_nobody(stack: Stack, faults: list[tuple[str, Load]]) -> N
 
 
 def test_ids_survive_a_restart_of_everything(stack: Stack) -> None:
-    """Stopped without patience and started anew, the stack keeps what was answered a second before."""
+    """After an immediate stop and a new start, the stack still has a reconstruction that is one second old."""
     _, _, reply = stack.score()
     picture = stack.ask("GET", reply["reconstruction"])[2]
     time.sleep(1.2)
@@ -690,9 +690,9 @@ def test_a_stop_of_the_gateway_cuts_nothing(stack: Stack) -> None:
 
 
 def test_limits_by_key_refusals_address_and_connections(stack: Stack) -> None:
-    """Above the rate of a key, of wrong keys or of an address the answer is 429 with Retry-After.
+    """Above the rate limit of a key, of wrong keys or of an address, requests get 429 with Retry-After.
 
-    Connections of one address above their number are closed. Wrong keys do not lock out who has the right one.
+    Connections of one address above their limit are closed. Wrong keys do not lock out a client with the right key.
     """
     limits = {"RATE_PER_KEY": "20", "RATE_REFUSED": "10", "RATE_PER_ADDRESS": "100", "CONNECTIONS_PER_ADDRESS": "20"}
     stack.up("--no-deps", "gateway", **limits)

@@ -36,7 +36,7 @@ def run(name: str, options: list[str]) -> int:
 
 
 def main() -> int:
-    """Parse the command line, and run each target in a process of its own."""
+    """Parse the command line, and run each target in a separate process."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
     parser.add_argument("names", nargs="*", help=f"Targets: {', '.join(NAMES)}. Default: all.")
     parser.add_argument("--seconds", type=int, default=1800, help="Duration per target. Default: 1800.")

@@ -15,7 +15,7 @@ from tests.fuzz.targets import TARGETS
 
 
 def corpus(name: str) -> list[Path]:
-    """Return the kept inputs of a target."""
+    """Return the inputs of a target in the corpus."""
     return sorted((CORPUS / name).iterdir())
 
 

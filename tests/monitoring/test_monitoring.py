@@ -154,7 +154,7 @@ def test_exemplars_name_traces(prometheus: tuple[httpx.Client, Server]) -> None:
 
 @interop
 def test_metrics_follow_the_conventions(prometheus: tuple[httpx.Client, Server]) -> None:
-    """`promtool check metrics` has no complaint about what a service under load exports."""
+    """`promtool check metrics` finds no fault in the metrics of a service under load."""
     _, server = prometheus
     exposition = server.get("/metrics").text
     assert "anomaly_build_info{version=" in exposition
@@ -184,7 +184,7 @@ def test_the_configuration_is_valid(tmp_path: Path) -> None:
 
 
 def test_panels_do_not_overlap() -> None:
-    """Every panel has an id and a place of its own, and a unit."""
+    """Every panel has a unique id, a unique place, and a unit."""
     panels = json.loads(DASHBOARD.read_text())["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     taken: set[tuple[int, int]] = set()

@@ -47,7 +47,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Return a store with a model of the photos, and what the one command wrote."""
+    """Return a store with a model of the photos, and the output of the training command."""
     store = tmp_path_factory.mktemp("store")
     odd = photos.parent / "odd"
     write(odd, 40, np.random.default_rng(2), DEFECTS)
@@ -223,7 +223,7 @@ def test_ink_is_counted_above_the_own_background(digits) -> None:
 
 
 def test_handwriting_without_a_clear_digit_is_left_out(tmp_path: Path, digits) -> None:
-    """With `mnist`, images that the service would refuse are left out and counted; too many of them are an error."""
+    """With `mnist`, images that the service would reject are left out and counted; too many of them are an error."""
     zeros = [ImageOps.expand(Image.fromarray(image).resize((84, 84)), 30) for image in digits.images[:50]]
     blank = Image.new("L", (100, 100))
     for number, image in enumerate([*zeros[:40], blank]):

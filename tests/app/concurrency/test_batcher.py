@@ -168,7 +168,7 @@ async def test_batchers_of_one_thread_take_turns(worker: LaneWorker) -> None:
 
 
 async def test_full_queue_refuses_at_once(worker: LaneWorker) -> None:
-    """One item more than may wait is refused, and those accepted are answered."""
+    """An item above the limit of the queue is rejected, and the accepted items get their results."""
     run = Squares()
     run.gate.clear()
     batcher = batcher_of(run, worker, max_size=1, max_waiting=2)
@@ -236,7 +236,7 @@ async def test_failure_reaches_every_waiter_and_only_them(worker: LaneWorker, er
 
 
 async def test_closing_answers_what_was_accepted(worker: LaneWorker) -> None:
-    """`aclose` returns after the accepted items have their answers; later ones are refused."""
+    """`aclose` returns after the accepted items have their results; later items are rejected."""
     run = Squares()
     run.gate.clear()
     batcher = batcher_of(run, worker, max_size=1)
@@ -279,7 +279,7 @@ async def test_ten_thousand_callers_who_leave_hold_nothing(worker: LaneWorker) -
 
 
 async def test_a_delay_gathers_company(worker: LaneWorker) -> None:
-    """With `max_delay` the first item of each batch waits for those that follow soon after, unless it is full."""
+    """With `max_delay`, the first item of a batch waits for further items, unless the batch is full."""
     run = Squares()
     batcher = batcher_of(run, worker, max_delay=0.05)
     first = asyncio.create_task(submit(batcher, 1))
@@ -350,7 +350,7 @@ async def test_the_next_batch_runs_while_the_one_before_is_passed_on(worker: Lan
 
 
 async def test_an_exception_among_the_results_is_for_its_caller_alone(worker: LaneWorker) -> None:
-    """One item of a batch may be refused; the others have their results, and nothing waits any longer."""
+    """If one item of a batch is rejected, the others get their results, and the queue is empty."""
 
     def work(items: list[Item], done: Resolve) -> None:
         done(lambda: [Overloaded("nine") if item == 9 else item for item in items])

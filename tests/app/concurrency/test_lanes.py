@@ -100,7 +100,7 @@ async def test_what_nobody_waits_for_is_not_begun(worker):
 
 
 async def test_an_error_reaches_its_waiter_alone(worker):
-    """What the work raises is raised where it is awaited, and the next piece is done."""
+    """An exception in the work is raised where the work is awaited, and the next piece is done."""
     broken, fine = await asyncio.gather(worker.run(lambda: 1 // 0), worker.run(lambda: 1), return_exceptions=True)
     assert isinstance(broken, ZeroDivisionError)
     assert fine == 1

@@ -1,4 +1,4 @@
-"""API keys: who gets in, what is written down of it, whose a reconstruction is."""
+"""API keys: authorisation, logged names, and owners of reconstructions."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def keys_file(tmp_path: Path) -> Path:
 
 
 def test_a_key_has_the_name_of_its_line(keys_file: Path) -> None:
-    """A known key gives its name; a wrong one, an empty one, one of the hashes and a name give none."""
+    """A known key returns its name; a wrong key, an empty key, a hash of the file and a name return None."""
     keys = ApiKeys(keys_file)
     assert keys.owner(ALICE.encode()) == "alice"
     assert keys.owner(BOB.encode()) == "bob"
@@ -77,7 +77,7 @@ def test_a_key_has_one_name(tmp_path: Path) -> None:
 
 
 def test_the_file_is_read_again_when_it_changes(keys_file: Path) -> None:
-    """A key added to the file works and a key taken out stops working, a second later and without a restart."""
+    """Without a restart, an added key works and a removed key stops working after one second."""
     clock = Clock()
     keys = ApiKeys(keys_file, clock=clock)
     new = keys_file.with_suffix(".new")
@@ -195,7 +195,7 @@ def test_a_file_that_becomes_readable_is_read(caplog: pytest.LogCaptureFixture) 
 
 @pytest.mark.parametrize("content", [None, "", "# nobody\n", "secret alice\n", f"{'a' * 64}\n", f"{'a' * 64} a/b\n"])
 def test_no_start_with_a_file_that_lets_nobody_in(tmp_path: Path, content: str | None) -> None:
-    """A missing, empty or malformed file is refused, in words that do not quote it."""
+    """A missing, empty or malformed file is rejected, and the message does not quote its content."""
     path = tmp_path / "api_keys"
     if content is not None:
         path.write_text(content)
@@ -210,14 +210,14 @@ def test_no_start_with_a_file_that_lets_nobody_in(tmp_path: Path, content: str |
     [("/", True), ("/livez", True), ("/page/draw.js", True), ("/score", False), ("/models", False), ("/pages", False)],
 )
 def test_what_answers_without_a_key(path: str, public: bool) -> None:
-    """Probes, metrics and what a browser must load first are public; everything else is not."""
+    """Probes, metrics and the files of the web page are public; all other routes are not."""
     assert is_public(path) is public
 
 
 async def test_every_route_but_the_public_ones_wants_a_key(
     make_settings: Callable[..., Settings], keys_file: Path, zero: bytes
 ) -> None:
-    """Without a key or with a wrong one every route answers 401 as a problem with a challenge; probes answer."""
+    """Without a valid key, every route returns a 401 problem with a challenge, except for the probes."""
     async with running(make_settings(api_keys_file=keys_file)) as client:
         documented = client.app.framework.openapi()["paths"]  # type: ignore[attr-defined]
         paths = sorted(documented)

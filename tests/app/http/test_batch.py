@@ -196,7 +196,7 @@ async def test_problems_stand_in_the_place_of_their_item(client: httpx.AsyncClie
 
 
 async def test_only_stored_batches_have_ids(client: httpx.AsyncClient) -> None:
-    """With store=true each good item can be fetched, with its own reply and picture; by default nothing is kept."""
+    """With store=true, the reply and picture of each valid item can be fetched; by default, nothing is stored."""
     images = digits(10)
     members = (await raw(client, pngs.plain(images[0]))).json().keys()
     assert all("id" not in item for item in (await bulk(client, images)).json()["items"])
@@ -216,7 +216,7 @@ async def _picture_of(client: httpx.AsyncClient, image: np.ndarray) -> bytes:
 
 
 async def test_model_and_alpha(client: httpx.AsyncClient) -> None:
-    """`alpha` moves the threshold, `model` chooses the version, and what does not exist is a problem."""
+    """`alpha` changes the threshold, `model` selects the version, and an unknown model is a problem."""
     images = digits(3)
     strict, loose = [(await bulk(client, images, query=f"?alpha={alpha}")).json() for alpha in (0.01, 0.2)]
     assert strict["threshold"] > loose["threshold"]
@@ -262,7 +262,7 @@ def header_of(length: str) -> bytes:
 async def test_what_is_no_array_of_images(
     shared_client: httpx.AsyncClient, content: bytes, status: int, kind: str
 ) -> None:
-    """Every other body than a whole npy file of uint8 [N, 28, 28] is refused with its reason."""
+    """Every body except a complete npy file of uint8 [N, 28, 28] is rejected with a reason."""
     assert_problem(await shared_client.post("/score/batch", content=content, headers=NPY), status, kind)
 
 
@@ -366,7 +366,7 @@ async def test_unknown_fields_of_a_batch_form_are_rejected_by_name(client: httpx
 
 
 async def test_other_bodies_are_refused(client: httpx.AsyncClient) -> None:
-    """A PNG alone, a form with another field, a form that ends too soon and one without a byte are refused."""
+    """A PNG without a form, and a form with another field, with an early end or without content, are rejected."""
     assert_problem(
         await client.post("/score/batch", content=b"x", headers={"content-type": "image/png"}),
         415,
@@ -505,7 +505,7 @@ async def test_slow_clients_hold_no_places(make_settings: Callable[..., Settings
 
 
 async def test_a_request_that_loses_its_place_ends_with_the_reason(make_settings: Callable[..., Settings]) -> None:
-    """An NDJSON reply that has begun ends with a line that contains the problem, after the lines of what was scored."""
+    """After an error, an NDJSON reply ends with a line that contains the problem, after the lines of scored images."""
     async with running(make_settings(batch_max_connections=2, batch_chunk_images=4)) as client:
         content, lines, never = npy(digits(400)), list[dict[str, Any]](), asyncio.Event()
         scope = {**scope_of("application/x-npy", "application/x-ndjson"), "client": ("192.0.2.7", 1)}
@@ -602,7 +602,7 @@ def count_calls(client: httpx.AsyncClient) -> Counting:
 
 
 async def test_a_single_score_waits_for_one_pass_at_most(make_settings: Callable[..., Settings], zero: bytes) -> None:
-    """While batch requests run, single scores are the next call or the one after, and batches go on where they were."""
+    """A single score waits for at most one pass of a batch request, and the batch then continues at its next image."""
     async with running(make_settings(batch_chunk_images=16, batch_max_requests=2)) as client:
         counting = count_calls(client)
         many = [digits(3000, seed) for seed in range(2)]
@@ -775,7 +775,7 @@ async def test_the_service_may_take_its_time_over_a_body() -> None:
 
 @pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson", "application/x-npy"])
 async def test_a_client_that_does_not_read_is_let_go_of(make_settings: Callable[..., Settings], accept: str) -> None:
-    """A client that takes nothing of its reply loses its place after the time-out, and the next request has it."""
+    """A client that does not read its reply loses its place after the timeout, and the next request gets the place."""
     async with running(make_settings(body_timeout_ms=200, batch_max_requests=1)) as client:
         content = npy(digits(200))
 
@@ -800,7 +800,7 @@ async def test_a_form_has_a_bounded_number_of_files(make_settings: Callable[...,
 
 
 async def test_a_hundred_megabytes_of_empty_files_stay_small() -> None:
-    """A form of countless empty files is refused within the first pieces, before they can pile up."""
+    """A form with very many empty files is rejected during the first pieces, before the files use memory."""
     part = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n\r\n'
     read = 0
 
@@ -825,7 +825,7 @@ async def test_a_hundred_megabytes_of_empty_files_stay_small() -> None:
 
 
 async def test_a_json_document_is_held_once(client: httpx.AsyncClient) -> None:
-    """While a JSON reply is sent, what is in memory of it is less than a tenth more than what is left to be sent."""
+    """While a JSON reply is sent, it uses less than 1.1 times the memory of its unsent part."""
     version = services(client).registry.current("zero-article")
     rule = DecisionRule.for_alpha(version.manifest, version.calibration)
     job = BatchJob(version, rule, owner=None, store=False)

@@ -185,7 +185,7 @@ REJECTED = {
 
 @pytest.mark.parametrize("name", REJECTED)
 def test_the_reason_of_a_rejected_form_is_named(name: str) -> None:
-    """Each fault of a form raises its own problem, whose detail names what was sent."""
+    """Each fault of a form raises its own problem, whose detail names the value in the request."""
     arguments, problem, words = REJECTED[name]
     with pytest.raises(problem) as caught:
         read_form(*arguments)
@@ -336,7 +336,7 @@ async def test_bombs_stop_at_the_limit() -> None:
 
 @pytest.mark.parametrize("encoding", [b"br", b"zstd", b"gzip, gzip", b"compress"])
 def test_other_encodings_are_415(encoding: bytes) -> None:
-    """Another encoding is 415, which names it, and the header Accept-Encoding lists those that work."""
+    """Another encoding gets 415, which names it, and the header Accept-Encoding lists the supported encodings."""
     with pytest.raises(UnsupportedEncoding, match=encoding.decode()) as caught:
         decoded(encoding, b"x", limit=10)
     assert caught.value.headers()["accept-encoding"] == "gzip, deflate"
@@ -356,7 +356,7 @@ def incomplete(*bodies: bytes) -> Any:
 
 @virtual_time
 async def test_a_slow_body_is_rejected_and_its_task_continues() -> None:
-    """A body that is incomplete after the time limit is a `BodyTimeout`, and leaves the task that read it usable."""
+    """A body that is incomplete after the time limit raises `BodyTimeout`, and the task that read it continues."""
     clock = asyncio.get_running_loop().time
     reader = BodyReader(0.05, clock)
     with pytest.raises(BodyTimeout, match=r"0\.05 s"):

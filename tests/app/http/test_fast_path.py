@@ -154,7 +154,7 @@ async def ask(side: Side, *pieces: bytes) -> Got:
 
 
 def comparable(got: Got) -> tuple[int, dict[str, str], Any]:
-    """Return what two answers to the same request have in common."""
+    """Return the parts of a response that are equal for equal requests."""
     document = json.loads(got.body)
     for name in ("id", "reconstruction", "instance"):
         if name in document:
@@ -232,7 +232,7 @@ async def test_a_body_that_pauses_takes_the_general_path(
 
 
 async def test_a_disconnect_cancels_the_score(side: Side, zero: bytes) -> None:
-    """An image whose client leaves before its micro-batch begins is neither scored nor stored, on both paths."""
+    """If a client disconnects before its micro-batch begins, its image is neither scored nor stored, on both paths."""
     registry = side.app.services.registry
     version = registry.current(registry.default_model)
     assert version is not None
@@ -327,7 +327,7 @@ async def test_a_request_for_another_protocol_is_scored(side: Side, zero: bytes,
 
 @pytest.mark.parametrize("path", ["/score", "/score/batch"])
 async def test_what_comes_behind_a_body_is_no_header(side: Side, zero: bytes, path: str) -> None:
-    """Trailers of a chunked body change nothing, however they come: who checked the headers has not seen them."""
+    """Trailers of a chunked body have no effect, in any number of packets, because they were not checked as headers."""
     head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: {FORM}\r\ntransfer-encoding: chunked\r\n\r\n".encode()
     body = form(zero).replace(b'"file"', b'"files"') if path == "/score/batch" else form(zero)
     chunks = b"%x\r\n%b\r\n0\r\n" % (len(body), body)
@@ -392,7 +392,7 @@ async def test_refused_requests_take_turns_with_others(side: Side) -> None:
 
 
 async def test_connections_are_let_go_of_at_once(side: Side, zero: bytes) -> None:
-    """Nothing of a closed connection waits for the collector of cycles, which comes by seldom."""
+    """A closed connection leaves no reference cycles, which only the garbage collector would free, much later."""
     gc.collect()
     gc.disable()
     try:

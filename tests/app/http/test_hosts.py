@@ -49,7 +49,7 @@ def test_listed_names_are_allowed() -> None:
 
 
 def test_only_requests_that_cause_work_are_checked_for_their_origin() -> None:
-    """A foreign page may not post; what it gets, the browser does not let it read."""
+    """A page of another origin must not send POST requests, and the browser does not let it read replies to GET."""
     hosts, host = Hosts([], ["https://page.example"]), (b"host", b"localhost:8000")
     for origin, may_post in (
         (b"https://evil.example", False), (b"null", False), (b"", False), (b"http://localhost:3000", True),
@@ -90,7 +90,7 @@ async def test_the_fast_path_rejects_too(
 async def test_with_keys_every_name_is_allowed_unless_names_are_listed(
     make_settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
-    """A page without the key gets 401; an operator who lists names restricts them with keys as well."""
+    """With API keys, a page without a key gets 401, and a list of host names also applies."""
     keys = tmp_path / "api_keys"
     keys.write_text(f"{'0' * 64} alice\n")
     for hosts, status in (("", 401), ("a.example", 403), ("a.example, evil.example", 401), ("*", 401)):

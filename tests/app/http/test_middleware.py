@@ -1,4 +1,4 @@
-"""What the outermost layer does when the service cannot start."""
+"""The outermost layer if the service cannot start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests of real clients that the service once answered wrongly, each with the right outcome."""
+"""Requests of real clients that an earlier release handled wrongly, each with the right reply."""
 
 from __future__ import annotations
 

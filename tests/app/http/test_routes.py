@@ -1,4 +1,4 @@
-"""Every route but `POST /score`: reconstructions, models, probes, metrics, and what is not there."""
+"""All routes except `POST /score`: reconstructions, models, probes, metrics, and unknown paths."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ async def test_expired_ids_are_404(make_settings: Callable[..., Settings], zero:
 @pytest.mark.parametrize("query", ["view=nothing", "scale=0", "scale=17", "scale=big"])
 @SHARED
 async def test_bad_views_are_422(shared_client: httpx.AsyncClient, zero: bytes, query: str) -> None:
-    """A view or scale that does not exist is refused by name."""
+    """An unknown view or scale is rejected, and the problem names the parameter."""
     path = (await raw(shared_client, zero)).json()["reconstruction"]
     document = assert_problem(await shared_client.get(f"{path}?{query}"), 422, "invalid-parameter")
     assert query.partition("=")[0] in document["detail"]
@@ -201,7 +201,7 @@ async def test_what_is_not_there_is_404(shared_client: httpx.AsyncClient, path: 
 )
 @SHARED
 async def test_wrong_methods_are_405(shared_client: httpx.AsyncClient, method: str, path: str) -> None:
-    """A path that exists answers other methods with 405 and names those that it has."""
+    """An unsupported method of a known path gets 405, and the header Allow lists the supported methods."""
     response = await shared_client.request(method, path)
     assert_problem(response, 405, "method-not-allowed")
     assert response.headers["allow"]
@@ -218,7 +218,7 @@ async def test_no_reply_sends_anybody_elsewhere(shared_client: httpx.AsyncClient
 
 
 async def test_metrics_count_what_happened(client: httpx.AsyncClient, zero: bytes) -> None:
-    """After a score and a refusal the series say so, and labels name routes, never paths."""
+    """The metrics count a score and a rejected request, and their labels contain routes instead of paths."""
     await raw(client, zero)
     await raw(client, b"nonsense")
     await client.get("/reconstruction/0123")
@@ -307,7 +307,7 @@ async def test_openapi_documents_both_bodies_and_every_problem(client: httpx.Asy
 
 
 async def test_openapi_shows_no_error_but_problems(client: httpx.AsyncClient) -> None:
-    """Every 4xx and 5xx in the document is a problem, but for readiness reports and the inference protocol."""
+    """Every 4xx and 5xx in the document is a problem, except for readiness reports and the inference protocol."""
     document = (await client.get("/openapi.json")).json()
     for path, methods in document["paths"].items():
         for operation in methods.values():
@@ -335,7 +335,7 @@ async def test_a_failure_nobody_foresaw_is_a_problem(
 async def test_a_loop_of_links_in_the_model_store_is_never_a_500(
     make_settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
-    """Each route of models replies with what is loaded, or with 404 or 503."""
+    """Each route of models returns data of the loaded version, or 404 or 503."""
     store = model_stores.copy(tmp_path / "store", 1, 2, current=2)
     ends = ("", "/calibration", "/report/model-card.md")
     paths = ["", "/zero-article", *(f"/zero-article/versions/{n}{end}" for n in (1, 2) for end in ends)]

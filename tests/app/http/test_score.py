@@ -192,7 +192,7 @@ QUERIES = {
 @pytest.mark.parametrize("query", QUERIES)
 @SHARED
 async def test_bad_queries_are_problems(shared_client: httpx.AsyncClient, zero: bytes, query: str) -> None:
-    """Every parameter that means nothing is refused, unknown names included."""
+    """Every invalid parameter is rejected, including unknown names."""
     status, kind = QUERIES[query]
     assert_problem(await raw(shared_client, zero, f"?{query}"), status, kind)
 
@@ -234,7 +234,7 @@ async def test_framework_route_is_the_same(client: httpx.AsyncClient, zero: byte
 
 
 async def test_request_ids_are_made_or_passed_on(client: httpx.AsyncClient, zero: bytes) -> None:
-    """A sound request id of the caller comes back; anything else is replaced."""
+    """A valid request id of the client is returned; an invalid one is replaced."""
     given = await client.post("/score", content=zero, headers={**PNG, "x-request-id": "abc-123"})
     assert given.headers["x-request-id"] == "abc-123"
     for bad in ("a b", "x" * 65, '"},{"'):
@@ -351,7 +351,7 @@ async def test_long_queries_are_refused_and_not_remembered(
 
 
 async def test_too_many_fits_are_shed_and_counted(make_settings: Callable[..., Settings], zero: bytes) -> None:
-    """What `fit` refuses because too many wait is counted like every other image that is shed."""
+    """An image that `fit` rejects because of its full queue is counted like all load shedding."""
     async with running(make_settings(fit_max_waiting=1)) as client:
         replies = await asyncio.gather(*(raw(client, zero, "?fit=mnist") for _ in range(8)))
         shed = [reply for reply in replies if reply.status_code == 503]

@@ -33,7 +33,7 @@ async def test_only_a_client_that_takes_nothing_is_cut_off(monkeypatch: pytest.M
     for _ in range(10):
         size, longest = await _taken(reads)
         if longest < 0.5:
-            break  # where this process stood still for longer, its client may have been one that takes nothing
+            break  # after a longer pause of this process, its client may count as one that does not read
     assert (size > 400 * 65536) == reads
 
 
@@ -63,7 +63,7 @@ async def _taken(reads: bool) -> tuple[int, float]:
 
 
 class Wire:
-    """A transport that remembers what was written, and when it was closed."""
+    """A transport that records writes and the time of its close."""
 
     def __init__(self) -> None:
         self.writes: list[bytes] = []
@@ -134,7 +134,7 @@ async def test_much_is_not_held_back():
 
 @asynccontextmanager
 async def connected(app: Any, **chosen: Any) -> AsyncIterator[tuple[server.ServerProtocol, asyncio.StreamReader]]:
-    """Yield the server's side of a connection, to be given what a client sends, and what the client reads."""
+    """Yield the server's protocol object, which gets the client's bytes, and a reader of the replies."""
     config, state = uvicorn.Config(app, lifespan="off", log_config=None, **chosen), ServerState()
     config.load()
     side = server.ServerProtocol(config, state, {})
@@ -154,7 +154,7 @@ async def connected(app: Any, **chosen: Any) -> AsyncIterator[tuple[server.Serve
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
-    """Answer with what was asked for, and the body."""
+    """Reply with the method, the path and the body of the request."""
     body, more = b"", True
     while more:
         message = await receive()
@@ -212,7 +212,7 @@ BAD_CHUNK = b"POST /bad HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\
 
 @pytest.mark.parametrize("bad", [GARBAGE, BAD_CHUNK])
 async def test_what_is_no_http_waits_for_its_turn(bad: bytes) -> None:
-    """The requests before it are answered in order, then comes the refusal, and nothing after that."""
+    """The earlier requests are served in order; then the invalid bytes get 400, and nothing follows."""
     async with connected(echo) as (side, reader):
         side.data_received(ASKED + ASKED + bad)
         side.data_received(ASKED)
@@ -225,7 +225,7 @@ async def test_what_is_no_http_waits_for_its_turn(bad: bytes) -> None:
 
 
 async def test_what_is_no_http_is_refused_at_once_where_nothing_runs() -> None:
-    """A body that breaks is its request's refusal, and so is what comes when all is answered."""
+    """A malformed body gets a 400 for its request, and so do invalid bytes after all replies."""
     async with connected(echo) as (side, reader):
         side.data_received(BAD_CHUNK[:-6])
         await asyncio.sleep(0)
@@ -318,7 +318,7 @@ async def test_what_has_an_end_is_read() -> None:
 
 
 async def test_nobody_fills_the_memory_with_requests() -> None:
-    """Requests are read as they are answered; of too many at once the first are answered, the next is refused."""
+    """Pipelined requests are read one by one; if too many arrive at once, only the first ones are served."""
     livez = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
     waits = asyncio.Event()
 

@@ -406,7 +406,7 @@ FORMATS = {
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_other_formats_are_named(name: str) -> None:
-    """A file of another format is named as what it is; with `fit` the hint accepts any size."""
+    """The problem names the format of a file that is not PNG; with `fit`, the hint accepts any size."""
     with pytest.raises(problems.NotAPng, match=name) as caught:
         decode(FORMATS[name])
     assert "28x28" in caught.value.hint and "fit=mnist" in caught.value.hint
@@ -428,7 +428,7 @@ def test_low_bit_depth_is_rejected_at_any_size() -> None:
 
 
 def test_wrong_size_says_the_size_found() -> None:
-    """The refusal of a wrong size names the size that the image has."""
+    """The problem for a wrong size contains the size of the image."""
     with pytest.raises(problems.WrongSize, match="27x28"):
         decode(pngs.plain(GREY[:, :27]))
 

@@ -1,4 +1,4 @@
-"""Loading a module: what reproduces its golden scores is taken, everything else refused with its name."""
+"""Loading a module: a version that reproduces its golden scores is accepted; errors name the rejected version."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def artifact() -> Artifact:
 
 
 def refused(artifact: Artifact, message: str) -> None:
-    """Fail unless the artifact is refused with `message` and its own name."""
+    """Fail unless the artifact is rejected with an error that contains `message` and its name."""
     with pytest.raises(DetectorError, match=message) as caught:
         Detector.load(artifact, CPU)
     assert str(caught.value).startswith("zero-article@1: ")
@@ -74,7 +74,7 @@ def test_a_score_does_not_depend_on_its_batch(artifact):
     ids=["scores", "no numbers", "too few scores", "reconstructions", "half pictures", "no images", "small images"],
 )
 def test_what_does_not_reproduce_its_golden_samples_is_refused(artifact, field, change, message):
-    """Golden images, scores and reconstructions that the module does not reproduce here refuse the version."""
+    """A version is rejected if its module does not reproduce the golden scores and reconstructions."""
     golden = replace(artifact.golden, **{field: change(getattr(artifact.golden, field))})
     refused(replace(artifact, golden=golden), message)
 
@@ -86,7 +86,7 @@ def test_bytes_that_are_no_module_are_refused(artifact, content):
 
 
 def test_a_cut_module_is_refused(artifact):
-    """A module that was cut short refuses the version."""
+    """A version with a truncated module is rejected."""
     refused(replace(artifact, model=artifact.model[:-200]), r"model\.pt is not a scoring module")
 
 
@@ -106,7 +106,7 @@ def test_a_cuda_device_that_is_not_there_is_refused():
 
 
 class TwoRoads(torch.nn.Module):
-    """A scoring module that scores a lone image otherwise, or whose guard has a code of its own."""
+    """A scoring module with another score for a batch of one image, or with an unknown guard code."""
 
     def __init__(self, alone: float, code: int) -> None:
         super().__init__()

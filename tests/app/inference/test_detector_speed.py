@@ -1,4 +1,4 @@
-"""What must hold for latency: no call after warm-up is an outlier, the pictures are those of the floats."""
+"""Requirements for latency: no call after warm-up is an outlier, and pictures are computed correctly from floats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Versions in memory: switching, refusing, failing, hanging, stopping."""
+"""Versions in memory: switches, rejected versions, failures, hangs, shutdown."""
 
 from __future__ import annotations
 
@@ -282,7 +282,7 @@ async def test_a_refused_request_holds_no_version(
 
 
 class Slow:
-    """A repository that counts what is opened, and opens nothing before it may."""
+    """A repository that counts opened versions, and opens them only when the test allows it."""
 
     def __init__(self, repository: Repository, gate: threading.Event) -> None:
         self._repository = repository
@@ -325,7 +325,7 @@ async def test_a_refused_version_is_read_once(
 async def test_waiting_for_a_version_is_bounded(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
 ) -> None:
-    """Who waits for a version to be loaded waits until the deadline; too many are refused; later ones find it."""
+    """A request waits for the load of a version until its deadline; too many are rejected; later ones are served."""
     store = model_stores.copy(tmp_path / "store", 1, 2, 3, 4, current=1)
     query = "?model=zero-article@2"
     chosen = make_settings(model_store=store, deadline_ms=300, queue_max_images=4, max_extra_versions=2)
@@ -424,7 +424,7 @@ async def test_a_failing_model_gives_500_becomes_unready_and_heals(
 async def test_the_log_of_a_failure_names_a_place_and_nothing_else(
     client: httpx.AsyncClient, zero: bytes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The lines of a 500 hold the type of the error and module:line: no words of it, no path, no stack."""
+    """The log lines of a 500 contain the error's type and module:line, but not its message, a path or a stack."""
     break_model(client, out_of_memory)
     assert_problem(await raw(client, zero), 500, "internal-error")
 

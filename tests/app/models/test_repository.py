@@ -1,4 +1,4 @@
-"""Reading a model store without trusting it: every way in which a version can be wrong is refused with its name."""
+"""Reading an untrusted model store: every invalid version is rejected with an error that names it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def array(values: Any) -> bytes:
 
 
 def refused(root: Path, message: str) -> None:
-    """Fail unless version 1 is refused with `message` and its own name."""
+    """Fail unless version 1 is rejected with an error that contains `message` and its name."""
     with pytest.raises(RepositoryError, match=message) as caught:
         Repository(root).open(NAME, 1)
     assert str(caught.value).startswith(f"{NAME}@1: ")
@@ -85,27 +85,27 @@ def test_a_flipped_bit_is_refused(root, folder, file):
 
 @pytest.mark.parametrize("file", ["manifest.json", "model.pt", "calibration.npy", "golden.npz"])
 def test_a_missing_file_is_refused(root, folder, file):
-    """A version that lacks a file is refused by the file's name."""
+    """A version without a required file is rejected, and the error names the file."""
     (folder / file).unlink()
     refused(root, f"{file} is missing")
 
 
 @pytest.mark.parametrize("file", ["model.pt", "calibration.npy", "golden.npz"])
 def test_an_unlisted_file_is_refused(root, folder, file):
-    """A manifest that lists no checksum for a file that decides a verdict is refused."""
+    """A manifest without the checksum of a file that influences verdicts is rejected."""
     edit(folder, lambda manifest: manifest["files"].pop(file))
     refused(root, f"lists no checksum of {file}")
 
 
 def test_a_link_out_of_the_store_is_refused(root, folder, tmp_path):
-    """A file that is a link to somewhere else is refused, even when the bytes are right."""
+    """A file that is a link to another place is rejected, even if its content is right."""
     shutil.move(folder / "model.pt", tmp_path / "model.pt")
     (folder / "model.pt").symlink_to(tmp_path / "model.pt")
     refused(root, "does not lie inside the version")
 
 
 def test_a_version_that_is_a_link_is_refused(root, folder, tmp_path):
-    """A version's folder that is a link to somewhere else is refused."""
+    """A version's folder that is a link to another place is rejected."""
     shutil.move(folder, tmp_path / "elsewhere")
     folder.symlink_to(tmp_path / "elsewhere")
     refused(root, "does not lie inside the version")
@@ -173,14 +173,14 @@ def test_a_missing_store_is_empty(tmp_path):
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_a_manifest_that_contradicts_itself_is_refused(root, folder, change, message):
-    """A manifest of another schema, name or number, or with a threshold that its scores do not give, is refused."""
+    """A manifest of another schema, name or number, or with a threshold that differs from its scores, is rejected."""
     edit(folder, lambda manifest: manifest.update(change))
     refused(root, message)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
 def test_a_manifest_that_is_no_json_is_refused(root, folder, content):
-    """A manifest that cannot be parsed is refused."""
+    """A manifest that cannot be parsed is rejected."""
     (folder / "manifest.json").write_bytes(content)
     refused(root, r"manifest\.json is not valid")
 
@@ -191,7 +191,7 @@ def test_a_manifest_that_is_no_json_is_refused(root, folder, content):
     ids=["unsorted", "too few", "a table", "no numbers", "infinite"],
 )
 def test_calibration_scores_that_are_none_are_refused(root, folder, scores):
-    """Scores that are not the sorted list of finite numbers that the manifest speaks of are refused."""
+    """Scores that are not a sorted list of finite numbers of the recorded length are rejected."""
     replace(folder, "calibration.npy", array(np.asarray(scores, np.float32)))
     refused(root, r"calibration\.npy")
 
@@ -205,7 +205,7 @@ def test_files_that_are_no_arrays_are_refused(root, folder, file, content):
 
 
 def golden(**changed: Any) -> bytes:
-    """Return a golden.npz of the shipped one's arrays, but for those given."""
+    """Return a golden.npz with the arrays of the shipped version, some of them replaced."""
     with np.load(SHIPPED / NAME / "1" / "golden.npz") as arrays:
         content = {**arrays, **changed}
     buffer = io.BytesIO()
@@ -232,7 +232,7 @@ def undeflatable() -> bytes:
     ids=["an archive", "text", "damaged inside", "text inside", "other types"],
 )
 def test_arrays_of_another_kind_are_refused(root, folder, file, content):
-    """What numpy reads, and what it only finds out while it reads, is refused like everything else."""
+    """Other formats that numpy reads, and damage that it finds only during reading, are rejected as well."""
     replace(folder, file, content)
     refused(root, r"cannot be read|of other types")
 

@@ -190,7 +190,7 @@ def entries(name: str, count: int, size: int = 64) -> list[tuple[str, bytes]]:
 
 
 async def test_what_is_put_is_got(make_store: OpenStore) -> None:
-    """Every byte of every entry of a group comes back, the empty content included."""
+    """Every entry of a group is returned unchanged, including empty content."""
     store = make_store()
     group = [*entries("group", 50), ("empty-" + os.urandom(4).hex(), b""), *entries("large", 1, 20_000)]
     store.put(group)
@@ -283,7 +283,7 @@ async def test_a_store_that_is_not_there_raises_one_kind_of_error(url: str) -> N
     ],
 )
 def test_a_url_that_makes_no_sense_is_refused(url: str) -> None:
-    """The URL is checked when the store is made; a password in it is refused and not repeated."""
+    """The URL is checked when the store is created; a URL with a password is rejected without quoting it."""
     with pytest.raises(StoreError) as refusal:
         open_store(url, ttl_seconds=60, max_bytes=ENTRY, entry_bytes=ENTRY)
     assert "secret" not in str(refusal.value)
@@ -524,7 +524,7 @@ async def test_a_database_of_something_else_is_refused_and_not_altered(
 
 
 async def test_sqlite_checks_once_after_a_start_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second process does not check again what the first is writing."""
+    """A second process does not check a file again that the first process has open."""
     path, checked = tmp_path / "r.db", []
     monkeypatch.setattr("app.stores.sqlite_file._is_sound", lambda path, _: checked.append(path) or True)
     path.touch()
@@ -536,7 +536,7 @@ async def test_sqlite_checks_once_after_a_start_of_the_machine(tmp_path: Path, m
 
 
 async def test_sqlite_lets_entries_go_that_lie_behind_longer_lived_ones(tmp_path: Path) -> None:
-    """After a restart with a shorter life, what has expired leaves the file although older entries live on."""
+    """After a restart with a shorter time to live, expired entries are deleted although older entries remain valid."""
     path, clock = tmp_path / "r.db", [1000.0]
     before = SqliteStore(path, ttl_seconds=86_400, max_entries=10_000, clock=lambda: clock[0])
     before.put([("long-lived", b"old")])
@@ -647,7 +647,7 @@ async def _full_and_then_not(kept: Reconstructions, fill: Callable[[], object], 
 async def test_a_full_disk_is_seen_although_the_file_can_be_read(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While nothing can be written the store is down, and is not said to be up again once a second."""
+    """While writes fail, the store stays down, and the log does not report once per second that it is up."""
     store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=1000)
     kept = Reconstructions(store, Metrics(), timeout=2, max_waiting=64)
     await kept.check()
@@ -703,7 +703,7 @@ async def test_redis_says_why_it_refuses_without_the_id(redis_server: RedisServe
 async def test_a_full_redis_is_seen_although_it_answers(
     redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Above its memory Redis refuses every write, and answers everything else; what is logged of it holds no id."""
+    """Above its memory limit, Redis rejects writes but serves reads; the log line of this error contains no id."""
     store = RedisStore(redis_server.url, ttl_seconds=60, password_file=redis_server.password_file)
     kept = Reconstructions(store, Metrics(), timeout=2, max_waiting=64)
     await kept.check()
@@ -773,7 +773,7 @@ async def test_a_dead_disk_does_not_block_the_shutdown(tmp_path: Path) -> None:
 
 
 async def test_any_thread_stores_records(tmp_path: Path) -> None:
-    """The inference thread and others store records at once; each hears of its own."""
+    """The inference thread and other threads store records at once, and each gets the result of its own records."""
     store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=1000)
     kept = Reconstructions(store, Metrics(), timeout=30, max_waiting=1000)
     await kept.check()

@@ -230,7 +230,7 @@ def test_traces_are_off_unless_variables_ask_for_them(
 def test_what_cannot_be_exported_stops_the_start(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], words: str
 ) -> None:
-    """An operator who asks for traces gets them, or a reason."""
+    """If traces are configured but cannot be exported, the start fails with the reason."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(TracesError, match=words):
