@@ -71,7 +71,7 @@ class ServerProtocol(Connection):
     A `POST /score` with a Content-Length within the limit is held until its body is complete and then handed to the
     middleware in one call. The task and the message channel of an ASGI request would cost it a quarter of the event
     loop's work. All other requests take uvicorn's path, and all requests do if `app` is not the middleware itself, for
-    example because an ASGI wrapper stands in front of it.
+    example because other ASGI middleware wraps it.
     """
 
     _pending_body: list[bytes] | None = None

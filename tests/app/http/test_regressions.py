@@ -40,7 +40,7 @@ async def test_another_format_is_named(shared_client: httpx.AsyncClient, file: s
 
 
 async def test_fit_recognises_the_format_by_its_bytes(client: httpx.AsyncClient) -> None:
-    """With fit=mnist, JPEG and WebP sent as PNG are decoded; HEIC is named, and the hint accepts any size."""
+    """With fit=mnist, JPEG and WebP sent as PNG are decoded; the problem for HEIC names the format, not a size."""
     for file in ("photo.jpg", "photo.webp"):
         reply = await post(client, "/score?fit=mnist", f"08-other-formats-as-png/{file}", PNG)
         assert reply.status_code in (200, 422), reply.text

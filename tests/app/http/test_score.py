@@ -262,7 +262,7 @@ async def test_concurrent_images_keep_their_own_scores(client: httpx.AsyncClient
 
 
 async def test_overload_is_503_and_passes(make_settings: Callable[..., Settings], zero: bytes) -> None:
-    """With a full queue some requests get 503 with Retry-After, all others a score, and afterwards all is well."""
+    """With a full queue, some requests get 503 with Retry-After and others a score. A later request gets a score."""
     async with running(make_settings(queue_max_images=4, microbatch_max_size=1)) as client:
         responses = await asyncio.gather(*(raw(client, zero) for _ in range(64)))
         statuses = {response.status_code for response in responses}

@@ -671,7 +671,7 @@ async def test_a_disk_that_is_full_when_a_transaction_ends_is_named(tmp_path: Pa
 
 
 async def test_reads_do_not_replace_the_check(tmp_path: Path) -> None:
-    """Without writes a full disk is detected by the check of a quiet store, although reads succeed."""
+    """If nothing was written for a while, a periodic probe detects a full disk, although reads succeed."""
     now, store = [0.0], SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=1000)
     kept = Reconstructions(store, Metrics(), timeout=2, max_waiting=64, clock=lambda: now[0])
     await kept.check()
