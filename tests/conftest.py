@@ -1,4 +1,4 @@
-"""What many tests need: the shipped model store, real digits, a running application, a server process."""
+"""Common fixtures: the shipped model store, real digits, a running application, a server process."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ _running_unmarked = ""
 
 def pytest_configure() -> None:
     """Make processes of tests interruptible, and reject processes of tests without the marker `process`."""
-    # Of tests in the background, a process would inherit that SIGINT is ignored.
+    # If tests run in the background, a process would inherit that SIGINT is ignored.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for owner, name in ((subprocess.Popen, "__init__"), (multiprocessing.process.BaseProcess, "start"), (os, "fork")):
@@ -155,7 +155,7 @@ def article_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_settings(tmp_path: Path, article_alone: Path) -> Callable[..., Settings]:
-    """Return a maker of settings with a store of the test's own and no log lines."""
+    """Return a function that makes settings with a separate store and without log lines."""
     return functools.partial(_settings, tmp_path, article_alone)
 
 
@@ -213,7 +213,7 @@ def six() -> bytes:
 
 
 def services(client: httpx.AsyncClient) -> Services:
-    """Return the services behind a client made by `running`."""
+    """Return the service objects of the application of a client from `running`."""
     found: Services = client.app.services  # type: ignore[attr-defined]
     return found
 
@@ -327,7 +327,7 @@ class Server:
 
 @pytest.fixture
 def make_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Return a maker of server processes; those still running at the end are killed."""
+    """Return a function that makes server processes; processes that still run at the end are killed."""
     servers: list[Server] = []
 
     def make(**environment: str) -> Server:

@@ -85,7 +85,7 @@ async def test_wrong_fields_are_rejected_by_name(
 @pytest.mark.parametrize("piece", [1, 100_000])
 @SHARED
 async def test_a_field_behind_a_file_is_rejected(shared_client: httpx.AsyncClient, zero: bytes, piece: int) -> None:
-    """Its images may be scored already, so the reply is 422 and says that parameters must come first."""
+    """Its images may be scored already, so the reply is 422 and states that parameters must come first."""
     reply = await send(shared_client, FILE % zero, field("alpha", "0.2"), piece=piece)
     assert (reply.status_code, reply.json()["type"]) == (422, "/problems/invalid-parameter")
     assert "`alpha`" in reply.json()["detail"]

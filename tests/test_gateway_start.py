@@ -1,4 +1,4 @@
-"""The gateway's start script, as far as it comes without HAProxy."""
+"""The gateway's start script, up to the start of HAProxy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_limit_that_is_no_number_stops_the_start(name: str, value: str) -> Non
 
 
 def test_the_shipped_limits_are_numbers() -> None:
-    """With the limits of the image the next thing that is looked at is the list of keys, which is not there."""
+    """With the default limits, the script continues and then fails because the list of keys is missing."""
     done = subprocess.run(
         ["sh", GATEWAY / "start"], env={**os.environ, **LIMITS}, capture_output=True, text=True, check=False
     )

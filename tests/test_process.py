@@ -84,7 +84,7 @@ def found(client: httpx.Client, key: str) -> bool:
 def test_ids_answered_before_a_kill_are_there_after_it(
     make_server: Callable[..., Server], zero: bytes, workers: str
 ) -> None:
-    """`kill -9` in the middle of load loses no reconstruction whose id was answered, with one worker or two."""
+    """`kill -9` in the middle of load loses no reconstruction whose id was returned, with one worker or two."""
     server = make_server(ANOMALY_WORKERS=workers).start()
     with under_load(server, zero, answered=300) as ids:
         server.kill()
@@ -461,7 +461,7 @@ def test_memory_stays_flat_when_versions_change(
 
 
 def test_an_unread_standard_output_stops_nothing(make_server: Callable[..., Server], zero: bytes) -> None:
-    """With its output pipe full, the service scores, answers probes, counts dropped lines and obeys SIGTERM."""
+    """With its output pipe full, the service scores, replies to probes, counts dropped lines and ends at SIGTERM."""
     server = make_server()
     reads, writes = os.pipe()
     fcntl.fcntl(writes, fcntl.F_SETPIPE_SZ, 4096)

@@ -567,7 +567,7 @@ def test_text_escapes_control_characters() -> None:
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_closed_standard_output_prints_no_traceback(make_server: MakeServer, workers: str, zero: bytes) -> None:
-    """A reader that left, as `head` does, costs the lines and nothing else."""
+    """If the reader of the log closes the pipe, as `head` does, lines are lost, and the service continues."""
     server = make_server(ANOMALY_WORKERS=workers)
     reads, writes = os.pipe()
     server.start(wait=False, output=writes)

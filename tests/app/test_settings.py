@@ -62,7 +62,7 @@ def test_bad_values_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, valu
     ],
 )
 def test_values_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
-    """What would start and then never score, never stop, listen everywhere or let everybody in stops the start."""
+    """Values with which the service would never score, never stop, or be open to everybody stop the start."""
     monkeypatch.setenv(f"ANOMALY_{name}", value)
     with pytest.raises(SettingsError, match=f"^ANOMALY_{name}"):
         settings.from_environment()

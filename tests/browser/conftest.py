@@ -1,4 +1,4 @@
-"""A real Chromium on the real service; what every page must keep is checked for each of them."""
+"""A real Chromium with the real service. Some requirements are checked for every page."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Watched:
 
 @pytest.fixture
 def open_page(browser: Browser, service: Server) -> Iterator[Callable[..., Page]]:
-    """Return an opener of the page; at the end no console error may have come and no request left the service."""
+    """Return an opener of the page; at the end, there must be no console error and no request to another host."""
     watched: list[Watched] = []
     contexts = []
 
@@ -174,7 +174,7 @@ Refuse = Callable[[str, str], int | None]
 
 @pytest.fixture
 def gateway() -> Iterator[Callable[..., str]]:
-    """Return a starter of gateways: each passes on what lies under its prefix, without the prefix, and nothing else."""
+    """Return a function that starts gateways, which remove their path prefix and forward no other paths."""
     gateways: list[ThreadingHTTPServer] = []
 
     def start(server: Server, prefix: str = "", refuse: Refuse = lambda *_: None) -> str:
@@ -221,7 +221,7 @@ def gateway() -> Iterator[Callable[..., str]]:
 
 @pytest.fixture
 def photograph() -> Callable[..., None]:
-    """Return a taker of screenshots for the documentation; it takes none unless SCREENSHOTS is set."""
+    """Return a function that takes screenshots for the documentation if SCREENSHOTS is set."""
 
     def take(page: Page, name: str, *, whole: bool = True) -> None:
         if not os.environ.get("SCREENSHOTS"):

@@ -100,7 +100,7 @@ def test_a_drawn_zero_and_six_are_told_apart(open_page: Callable[..., Page]) -> 
 
 
 def test_it_answers_while_one_draws(open_page: Callable[..., Page]) -> None:
-    """With the pen still down there is an answer, and a later one replaces it."""
+    """The page shows a verdict during a stroke, and a later verdict replaces it."""
     page = open_page()
     box = page.locator("#pad").bounding_box()
     assert box is not None
@@ -117,7 +117,7 @@ def test_it_answers_while_one_draws(open_page: Callable[..., Page]) -> None:
 
 
 def test_a_finger_draws_too(open_page: Callable[..., Page]) -> None:
-    """Touch events on a phone make strokes, and the page does not scroll away under the finger."""
+    """Touch events on a phone draw strokes, and the page does not scroll during a stroke."""
     page = open_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     box = page.locator("#pad").bounding_box()
     assert box is not None
@@ -156,7 +156,7 @@ TWO_FINGERS = """() => {
 
 
 def test_a_tap_is_a_dot_and_a_palm_is_nothing(open_page: Callable[..., Page]) -> None:
-    """A stroke may be as short as it likes, and ends with the finger that draws it."""
+    """A stroke may have any length, and ends when its finger is lifted."""
     page = open_page()
     page.locator("#pad").click()
     assert page.evaluate(INKED) > 1000
@@ -169,7 +169,7 @@ def test_a_tap_is_a_dot_and_a_palm_is_nothing(open_page: Callable[..., Page]) ->
 
 @pytest.mark.parametrize(("width", "height"), [(390, 664), (390, 844), (320, 800), (667, 375), (700, 900)])
 def test_it_fits_small_screens(open_page: Callable[..., Page], width: int, height: int) -> None:
-    """The verdict begins on the screen of a phone while one draws, nothing is squashed, nothing is wider than it."""
+    """On a phone, the verdict is visible during drawing, and nothing is distorted or wider than the screen."""
     page = open_page(viewport={"width": width, "height": height}, has_touch=True, is_mobile=True)
     pad, word = page.locator("#pad").bounding_box(), page.locator(WORD).bounding_box()
     example = page.locator("#examples img").first.bounding_box()
@@ -274,7 +274,7 @@ def test_the_slider_moves_the_verdict(open_page: Callable[..., Page], service: S
 
 
 def test_the_slider_crosses_a_score(open_page: Callable[..., Page]) -> None:
-    """Some drawing lies between the strictest and the most lenient threshold: there the slider turns the verdict."""
+    """Some drawing is between the lowest and the highest threshold, so that the slider changes its verdict."""
     page = open_page()
     choose(page, "zero.png", (EXAMPLES / "zero.png").read_bytes())
     answered(page)
@@ -290,7 +290,7 @@ def test_the_slider_crosses_a_score(open_page: Callable[..., Page]) -> None:
 
 
 def test_a_shared_link_shows_the_same_result(open_page: Callable[..., Page]) -> None:
-    """Opened elsewhere, the link shows the same verdict, numbers and pictures, pixel for pixel."""
+    """In another browser, the link shows the same verdict, numbers and pictures, pixel for pixel."""
     page = open_page()
     draw_zero(page)
     answered(page)
@@ -510,7 +510,7 @@ def test_a_verdict_outlives_its_pictures(
 
 
 def test_a_folder_tries_again(open_page: Callable[..., Page], service: Server, gateway: Callable[..., str]) -> None:
-    """Too many, busy and too late are tried again after the time that the answer names; every file gets its score."""
+    """Requests with 429, 503 and 504 are repeated after the time in the reply, and every file gets its score."""
     refusals = iter([429, 503, 504])
     asked: list[float] = []
 
@@ -546,7 +546,7 @@ def test_a_file_that_goes_away_is_a_row(
 
 
 def test_a_wrong_size_is_refused_when_fitting_is_off(open_page: Callable[..., Page]) -> None:
-    """With fitting set to never, an image of another size gets the service's words; with fitting it is scored."""
+    """Without fitting, the page shows the service's problem for an image of another size; with fitting it is scored."""
     page = open_page()
     with Image.open(EXAMPLES / "zero.png") as zero:
         choose(page, "large.png", png_of(zero.resize((90, 90))))
@@ -617,7 +617,7 @@ def keys_file(tmp_path: Path) -> Path:
 def test_an_api_key_is_asked_for_and_sent(
     open_page: Callable[..., Page], make_server: Callable[..., Server], keys_file: Path
 ) -> None:
-    """Where keys are needed the page asks for one, sends it with every request, and forgets it with the tab.
+    """If the service needs keys, the page asks for one, sends it with every request, and deletes it with the tab.
 
     An image that was rejected without a key is scored when the user has entered one.
     """
@@ -686,7 +686,7 @@ def test_the_interface_is_shown_and_tried_out(
     gateway: Callable[..., str],
     keys_file: Path,
 ) -> None:
-    """`/docs` shows every route with nothing from elsewhere, and scores a file with the key that the page holds."""
+    """`/docs` shows every route without files of other hosts, and scores a file with the key of the page."""
     server = make_server(ANOMALY_ROOT_PATH="/anomaly", ANOMALY_API_KEYS_FILE=str(keys_file)).start()
     page = open_page(gateway(server, "/anomaly"), path="/anomaly/docs", wait=False)
     described = httpx.get(f"{server.url}/openapi.json", verify=TRUSTS_NOBODY).json()["paths"]

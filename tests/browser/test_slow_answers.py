@@ -51,7 +51,7 @@ class Held:
 
 
 def kept(service: Server, content: bytes, **query: str | float) -> dict[str, object]:
-    """Score an image as a program does, and return the reply."""
+    """Score an image by HTTP without the page, and return the reply."""
     reply = service.post("/score", params=query, content=content, headers={"content-type": "image/png"}).json()
     assert isinstance(reply, dict)
     return reply
@@ -118,7 +118,7 @@ def test_the_newest_question_is_answered(open_page: Callable[..., Page], service
 
 
 def test_models_are_not_mixed_up(open_page: Callable[..., Page]) -> None:
-    """Of two models chosen one after the other the later one judges, whichever threshold comes last."""
+    """Of two models selected one after the other, the later one is used, even if its threshold arrives first."""
     page = open_page()
     choose(page, "six.png", SIX)
     answered(page)
@@ -242,7 +242,7 @@ def images(**contents: bytes) -> list[FilePayload]:
 
 
 def need_key(route: Route) -> None:
-    """Answer as a service does that asks for a key."""
+    """Reply like a service that needs a key."""
     problem = {
         "type": "/problems/unauthorized",
         "title": "A valid API key is required",
@@ -274,7 +274,7 @@ def test_a_table_has_one_model_and_one_rate(open_page: Callable[..., Page], serv
 
 
 def test_a_folder_waits_for_models_and_a_key(open_page: Callable[..., Page]) -> None:
-    """A folder begun before the models are known waits for them; without a key it ends, asks, and begins anew."""
+    """A folder waits for the list of models; if a key is needed, the page asks for it and starts the folder again."""
     page = open_page(path="/#folder")
     slow = Held(page, "**/models")
     page.reload()
@@ -300,7 +300,7 @@ def test_a_folder_waits_for_models_and_a_key(open_page: Callable[..., Page]) -> 
 def test_a_folder_is_stopped_at_once_and_keeps_the_focus(open_page: Callable[..., Page]) -> None:
     """'Stop' ends a retry wait at once; new rows do not move the focus; announcements are not repeated for each row.
 
-    Files without an ending are tried, and one of a drop that cannot be read is counted, not the end of all.
+    Files without a suffix are tried, and a dropped file that cannot be read is counted and does not end the run.
     """
     page = open_page(path="/#folder")
     slow = Held(page, "**/score?*")
@@ -425,7 +425,7 @@ def test_an_answer_that_breaks_off(open_page: Callable[..., Page]) -> None:
 
 
 def test_noise_of_any_size_is_sent(open_page: Callable[..., Page]) -> None:
-    """A large photograph that no PNG makes smaller is below the service's limit all the same."""
+    """A large photograph that PNG does not compress well is still below the service's limit."""
     page = open_page()
     noise = np.random.default_rng(0).integers(0, 256, (1100, 1100, 3), np.uint8)
     buffer = io.BytesIO()
@@ -456,7 +456,7 @@ def test_a_key_without_a_place_to_keep_it(open_page: Callable[..., Page]) -> Non
 
 
 def test_a_newer_drawing_is_never_beside_an_older_verdict(open_page: Callable[..., Page], service: Server) -> None:
-    """What answers while something newer was begun is dimmed, and a link that answers then changes nothing."""
+    """A reply that arrives after a newer action has begun is dimmed, and a link's late reply has no effect."""
     page = open_page()
     draw_six(page)
     answered(page)

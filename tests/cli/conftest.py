@@ -108,7 +108,7 @@ class Scorer:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Return a runner of `main` that gives the exit code."""
+    """Return a function that runs `main` and returns the exit code."""
 
     def run(*arguments: str | Path, scorer: Scorer | None = None) -> int:
         monkeypatch.setattr(sys, "argv", ["anomaly", *map(str, arguments)])

@@ -1,4 +1,4 @@
-"""`anomaly score` and its neighbours, as a process: exit codes, formats, offline and by URL."""
+"""`anomaly score` and similar commands, as a process: exit codes, formats, offline and by URL."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_what_cannot_be_looked_at_is_not_scored(
 
 
 def test_an_empty_name_is_refused(run: Callable[..., int], tmp_path: Path) -> None:
-    """Neither command takes it for the working directory, as a shell gives it where a variable is not set."""
+    """An empty argument, which shells pass for an unset variable, does not mean the working directory."""
     assert run("score", "") == 2
     assert run("watch", "") == 2
     assert run("watch", tmp_path, "--interval", "inf") == 2
@@ -124,7 +124,7 @@ def test_what_makes_no_sense_is_an_error(
 
 
 def test_nobody_listens(in_process: Anomaly) -> None:
-    """A service that is not there is one line and exit code 2."""
+    """An unreachable service causes one line and exit code 2."""
     done = in_process("score", ZERO, "--url", f"http://127.0.0.1:{free_port()}")
     assert (done.returncode, done.stdout) == (2, "")
     assert "cannot be reached" in done.stderr
@@ -134,7 +134,7 @@ def test_nobody_listens(in_process: Anomaly) -> None:
 @pytest.mark.parametrize("url", ["http://[::1", "http://host:port", "http://a..b", "http://\u2400", "ftp://host", ""])
 @pytest.mark.parametrize("command", ["score", "models"])
 def test_what_is_no_url_is_an_error(in_process: Anomaly, command: str, url: str) -> None:
-    """An address that cannot be one is words and exit code 2: never a traceback, never the code of an anomaly."""
+    """An invalid address causes a message and exit code 2, without a traceback."""
     done = in_process(command, *([ZERO] if command == "score" else []), "--url", url, TERMINAL_WIDTH="200")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr
@@ -158,7 +158,7 @@ def test_what_nobody_foresaw_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_damaged_version_is_refused_offline(in_process: Anomaly, tmp_path: Path) -> None:
-    """Offline too, no byte is run that its manifest does not vouch for."""
+    """Offline scoring also rejects a module whose checksum differs from the manifest."""
     source = MODEL_STORE / "zero-article"
     for path in source.rglob("*"):
         if path.is_file():
@@ -210,7 +210,7 @@ def test_the_table_is_readable(in_process: Anomaly) -> None:
 
 
 def test_the_standard_input(anomaly: Anomaly, zero: bytes) -> None:
-    """`-` scores what comes through the standard input, as the file itself."""
+    """`-` scores the image on the standard input like the file itself."""
     piped = json.loads(anomaly("score", "-", *STORE, "-f", "jsonl", stdin=zero).stdout)
     named = json.loads(anomaly("score", ZERO, *STORE, "-f", "jsonl").stdout)
     assert piped == {**named, "file": "-"}
@@ -254,7 +254,7 @@ def test_a_reader_that_leaves(thousand_digits: Path) -> None:
 
 @pytest.mark.process
 def test_ctrl_c_ends_although_the_service_hangs(tmp_path: Path, thousand_digits: Path) -> None:
-    """Replies under way are not waited for, and a service that hangs would never give them."""
+    """The command does not wait for pending replies, which a hanging service would never send."""
     server = Server(tmp_path).start()
     assert server.process is not None
     command = [sys.executable, "-m", "anomaly.cli", "score", str(thousand_digits), "--url", server.url, "-f", "jsonl"]
@@ -290,7 +290,7 @@ def test_a_thousand_digits_score_the_same_offline(anomaly: Anomaly, server: Serv
 
 
 def test_several_at_a_time_differ_by_rounding_only(in_process: Anomaly, server: Server, thousand_digits: Path) -> None:
-    """Micro-batches of several images move a score by no more than rounding, and the output keeps its order."""
+    """Micro-batches of several images change a score only by rounding, and the output keeps its order."""
     alone = in_process("score", thousand_digits, *STORE, "-f", "jsonl")
     together = in_process("score", str(thousand_digits), "--url", server.url, "--concurrency", "16", "-f", "jsonl")
     pairs = list(zip(*(map(json.loads, done.stdout.splitlines()) for done in (alone, together)), strict=True))
@@ -317,7 +317,7 @@ def test_an_image_of_any_size_fits_offline_as_by_url(in_process: Anomaly, server
 
 
 def test_asking_a_service_never_imports_torch(server: Server) -> None:
-    """Scoring by URL loads neither torch nor numpy nor the service's code: it is what keeps the command quick."""
+    """Scoring by URL loads neither torch nor numpy nor the service's code, so that the command starts quickly."""
     code = (
         "import sys; from anomaly.cli.__main__ import app\n"
         f"try: app(['score', {str(ZERO)!r}, '--url', {server.url!r}])\n"
@@ -354,7 +354,7 @@ def test_the_models_of_a_service(anomaly: Anomaly, server: Server) -> None:
 
 
 def test_training_is_mounted(anomaly: Anomaly, in_process: Anomaly, tmp_path: Path) -> None:
-    """`anomaly list` and its neighbours are the training command's own, with their options and exit codes."""
+    """`anomaly list` and similar commands are those of the training command, with its options and exit codes."""
     assert "zero-article" in anomaly("list", "--model-store", MODEL_STORE).stdout
     assert "--anomalies-dir" in in_process("train", "--help").stdout
     listed = in_process("--help").stdout

@@ -46,7 +46,7 @@ def test_results_that_nobody_reads_are_an_error(
     stream: Callable[[], io.TextIOWrapper],
     arguments: tuple[str, ...],
 ) -> None:
-    """The code is never that of an anomaly, and nothing is left that would fail at exit."""
+    """The exit code is never that of an anomaly, and no unwritten output causes an error at exit."""
     with stream() as stdout:
         monkeypatch.setattr(sys, "stdout", stdout)
         assert run(*arguments) == 2
@@ -117,7 +117,7 @@ def test_a_name_does_not_command_the_terminal(writer: Callable[[TextIO], Writer]
 
 
 def test_a_spreadsheet_does_not_run_a_name() -> None:
-    """A text that begins as a formula does is quoted in CSV; the standard input keeps its name."""
+    """A text that begins like a formula is quoted in CSV; the name `-` of the standard input is not."""
     stream = io.StringIO()
     lines = Csv(stream)
     names = ["=1+2.png", "+a.png", "-a.png", "@a.png", "\ta.png", "a=b.png", "-"]
@@ -130,7 +130,7 @@ def test_a_spreadsheet_does_not_run_a_name() -> None:
 def test_a_proxy_that_needs_more_is_not_taken_for_an_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without socksio the words are those of httpx, not of the option that scores offline."""
+    """Without socksio, the message is that of httpx, without the hint about offline scoring."""
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
     monkeypatch.setitem(sys.modules, "socksio", None)
     monkeypatch.setattr(sys, "argv", ["anomaly", "score", "a.png", "--url", "http://service.invalid"])

@@ -25,7 +25,7 @@ from tests.conftest import MODEL_STORE, ROOT, Server
 
 
 class Watching:
-    """A running watch: its lines as they come, and its end."""
+    """A running watch: its lines and its exit code."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
@@ -48,7 +48,7 @@ class Watching:
         return found
 
     def nothing(self, seconds: float) -> bool:
-        """Return whether no result comes for a while."""
+        """Return whether no result arrives for a while."""
         try:
             self._lines.get(timeout=seconds)
         except Empty:
@@ -111,7 +111,7 @@ def test_what_is_there_can_be_scored_too(tmp_path: Path, zero: bytes) -> None:
 
 @pytest.mark.process
 def test_ctrl_c_waits_for_the_file_under_way_only(thousand_digits: Path) -> None:
-    """A folder full of images does not have to be scored to its end first."""
+    """A signal ends the watch before all images of a full folder are scored."""
     with watching(thousand_digits, "--model-store", str(MODEL_STORE), "--existing") as watch:
         watch.line()
         assert watch.end() in (0, 1)
@@ -141,7 +141,7 @@ def test_signals_that_stop() -> None:
 
 @pytest.mark.process
 def test_a_signal_ends_a_wait_wherever_it_comes() -> None:
-    """Between any two instructions of the wait: no lock that it holds stops the handler."""
+    """A signal between any two instructions of the wait is handled, without a deadlock on a held lock."""
     program = """
 import itertools, signal, sys
 from anomaly.cli.signals import StopFlag, stop_on

@@ -171,7 +171,7 @@ class Elsewhere(http.server.BaseHTTPRequestHandler):
     over: threading.Event
 
     def do_GET(self) -> None:
-        """Answer with a page, or not before the test is over."""
+        """Reply with a page, or wait until the end of the test."""
         length = int(self.headers.get("content-length") or 0)
         self.rfile.read(length)
         type(self).asked.append((self.path, self.headers.get("x-api-key")))
@@ -234,7 +234,7 @@ def test_silence_is_a_time_out(elsewhere: str, zero: bytes) -> None:
 
 
 def test_a_service_behind_a_prefix(make_server: Callable[..., Server], zero: bytes) -> None:
-    """With a path prefix that a gateway takes away, scores come and their pictures can be fetched by id."""
+    """With a path prefix that a gateway removes, scoring works, and pictures can be fetched by id."""
     server = make_server(ANOMALY_ROOT_PATH="/anomaly").start()
     with Client(server.url, retry=NO_RETRY) as service:
         score = service.score(zero)
@@ -308,7 +308,7 @@ def test_closing_after_leaving_early_leaves_nothing_open(
 
 
 def test_no_concurrency_is_refused(service: Client) -> None:
-    """A concurrency of nothing is a mistake, not an endless wait."""
+    """A concurrency of 0 raises an error instead of waiting forever."""
     with pytest.raises(ValueError, match="concurrency"):
         list(service.score_many([], concurrency=0))
 
@@ -369,7 +369,7 @@ def test_overload_without_retries_is_an_exception(tiny: Server, zero: bytes) -> 
 
 
 def test_overload_is_waited_out(tiny: Server, zero: bytes) -> None:
-    """Under real overload every image gets its score in the end, although the service turned many away."""
+    """Under real overload every image gets its score in the end, although the service rejected many requests."""
     before = shed(tiny)
     with Client(tiny.url, retry=Retry(patience=60)) as service:
         results = list(service.score_many([zero] * 40, concurrency=4))

@@ -92,7 +92,7 @@ async def cancelled_after(turns: int, call: Callable[[], asyncio.Task[Score]]) -
 
 
 async def test_a_cancelled_call_keeps_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever the cancellation comes, and however often, the next call finds a connection."""
+    """After any number of cancellations at any point, the next call gets a connection."""
     monkeypatch.setattr(wire, "CONNECTIONS", 4)
     async with slow() as (server, url), AsyncClient(url, retry=NO_RETRY) as service:
         server.go.set()
@@ -129,7 +129,7 @@ class Camera:
         for _ in range(1000):
             self.taken += 1
             yield b"png"
-            time.sleep(self._pause)  # a source that is slower than the service is what this is about
+            time.sleep(self._pause)  # this test needs a source that is slower than the service
             if self.seen:
                 raise OSError("the camera is gone")
 
@@ -156,7 +156,7 @@ async def test_results_come_while_images_do_in_async_code() -> None:
 
 
 def test_after_what_befalls_every_image_no_other_is_asked(service: Client) -> None:
-    """A time-out ends the run after one time-out: no thread that it frees takes another image."""
+    """After a timeout, the run ends: no thread reads another image."""
     both = threading.Barrier(2)
 
     def silent(_: httpx.Request) -> httpx.Response:
@@ -172,7 +172,7 @@ def test_after_what_befalls_every_image_no_other_is_asked(service: Client) -> No
 
 @pytest.mark.parametrize("interrupted", [True, False], ids=["while it takes an image", "while its reader has a result"])
 def test_ctrl_c_does_not_wait_for_a_silent_service(service: Client, interrupted: bool) -> None:
-    """A run that is interrupted, or closed because its reader was, ends before its replies have come."""
+    """A run that is interrupted or closed ends without waiting for its replies."""
     told, go, late = threading.Event(), threading.Event(), threading.Event()
 
     def answer(request: httpx.Request) -> httpx.Response:

@@ -91,7 +91,7 @@ def test_other_values_are_type_errors(value: Any, words: str) -> None:
 
 
 def test_files_without_an_image_are_unreadable(tmp_path: Path) -> None:
-    """An empty file, a link to a missing file and a folder are results of their own, with the reason."""
+    """An empty file, a link to a missing file and a folder are separate results with the reason."""
     (tmp_path / "empty.png").touch()
     (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
     for name, words in (("empty.png", "empty"), ("link.png", "link"), ("", "directory")):

@@ -27,7 +27,7 @@ def run(*command: str, check: bool = True, **environment: str) -> subprocess.Com
 
 
 def build() -> None:
-    """Build all images. `docker build` reads what `compose config` says, since `compose build` asks for a plugin."""
+    """Build all images. `docker build` gets the result of `compose config`, as `compose build` needs a plugin."""
     docker = os.environ["DOCKER"]
     # The images contain no secrets, but compose does not read a file whose secrets are missing.
     with tempfile.TemporaryDirectory() as folder:

@@ -48,7 +48,7 @@ if not (model / "2").exists():
 
 
 def test_dockerfiles_are_clean(stack: Stack) -> None:
-    """hadolint has nothing to say of any Dockerfile."""
+    """hadolint finds no fault in any Dockerfile."""
     files = [str(path) for path in (ROOT / "Dockerfile", *ROOT.glob("deploy/*/Dockerfile"))]
     assert len(files) == 4
     assert run(os.environ["HADOLINT"], *files).stdout == ""
@@ -247,7 +247,7 @@ def test_a_request_id_carries_nothing_else(stack: Stack) -> None:
 
 
 def test_no_spelling_of_an_inside_path_passes(stack: Stack) -> None:
-    """Metrics and probes stay inside however the path is written; a real path still passes."""
+    """The gateway rejects metrics and probes for any spelling of the path; other paths are forwarded."""
     spellings = (
         "/metrics", "/%6detrics", "/%6Detrics", "//metrics", "/./metrics", "/metrics/", "/metrics%2f", "/metrics%2F..",
         "/x/../metrics", "/x/%2e%2e/metrics", "/%2e/metrics", "/metrics?x", "/metrics;x", "/metrics%00", "/metrics%20",
@@ -722,7 +722,7 @@ def test_limits_by_key_refusals_address_and_connections(stack: Stack) -> None:
 
 
 def test_nothing_secret_was_written(stack: Stack, notes: list[str]) -> None:
-    """No log line of any container that ever ran holds a key, its hash, a password, a path or a stack."""
+    """No log line of any container contains a key, its hash, a password, a path or a stack."""
     logs = stack.written.texts()
     hashes = re.findall(r"[0-9a-f]{64}", (stack.secrets / "keys" / "api_keys").read_text())
     secrets = [stack.key, (stack.secrets / "redis_password").read_text().strip(), *hashes, "/srv/app", "Traceback"]

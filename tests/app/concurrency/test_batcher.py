@@ -1,4 +1,4 @@
-"""The micro-batcher, with integers: no model, no clock but the loop's."""
+"""The micro-batcher, with integers instead of images, without a model, and with the clock of the event loop."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_no_caller_ever_gets_anothers_answer(
 
 
 async def test_what_waits_goes_together(worker: LaneWorker) -> None:
-    """Items that arrive in one turn of the loop, or while a batch runs, form a batch, in order of arrival."""
+    """Items that arrive in one event-loop iteration, or while a batch runs, form a batch, in order of arrival."""
     run = Squares()
     run.gate.clear()
     batcher = batcher_of(run, worker)
@@ -132,7 +132,7 @@ async def test_what_waits_goes_together(worker: LaneWorker) -> None:
 
 
 async def test_a_busy_loop_holds_up_no_batch(worker: LaneWorker) -> None:
-    """The thread takes one batch after the other while the event loop is at other work."""
+    """The thread runs one batch after the other while the event loop is busy."""
     run = Squares()
     batcher = batcher_of(run, worker, max_size=2)
     futures = [asyncio.get_running_loop().create_future() for _ in range(7)]
@@ -140,7 +140,7 @@ async def test_a_busy_loop_holds_up_no_batch(worker: LaneWorker) -> None:
         batcher.enqueue(Item(item, future))
     await asyncio.sleep(0)
     while len(run.batches) < 4:
-        pass  # the event loop is at other work
+        pass  # the event loop is busy
     assert not any(future.done() for future in futures)
     assert await asyncio.gather(*futures) == [0, 1, 4, 9, 16, 25, 36]
     assert run.batches == [[0, 1], [2, 3], [4, 5], [6]]
@@ -310,7 +310,7 @@ async def test_a_full_batch_waits_for_nobody(worker: LaneWorker) -> None:
 
 
 async def test_a_batch_has_its_results_once(worker: LaneWorker) -> None:
-    """When `work` fails after it has passed a batch on, what comes first counts, and nothing is counted twice."""
+    """If `work` fails after it has passed a batch on, the first outcome counts, and nothing is counted twice."""
     dones: list[Resolve] = []
 
     def work(items: list[Item], done: Resolve) -> None:

@@ -26,7 +26,7 @@ def worker():
 
 
 async def test_work_is_done_in_order_in_one_thread(worker):
-    """Pieces are done in the order in which they were given, all in the one thread, which began once."""
+    """Pieces are done in the order of submission, all in one thread, which is started once."""
     done: list[tuple[int, str]] = []
 
     def piece(number: int) -> int:
@@ -63,7 +63,7 @@ async def test_lanes_take_turns(worker):
 
 
 async def test_long_work_can_see_that_others_wait(worker):
-    """The byte `others` is 1 exactly while work is done and a lane besides its own waits."""
+    """The byte `others` is 1 exactly while work is done and another lane waits."""
     gates, seen = [threading.Event() for _ in range(3)], []
 
     def piece(gate: threading.Event) -> None:
@@ -125,7 +125,7 @@ async def test_a_waiter_that_left_disturbs_nobody(worker):
 
 
 async def test_closing_finishes_what_was_accepted():
-    """`close` returns when all is done; afterwards nothing is accepted."""
+    """`close` returns when all work is done; later work is rejected."""
     worker, done = LaneWorker("tested"), []
     tasks = [asyncio.create_task(worker.run(lambda n=n: done.append(n))) for n in range(5)]
     await asyncio.sleep(0)

@@ -88,7 +88,7 @@ def test_the_file_is_read_again_when_it_changes(keys_file: Path) -> None:
 
 
 def test_the_file_is_examined_once_per_second(keys_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between two examinations of the file there is one second, from the first request on."""
+    """From the first request on, the file is checked once per second at most."""
     clock, examined = Clock(), []
     clock.now = 10.25
     keys = ApiKeys(keys_file, clock=clock)
@@ -100,7 +100,7 @@ def test_the_file_is_examined_once_per_second(keys_file: Path, monkeypatch: pyte
 
 
 def test_each_new_fault_of_the_file_is_logged(keys_file: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A fault that follows another is logged; a fault that lasts is logged once; a change back to good is logged."""
+    """A new fault is logged, a lasting fault is logged once, and the return to a valid file is logged."""
     clock = Clock()
     keys = ApiKeys(keys_file, clock=clock)
     faults = ["x\n", "x\n", "\n\nx\n", "\nx\n", "\n\nx\n", line(BOB, "bob")]
@@ -144,7 +144,7 @@ async def test_keys_rotate_under_load(make_settings: Callable[..., Settings], ke
 
 
 def test_a_check_costs_the_same_with_many_keys(tmp_path: Path) -> None:
-    """The time of a check depends neither on the number of keys nor on how much of a key is right."""
+    """The time of a check depends neither on the number of keys nor on the number of right characters."""
 
     def seconds(keys: ApiKeys, key: bytes) -> float:
         return min(timeit.repeat(lambda: keys.owner(key), number=200, repeat=30))
@@ -160,7 +160,7 @@ def test_a_check_costs_the_same_with_many_keys(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["", "# nobody\n", "secret alice\n", "\udcff"])
 def test_a_damaged_file_changes_nothing(keys_file: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
-    """While the file makes no sense the known keys stay in force, an error is logged, and the file is not quoted."""
+    """While the file is malformed, the known keys stay valid, and an error is logged that does not quote the file."""
     clock = Clock()
     keys = ApiKeys(keys_file, clock=clock)
     keys_file.write_bytes(damage.encode("utf-8", "surrogateescape"))

@@ -79,7 +79,7 @@ async def test_a_batch_says_what_single_scores_say(client: httpx.AsyncClient) ->
 
 
 async def test_every_form_of_the_reply_says_the_same(client: httpx.AsyncClient) -> None:
-    """JSON, NDJSON and npy carry the same scores, and the headers say what answered."""
+    """JSON, NDJSON and npy contain the same scores, and the headers contain model and version."""
     images = digits(150)
     document, lines, array = [
         await bulk(client, images, f"application/{form}") for form in ("json", "x-ndjson", "x-npy")
@@ -296,7 +296,7 @@ CONVERTED = {
 @pytest.mark.parametrize("name", CONVERTED)
 @SHARED
 async def test_the_hint_for_an_array_is_right(shared_client: httpx.AsyncClient, name: str) -> None:
-    """The conversion in the hint, followed to the letter, gives the image within one grey level."""
+    """The conversion in the hint, applied literally, gives the image within one grey level."""
     images = CONVERTED[name]
     document = assert_problem(await bulk(shared_client, images), 422, "wrong-array")
     assert ("big-endian" in document["detail"]) == ("big-endian" in name)
@@ -348,7 +348,7 @@ async def test_a_general_content_type_is_taken_for_an_array(shared_client: httpx
 async def test_a_form_without_files_is_a_problem(
     shared_client: httpx.AsyncClient, fields: dict[str, str], accept: str
 ) -> None:
-    """A form that has no file at all was not meant as a batch of nothing."""
+    """A form without a file gets a problem, not an empty result."""
     parts = "".join(
         f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n' for name, value in fields.items()
     )
@@ -358,7 +358,7 @@ async def test_a_form_without_files_is_a_problem(
 
 
 async def test_unknown_fields_of_a_batch_form_are_rejected_by_name(client: httpx.AsyncClient) -> None:
-    """A form field that the route does not have is 422 and named, never ignored."""
+    """An unknown form field gets 422 with its name, and is never ignored."""
     reply = await client.post("/score/batch", data={"include": "reconstruction"}, **form(pngs.plain()))
     assert "`include`" in assert_problem(reply, 422, "invalid-parameter")["detail"]
     reply = await client.post("/score/batch", data={"fit": "mnist"}, **form(pngs.plain()))
@@ -572,7 +572,7 @@ async def test_a_client_that_reads_nothing_stops_the_body_with_a_reason(
 
 
 class Counting:
-    """A detector that remembers how many images each call had."""
+    """A detector that records the number of images of each call."""
 
     def __init__(self, detector: Detector) -> None:
         self._detector = detector
@@ -647,7 +647,7 @@ async def test_a_client_that_leaves_stops_the_work(make_settings: Callable[..., 
 
 
 class Broken:
-    """A detector that fails once, when it is to begin with image 4, and has no number for images 9 and 10."""
+    """A detector that fails once, at a pass that begins with image 4, and returns NaN for images 9 and 10."""
 
     def __init__(self, detector: Detector, images: np.ndarray) -> None:
         self._detector = detector
@@ -667,7 +667,7 @@ class Broken:
 
 
 async def test_a_chunk_that_fails_is_its_own_problem(make_settings: Callable[..., Settings]) -> None:
-    """When the model fails for one chunk, or gives no number for some images, exactly those items say so."""
+    """If the model fails for a chunk, or returns NaN for some images, exactly these items have a problem."""
     async with running(make_settings(batch_chunk_images=4 // PASSES_AT_ONCE)) as client:
         serving = services(client).registry.current("zero-article")
         images = digits(16)
@@ -735,7 +735,7 @@ def scope_of(kind: str, accept: str = "application/json", query: bytes = b"") ->
 
 @virtual_time
 async def test_a_trickle_is_not_progress() -> None:
-    """A body below the minimum rate ends in 408, although each piece comes in time; above the rate it is read."""
+    """A body below the minimum rate ends in 408, although each piece arrives in time; above the rate it is read."""
     clock = asyncio.get_running_loop().time
 
     async def read(pause: float, slowest: float) -> int:
@@ -793,7 +793,7 @@ async def test_a_client_that_does_not_read_is_let_go_of(make_settings: Callable[
 
 
 async def test_a_form_has_a_bounded_number_of_files(make_settings: Callable[..., Settings]) -> None:
-    """One file more than the bound is 413, however small the files are; as many as the bound are scored."""
+    """One file above the limit gets 413, for files of any size; a form at the limit is scored."""
     async with running(make_settings(batch_max_files=5)) as client:
         assert (await client.post("/score/batch", **form(*[pngs.plain()] * 5))).json()["count"] == 5
         assert_problem(await client.post("/score/batch", **form(*[b""] * 6)), 413, "body-too-large")
@@ -851,7 +851,7 @@ async def test_a_json_document_is_held_once(client: httpx.AsyncClient) -> None:
 
 @pytest.mark.parametrize("store", ["false", "true"])
 async def test_a_batch_says_where_its_time_went(client: httpx.AsyncClient, store: str) -> None:
-    """Whole replies carry Server-Timing, and every stage is a series; NDJSON begins before anything is known."""
+    """JSON replies have Server-Timing, and every stage has a metric; NDJSON begins before the times are known."""
     document, lines = [
         await bulk(client, digits(70), f"application/{kind}", f"?store={store}") for kind in ("json", "x-ndjson")
     ]

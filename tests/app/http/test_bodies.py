@@ -86,7 +86,7 @@ def test_no_change_of_a_form_means_something_else_without_quotes(at: int, cut: i
     "boundary", ["b0undary", "----WebKitFormBoundary7MA4YWxkTrZu0gW", "------------------------d7"]
 )
 def test_common_clients_need_no_parser(kind: str, boundary: str) -> None:
-    """The forms of browsers, curl and httpx are cut at once."""
+    """The fast extraction reads the forms of browsers, curl and httpx."""
     body = (BODY % (HEAD + kind.encode(), b"image")).replace(b"--B", b"--" + boundary.encode())
     assert plain_image_of(f"multipart/form-data; boundary={boundary}", body) == b"image"
 

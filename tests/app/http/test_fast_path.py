@@ -216,7 +216,7 @@ async def test_both_paths_and_every_split_give_the_same_answer(side: Side, zero:
 async def test_a_body_that_pauses_takes_the_general_path(
     make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, zero: bytes
 ) -> None:
-    """A held body is handed over after a while; it is scored if it is completed within the body's time, else 408."""
+    """A slow body is moved to the general path; it is scored if it is complete before the body timeout, else 408."""
     monkeypatch.setattr("app.http.server._PENDING_SECONDS", 0.05)
     async with serving(make_settings(body_timeout_ms=1000), monkeypatch) as side:
         asked = request(zero)
@@ -318,7 +318,7 @@ async def test_chunked_bodies_take_the_general_path(side: Side, zero: bytes) -> 
 
 @pytest.mark.parametrize("protocol", ["h2c", "websocket"])
 async def test_a_request_for_another_protocol_is_scored(side: Side, zero: bytes, protocol: str) -> None:
-    """What Java's client and `curl --http2` send at first is a request like any other, whole or in pieces."""
+    """The upgrade request of Java's client and `curl --http2` is handled like any other, complete or in pieces."""
     asked = request(zero, connection="Upgrade, HTTP2-Settings", upgrade=protocol, http2_settings="AAMAAABk")
     for pieces in ([asked], [asked[:-50], asked[-50:]]):
         assert (await ask(side, *pieces)).status == 200
@@ -343,7 +343,7 @@ async def test_what_comes_behind_a_body_is_no_header(side: Side, zero: bytes, pa
 async def test_urls_that_are_too_long_are_refused(
     side: Side, zero: bytes, length: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A URL that the server cannot read is a 400 as well, however it comes, and no failure of the server's."""
+    """An invalid URL gets 400 for any split into packets, and is not a server error."""
     asked = request(zero, query="?" + "a" * length)
     cut = asked.index(b"\r\n\r\n") + 4
     for pieces in ([asked], [asked[:cut], asked[cut:]]):
@@ -378,7 +378,7 @@ async def test_what_comes_with_a_refused_request_has_its_time(
 
 
 async def test_refused_requests_take_turns_with_others(side: Side) -> None:
-    """Of many requests in one piece one is answered a turn, so that others are not held up by them."""
+    """Of many requests in one packet, one is served per event-loop iteration, so that other clients do not wait."""
     reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
     writer.write(request(b"no PNG", "text/plain") * 50)
     turns, metrics = 0, side.app.services.metrics
@@ -417,7 +417,7 @@ async def test_an_empty_body_is_rejected(side: Side) -> None:
 
 
 async def test_requests_that_come_together_are_answered_in_order(side: Side, zero: bytes, six: bytes) -> None:
-    """Of several requests in one piece the first takes the shorter way, and each reply is that of its request."""
+    """Of several requests in one packet, the first takes the fast path, and each request gets its own reply."""
     asked = [request(png, x_request_id=f"r{place}") for place, png in enumerate([zero, six, b"no PNG", zero])]
     reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
     writer.write(b"".join(asked) + b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -507,7 +507,7 @@ async def test_a_client_that_leaves_harms_nobody(side: Side, zero: bytes, caplog
 
 
 async def test_a_client_that_is_behind_waits(side: Side, zero: bytes) -> None:
-    """While replies wait for a client to take them, its next request is not begun."""
+    """While a client does not read its replies, its next request is not begun."""
     reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
     writer.write(request(zero))
     async with asyncio.timeout(30):
@@ -545,7 +545,7 @@ async def test_metrics_and_log_do_not_tell_them_apart(
     zero: bytes,
     capfdbinary: pytest.CaptureFixture[bytes],
 ) -> None:
-    """Both ways are counted alike and have the same line in the log."""
+    """Both paths have the same metrics and the same log line."""
     async with serving(make_settings(log_requests=True), monkeypatch) as side:
         for png in (zero, b"no PNG"):
             asked = request(png, x_request_id="whole")
@@ -572,7 +572,7 @@ async def test_metrics_and_log_do_not_tell_them_apart(
 async def test_keys_are_asked_for(
     make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, zero: bytes, tmp_path: Path
 ) -> None:
-    """A whole request needs its API key as every other does, and its owner is known."""
+    """A request on the fast path also needs an API key, and its name is recorded."""
     (tmp_path / "keys").write_text(f"{hashlib.sha256(b'secret').hexdigest()} line-1\n")
     async with serving(make_settings(api_keys_file=tmp_path / "keys"), monkeypatch) as side:
         refused = await ask(side, request(zero))

@@ -1,4 +1,4 @@
-"""The service answers no web page that reaches it by a name of the page's own (DNS rebinding)."""
+"""The service rejects requests of web pages whose own host name leads to the service (DNS rebinding)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FOREIGN = (
 
 @pytest.mark.parametrize("host", LOCAL)
 def test_addresses_and_local_names_are_allowed(host: str) -> None:
-    """A page of a foreign name cannot have such a host."""
+    """These hosts are allowed, because a page of another name cannot have them."""
     assert Hosts([]).allows("GET", {b"host": host.encode()})
 
 
@@ -61,7 +61,7 @@ def test_only_requests_that_cause_work_are_checked_for_their_origin() -> None:
 
 
 async def test_a_foreign_host_gets_a_problem_on_every_route(client: httpx.AsyncClient, zero: bytes) -> None:
-    """No route reveals anything, the public ones included; a request without Host is answered."""
+    """Every route rejects a foreign host, including the public routes; a request without Host is allowed."""
     headers = {**PNG, "host": "evil.example:8000"}
     for reply in (
         await client.post("/score", content=zero, headers=headers),

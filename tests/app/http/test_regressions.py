@@ -75,7 +75,7 @@ async def test_general_clients_get_the_picture(shared_client: httpx.AsyncClient,
 
 
 def test_the_fields_of_a_form_are_not_ignored() -> None:
-    """The reader returns the parameters beside the file, so that the route can apply them."""
+    """The reader returns the parameters of the form besides the file, so that the route can apply them."""
     form = read_form(FORM["content-type"], case("10-form-fields-ignored/form.bin"))
     assert form.fields == {"model": "zero-article", "alpha": "0.2"}
     assert len(png.decode(form.image)) == 784

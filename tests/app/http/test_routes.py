@@ -70,7 +70,7 @@ async def test_views_scale(shared_client: httpx.AsyncClient, six: bytes, scale: 
 async def test_drawing_a_panel_holds_up_nothing(
     client: httpx.AsyncClient, zero: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While a panel is being drawn, other requests are answered."""
+    """While a panel is drawn, other requests are served."""
     drawing, answered = threading.Event(), threading.Event()
     draw = pictures.panel
 
@@ -89,7 +89,7 @@ async def test_drawing_a_panel_holds_up_nothing(
 
 
 async def test_the_id_gives_the_reply_again(client: httpx.AsyncClient, zero: bytes) -> None:
-    """With Accept: application/json an id answers with the very reply of its score."""
+    """With `Accept: application/json`, an id returns exactly the reply of its score."""
     reply = (await raw(client, zero)).json()
     again = await client.get(reply["reconstruction"], headers={"accept": "application/json"})
     assert again.json() == reply
@@ -110,13 +110,13 @@ async def test_reconstructions_are_private(client: httpx.AsyncClient, zero: byte
 @pytest.mark.parametrize("key", ["0" * 44, "nope", "A" * 44, "0" * 45])
 @SHARED
 async def test_unknown_ids_are_404(shared_client: httpx.AsyncClient, key: str) -> None:
-    """An id that was never given out and a string that can be none are the same 404."""
+    """An unknown id and a text that cannot be an id get the same 404."""
     response = await shared_client.get(f"/reconstruction/{key}")
     assert_problem(response, 404, "reconstruction-not-found")
 
 
 async def test_expired_ids_are_404(make_settings: Callable[..., Settings], zero: bytes) -> None:
-    """After its time to live an id is as good as never given out."""
+    """After its time to live, an id gets the same reply as an unknown id."""
     async with running(make_settings(store_ttl_seconds=0.001)) as client:
         reply = (await raw(client, zero)).json()
         assert_problem(await client.get(reply["reconstruction"]), 404, "reconstruction-not-found")
@@ -246,7 +246,7 @@ async def test_metrics_count_what_happened(client: httpx.AsyncClient, zero: byte
     ],
 )
 async def test_accept_chooses_the_format_of_the_metrics(client: httpx.AsyncClient, accept: str, is_open: bool) -> None:
-    """A scraper that prefers OpenMetrics, as Prometheus does, gets it, with the same series; others get text."""
+    """A scraper that prefers OpenMetrics, such as Prometheus, gets it with the same series; others get text."""
     response = await client.get("/metrics", headers={"accept": accept})
     kind = "application/openmetrics-text" if is_open else "text/plain"
     assert response.status_code == 200 and response.headers["content-type"].startswith(f"{kind}; version=1.0.0")
@@ -274,7 +274,7 @@ async def test_what_answers_no_get_answers_no_head(client: httpx.AsyncClient) ->
 
 
 async def test_no_route_takes_a_model_a_path_or_an_address(client: httpx.AsyncClient) -> None:
-    """The whole surface is this list: nothing loads, registers or names a file."""
+    """The API has only these operations: no route loads or registers a model, or takes a path."""
     document = (await client.get("/openapi.json")).json()
     surface = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     assert {each for each in surface if each[0] != "GET"} == {
@@ -320,7 +320,7 @@ async def test_openapi_shows_no_error_but_problems(client: httpx.AsyncClient) ->
 async def test_a_failure_nobody_foresaw_is_a_problem(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error in a route or in the direct path is a 500 problem that gives nothing away."""
+    """An error in a route or on the fast path is a 500 problem without internal details."""
 
     def fail(*_: object) -> None:
         raise ZeroDivisionError("at /secret/path")

@@ -123,7 +123,7 @@ async def test_bad_forms_are_problems(shared_client: httpx.AsyncClient, name: st
 )
 @SHARED
 async def test_malformed_forms_are_400(shared_client: httpx.AsyncClient, content_type: str, body: bytes) -> None:
-    """A body that is not the form it claims to be is a 400, never a 500."""
+    """A malformed form gets 400, and never 500."""
     response = await shared_client.post("/score", content=body, headers={"content-type": content_type})
     document = response.json()
     assert response.status_code == 400, document
@@ -154,7 +154,7 @@ async def test_general_content_types_are_accepted_for_a_png(
 
 
 async def test_empty_bodies_are_400(client: httpx.AsyncClient) -> None:
-    """No bytes at all are an empty body in both forms."""
+    """An empty body gets the problem `empty-body`, also if it is declared as a form."""
     assert_problem(await raw(client, b""), 400, "empty-body")
     headers = {"content-type": "multipart/form-data; boundary=x"}
     assert_problem(await client.post("/score", content=b"", headers=headers), 400, "empty-body")
@@ -216,14 +216,14 @@ async def test_a_version_can_be_named(client: httpx.AsyncClient, zero: bytes) ->
 
 
 async def test_reconstruction_can_be_included(client: httpx.AsyncClient, zero: bytes) -> None:
-    """`include=reconstruction` embeds the very picture that the route gives."""
+    """`include=reconstruction` embeds the same picture that the route returns."""
     reply = (await raw(client, zero, "?include=reconstruction")).json()
     embedded = base64.b64decode(reply["reconstruction_png"])
     assert embedded == (await client.get(reply["reconstruction"])).content
 
 
 async def test_framework_route_is_the_same(client: httpx.AsyncClient, zero: bytes) -> None:
-    """The documented route, reached through the framework, answers as the direct path does."""
+    """The documented route of the framework gives the same reply as the direct handler."""
     inside = httpx.AsyncClient(transport=httpx.ASGITransport(client.app.framework), base_url="http://test")  # type: ignore[attr-defined]
     async with inside:
         assert (await raw(inside, zero)).json()["mse"] == (await raw(client, zero)).json()["mse"]
@@ -249,7 +249,7 @@ async def test_server_timing_names_every_stage(client: httpx.AsyncClient, zero: 
 
 
 async def test_concurrent_images_keep_their_own_scores(client: httpx.AsyncClient) -> None:
-    """Two hundred different images at once: each caller gets the score and the picture of its own image."""
+    """For 200 different images at once, each caller gets the score and the picture of its own image."""
     generator = np.random.default_rng(0)
     digits = generator.integers(0, 256, (200, 28, 28)).astype(np.uint8)
     alone = [(await raw(client, pngs.plain(digit))).json()["mse"] for digit in digits]
@@ -313,7 +313,7 @@ def mixture(zero: bytes) -> list[tuple[int, dict[str, Any]]]:
 
 @pytest.mark.long
 async def test_thousands_of_mixed_requests_leave_memory_flat(client: httpx.AsyncClient, zero: bytes) -> None:
-    """Good and bad requests of every kind mixed: each gets exactly its own status, and memory does not grow."""
+    """In a mixture of valid and invalid requests of every kind, each gets its own status, and memory does not grow."""
     requests = mixture(zero)
     generator = random.Random(0)
 

@@ -19,7 +19,7 @@ from tests.waiting import until
 
 
 async def large(scope: Any, receive: Any, send: Any) -> None:
-    """Answer every request with a reply that no buffer holds."""
+    """Answer every request with a reply that is larger than all buffers."""
     await send({"type": "http.response.start", "status": 200, "headers": []})
     for _ in range(400):
         await send({"type": "http.response.body", "body": bytes(65536), "more_body": True})
@@ -28,7 +28,7 @@ async def large(scope: Any, receive: Any, send: Any) -> None:
 
 @pytest.mark.parametrize("reads", [False, True])
 async def test_only_a_client_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch, reads: bool) -> None:
-    """A connection whose client reads nothing ends after the time for it; one that reads, however slowly, does not."""
+    """The connection of a client that reads nothing ends after a timeout; that of a slow reader does not."""
     monkeypatch.setattr(connection, "STALLED_SECONDS", 1.5)
     for _ in range(10):
         size, longest = await _taken(reads)
@@ -54,7 +54,7 @@ async def _taken(reads: bool) -> tuple[int, float]:
             with contextlib.suppress(ConnectionResetError):
                 while reads and (content := await loop.sock_recv(client, 65536)):
                     size += len(content)
-                    await asyncio.sleep(0.006)  # a slow reader: the claim is about the time between two reads
+                    await asyncio.sleep(0.006)  # a slow reader: the timeout is for the time between two reads
                     longest, before = max(longest, time.monotonic() - before), time.monotonic()
             await until(lambda: not (state.connections or state.tasks))
     listener.close()
@@ -79,16 +79,16 @@ class Wire:
         self.closed = True
 
     def get_write_buffer_size(self) -> int:
-        """Say that nothing waits."""
+        """Return an empty write buffer."""
         return 0
 
     def is_closing(self) -> bool:
-        """Say whether it was closed."""
+        """Return whether it was closed."""
         return self.closed
 
 
 async def test_what_is_written_in_one_turn_is_sent_at_once():
-    """Head and body of a reply are one write, those of the next turn another."""
+    """Head and body of a reply are one write; a reply in the next event-loop iteration is another."""
     wire = Wire()
     joined = connection.CoalescingTransport(wire, asyncio.get_running_loop())
     joined.write(b"head ")
@@ -101,7 +101,7 @@ async def test_what_is_written_in_one_turn_is_sent_at_once():
 
 
 async def test_closing_sends_first():
-    """Nothing that was written is lost to `close`."""
+    """`close` sends everything that was written."""
     wire = Wire()
     joined = connection.CoalescingTransport(wire, asyncio.get_running_loop())
     joined.write(b"last words")
@@ -122,7 +122,7 @@ async def test_what_a_client_that_left_was_to_get_is_dropped():
 
 
 async def test_much_is_not_held_back():
-    """A long reply does not wait in memory for the end of the turn."""
+    """A long reply is sent before the end of the event-loop iteration."""
     wire = Wire()
     joined = connection.CoalescingTransport(wire, asyncio.get_running_loop())
     for _ in range(5):
@@ -187,7 +187,7 @@ FRAMED = {
 @pytest.mark.parametrize("asks", ASKS_FOR_MORE)
 @pytest.mark.parametrize("framed", FRAMED)
 async def test_a_request_for_another_protocol_keeps_its_body(asks: str, framed: str) -> None:
-    """Wherever the network cut it, its body is its body and never the next request, and what follows is answered."""
+    """For any packet boundaries, the body never counts as the next request, and later requests are served."""
     head = b"POST /first HTTP/1.1\r\nHost: x\r\n" + ASKS_FOR_MORE[asks]
     asked = head + FRAMED[framed] + b"GET /second HTTP/1.1\r\nHost: x\r\n" + ASKS_FOR_MORE[asks] + b"\r\n"
     async with connected(echo) as (side, reader):
@@ -265,7 +265,7 @@ async def test_a_reply_that_was_begun_is_not_broken_into() -> None:
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 async def test_only_http_1_1_is_told_to_go_on(version: str) -> None:
-    """`Expect: 100-continue` is not of HTTP/1.0, whose clients take an interim reply for the reply."""
+    """`Expect: 100-continue` is ignored in HTTP/1.0, whose clients would read an interim reply as the reply."""
     async with connected(echo) as (side, reader):
         asked = ASKED.replace(b"1.1", version.encode()).replace(b"Host", b"Expect: 100-continue\r\nHost")
         side.data_received(asked)
@@ -384,7 +384,7 @@ async def test_a_connection_is_not_idle_while_its_client_waits(monkeypatch: pyte
 
 
 async def test_closing_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that is closed over a little that its client does not take ends after the time for it."""
+    """If the client does not read the last bytes before a close, the connection ends after the timeout."""
     monkeypatch.setattr(connection, "STALLED_SECONDS", 0.2)
     async with connected(echo) as (side, _):
         while side.transport.get_write_buffer_size() == 0:

@@ -76,7 +76,7 @@ def large(digit: Digits, factor: int = 8) -> Image.Image:
 
 @pytest.mark.parametrize("change", MILD)
 def test_a_mild_change_keeps_the_verdict(digits: Digits, zero: Judge, change: str) -> None:
-    """Left, moved, inverted, enlarged, grey on grey or in colour: at least 98 % of the verdicts are the original's."""
+    """Unchanged, moved, inverted, enlarged, with low contrast or in colour, at least 98 % keep their verdict."""
     assert agreement(zero, digits[::2], MILD[change]) >= 0.98
 
 
@@ -120,7 +120,7 @@ def test_polarity_is_found_and_said(digits: Digits, factor: int) -> None:
 
 
 def test_strokes_are_scaled_to_20_and_centred_by_mass(digits: Digits) -> None:
-    """Wherever the digit was: its longer side has 20 pixels, and its centre of mass lies at index 14.0 both ways."""
+    """For any place of the digit, its longer side gets 20 pixels, and its centre of mass is at (14.0, 14.0)."""
     rng = np.random.default_rng(0)
     for digit in digits[::10]:
         canvas = Image.new("L", (300, 200), 0)
@@ -270,7 +270,7 @@ def test_scenes_without_one_whole_digit_are_refused(digits: Digits, name: str) -
 
 
 def test_a_digit_that_touches_one_side_is_taken(digits: Digits, zero: Judge) -> None:
-    """A crop into the rim of the strokes, on one side, keeps the verdict."""
+    """A crop that removes the rim of the strokes on one side keeps the verdict."""
     for digit in [*digits[:6], *digits[-6:]]:
         page = Image.new("L", (320, 320), 235)
         ink = ImageOps.invert(large(digit, 8)).point(lambda value: 30 + value * 205 / 255)
@@ -313,7 +313,7 @@ def test_place_and_size_do_not_matter(digits: Digits) -> None:
 
 
 def test_the_same_bytes_give_the_same_result(digits: Digits) -> None:
-    """The result has no randomness in it."""
+    """The result is deterministic."""
     content = scenes.SCENES["phone photo, ruled"][1](digits[0], np.random.default_rng(3))
     assert fit(content, LARGEST) == fit(content, LARGEST)
 

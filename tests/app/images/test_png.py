@@ -1,4 +1,4 @@
-"""Decoding: every way in which a PNG can be good or bad, and the pictures made for people."""
+"""Decoding: valid and invalid PNGs of every kind, and the pictures of reconstructions."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ ACCEPTED = {
 
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_grey_images_are_accepted(name: str) -> None:
-    """A PNG that means one grey image gives exactly its pixels, however it is stored."""
+    """Every PNG encoding of a grey image decodes to exactly its pixels."""
     png, expected = ACCEPTED[name]
     assert np.array_equal(pixels(png), expected)
 
@@ -346,7 +346,7 @@ def test_decoding_leaves_nothing_behind() -> None:
 
 @pytest.mark.parametrize("name", [name for name in REFUSED if "header, " in name or "header after" in name])
 def test_a_second_header_is_refused_whatever_the_wanted_size(name: str) -> None:
-    """Nor does `fit` take a file whose second header was never judged."""
+    """`fit` also rejects a file with two headers."""
     with pytest.raises(problems.CorruptPng):
         decode_any(REFUSED[name][0], 10_000)
 
@@ -459,7 +459,7 @@ def test_compression_bombs_stay_small(place: str) -> None:
 @given(st.data())
 @settings(max_examples=300)
 def test_damaged_files_never_raise_anything_else(data: st.DataObject) -> None:
-    """Any change of any bytes gives pixels or a problem of the client's, never another error."""
+    """Any change of bytes gives pixels or a 4xx problem, and no other error."""
     png = bytearray(data.draw(st.sampled_from([value[0] for value in ACCEPTED.values()])))
     for _ in range(data.draw(st.integers(1, 4))):
         place = data.draw(st.integers(0, len(png) - 1))
@@ -473,7 +473,7 @@ def test_damaged_files_never_raise_anything_else(data: st.DataObject) -> None:
 @given(st.data())
 @settings(max_examples=200)
 def test_damage_behind_right_checksums_never_raises_anything_else(data: st.DataObject) -> None:
-    """Nor does nonsense inside chunks whose checksums are right."""
+    """The same holds for random bytes inside chunks with right checksums."""
     kinds = st.sampled_from([b"IDAT", b"PLTE", b"tRNS", b"tEXt", b"iCCP", b"IHDR", b"gAMA", b"eXIf"])
     chunks = data.draw(st.lists(st.tuples(kinds, st.binary(max_size=40)), max_size=5))
     first = pngs.header(depth=data.draw(st.integers(0, 17)), colour=data.draw(st.integers(0, 7)))
@@ -493,7 +493,7 @@ def test_pictures_have_the_size_asked_for(scale: int) -> None:
 
 
 def test_error_colours_grow_lighter_with_the_error() -> None:
-    """In the picture of an error map a larger error is never darker than a smaller one."""
+    """In the picture of an error map, a larger error is never darker than a smaller one."""
     ramp = np.arange(784) * 255 // 783
     colours = error_picture(ramp.astype(np.uint8).tobytes()).reshape(-1, 3).astype(int)
     lightness = colours @ [299, 587, 114]

@@ -98,7 +98,7 @@ def test_a_device_that_means_nothing_is_refused(wanted):
 
 
 def test_a_cuda_device_that_is_not_there_is_refused():
-    """Asking for CUDA where there is none, or for a number too high, is one clear line; auto falls back to the CPU."""
+    """CUDA without a device, or a number too high, is an error of one line; `auto` falls back to the CPU."""
     with pytest.raises(DeviceError, match="was requested, but"):
         choose_device("cuda:99")
     assert choose_device("cpu") == CPU
@@ -114,7 +114,7 @@ class TwoRoads(torch.nn.Module):
         self.code = code
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Score as the contract says, or not."""
+        """Return scores, which may violate the contract."""
         pixels = images.to(torch.float32) / 255
         if images.size(0) == 1:
             pixels = pixels * self.alone
@@ -128,7 +128,7 @@ class TwoRoads(torch.nn.Module):
     ids=["right", "wrong when alone", "a guard without a name"],
 )
 def test_what_answers_is_proven(artifact, module, message):
-    """The golden images are also scored as the service does it: alone, and with a guard's word for it."""
+    """The golden images are also scored one at a time and with guard codes, as in the service."""
     assert artifact.manifest.reasons == ()
     content = io.BytesIO()
     with torchscript_allowed():
@@ -144,7 +144,7 @@ def test_what_answers_is_proven(artifact, module, message):
 
 @pytest.mark.long
 def test_a_version_that_is_let_go_of_leaves_no_memory_behind():
-    """Loading and dropping versions for ever, as promotions do, takes no more memory than loading a few."""
+    """Loading and dropping many versions, as promotions do, takes no more memory than loading a few."""
     artifact = Repository(MODEL_STORE).open("zero", 1)
     process, sizes = psutil.Process(), []
     for _ in range(15):

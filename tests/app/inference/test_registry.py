@@ -39,7 +39,7 @@ async def version_of(client: httpx.AsyncClient) -> int | None:
 async def test_promotion_switches_without_losing_a_request(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
 ) -> None:
-    """While versions are promoted to and fro under load, every request is answered by one of them."""
+    """While two versions are promoted in turn under load, every request gets a score of one of them."""
     store = model_stores.copy(tmp_path / "store", 1, 2, current=1)
     async with running(make_settings(model_store=store)) as client:
         seen: set[int] = set()
@@ -67,7 +67,7 @@ async def test_promotion_switches_without_losing_a_request(
 async def test_a_body_may_arrive_while_versions_change(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
 ) -> None:
-    """A request whose body takes longer than a change of versions is answered by the version that answers then."""
+    """A request whose body arrives during a change of versions is scored by the version that is current afterwards."""
     store = model_stores.copy(tmp_path / "store", 1, 2, current=1)
     async with running(make_settings(model_store=store, watch_seconds=300)) as client:
         engine = services(client).registry
@@ -372,12 +372,12 @@ class Faulty:
         self._fault: Callable[[Pictures], Pictures] | None = fault
 
     def draw(self, images: np.ndarray) -> Pictures:
-        """Score a micro-batch, wrongly."""
+        """Score a micro-batch, and apply the fault."""
         found = self._detector.draw(images)
         return found if self._fault is None else self._fault(found)
 
     def heal(self) -> None:
-        """Score rightly from now on."""
+        """Return correct scores from now on."""
         self._fault = None
 
 
@@ -404,7 +404,7 @@ def a_guard_without_a_name(found: Pictures) -> Pictures:
 async def test_a_failing_model_gives_500_becomes_unready_and_heals(
     make_settings: Callable[..., Settings], zero: bytes, fault: Callable[[Pictures], Pictures]
 ) -> None:
-    """A forward pass that fails or means nothing is a 500 that gives nothing away; a few make it unready for a time."""
+    """A failed pass or unknown guard code gets 500 without details; after three, /readyz returns 503 for a time."""
     async with running(make_settings(watch_seconds=0.2)) as client:
         faulty = break_model(client, fault)
         for _ in range(3):
@@ -442,7 +442,7 @@ async def test_the_log_of_a_failure_names_a_place_and_nothing_else(
 
 
 async def test_a_score_that_is_not_a_number_is_never_normal(client: httpx.AsyncClient, zero: bytes) -> None:
-    """NaN is above no threshold; it is an error, not the verdict normal."""
+    """NaN is not above any threshold, so it is an error instead of the verdict normal."""
     break_model(client, not_a_number)
     assert_problem(await raw(client, zero), 500, "internal-error")
 

@@ -76,7 +76,7 @@ def test_the_shipped_version_opens(root):
 
 @pytest.mark.parametrize("file", ["model.pt", "calibration.npy", "golden.npz"])
 def test_a_flipped_bit_is_refused(root, folder, file):
-    """One flipped bit in the middle of any file that decides a verdict is found."""
+    """One flipped bit in the middle of any file that influences verdicts is detected."""
     content = bytearray((folder / file).read_bytes())
     content[len(content) // 2] ^= 1
     (folder / file).write_bytes(content)
@@ -122,7 +122,7 @@ def test_a_path_that_leaves_the_version_is_refused(root, folder, tmp_path, path)
 
 
 def test_a_file_that_the_manifest_does_not_list_is_not_read(root, folder):
-    """What lies in the folder but not in the manifest does not exist."""
+    """A file that the manifest does not list is ignored."""
     (folder / "extra.txt").write_text("extra")
     repository = Repository(root)
     with pytest.raises(RepositoryError, match=r"does not list extra\.txt"):
@@ -140,7 +140,7 @@ def test_a_current_that_is_no_number_is_refused(root, content):
 
 
 def test_a_current_that_is_a_folder_is_refused(root):
-    """A CURRENT that cannot be read is an error, not an absent one."""
+    """A file CURRENT that cannot be read is an error, and does not count as missing."""
     (root / NAME / "CURRENT").unlink()
     (root / NAME / "CURRENT").mkdir()
     with pytest.raises(RepositoryError, match="cannot be read"):
@@ -155,7 +155,7 @@ def test_a_name_that_is_no_model_has_nothing(root, name):
 
 
 def test_a_missing_store_is_empty(tmp_path):
-    """A store that is not there has no models."""
+    """A missing store has no models."""
     assert Repository(tmp_path / "nowhere").names() == []
 
 

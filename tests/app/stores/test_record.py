@@ -1,4 +1,4 @@
-"""Records: what goes into the store comes out of it."""
+"""Records: the store returns them unchanged."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class RedisServer:
             said += piece  # the little that it says later has room in the pipe
 
     def end(self, number: int = signal.SIGTERM) -> None:
-        """End it, by default in good order."""
+        """End it, by default with a graceful shutdown."""
         if self.process is not None:
             self.process.send_signal(signal.SIGCONT)
             self.process.send_signal(number)
@@ -204,7 +204,7 @@ async def test_what_was_never_put_is_none(make_store: OpenStore) -> None:
 
 
 async def test_an_expired_entry_is_none(make_store: OpenStore) -> None:
-    """Before its time is over an entry is there; afterwards it is as good as never put."""
+    """An entry is found until its time to live ends; afterwards it counts as unknown."""
     store = make_store(ttl_seconds=0.4)
     (entry,) = entries("brief", 1)
     store.put([entry])
@@ -213,7 +213,7 @@ async def test_an_expired_entry_is_none(make_store: OpenStore) -> None:
 
 
 async def test_two_stores_share_their_entries(make_store: OpenStore) -> None:
-    """What one worker or replica puts, another one gets."""
+    """One worker or replica can read the entries of another."""
     one, other = make_store(), make_store()
     (entry,) = entries("shared", 1)
     one.put([entry])
@@ -231,7 +231,7 @@ async def test_many_at_once(make_store: OpenStore) -> None:
 
 
 async def test_the_newest_stay_when_the_bound_is_reached(make_store: OpenStore) -> None:
-    """Three times as many entries as there is room for: the newest are there, most of the oldest are not."""
+    """After three times the maximum number of entries, the newest are stored, and most of the oldest are deleted."""
     store = make_store()
     kept = []
     for _ in range(30):
@@ -316,7 +316,7 @@ async def test_sqlite_keeps_what_it_said_it_kept_through_kill_9(tmp_path: Path) 
         for _ in range(4)
     ]
     keys: list[str] = []
-    for _ in range(30):  # in turn, so that all of them are at it
+    for _ in range(30):  # in turn, so that all of them write
         for writer in writers:
             assert writer.stdout is not None
             keys += writer.stdout.readline().decode().split()
@@ -588,7 +588,7 @@ async def test_a_hanging_redis_costs_no_more_than_the_time_out(redis_server: Red
 
 
 async def test_a_locked_file_costs_no_more_than_the_time_out(tmp_path: Path) -> None:
-    """While another program holds the file, each group is given up in time, once; afterwards keeping works again."""
+    """While another program locks the file, each write fails after the timeout; afterwards writes work again."""
     store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=100)
     kept = Reconstructions(store, Metrics(), timeout=0.2, max_waiting=64)
     await kept.check()
