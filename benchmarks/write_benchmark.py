@@ -91,16 +91,15 @@ def page(
     """Return docs/benchmark.md."""
     return f"""# How good the detector is
 
-Written by `python -m benchmarks.write_benchmark` from the files in `benchmarks/results`. The
-experiments behind the recipes are in [experiments.md](../research/experiments.md). How to train with them is in
-[training.md](training.md).
+Written by `python -m benchmarks.write_benchmark` from the files in `benchmarks/results`. The experiments behind the
+recipes are in [experiments.md](../research/experiments.md). How to train with them is in [training.md](training.md).
 
 ## Protocol
 
-One digit is normal. A recipe learns from 80 % of its images in MNIST's training file, and calibrates its threshold on
-the other 20 %. The whole test file of 10,000 images is scored: that digit against the nine others. AUROC in %, the last
-epoch, one set of parameters for all digits, no pre-trained features. This is the protocol of Deep SVDD (2018), except
-that published methods usually learn from all of the digit's training images.{experiment(rows)}
+One digit is normal. A recipe is trained on 80 % of its images in MNIST's training file, and its threshold is calibrated
+on the other 20 %. The whole test file of 10,000 images is scored: that digit against the nine others. AUROC in %, the
+last epoch, one set of parameters for all digits, no pre-trained features. This is the protocol of Deep SVDD (2018),
+except that published methods usually learn from all of the digit's training images.{experiment(rows)}
 
 ## Ours
 
@@ -126,7 +125,7 @@ papers**: check them before you quote them. People who ran published code have r
 * Other people wrote the digits of MNIST's test file than those of its training file, and a threshold is valid only for
   images that are made like its calibration images.
 {textwrap.indent(textwrap.fill(broken(rows), 118), "  ")}
-* A mean hides the hard pairs: the lowest AUROC of one digit against one other is {hardest(rows)}.
+* Single pairs can be lower: the lowest AUROC of one digit against one other is {hardest(rows)}.
 
 ## Cost
 
@@ -159,8 +158,8 @@ def ours(rows: Sequence[Row], baselines: Sequence[Row]) -> str:
         [base["method"], *(f"{value:.1f}" for value in base["digits"]), f"{base['mean']:.1f}"] for base in baselines
     ]
     note = (
-        "`deep` is the recipe of the shipped model `zero`. The lines below ours are simpler methods that we measured,\n"
-        "with all of a digit's training images to learn from.\n"
+        "`deep` is the recipe of the shipped model `zero`. The rows below ours are simpler methods, which we trained\n"
+        "on all of a digit's training images.\n"
     )
     return table(("normal digit", *map(str, DIGITS), "mean"), lines) + "\n" + note
 

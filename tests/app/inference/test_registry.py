@@ -124,7 +124,7 @@ async def test_a_bad_version_never_evicts_a_good_one(
 async def test_an_empty_store_is_live_not_ready_and_heals(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
 ) -> None:
-    """Without a model, the process runs, /readyz and scores get 503, and a published version ends this state."""
+    """Without a model, the process runs, /readyz and scores get 503. After a version is published, they get 200."""
     store = tmp_path / "store"
     async with running(make_settings(model_store=store)) as client:
         assert (await client.get("/livez")).status_code == 200
