@@ -1,1 +1,4 @@
-"""How fast the service is, next to what HTTP itself costs. Never imported by the service; see docs/performance.md."""
+"""Measure the speed of the service, compared with the cost of HTTP itself.
+
+The service does not import this package; see docs/performance.md.
+"""

@@ -1,6 +1,6 @@
 """Measure the service next to what it is compared with: `python -m benchmarks`, or `make bench`.
 
-Within a section every system is measured in turn, round after round, so that a neighbour on the machine hits all alike;
+Within a section every system is measured in turn, round after round, so that other programs affect all systems equally;
 figures are medians of the rounds. Writes one JSON file, from which `benchmarks.write_performance` writes the page.
 """
 
@@ -55,7 +55,7 @@ def digits(count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def wrk(server: Server, bodies: Path, *, form: str, path: str, connections: int, seconds: float) -> Cell:
-    """Run one closed loop and return rates, percentiles and CPU microseconds a request."""
+    """Run one closed loop and return rates, percentiles and CPU microseconds per request."""
     environment = {**os.environ, "BODIES": str(bodies), "COUNT": str(IMAGES), "TARGET": path, "FORM": form}
     before = server.cpu_seconds()
     command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}", "--timeout", "30"]
@@ -73,13 +73,13 @@ def wrk(server: Server, bodies: Path, *, form: str, path: str, connections: int,
 
 
 def medians(cells: list[Cell]) -> Cell:
-    """Return the median of every member over the rounds; of failures the sum."""
+    """Return the median of every member over the rounds, and the sum of failures."""
     middle = {name: statistics.median(cell[name] for cell in cells) for name in cells[0]}
     return {**middle, **({"failed": sum(cell["failed"] for cell in cells)} if "failed" in middle else {})}
 
 
 def interleaved(cells: dict[str, Callable[[], Cell]], rounds: int) -> dict[str, Cell]:
-    """Measure every cell once a round, and return medians."""
+    """Measure every cell once per round, and return medians."""
     found: dict[str, list[Cell]] = {name: [] for name in cells}
     for number in range(rounds):
         for name, measure in cells.items():
@@ -102,7 +102,7 @@ def model_file(model: str) -> Path:
 
 
 def ceiling(model: str, seconds: float, *sizes: int) -> dict[str, Cell]:
-    """Run the raw module alone, and return what it reached by batch size."""
+    """Run the raw module alone, and return its rates by batch size."""
     command = [sys.executable, "-m", "benchmarks.ceiling", str(model_file(model)), str(seconds), *map(str, sizes)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     found: dict[str, Cell] = json.loads(run.stdout)
@@ -110,7 +110,7 @@ def ceiling(model: str, seconds: float, *sizes: int) -> dict[str, Cell]:
 
 
 def only(model: str, folder: Path) -> dict[str, str]:
-    """Return the settings of a service that has one model and no other, as those who count megabytes run it."""
+    """Return the settings of a service with a single model, for the lowest memory."""
     store = folder / f"only-{model}"
     if not store.exists():
         shutil.copytree(ROOT / "model_store" / model, store / model, symlinks=True)
@@ -157,7 +157,7 @@ def single(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -
 
 
 def stages(server: Server, bodies: Path) -> Cell:
-    """Where the time of a lone request goes, by its Server-Timing: medians of two thousand on one connection."""
+    """Return the time of each stage, from Server-Timing: medians of 2,000 sequential requests on one connection."""
     pngs = [file.read_bytes() for file in sorted(bodies.glob("*.png"))]
     cells: list[Cell] = []
     with httpx.Client(base_url=server.url) as client:
@@ -169,7 +169,7 @@ def stages(server: Server, bodies: Path) -> Cell:
 
 
 def post_array(server: Server, body: bytes, count: int, accept: str, model: str, *, times: int = 1) -> Cell:
-    """Send one array so many times and return images a second and CPU microseconds an image."""
+    """Send one array `times` times, and return images per second and CPU microseconds per image."""
     headers = {"content-type": "application/x-npy", "accept": accept}
     with httpx.Client(timeout=300) as client:  # making one reads certificates: as long as scoring a thousand images
         before, began = server.cpu_seconds(), time.perf_counter()
@@ -188,7 +188,7 @@ def npy(count: int) -> bytes:
 
 
 def batch(model: str, chosen: argparse.Namespace, folder: Path, _: Path) -> Cell:
-    """10,000 images a request, against the raw module in a loop."""
+    """Measure requests of 10,000 images, compared with the raw module in a loop."""
     server = service(folder, f"batch-{model}")
     body = npy(chosen.images)
     sizes: list[dict[str, Cell]] = []
@@ -255,10 +255,10 @@ def fairness(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path)
 
 
 def open_loop(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -> Cell:
-    """Fixed rates: half and twice the most that the closed loop just reached, then a tenth, to see it recover.
+    """Measure fixed rates: half and twice the maximum rate of the closed loop, then a tenth, to observe the recovery.
 
-    Of the rounds each rate shows the one whose p99 is in the middle. Beside half: a bare ASGI server at the same rate,
-    for what the generator itself takes.
+    For each rate, the result is the round with the median p99. A bare ASGI server is measured at half the maximum rate
+    as well, to show the latency of the load generator itself.
     """
     server, bare = service(folder, f"open-{model}", **only(model, folder)), peer("bare", folder)
 
@@ -283,7 +283,7 @@ def open_loop(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path
             rounds["half"].append(drive(server, most / 2, 256, chosen.seconds))
             rounds["bare"].append(drive(bare, most / 2, 256, chosen.seconds))
             rounds["twice"].append(drive(server, 2 * most, 4000, chosen.seconds))
-            time.sleep(1)  # what is measured next is whether a second is enough to recover
+            time.sleep(1)  # the next rate measures whether the service recovers within a second
             rounds["after"].append(drive(server, most / 10, 256, 2))
         middle = {
             name: sorted(cells, key=lambda cell: cell["p99_ms"] or math.inf)[len(cells) // 2]
@@ -316,7 +316,7 @@ def workers(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) 
 
 
 def tricks(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -> Cell:
-    """The service with each of its tricks taken out, beside the whole service; both have a store of the same age."""
+    """Compare the service without each optimisation with the complete service. Both begin with an empty store."""
     found: Cell = {}
     print(f"{model}, tricks", flush=True)
     for name in TRICKS:
@@ -328,7 +328,7 @@ def tricks(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -
             ask(whole)
             cells = {"without": functools.partial(ask, server), "with": functools.partial(ask, whole)}
             found[name] = interleaved(cells, chosen.rounds)
-            # A service that lost more than the trick answers with errors, and fast.
+            # A service that is broken without the optimisation returns errors, and quickly.
             if any(cell.get("failed") for cell in found[name].values()):
                 raise RuntimeError(f"requests failed without {name}, or with it")
         finally:
@@ -338,7 +338,7 @@ def tricks(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -
 
 
 def _ask_for(trick: str, model: str, bodies: Path, seconds: float) -> Callable[[Server], Cell]:
-    """Return what measures a server with requests for which a trick is there."""
+    """Return a function that measures a server with the requests that an optimisation is for."""
     if trick != "passes":
         form = {"form": "multipart", "joined": "get"}.get(trick, "raw")
         connections = {"chain": 16, "freeze": 900}.get(trick, 64)
@@ -354,7 +354,7 @@ def _ask_for(trick: str, model: str, bodies: Path, seconds: float) -> Callable[[
 
 
 def growth(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -> Cell:
-    """How cost grows: images a request, entries in the store."""
+    """Measure how the cost depends on images per request and on entries in the store."""
     found: Cell = {"images": {}, "bodies": {}, "models": {}, "store": {}}
     server = service(folder, f"growth-{model}")
     try:
@@ -367,7 +367,7 @@ def growth(model: str, chosen: argparse.Namespace, folder: Path, bodies: Path) -
             found["images"][str(count)] = {**medians(cells), "rss_mb": server.memory_mb()[0]}
             print(f"  {count} images: {found['images'][str(count)]}", flush=True)
         for kilobytes in (0, 4, 16, 60):
-            # The same digits behind a chunk of text, which is checked and dropped.
+            # The same digits after a text chunk, which the decoder checks and ignores.
             padded = folder / f"bodies-{kilobytes}"
             padded.mkdir()
             for number, image in enumerate(digits(IMAGES)):
@@ -454,7 +454,7 @@ SECTIONS = {
 
 
 def machine(device: str) -> Cell:
-    """Say what it ran on, in general words."""
+    """Return a general description of the machine."""
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     import torch
 
@@ -494,7 +494,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     chosen = parser.parse_args()
     os.environ["BENCH_DEVICE"] = chosen.device
-    # Asked before anything is written: the results file is one of the repository's.
+    # Read the commit before writing, because the results file is in the repository and changes its state.
     code = commit()
     there = Repository(ROOT / "model_store").names()
     result: Cell = json.loads(chosen.out.read_text()) if chosen.out.exists() else {}

@@ -1,4 +1,4 @@
-"""The raw module in a loop on one thread: images a second by batch size, the ceiling of every batch request.
+"""The raw module in a loop on one thread: images per second by batch size, the ceiling of every batch request.
 
 Run as a process of its own: `python -m benchmarks.ceiling model.pt seconds [batch size ...]`. Prints JSON.
 """

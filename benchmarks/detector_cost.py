@@ -1,7 +1,7 @@
 """Measure what one image costs in the shipped detectors: `python -m benchmarks.detector_cost`.
 
-One thread, frozen TorchScript as served, real digits; the models take turns call by call, so that a busy machine is
-equally unkind to all. Time of the processor, not of the clock. Writes benchmarks/results/detector-cost.json.
+One thread, frozen TorchScript as in the service, real digits. The models are called in turn, so that other load affects
+all equally. CPU time, not wall time. Writes benchmarks/results/detector-cost.json.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ class SlottedAutoencoder(DenseAutoencoder):
 def masked_lesson(
     standardise: nn.Module, pixels: Tensor, generator: torch.Generator, _: Mapping[str, float]
 ) -> EpochData:
-    """Hide two squares of 6 to 12 pixels of every image, to be painted in again."""
+    """Hide two squares of 6 to 12 pixels of every image; the network learns to restore them."""
     clean = augmented(pixels, generator)
     hidden = torch.zeros_like(clean, dtype=torch.bool)
     line = torch.arange(28)
@@ -124,13 +124,13 @@ Make = Callable[["Bench"], nn.Module]
 
 @dataclass
 class Bench:
-    """What the variants of one digit share.
+    """The data that the variants of one digit share.
 
     Attributes:
-        images: to learn from, uint8 [n, 28, 28].
-        epochs: where a variant does not say.
-        most_epochs: a bound on what a variant says.
-        made: networks that other variants use again.
+        images: training images, uint8 [n, 28, 28].
+        epochs: number of epochs of variants that do not set their own.
+        most_epochs: maximum number of epochs of a variant.
+        made: trained networks that other variants reuse.
     """
 
     images: Batch
@@ -239,7 +239,7 @@ VARIANTS: dict[str, Make] = {
 
 
 def split(digit: int) -> tuple[Batch, Batch, Batch]:
-    """Return the development split of a digit: to learn from, held-out normals, anomalies; uint8 [n, 28, 28]."""
+    """Return the development split of a digit: training, held-out normal and anomalous images, uint8 [n, 28, 28]."""
     folder = os.environ.get("DATA_DIR")
     found = load("mnist", Path(folder) if folder else None)
     if found.test_start is None:
@@ -307,7 +307,7 @@ def _scoring(name: str, bench: Bench, learned: Batch) -> nn.Module:
     if name == "article":
         article = ScaledScoring(ReexpressedArticle(ArticleAutoencoder()), -1.0, 1.0)
         return article.requires_grad_(requires_grad=False).eval()
-    # A memory costs what it remembers: it gets all images.
+    # The cost of a memory depends on its number of images, so it gets all images.
     network = memory_of(Bench(learned, epochs=1)) if name.startswith("memory") else VARIANTS[name](bench)
     return StandardisedScoring(bench.standardise, network, **DEEP["guards"]).eval()
 

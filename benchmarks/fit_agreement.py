@@ -168,7 +168,7 @@ def main() -> None:
     judges = {name: Judge(store, name) for name in Repository(store).names() if name.startswith("zero")}
     said = (
         f"{len(digits):,} digits of MNIST's test file, half of them zeros; share whose verdict is the original's.\n"
-        "A refused image counts as one that has not.\n\n"
+        "A rejected image counts as a different verdict.\n\n"
     )
     table = said + "\n".join(_rows(judges, digits)) + "\n"
     head, _, rest = PAGE.read_text().partition(BEGIN)

@@ -195,8 +195,8 @@ with a higher false-positive rate has no advantage. Defects are on all {whole["n
 
 {chr(10).join(lines)}
 
-Small defects are the weak side: the score is a mean over the whole image. Printed digits are another population than
-handwriting. In {len(FONTS)} fonts (black on white, `fit=mnist`), so many pass as handwritten zeros:
+Small defects are often missed, because the score is a mean over the whole image. Printed digits are another population
+than handwriting. In {len(FONTS)} fonts (black on white, `fit=mnist`), these numbers have the verdict normal:
 
 {chr(10).join(prints)}
 """

@@ -1,10 +1,10 @@
-"""Requests at a fixed rate, whatever the server does.
+"""Send requests at a fixed rate, which does not depend on the server's replies.
 
-Latency counts from when a request was due, not from when it could be sent, so a server that stalls is charged for every
-request that should have been sent meanwhile.
+Latency is measured from the time at which a request was scheduled, not from the time at which it was sent. So a stall
+of the server also counts for the requests that were scheduled during the stall (coordinated omission).
 
-Knows: sockets, HTTP replies with Content-Length. Run as a process of its own; it uses plain sockets, because the server
-needs the processor more.
+Replies must have Content-Length. The module runs in a separate process and uses plain sockets, so that it takes little
+CPU time from the server.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PATIENCE_SECONDS = 10.0
 
 
 class Connection:
-    """One keep-alive connection with at most one request on its way."""
+    """One keep-alive connection with at most one request in flight."""
 
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port))

@@ -79,7 +79,7 @@ def start(name: str, command: list[str], folder: Path, port: int, ready: str, **
             if httpx.get(f"http://127.0.0.1:{port}{ready}", timeout=5).status_code < 500:
                 return Server(name, port, process, time.perf_counter() - began)
         except httpx.TransportError:
-            time.sleep(0.02)  # a refused connection says nothing of when to come again
+            time.sleep(0.02)  # a refused connection does not tell the client when to retry
     process.kill()
     raise RuntimeError(f"{name} did not start:\n{log.read_text()[-2000:]}")
 

@@ -1,4 +1,4 @@
-"""Draw real digits as ink on paper, as people photograph, scan and capture them: the scenes of docs/fit.md.
+"""Draw real digits as ink on paper, like photographs, scans and screenshots: the scenes of docs/fit.md.
 
 Every scene is a function of one digit, uint8 [28, 28], and a random generator, and returns a file's bytes. The same
 digit and the same seed give the same bytes, as far as the libraries that encode them do.
@@ -259,7 +259,7 @@ def finger(light: Floats, rng: np.random.Generator) -> Floats:
 
 
 def _clear(light: Floats, region: NDArray[np.bool_]) -> Floats:
-    """Return a sheet extended on top, where what will be laid on it would cover the ink."""
+    """Return a sheet, extended at the top if an object on it would cover the ink."""
     if light[region].min() > 0.6:
         return light
     depth = int(np.flatnonzero(region.any(1)).max()) + 4
@@ -309,7 +309,7 @@ def ring_of_a_cup(light: Floats, rng: np.random.Generator) -> Floats:
 
 
 def punch_holes(light: Floats, rng: np.random.Generator) -> Floats:
-    """Punch two or four holes along the left side, with the dark desk behind."""
+    """Punch two or four holes along the left side; the dark desk is visible through them."""
     width = int(0.16 * light.shape[1])
     light = np.concatenate([np.full((light.shape[0], width), PAPER), light], 1)
     rows, columns = np.mgrid[0 : light.shape[0], 0 : light.shape[1]]
@@ -366,7 +366,7 @@ def seen_at(light: Floats, corners: list[tuple[float, float]], ground: Floats) -
 
 
 def perspective(light: Floats, rng: np.random.Generator) -> Floats:
-    """See the sheet from a side: nothing but the sheet is in the picture."""
+    """Return a picture of the sheet in perspective, without its surroundings."""
     height, width = light.shape
     away = [(rng.uniform(0, 0.08) * width, rng.uniform(0, 0.08) * height) for _ in range(4)]
     signs = [(-1, -1), (1, -1), (1, 1), (-1, 1)]
@@ -444,14 +444,14 @@ def _window(kind: str) -> Scene:
 
 
 def _pad(digit: Digit, rng: np.random.Generator) -> bytes:
-    """Strokes of one colour on nothing, as a signature pad exports them."""
+    """Strokes of one colour on a transparent ground, as a signature pad exports them."""
     ink = sheet_of(digit, rng)
     level = np.full(ink.shape, rng.choice([0.0, 0.1, 0.9, 1.0]))
     return png(np.stack([pixels_of(level), pixels_of(ink)], 2))
 
 
 def _tagged(kind: str) -> Scene:
-    """Return the scene of a camera that was held another way round and says so in a tag."""
+    """Return the scene of a photo from a rotated or mirrored camera, with the EXIF orientation in a tag."""
     stored = {
         3: Image.Transpose.ROTATE_180,
         6: Image.Transpose.ROTATE_90,
@@ -544,7 +544,7 @@ SCENES: dict[str, tuple[str, Scene]] = {
     "phone photo, ruled": ("photos", _phone(lines(across=True, width=(2, 4)))),
     "phone photo, squared": ("photos", _phone(squares())),
 }
-"""Scenes by name, each with the kind of trouble that it stands for. Every one shows one whole digit."""
+"""Scenes by name, each with its kind of difficulty. Every scene shows one whole digit."""
 
 
 def two_digits(digit: Digit, rng: np.random.Generator) -> bytes:

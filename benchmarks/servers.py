@@ -1,4 +1,4 @@
-"""What the service is compared with: floors that answer a constant, and the server that a tutorial would have.
+"""The servers for comparison: minimal servers that return a constant, and the server of a typical tutorial.
 
 Each is a factory for uvicorn: `uvicorn --factory benchmarks.servers:bare`.
 """
@@ -19,7 +19,7 @@ App = Callable[..., Awaitable[None]]
 
 
 def bare() -> App:
-    """Read the body and answer a constant, with nothing between: what uvicorn itself costs."""
+    """Read the body and return a constant, without a framework, to measure uvicorn itself."""
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(CONSTANT))]
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -38,7 +38,7 @@ def bare() -> App:
 
 
 def fastapi_raw() -> Any:
-    """Read the raw body in a FastAPI route and answer a constant."""
+    """Read the raw body in a FastAPI route and return a constant."""
     from fastapi import FastAPI, Request, Response
 
     app = FastAPI()
@@ -54,7 +54,7 @@ def fastapi_raw() -> Any:
 
 
 def fastapi_upload() -> Any:
-    """Take an `UploadFile` in a FastAPI route, read nothing of it, and answer a constant."""
+    """Take an `UploadFile` in a FastAPI route without reading it, and return a constant."""
     from fastapi import FastAPI, Response, UploadFile
 
     app = FastAPI()
@@ -70,7 +70,7 @@ def fastapi_upload() -> Any:
 
 
 def naive() -> Any:
-    """Answer as the tutorial does, tuned fairly: async, one thread, the same artifact frozen."""
+    """Reply like the tutorial's server, with the same settings: async, one thread, the same frozen module."""
     import numpy as np
     import torch
     from fastapi import FastAPI, UploadFile
@@ -89,7 +89,7 @@ def naive() -> Any:
         with torch.inference_mode():
             mse, reconstruction, _, _ = model(torch.from_numpy(np.array(picture))[None, None])
         key = uuid.uuid4().hex
-        # Raw pixels, not a PNG: the dear encoding is spared it.
+        # Raw pixels instead of a PNG, which is expensive to encode.
         kept[key] = (reconstruction * 255).to(torch.uint8).numpy().tobytes()
         if len(kept) > 50_000:
             kept.clear()

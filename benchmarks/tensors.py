@@ -51,7 +51,7 @@ def raw_module(model: str, images: np.ndarray) -> Callable[[], None]:
 
 
 def seconds(work: Callable[[], None]) -> float:
-    """Return how long some work takes."""
+    """Return the seconds that a function takes."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began

@@ -3,7 +3,7 @@
 Prints the calls on the way in, from the socket to the forward pass, and back, from the forward pass to the socket, and
 the modules, classes and threads that they touch. With `--write`, the table in docs/architecture.md gets the
 figures. A call counts if it enters a function of another module of the service than its caller's: that is when a reader
-opens another file. All calls between functions of the service are listed beside them.
+opens another file. All calls between functions of the service are also listed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DOC = ROOT / "docs" / "architecture.md"
 FORWARD = "app.inference.buffers:Buffers.__call__"
 """The call that begins the forward pass."""
 SENT = "app.http.connection:CoalescingTransport.write"
-"""The call that hands the response to the socket."""
+"""The call that writes the response to the socket."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The service with one of its tricks taken out, to see what that one is worth: `python -m benchmarks.without NAME`.
+"""Run the service without one of its optimisations, to measure its gain: `python -m benchmarks.without NAME`.
 
 Settings come from the environment, as for `python -m app`. Only for measuring: it reaches into the service's modules.
 """
@@ -90,7 +90,7 @@ def _event_loop_in_between() -> None:
     begin = batcher.MicroBatcher.__init__
 
     def patient(self: batcher.MicroBatcher[Any], *given: Any, **chosen: Any) -> None:
-        # Above 0, and yet no delay: the next micro-batch is asked for by the event loop.
+        # A delay above 0 makes the event loop request the next micro-batch; a delay this small adds no waiting time.
         begin(self, *given, **{**chosen, "max_delay": 1e-9})
 
     def run(self: version.ModelVersion, requests: list[Any], resolve: Any) -> None:
@@ -137,11 +137,11 @@ TRICKS: dict[str, tuple[str, Callable[[], None]]] = {
     ),
     "log": ("log lines are collected for 50 ms and written together", _a_write_for_every_log_line),
 }
-"""By name: what the trick is, and how it is taken out."""
+"""By name: a description of the optimisation, and the function that disables it."""
 
 
 def run() -> int:
-    """Take out the trick that the first argument names, and serve."""
+    """Disable the optimisation that the first argument names, and serve."""
     TRICKS[sys.argv[1]][1]()
     return service.main()
 

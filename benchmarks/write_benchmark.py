@@ -91,15 +91,15 @@ def page(
     """Return docs/benchmark.md."""
     return f"""# How good the detector is
 
-Written by `python -m benchmarks.write_benchmark` from the files in `benchmarks/results`. How the recipes came to be is
-in [experiments.md](../research/experiments.md), and how to make them again in [training.md](training.md).
+Written by `python -m benchmarks.write_benchmark` from the files in `benchmarks/results`. The experiments behind the
+recipes are in [experiments.md](../research/experiments.md). How to train with them is in [training.md](training.md).
 
 ## Protocol
 
-One digit is normal. A recipe learns from 80 % of its images in MNIST's training file, and calibrates its threshold on
-the other 20 %. The whole test file of 10,000 images is scored: that digit against the nine others. AUROC in %, the last
-epoch, one set of parameters for all digits, no pre-trained features. This is the protocol of Deep SVDD (2018), except
-that published methods usually learn from all of the digit's training images.{experiment(rows)}
+One digit is normal. A recipe is trained on 80 % of its images in MNIST's training file, and its threshold is calibrated
+on the other 20 %. The whole test file of 10,000 images is scored: that digit against the nine others. AUROC in %, the
+last epoch, one set of parameters for all digits, no pre-trained features. This is the protocol of Deep SVDD (2018),
+except that published methods usually learn from all of the digit's training images.{experiment(rows)}
 
 ## Ours
 
@@ -108,7 +108,7 @@ that published methods usually learn from all of the digit's training images.{ex
 {seeds(rows)}{effort(rows)}
 
 {further.section(read("further.json"))}
-## Beside what is published
+## Comparison with published results
 
 {beside(rows, published)}
 **Provenance.** "Recalled" figures were quoted from memory of the papers' tables and have **not been checked against the
@@ -117,15 +117,15 @@ papers**: check them before you quote them. People who ran published code have r
 
 ## Caveats
 
-* *One-class* holds for training: no model ever saw another digit. It does not hold for design: the recipes' parameters
-  were chosen by looking at other digits of the training file. Every use of the test file is listed in
+* Training is *one-class*: no model was trained on another digit. The design is not: the recipes' parameters were chosen
+  with other digits of the training file. Every use of the test file is listed in
   [experiments.md](../research/experiments.md).
 * The standardised space (edges by direction and place) is the larger part of the gain; published methods mostly use
   pixels.
-* MNIST's test file was written by other people than its training file, and a threshold's promise is about images like
-  those that it was calibrated on.
+* Other people wrote the digits of MNIST's test file than those of its training file, and a threshold is valid only for
+  images that are made like its calibration images.
 {textwrap.indent(textwrap.fill(broken(rows), 118), "  ")}
-* A mean hides the hard pairs: the lowest AUROC of one digit against one other is {hardest(rows)}.
+* Single pairs can be lower: the lowest AUROC of one digit against one other is {hardest(rows)}.
 
 ## Cost
 
@@ -135,11 +135,11 @@ papers**: check them before you quote them. People who ran published code have r
 ![AUROC against microseconds an image](images/quality-cost.png)
 
 {front_table(front)}
-Development figures of normal digits 2 and 8, seed 0, 40 epochs unless said. `caught` is the share of other digits
+Development figures of normal digits 2 and 8, seed 0, 40 epochs unless noted. `caught` is the share of other digits
 above the held-out normals' 99th and 95th percentile, in %, the mean of both digits. All times are of one run, in which
-the variants took turns.
+the variants were measured in turn.
 
-## Again
+## Reproduction
 
     python -m training all --recipe deep --data-dir MNIST_FOLDER
     python -m training all --recipe instant --data-dir MNIST_FOLDER
@@ -158,8 +158,8 @@ def ours(rows: Sequence[Row], baselines: Sequence[Row]) -> str:
         [base["method"], *(f"{value:.1f}" for value in base["digits"]), f"{base['mean']:.1f}"] for base in baselines
     ]
     note = (
-        "`deep` is the recipe of the shipped model `zero`. The lines below ours are simpler methods that we measured,\n"
-        "with all of a digit's training images to learn from.\n"
+        "`deep` is the recipe of the shipped model `zero`. The rows below ours are simpler methods, which we trained\n"
+        "on all of a digit's training images.\n"
     )
     return table(("normal digit", *map(str, DIGITS), "mean"), lines) + "\n" + note
 
@@ -233,7 +233,7 @@ def experiment(rows: Sequence[Row]) -> str:
 
 
 def broken(rows: Sequence[Row]) -> str:
-    """Name the digits with many more false alarms than asked for."""
+    """Return a sentence that names the digits with a false-positive rate far above alpha."""
     found = []
     for recipe in by_recipe(rows):
         for row in rows:
@@ -269,8 +269,8 @@ def costs(cost: Row) -> str:
         lines.append([f"`{name}`", f"`{found['recipe']}`", f"{found['model_bytes'] / 2**20:.2f} MiB", *cells])
     titles = ("model", "recipe", "model.pt", "batch of 1", "batch of 32", "batch of 256")
     return (
-        "Microseconds of one core an image, least / median, in the exported graph as it is served; the models took\n"
-        "turns, on a shared machine:\n\n" + table(titles, lines)
+        "CPU time of one core in microseconds per image, minimum / median, with the exported module that the service\n"
+        "runs. The models were measured in turn on a shared machine:\n\n" + table(titles, lines)
     )
 
 

@@ -1,4 +1,4 @@
-"""Write docs/performance.md and benchmarks/report.md from the results: no figure on these pages was typed by hand.
+"""Write docs/performance.md and benchmarks/report.md, with all figures, from the results.
 
 What was tried and left out, and what was measured by itself, comes from benchmarks/results/tricks.json, in which each
 gain was noted with how it was measured.
@@ -42,7 +42,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def ratio(one: Cell, other: Cell) -> float:
-    """Return how many times the rate of the other this one has: the median of the rounds' ratios."""
+    """Return the median over the rounds of the ratio of two rates."""
     return statistics.median(a / b for a, b in zip(one["rates"], other["rates"], strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Write the README's reply and picture: what the shipped model really answers to the shipped six."""
+"""Write the README's reply and picture from the shipped model's reply to the shipped six."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def ask(store: str) -> tuple[dict[str, object], bytes]:
 
 
 def main() -> None:
-    """Ask, and write README.md and docs/images/six-panel.png."""
+    """Request the reply, and write README.md and docs/images/six-panel.png."""
     with TemporaryDirectory() as store:
         reply, panel = asyncio.run(ask(store))
     (ROOT / "docs" / "images" / "six-panel.png").write_bytes(panel)

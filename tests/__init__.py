@@ -1,1 +1,1 @@
-"""Tests mirror the source. Each test's docstring is its claim."""
+"""Tests mirror the source. Each test's docstring states the tested behaviour."""

@@ -14,10 +14,10 @@ _TABLE = re.compile(r"(?<=<!-- campaigns -->\n).*(?=<!-- /campaigns -->)", re.DO
 
 
 def record(name: str, amount: str, seconds: float, findings: str) -> None:
-    """Store the result of a campaign, and write the table anew.
+    """Store the result of a campaign, and rewrite the table.
 
     Args:
-        name: of the campaign; a later result of the same name replaces this one.
+        name: name of the campaign; a later result of the same name replaces this one.
         amount: how much was tried, with its unit.
         seconds: duration.
         findings: result in words.

@@ -1,4 +1,4 @@
-"""What many tests need: the shipped model store, real digits, a running application, a server process."""
+"""Common fixtures: the shipped model store, real digits, a running application, a server process."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ _running_unmarked = ""
 
 def pytest_configure() -> None:
     """Make processes of tests interruptible, and reject processes of tests without the marker `process`."""
-    # Of tests in the background, a process would inherit that SIGINT is ignored.
+    # If tests run in the background, a process would inherit that SIGINT is ignored.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for owner, name in ((subprocess.Popen, "__init__"), (multiprocessing.process.BaseProcess, "start"), (os, "fork")):
@@ -155,7 +155,7 @@ def article_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_settings(tmp_path: Path, article_alone: Path) -> Callable[..., Settings]:
-    """Return a maker of settings with a store of the test's own and no log lines."""
+    """Return a function that makes settings with a separate store and without log lines."""
     return functools.partial(_settings, tmp_path, article_alone)
 
 
@@ -213,14 +213,14 @@ def six() -> bytes:
 
 
 def services(client: httpx.AsyncClient) -> Services:
-    """Return the services behind a client made by `running`."""
+    """Return the service objects of the application of a client from `running`."""
     found: Services = client.app.services  # type: ignore[attr-defined]
     return found
 
 
 @contextlib.contextmanager
 def unprivileged() -> Iterator[None]:
-    """While entered, this process may read only what it is allowed to; root may read everything."""
+    """Run the block as an unprivileged user, because root may read every file."""
     user = os.geteuid()
     if user == 0:
         os.seteuid(65534)
@@ -231,10 +231,10 @@ def unprivileged() -> Iterator[None]:
 
 
 def free_port() -> int:
-    """Return a port on loopback that nothing listens on, and that nobody else is given while the tests run.
+    """Return a free port on loopback, reserved for the time of the tests.
 
-    It stays bound by a descriptor of this process. Whoever was told of it may listen on it, as all servers do that ask
-    for an address although it is in use.
+    A socket of this process keeps the port bound with SO_REUSEADDR. A server that also sets SO_REUSEADDR can listen on
+    it.
     """
     held = socket.socket()
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -245,7 +245,7 @@ def free_port() -> int:
 
 
 class Server:
-    """The service as a process of its own, with whatever environment a test wants."""
+    """The service as a separate process, with the environment of the test."""
 
     def __init__(self, folder: Path, **environment: str) -> None:
         self.port = free_port()
@@ -327,7 +327,7 @@ class Server:
 
 @pytest.fixture
 def make_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Return a maker of server processes; those still running at the end are killed."""
+    """Return a function that makes server processes; processes that still run at the end are killed."""
     servers: list[Server] = []
 
     def make(**environment: str) -> Server:

@@ -56,7 +56,7 @@ def put_bytes(folder: Path, content: bytes) -> None:
 
 
 class Blind(torch.nn.Module):
-    """A scoring module of the right shape that sees nothing."""
+    """A scoring module with the right outputs that ignores its input."""
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return zeros of the contract's shapes."""

@@ -16,7 +16,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 
 
 class Receiver:
-    """What has been received.
+    """The received spans.
 
     Attributes:
         endpoint: base URL for `OTEL_EXPORTER_OTLP_ENDPOINT`.

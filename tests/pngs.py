@@ -1,4 +1,4 @@
-"""PNG files made by hand, chunk by chunk, so that each can be wrong in exactly one way."""
+"""PNG files that are built chunk by chunk, so that each file can have exactly one fault."""
 
 from __future__ import annotations
 

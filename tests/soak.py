@@ -1,9 +1,9 @@
 """Mixed load with faults at random: `make soak`, or `python -m tests.soak --seconds 1800 --seed 7`.
 
-The soak knows what must hold: each accepted request is answered once, with the score of its own image. An id that was
-returned can be fetched, unless a fault has removed the store since, and an id is null only after such a fault. Memory
-and file descriptors stay flat. The counters of the service agree with those of the clients. It prints a report as JSON.
-If one of these does not hold, it fails, and the report contains the last warnings and errors of the service.
+The soak test checks these conditions: each accepted request is answered once, with the score of its own image. An id
+that was returned can be fetched, unless a fault has removed the store since, and an id is null only after such a fault.
+Memory and file descriptors stay flat. The counters of the service agree with those of the clients. It prints a report
+as JSON. If one of these does not hold, it fails, and the report contains the last warnings and errors of the service.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def reached(server: Server) -> set[str]:
     ("host", "workers"), [("::", "1"), ("::", "2"), ("localhost", "1")], ids=lambda value: value.replace("::", "any")
 )
 def test_both_families_are_served(make_server: Callable[..., Server], host: str, workers: str) -> None:
-    """`::` listens on IPv6 and IPv4, whatever the number of workers, and stops as always."""
+    """`::` listens on IPv6 and IPv4 with any number of workers, and the service stops normally."""
     server = make_server(ANOMALY_HOST=host, ANOMALY_WORKERS=workers).start()
     addresses = {entry[4][0] for entry in socket.getaddrinfo("localhost", server.port)}
     assert reached(server) == ({"127.0.0.1", "::1"} if host == "::" else addresses & {"127.0.0.1", "::1"})

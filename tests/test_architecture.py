@@ -1,4 +1,4 @@
-"""What no module may name. `make check` holds the imports: the layers in pyproject.toml."""
+"""Names that no module may use. `make check` holds the imports: the layers in pyproject.toml."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ async def test_the_model_of_a_field_is_used(client: httpx.AsyncClient, zero: byt
 
 
 async def test_the_same_value_in_both_places_is_accepted(client: httpx.AsyncClient, zero: bytes) -> None:
-    """Equal values are no contradiction; different values are rejected by name."""
+    """Equal values in query and form are accepted; for different values, the problem names the parameter."""
     assert (await send(client, field("alpha", "0.20"), FILE % zero, query="?alpha=0.2")).status_code == 200
     reply = await send(client, field("alpha", "0.3"), FILE % zero, query="?alpha=0.2")
     assert (reply.status_code, reply.json()["type"]) == (422, "/problems/invalid-parameter")
@@ -85,7 +85,7 @@ async def test_wrong_fields_are_rejected_by_name(
 @pytest.mark.parametrize("piece", [1, 100_000])
 @SHARED
 async def test_a_field_behind_a_file_is_rejected(shared_client: httpx.AsyncClient, zero: bytes, piece: int) -> None:
-    """Its images may be scored already, so the reply is 422 and says that parameters must come first."""
+    """Its images may be scored already, so the reply is 422 and states that parameters must come first."""
     reply = await send(shared_client, FILE % zero, field("alpha", "0.2"), piece=piece)
     assert (reply.status_code, reply.json()["type"]) == (422, "/problems/invalid-parameter")
     assert "`alpha`" in reply.json()["detail"]

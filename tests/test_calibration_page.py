@@ -1,4 +1,4 @@
-"""docs/calibration.md says what the shipped version's calibration scores say."""
+"""The figures of docs/calibration.md agree with the calibration scores of the shipped version."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def artifact(script: ModuleType) -> Artifact:
 
 
 def test_the_table_is_the_scripts(script: ModuleType, artifact: Artifact) -> None:
-    """The table in the page is what the script makes of the shipped version today."""
+    """The table in the page equals the script's output for the shipped version."""
     assert f"{script.BEGIN}{script.table(artifact)}{script.END}" in (ROOT / "docs" / "calibration.md").read_text()
 
 

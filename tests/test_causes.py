@@ -63,7 +63,7 @@ async def counted(client: httpx.AsyncClient, cause: str) -> float:
 
 
 class Failing:
-    """A store that fails, or sleeps."""
+    """A store that fails or is slow."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self._seconds = seconds
@@ -87,7 +87,7 @@ class Failing:
 
 
 def hold(work: Callable[..., Any], gate: threading.Event) -> Callable[..., Any]:
-    """Return the function as it is once the gate is open."""
+    """Return a function that waits for the gate and then calls `work`."""
 
     def held(*given: Any, **named: Any) -> Any:
         assert gate.wait(30)
@@ -121,7 +121,7 @@ async def test_the_cause_is_in_the_metric_and_in_the_log(
     given: dict[str, Any],
     parts: dict[str, Any],
 ) -> None:
-    """Each limit counts the requests that it ended, and their log lines name it."""
+    """Requests that a limit ends are counted under the name of the limit, and their log lines contain this name."""
     if cause.startswith("version"):
         store = model_stores.copy(tmp_path / "store", 1, 2, 3, current=1)
         (store / "zero-article" / "3" / "model.pt").write_bytes(b"damaged")

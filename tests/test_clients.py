@@ -1,4 +1,4 @@
-"""Common HTTP clients, each as a process of its own, get the same score from `POST /score` by the fast path."""
+"""Common HTTP clients, each in a separate process, get the same score from `POST /score` by the fast path."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ZERO = EXAMPLES / "zero.png"
 
 @dataclass
 class Service:
-    """A service behind real connections.
+    """A service with real connections.
 
     Attributes:
         url: its address.

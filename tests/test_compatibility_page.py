@@ -40,7 +40,7 @@ ROW = re.compile(r"^\| \[([^]]+ #\d+)\]\((https://[^)]+)\) \| (.+) \| (.+) \|$",
 
 
 def test_the_page_lists_twenty_incidents() -> None:
-    """Each row has a link, what was sent, and what the service does with it; no link occurs twice."""
+    """Each row has a link, the request, and the service's behaviour; no link occurs twice."""
     page = (ROOT / "docs" / "compatibility.md").read_text()
     rows = ROW.findall(page)
     assert len(rows) >= 20

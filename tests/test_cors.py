@@ -30,7 +30,7 @@ def of_cors(reply: httpx.Response) -> dict[str, str]:
 
 @pytest.fixture
 def keys(tmp_path: Path) -> Path:
-    """Return a file with an API key, which nobody knows."""
+    """Return a file with an API key that no test uses."""
     file = tmp_path / "api_keys"
     file.write_text(f"{'0' * 64} alice\n")
     return file

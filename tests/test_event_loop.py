@@ -1,4 +1,4 @@
-"""What takes long does not run on the event loop."""
+"""Long operations do not run on the event loop."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ class Service:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Yield a service that `make serve` has started; only the installation is taken as done."""
+    """Yield a service that `make serve` has started, without the installation."""
     folder, port = tmp_path_factory.mktemp("examples"), free_port()
     (folder / "examples").symlink_to(EXAMPLES)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ANOMALY_")}

@@ -87,7 +87,7 @@ async def test_memory_that_runs_out_splits_the_forward_pass(
 
 
 async def test_no_memory_for_one_image_is_an_error(make_settings: Callable[..., Settings]) -> None:
-    """If not even one image fits, the response is 500; another error is not taken for a lack of memory."""
+    """If not even one image fits, the response is 500; another error does not count as a lack of memory."""
     async with running(make_settings()) as client:
         inject(client, 0, ERRORS[0])
         assert_problem(await raw(client, pngs.plain()), 500, "internal-error")
@@ -103,7 +103,7 @@ async def test_a_thread_that_ended_is_started_again() -> None:
 
     def initialize() -> None:
         if failures:
-            raise SystemExit  # a thread that ends this way leaves no trace
+            raise SystemExit  # threading prints no traceback for this exception
 
     worker = LaneWorker("inference", initialize)
     worker.submit(lambda: done.append(1))
@@ -116,7 +116,7 @@ async def test_a_thread_that_ended_is_started_again() -> None:
 
 
 def test_a_clock_that_jumps_loses_no_entry_that_lives(tmp_path: Path) -> None:
-    """After a jump back, entries are there and new ones can be stored; after a jump forward, what expired is gone."""
+    """After a jump back, entries exist and new ones can be stored; after a jump forward, expired ones are deleted."""
     clock = [1_000_000.0]
     store = SqliteStore(tmp_path / "a.db", ttl_seconds=60, max_entries=10_000, clock=lambda: clock[0])
     store.put([("before", b"1")])

@@ -1,4 +1,4 @@
-"""The gateway's start script, as far as it comes without HAProxy."""
+"""The gateway's start script, up to the start of HAProxy."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ LIMITS = dict(re.findall(r"\b([A-Z_]+)=(\d+)", (GATEWAY / "Dockerfile").read_tex
 @pytest.mark.parametrize("value", ["-1", "", "many", "1e3", "5 0"])
 @pytest.mark.parametrize("name", LIMITS)
 def test_a_limit_that_is_no_number_stops_the_start(name: str, value: str) -> None:
-    """HAProxy takes any of these, and then refuses everything or nothing."""
+    """The start script rejects these values, because HAProxy would accept them and reject all requests or none."""
     environment = {**os.environ, **LIMITS, name: value}
     done = subprocess.run(["sh", GATEWAY / "start"], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, f"cannot start: {name} is no number\n")
 
 
 def test_the_shipped_limits_are_numbers() -> None:
-    """With the limits of the image the next thing that is looked at is the list of keys, which is not there."""
+    """With the default limits, the script continues and then fails because the list of keys is missing."""
     done = subprocess.run(
         ["sh", GATEWAY / "start"], env={**os.environ, **LIMITS}, capture_output=True, text=True, check=False
     )

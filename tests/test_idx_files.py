@@ -1,4 +1,4 @@
-"""IDX files as common tools name and place them, and what is not an IDX file."""
+"""IDX files with the names and folders of common tools, and files that are not IDX files."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_what_is_no_idx_file_is_named(tmp_path: Path, content: bytes, words: str
 
 
 def test_own_files_are_refused_with_a_way_out() -> None:
-    """Files that are not MNIST are not taken for it; the message names the right option."""
+    """Files that are not MNIST are not used as MNIST; the message names the right option."""
     code, _, errors = run("train", "--data-dir", OWN, "--normal", "0", "--name", "mine")
     assert code == 2
     assert "--data idx --name NAME" in " ".join(errors.split())

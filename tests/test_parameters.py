@@ -38,13 +38,13 @@ async def test_an_unknown_parameter_is_rejected_by_name(
     image = {"content": zero, "headers": {"content-type": "image/png"}} if method == "POST" else {}
     reply = await shared_client.request(method, f"{filled(path)}?scal=4711", **image)  # type: ignore[arg-type]
     assert reply.status_code == 422
-    if not path.startswith(("/v1/", "/v2")):  # the inference protocol has an error shape of its own
+    if not path.startswith(("/v1/", "/v2")):  # the inference protocol has its own error format
         assert reply.json()["type"] == "/problems/invalid-parameter"
     assert "`scal`" in reply.json().get("detail", reply.json().get("error")) and "4711" not in reply.text
 
 
 async def test_the_detail_lists_the_parameters_of_the_route(client: httpx.AsyncClient) -> None:
-    """The detail names what the route has, in the general path and in that of the scores."""
+    """The detail lists the parameters of the route, for general routes and for those of scores."""
     detail = (await client.get(f"/reconstruction/{'0' * 44}?scal=2")).json()["detail"]
     assert detail == "unknown parameter `scal`; the route has the parameters error_scale, scale, view"
     detail = (await client.post("/score?alhpa=0.1", content=b"x")).json()["detail"]

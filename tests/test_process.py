@@ -1,4 +1,4 @@
-"""The service as a process: starting, refusing to start, dying, stopping."""
+"""The service as a process: start, failed start, crash, stop."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PNG = {"content-type": "image/png"}
 
 
 def load(server: Server, png: bytes, ids: list[str], done: threading.Event) -> None:
-    """Score until told to stop or the server is gone, and add each id that was answered to `ids`."""
+    """Score until `done` is set or the server has ended, and add each returned id to `ids`."""
     with server.client(timeout=10) as client:
         while not done.is_set():
             try:
@@ -45,14 +45,14 @@ def load(server: Server, png: bytes, ids: list[str], done: threading.Event) -> N
                 if server.process is not None and server.process.poll() is not None:
                     break
                 continue
-            # A store that was too slow for a busy machine gives no id, and then promises nothing.
+            # If the store is too slow on a busy machine, the id is null, and nothing is stored.
             if response.status_code == 200 and response.json()["id"] is not None:
                 ids.append(response.json()["id"])
 
 
 @contextlib.contextmanager
 def under_load(server: Server, png: bytes, *, answered: int, clients: int = 6) -> Iterator[list[str]]:
-    """Yield the growing list of answered ids once it has `answered` of them; the load goes on until the block ends."""
+    """Yield the growing list of returned ids when it has `answered` ids. The load continues until the block ends."""
     done = threading.Event()
     ids: list[str] = []
     with concurrent.futures.ThreadPoolExecutor(clients) as pool:
@@ -84,7 +84,7 @@ def found(client: httpx.Client, key: str) -> bool:
 def test_ids_answered_before_a_kill_are_there_after_it(
     make_server: Callable[..., Server], zero: bytes, workers: str
 ) -> None:
-    """`kill -9` in the middle of load loses no reconstruction whose id was answered, with one worker or two."""
+    """`kill -9` in the middle of load loses no reconstruction whose id was returned, with one worker or two."""
     server = make_server(ANOMALY_WORKERS=workers).start()
     with under_load(server, zero, answered=300) as ids:
         server.kill()
@@ -95,7 +95,7 @@ def test_ids_answered_before_a_kill_are_there_after_it(
 
 
 def test_workers_end_when_their_supervisor_is_killed(make_server: Callable[..., Server], tmp_path: Path) -> None:
-    """After `kill -9` of the process that started them no worker stays behind and holds the port, and no metrics."""
+    """After `kill -9` of the supervisor, no worker remains that holds the port, and no metrics file."""
     server = make_server(ANOMALY_WORKERS="2", TMPDIR=str(tmp_path)).start()
     assert list(tmp_path.glob("anomaly-metrics-*"))
     children = psutil.Process(server.process.pid).children(recursive=True)
@@ -134,7 +134,7 @@ def test_a_graceful_stop_answers_what_was_accepted(
 
 
 def test_draining_serves_while_unready(make_server: Callable[..., Server], zero: bytes) -> None:
-    """After SIGTERM a draining service says 503 on /readyz and goes on scoring; then it ends by itself."""
+    """After SIGTERM, a draining service returns 503 on /readyz and still scores; then it ends."""
     server = make_server(ANOMALY_DRAIN_SECONDS="10").start()
     server.process.terminate()
     with server.client() as client:
@@ -179,7 +179,7 @@ def test_a_sqlite_store_without_a_file_fails_the_start(make_server: Callable[...
 def test_it_can_be_stopped_before_it_serves(make_server: Callable[..., Server]) -> None:
     """SIGTERM ends a process that has loaded nothing yet, also where it is the first one of a container.
 
-    There the kernel drops what is not caught.
+    For the first process of a container, the kernel ignores signals without a handler.
     """
     server = make_server().start(wait=False)
     status = Path(f"/proc/{server.process.pid}/status")
@@ -190,7 +190,7 @@ def test_it_can_be_stopped_before_it_serves(make_server: Callable[..., Server]) 
 
 
 def test_a_stop_is_heard_where_exceptions_are_not() -> None:
-    """Also while Python ends an object, as it does in the middle of imports: what is raised there is dropped."""
+    """SIGTERM also works in a finaliser, which may run during imports, although Python drops exceptions there."""
     program = """
 import os, signal
 import app.__main__
@@ -221,7 +221,7 @@ def test_every_log_line_is_json_and_gives_nothing_away(make_server: Callable[...
 
 
 def test_slow_bodies_are_408(make_server: Callable[..., Server]) -> None:
-    """A client that does not finish its body is answered 408 and let go."""
+    """A client that does not finish its body gets 408, and its connection is closed."""
     server = make_server(ANOMALY_BODY_TIMEOUT_MS="300").start()
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
         head = "POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 500\r\n\r\n"
@@ -234,7 +234,7 @@ def test_slow_bodies_are_408(make_server: Callable[..., Server]) -> None:
 
 
 def test_a_million_tiny_chunks_are_refused(make_server: Callable[..., Server]) -> None:
-    """A chunked body is counted as it comes: one byte above the limit ends it, whatever the size of the chunks."""
+    """A chunked body is counted while it arrives: one byte above the limit gets 413, for any size of the chunks."""
     server = make_server().start()
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         head = "POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -278,7 +278,7 @@ def _head(png: bytes) -> bytes:
 
 
 def test_a_flood_gets_scores_and_refusals_and_nothing_else(make_server: Callable[..., Server], zero: bytes) -> None:
-    """Far more than can be scored: each request is scored or refused with Retry-After, and no connection is lost."""
+    """In overload, each request is scored or rejected with Retry-After, and no connection is lost."""
     server = make_server(ANOMALY_QUEUE_MAX_IMAGES="64").start()
     found = drive(server.port, [_head(zero) + zero], rate=100_000, seconds=0.05, count=400)
     assert found["sent"] == 5000
@@ -288,7 +288,7 @@ def test_a_flood_gets_scores_and_refusals_and_nothing_else(make_server: Callable
 
 
 def test_hostile_requests_change_nothing(make_server: Callable[..., Server], zero: bytes) -> None:
-    """None of these harms the service, shows another host's name in a reply, or leaves a traceback in the log."""
+    """The service survives each of these requests; no reply contains another host name, and no log a traceback."""
     server = make_server().start()
     for name, request in HOSTILE.items():
         with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
@@ -306,7 +306,7 @@ def test_hostile_requests_change_nothing(make_server: Callable[..., Server], zer
 
 
 def test_what_is_no_http_is_refused_as_a_problem(make_server: Callable[..., Server]) -> None:
-    """The server's own refusal of bytes that are no HTTP is a problem document, like every other refusal."""
+    """Bytes that are not HTTP get a problem document, like every other rejected request."""
     server = make_server().start()
     details = {}
     for name in ("no HTTP", "a bad chunk", "two lengths", "two hosts"):
@@ -328,7 +328,7 @@ def test_what_is_no_http_is_refused_as_a_problem(make_server: Callable[..., Serv
 
 
 def test_another_protocol_is_not_spoken(make_server: Callable[..., Server]) -> None:
-    """A request to go on as a web socket is answered as the plain request that it also is."""
+    """A request with an upgrade to WebSocket is handled as a plain HTTP request."""
     server = make_server().start()
     wanted = {
         "connection": "upgrade",
@@ -356,7 +356,7 @@ def batch_of(count: int, accept: str) -> bytes:
 
 @pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
 def test_a_batch_client_that_never_reads_loses_its_place(make_server: Callable[..., Server], accept: str) -> None:
-    """A client that sends a whole batch and reads nothing of the reply holds its place no longer than it may."""
+    """A client that sends a batch and does not read the reply loses its place after the timeout."""
     server = make_server(
         ANOMALY_BATCH_MAX_REQUESTS="1",
         ANOMALY_BODY_TIMEOUT_MS="1000",
@@ -378,7 +378,7 @@ def test_a_batch_client_that_never_reads_loses_its_place(make_server: Callable[.
 
 
 def test_a_batch_client_that_trickles_loses_its_place(make_server: Callable[..., Server]) -> None:
-    """A client that sends a byte now and then, each in time, is answered 408 and let go: it makes no progress."""
+    """A client that trickles single bytes gets 408, and its connection is closed."""
     server = make_server(ANOMALY_BODY_TIMEOUT_MS="600").start()
     head, _, body = batch_of(100, "application/json").partition(b"\r\n\r\n")
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
@@ -395,7 +395,7 @@ def test_a_batch_client_that_trickles_loses_its_place(make_server: Callable[...,
 
 
 def test_every_kind_of_request_is_described_in_the_log(make_server: Callable[..., Server], zero: bytes) -> None:
-    """A score's stages are numbers, a batch says what it came to, a refusal by any route names its problem."""
+    """Log lines contain the stages of a score, the totals of a batch, and the problem type of a rejected request."""
     server = make_server().start()
     array = io.BytesIO()
     np.save(array, np.zeros((5, 28, 28), np.uint8))
@@ -461,7 +461,7 @@ def test_memory_stays_flat_when_versions_change(
 
 
 def test_an_unread_standard_output_stops_nothing(make_server: Callable[..., Server], zero: bytes) -> None:
-    """With its output pipe full, the service scores, answers probes, counts dropped lines and obeys SIGTERM."""
+    """With its output pipe full, the service scores, replies to probes, counts dropped lines and ends at SIGTERM."""
     server = make_server()
     reads, writes = os.pipe()
     fcntl.fcntl(writes, fcntl.F_SETPIPE_SZ, 4096)
@@ -513,7 +513,7 @@ def test_a_hanging_forward_pass_does_not_prevent_the_exit(
 
 
 def test_without_proc_the_service_starts(make_server: Callable[..., Server], zero: bytes) -> None:
-    """Where there is no `/proc`, as on macOS, the service starts and scores; only the start metric is missing."""
+    """Without `/proc`, as on macOS, the service starts and scores; only the start metric is missing."""
     hide = ["unshare", "--mount", "--", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"]
     if os.geteuid() != 0 or subprocess.run([*hide, "true"], check=False, capture_output=True).returncode != 0:
         pytest.skip("needs root and mount namespaces")

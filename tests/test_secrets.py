@@ -1,4 +1,4 @@
-"""The script that makes the secrets, in a folder of its own."""
+"""The script that creates the secrets, in a separate folder."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_they_are_made_where_env_says(tmp_path: Path, line: str) -> None:
 
 @pytest.mark.parametrize("text", [None, "", "TAG=new", "TAG=new\n", "SECRETS=\n"])
 def test_env_gets_a_line_of_its_own(tmp_path: Path, text: str | None) -> None:
-    """What .env holds already stays, also where its last line has no end; a second run adds nothing."""
+    """Existing lines of .env are kept, also without a final newline; a second run adds nothing."""
     if text is not None:
         (tmp_path / ".env").write_text(text)
     for _ in range(2):
@@ -44,7 +44,7 @@ def test_env_gets_a_line_of_its_own(tmp_path: Path, text: str | None) -> None:
 
 
 def test_a_key_gets_a_line_of_its_own(tmp_path: Path) -> None:
-    """A list whose last line has no end, as some editors leave it, stays good when a key is added."""
+    """A key can be added to a list without a final newline."""
     first = secrets(tmp_path)
     path = tmp_path / "secrets" / "keys" / "api_keys"
     path.chmod(0o644)
@@ -54,7 +54,7 @@ def test_a_key_gets_a_line_of_its_own(tmp_path: Path) -> None:
 
 
 def test_an_empty_password_is_made_again(tmp_path: Path) -> None:
-    """A run that could not write, or had no openssl, leaves an empty file: that is no password."""
+    """An empty password file, which a failed run leaves, is replaced."""
     secrets(tmp_path)
     password = tmp_path / "secrets" / "redis_password"
     made = password.read_text()

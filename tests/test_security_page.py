@@ -41,5 +41,5 @@ def test_every_named_target_exists() -> None:
 
 
 def test_the_table_of_campaigns_is_that_of_the_recorded_results() -> None:
-    """The figures of the page come from docs/campaigns.json."""
+    """The figures of the page are those of docs/campaigns.json."""
     assert f"<!-- campaigns -->\n{table(json.loads(RESULTS.read_text()))}<!-- /campaigns -->" in PAGE.read_text()

@@ -120,7 +120,7 @@ def tree(tmp_path: Path) -> Tree:
 
 
 def test_make_serve_installs_only_what_serving_needs(tree: Tree) -> None:
-    """CPU torch first, from its index, then the extra `serve`; one line says each step. `make test` adds the rest."""
+    """`make serve` installs CPU torch from its index, then the extra `serve`; `make test` installs the rest."""
     tree.put("python3")
     done = tree.make("serve")
     assert done.returncode == 0, done.stderr
@@ -385,7 +385,7 @@ LINKS = {
 
 
 def test_variables_of_kubernetes_services_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They do not change a setting; a port of the operator's own is kept."""
+    """Variables of Kubernetes do not change settings; the operator's own port is used."""
     for name, value in LINKS.items():
         monkeypatch.setenv(name, value)
     assert settings.service_links() == sorted(LINKS)
@@ -480,7 +480,7 @@ def test_every_line_of_the_log_has_the_same_schema(make_server: MakeServer, zero
 
 
 async def test_the_time_of_a_request_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cheap format of the access log is that of the records, before and after the change of a second."""
+    """The access log's own time format equals that of log records, also when the second changes."""
     reads, writes = os.pipe()
     log = AccessLog(LineWriter(writes))
     times = [1764352799.0, 1764352799.0005, 1764352799.9994, 1764352800.25, 1764438000.75]
@@ -506,7 +506,7 @@ class Terminal:
         self._text = b""
 
     def text(self) -> str:
-        """Return what was written so far."""
+        """Return the output so far."""
         try:
             while chunk := os.read(self._master, 65536):
                 self._text += chunk
@@ -546,7 +546,7 @@ def test_a_terminal_gets_readable_lines(make_server: MakeServer, terminal: Termi
 
 @pytest.mark.parametrize(("log_format", "is_json"), [("json", True), ("text", False)])
 def test_the_format_can_be_chosen(make_server: MakeServer, terminal: Terminal, log_format: str, is_json: bool) -> None:
-    """`json` is JSON also on a terminal; `text` has no colors where there is no terminal."""
+    """`json` is JSON also on a terminal; `text` has no colours without a terminal."""
     server = make_server(ANOMALY_LOG_FORMAT=log_format)
     server.start(output=terminal.slave if is_json else None)
     server.get("/models")
@@ -567,7 +567,7 @@ def test_text_escapes_control_characters() -> None:
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_closed_standard_output_prints_no_traceback(make_server: MakeServer, workers: str, zero: bytes) -> None:
-    """A reader that left, as `head` does, costs the lines and nothing else."""
+    """If the reader of the log closes the pipe, as `head` does, lines are lost, and the service continues."""
     server = make_server(ANOMALY_WORKERS=workers)
     reads, writes = os.pipe()
     server.start(wait=False, output=writes)

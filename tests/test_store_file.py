@@ -73,7 +73,7 @@ def test_two_processes_meet_in_the_new_file(store: SqliteStore, tmp_path: Path) 
 
 
 def test_a_damaged_file_in_its_place_is_moved_aside(store: SqliteStore, tmp_path: Path) -> None:
-    """A file that is no database does not stop the store."""
+    """The store works although its file is not a database."""
     for ending in ENDINGS:
         (tmp_path / f"a.db{ending}").unlink()
     (tmp_path / "a.db").write_bytes(b"no database" * 100)
@@ -130,7 +130,7 @@ def test_the_file_is_compared_once_per_second() -> None:
     ],
 )
 def test_urls_that_would_name_another_file_are_refused(url: str, words: str) -> None:
-    """The message says how to write the URL."""
+    """The message contains the form of the URL."""
     with pytest.raises(StoreError, match=words):
         open_store(url, ttl_seconds=60, max_bytes=1 << 20, entry_bytes=4096)
 
@@ -170,7 +170,7 @@ def test_a_file_with_a_write_ahead_log_is_converted(tmp_path: Path) -> None:
     earlier = sqlite3.connect(path, isolation_level=None)
     earlier.execute("PRAGMA journal_mode=WAL")
     earlier.execute("INSERT INTO entries (key, expires, content) VALUES ('before', 1e12, x'31')")
-    for ending in ("", "-wal"):  # as a killed process leaves them
+    for ending in ("", "-wal"):  # like the files of a killed process
         shutil.copy(f"{path}{ending}", tmp_path / f"b.db{ending}")
     (tmp_path / "b.db-shm").write_bytes(b"not an index")
     earlier.close()
@@ -185,7 +185,7 @@ def test_a_file_with_a_write_ahead_log_is_converted(tmp_path: Path) -> None:
 
 
 def overwrite(path: Path, damage: str) -> None:
-    """Damage the open file in its place: the inode stays the same."""
+    """Damage the open file without replacing it: the inode stays the same."""
     size = path.stat().st_size
     with path.open("r+b") as file:
         if damage == "pages":

@@ -72,7 +72,7 @@ def test_a_character_that_is_not_ascii_is_found_by_its_line(tmp_path: Path) -> N
 
 
 def start_gateway(folder: Path, content: bytes) -> str:
-    """Return what the gateway's start script writes to the error stream for a key file."""
+    """Return the standard error of the gateway's start script for a key file."""
     (folder / "api_keys").write_bytes(content)
     script = (ROOT / "deploy" / "gateway" / "start").read_text()
     changed = script.replace("keys=/run/keys/api_keys", f"keys={folder / 'api_keys'}").replace(
@@ -91,12 +91,12 @@ def start_gateway(folder: Path, content: bytes) -> str:
     [*ENCODED.values(), (b"", "contains no key")],
 )
 def test_the_gateway_names_the_encoding(tmp_path: Path, content: bytes, words: str) -> None:
-    """The gateway does not start with a file that HAProxy would read wrongly, and says why."""
+    """The gateway does not start with a file that HAProxy would misread, and prints the reason."""
     said = start_gateway(tmp_path, content)
     assert said.startswith("cannot start: ")
     assert words in said
 
 
 def test_the_gateway_starts_with_crlf(tmp_path: Path) -> None:
-    """CRLF is white space behind a name."""
+    """CRLF after a name counts as white space."""
     assert start_gateway(tmp_path, KEYS.encode()).startswith("starts")

@@ -1,4 +1,4 @@
-"""`train`, `verify`, `promote`, `publish` and the service run a model with one thread, whatever torch's default is."""
+"""`train`, `verify`, `promote`, `publish` and the service use one thread per model, for any default of torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wheel: it contains the client and the command only, and works beside a project with modules of the same names."""
+"""The wheel contains only the client and the command, and works next to a project with modules of the same names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several worker processes behind one port: shared store, one set of numbers, a stop that loses nothing."""
+"""Several worker processes on one port: a shared store, common metrics, and a stop without lost requests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def workers_of(server: Server) -> list[psutil.Process]:
 
 @pytest.mark.long
 def test_two_workers_are_one_service(make_server: Callable[..., Server], zero: bytes, tmp_path: Path) -> None:
-    """Ids of one worker are found by all, /metrics is the same whoever answers, a killed worker comes back."""
+    """All workers find ids of one worker, /metrics is the same from every worker, and a killed worker is replaced."""
     server = make_server(ANOMALY_WORKERS="2", TMPDIR=str(tmp_path)).start()
     assert list(tmp_path.glob("anomaly-metrics-*"))
     wait_until(lambda: series(server, "anomaly_start_duration_seconds") > 0 and len(workers_of(server)) == 2)
@@ -57,7 +57,7 @@ def test_two_workers_are_one_service(make_server: Callable[..., Server], zero: b
 
 
 def _readiness(server: Server) -> set[int]:
-    """Return what /readyz answers to ten questions, more than one worker would get by chance."""
+    """Return the statuses of ten requests of /readyz, enough to reach all workers with high probability."""
     return {server.get("/readyz", timeout=5).status_code for _ in range(10)}
 
 
@@ -69,13 +69,13 @@ def _answers(server: Server) -> bool:
 
 
 def test_a_stop_drains_every_worker(make_server: Callable[..., Server], zero: bytes) -> None:
-    """After SIGTERM each worker says 503 on /readyz, still scores, and ends by itself."""
+    """After SIGTERM, each worker returns 503 on /readyz, still scores, and then ends."""
     server = make_server(ANOMALY_WORKERS="2", ANOMALY_DRAIN_SECONDS="15").start()
     wait_until(lambda: server.log().count('"event": "started"') == 2)
     assert _readiness(server) == {200}
     assert server.process is not None
     server.process.terminate()
-    # uvicorn's supervisor looks for signals twice a second, then tells the workers.
+    # uvicorn's supervisor polls for signals twice per second, then signals the workers.
     wait_until(lambda: _readiness(server) == {503}, seconds=10)
     scores = [server.post("/score", content=zero, headers=PNG, timeout=5).status_code for _ in range(10)]
     assert set(scores) == {200}
@@ -83,7 +83,7 @@ def test_a_stop_drains_every_worker(make_server: Callable[..., Server], zero: by
 
 
 def test_every_worker_says_by_itself_that_it_is_ready(make_server: Callable[..., Server], tmp_path: Path) -> None:
-    """`ready` is 1 as soon as all workers are, also those that nobody has asked."""
+    """`anomaly_ready` is 1 as soon as all workers are ready, including workers without a request so far."""
     store = tmp_path / "store"
     environment = {"ANOMALY_DEFAULT_MODEL": "zero-article", "ANOMALY_ALLOW_EMPTY": "true"}
     server = make_server(ANOMALY_WORKERS="2", ANOMALY_MODEL_STORE=str(store), **environment)
@@ -91,6 +91,6 @@ def test_every_worker_says_by_itself_that_it_is_ready(make_server: Callable[...,
     wait_until(lambda: server.log().count('"event": "started"') == 2)
     model_stores.copy(store, 1)
     wait_until(lambda: server.log().count('"event": "version serves"') == 2)
-    # On one connection: it is one worker that is asked, for both.
+    # One connection, so that one worker replies for both.
     with server.client(timeout=30) as client:
         wait_until(lambda: "\nanomaly_ready 1.0\n" in client.get("/metrics").text)

@@ -86,7 +86,7 @@ def run(
         workers: maximum number of actors. Default: one per core or GPU of the cluster.
 
     Raises:
-        BulkError: the cluster cannot be reached, or the run failed. The next run goes on.
+        BulkError: the cluster cannot be reached, or the run failed. The next run continues.
     """
     _connect(address)
     try:

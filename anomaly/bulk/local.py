@@ -1,4 +1,4 @@
-"""Runs a bulk job in this process: each thread reads, scores and writes units, and has a module of its own."""
+"""Runs a bulk job in this process: each thread reads, scores and writes units with its own module."""
 
 from __future__ import annotations
 

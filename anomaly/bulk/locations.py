@@ -13,7 +13,7 @@ from pyarrow import fs
 
 
 class BulkError(Exception):
-    """A bulk run cannot begin or go on. The message contains the reason and the remedy."""
+    """A bulk run cannot begin or continue. The message contains the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Location:
 
     @property
     def is_local(self) -> bool:
-        """Whether the operating system of this machine knows the path."""
+        """Whether the path is on a file system of this machine."""
         return isinstance(self.files, fs.LocalFileSystem)
 
     def inside(self, name: str) -> str:
@@ -66,7 +66,7 @@ def locate(text: str) -> Location:
         return Location(fs.LocalFileSystem(), path, path)
     try:
         files, path = fs.FileSystem.from_uri(text)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # a scheme that pyarrow does not know, or was built without
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # a scheme that this build of pyarrow does not support
         files, path = _with_fsspec(text)
     except OSError as error:
         raise BulkError(f"{text} cannot be opened: {error}") from error

@@ -167,7 +167,7 @@ class PartWriter:
         """Write a file of the collected rows."""
         if not self._count:
             return
-        # If writing fails, the rows are not written a second time: the file may exist nevertheless.
+        # If writing fails, the rows are not written a second time: the file may exist although the call failed.
         tables, self._tables, self._count = self._tables, [], 0
         name = f"part-{uuid.uuid4().hex}.parquet"
         write_part(self._output, self._output.inside(name), pa.concat_tables(tables))

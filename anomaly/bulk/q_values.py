@@ -1,8 +1,8 @@
 """Adds q-values to the rows of a finished run: the Benjamini-Hochberg adjustment of the p-values of all rows.
 
 The smallest q-value of a set of discoveries bounds their expected share of normal images (Benjamini and Hochberg,
-"Controlling the false discovery rate", 1995). The p-values of one calibration set depend on each other, and the bound
-holds nevertheless (Bates et al., "Testing for outliers with conformal p-values", 2023).
+"Controlling the false discovery rate", 1995). The p-values of one calibration set depend on each other, but the bound
+still holds (Bates et al., "Testing for outliers with conformal p-values", 2023).
 """
 
 from __future__ import annotations

@@ -251,7 +251,7 @@ def _numbers(value: Any) -> bytes | Refusal:
 
 
 def _chosen(ids: list[str], pixels: Any, asked: list[bool]) -> Iterator[Any]:
-    """Yield the images of an array that are asked for, as one block."""
+    """Yield the requested images of an array, as one block."""
     if all(asked):
         if ids:
             yield block(ids, pixels)

@@ -91,7 +91,7 @@ def execute(request: Request, on_rows: Callable[[int], object] = lambda _: None)
         on_rows: called from any thread with a number of new rows, if the images are scored in this process.
 
     Raises:
-        BulkError: the run cannot begin or go on.
+        BulkError: the run cannot begin or continue.
     """
     try:
         settings = from_environment()

@@ -55,7 +55,7 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Accept the options that stand before a command."""
+    """Accept the options before a command."""
 
 
 def _exit_interrupted() -> None:

@@ -41,7 +41,7 @@ from anomaly.image_files import PNG_ONLY, PREPARED, Kind
 NORMAL, ANOMALY, ERROR = 0, 1, 2
 INTERRUPTED = 130
 _WATCH_PATIENCE = 2.0
-"""Seconds. `watch` scores an image again at its next poll anyway, and must end soon after Ctrl-C."""
+"""Seconds. Short, because `watch` retries an image at its next poll, and must end soon after Ctrl-C."""
 
 
 class Interrupted(typer.Exit):
@@ -121,7 +121,7 @@ def watch(
     """Score the images that arrive in a folder, until Ctrl-C.
 
     An image is scored when two polls in a row find it unchanged, so a partially written file is not read. While the
-    service is not available, `watch` waits and then scores the images that arrived in between. If images are still
+    service is not available, `watch` waits and then scores the images that arrived during the wait. If images are still
     not scored at the end, the exit code is 2.
     """
     connection = Connection(url, key_file, concurrency, _WATCH_PATIENCE)

@@ -48,7 +48,7 @@ class Arrivals:
         """Return the complete images that are not done, sorted, starting with the one that is due.
 
         Raises:
-            FolderAway: the folder cannot be listed; images that are done stay done.
+            FolderAway: the folder cannot be listed; images that are done remain marked as done.
         """
         now = self._marks()
         ready = [path for path, mark in now.items() if self._before.get(path) == mark != self._done.get(path)]

@@ -1,4 +1,4 @@
-"""The service's replies as frozen objects. `document` also contains members that this client does not know."""
+"""The service's replies as frozen objects. `document` also contains members without an attribute in this client."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class Retry:
 
     The wait before attempt n + 1 is drawn from 0 to `first` * 2^n seconds, but at most `ceiling`. The jitter spreads
     clients that were rejected at the same time. `Retry-After` is added to the wait. A timeout is not retried: the
-    service has a deadline of its own and returns 504, so a repeated request would only add load.
+    service has its own deadline and returns 504, so a repeated request would only add load.
 
     Attributes:
         patience: time budget in seconds; no attempt begins later than this after the first one.

@@ -92,7 +92,7 @@ class Client:
         that every other image would meet too (no service, unknown model, missing key) is raised.
 
         Args:
-            images: images as for `score`. They are taken when they are needed, up to twice `concurrency` ahead of the
+            images: images as for `score`. They are read when they are needed, up to twice `concurrency` ahead of the
                 results, so a generator of a million files is fine. If the iterable raises, the results of the images
                 before that are yielded first.
             model: as for `score`.
@@ -177,7 +177,7 @@ class Client:
         return wire.validity_reply(self._request(wire.validity_request(self._default() if model is None else model)))
 
     def ready(self) -> Readiness:
-        """Return whether the service can score. It is asked once, without retries.
+        """Return whether the service can score. The client sends one request, without retries.
 
         Raises:
             ConnectionFailed: nothing listens at the address.

@@ -29,8 +29,8 @@ class HasFuture(Protocol):
 
 Item = TypeVar("Item", bound=HasFuture)
 Resolve = Callable[[Callable[[], Sequence[Any]]], object]
-"""Ends a micro-batch, from any thread: the event loop calls the argument, which returns a result or an exception for
-each item in order."""
+"""Ends a micro-batch. Any thread may call it. Its argument is a function, which the event loop calls afterwards. The
+function returns a result or an exception for each item, in order."""
 
 
 class MicroBatcher(Generic[Item]):

@@ -99,7 +99,7 @@ class LaneWorker:
 
     def _next(self) -> Work:
         with self._lock:
-            if self._served in self._lanes:  # behind the lanes that submitted while it was served
+            if self._served in self._lanes:  # after the lanes that submitted while it was served
                 self._lanes[self._served] = self._lanes.pop(self._served)
             self._served, pieces = next(iter(self._lanes.items()))
             work = pieces.popleft()

@@ -1,7 +1,7 @@
 """An event loop that accepts several connections per iteration.
 
 uvloop accepts one connection per event-loop iteration. Under load an iteration takes a tenth of a second and more, so a
-burst of new connections would keep a health check waiting for seconds.
+burst of new connections would delay a health check by seconds.
 
 Only a process that listens alone uses this event loop. Of several workers that share a socket, the quickest would take
 all connections, while uvloop's own listener spreads them.

@@ -77,7 +77,7 @@ class ApiKeys:
             if str(error) != self._complaint:
                 _log.error("API keys not changed: %s", error)
             self._complaint = str(error)
-            self._seen = None  # The file may become readable without a change of its own state.
+            self._seen = None  # The file may become readable without a change of its state.
         else:
             self._complaint = ""
             _log.warning("API keys changed", extra={"names": sorted(set(self._owners.values()))})

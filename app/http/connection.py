@@ -24,7 +24,7 @@ _PROBES = frozenset((b"/livez", b"/readyz", b"/metrics"))
 _LONGEST_LENGTH = 15
 """Maximum number of digits of a Content-Length, as in the gateway."""
 _MAX_COALESCED_BYTES = 64 * 1024
-"""Maximum number of bytes that wait for the end of an event-loop iteration; a long response is sent as it comes."""
+"""Maximum number of bytes that wait for the end of an event-loop iteration; more bytes are sent at once."""
 
 
 class CoalescingTransport:
@@ -72,7 +72,7 @@ class CoalescingTransport:
             self._stall_timer = None
 
     def restart_stall_timer(self) -> None:
-        """Give the client the whole time once more."""
+        """Restart the time limit of the client."""
         self.stop_stall_timer()
         self.start_stall_timer()
 
@@ -163,7 +163,7 @@ class Connection(HttpToolsProtocol):
     def begin_without_upgrade(self) -> None:
         """Begin a request as if it had no `Upgrade` header, which a server may ignore (RFC 9110, 7.8).
 
-        The parser treats all bytes behind such a head as the other protocol. So a new parser reads the head without the
+        The parser treats all bytes after such a head as the other protocol. So a new parser reads the head without the
         header, and continues with the body.
         """
         method = self.parser.get_method()

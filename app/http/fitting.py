@@ -22,7 +22,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class Fitter:
-    """Fits images in a thread of its own: memory stays bounded, and scores continue.
+    """Fits images in a separate thread, so that memory is bounded and scores continue.
 
     The clients take turns, and so do the small and the large images of each client.
 
@@ -64,7 +64,7 @@ class Fitter:
 
 
 def client_of(scope: MutableMapping[str, Any]) -> str:
-    """Return what tells clients apart: the name of the API key, or else the address.
+    """Return the identity of a client: the name of its API key, or else its address.
 
     The lower half of an IPv6 address is left out: a client can choose it.
     """

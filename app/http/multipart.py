@@ -148,7 +148,7 @@ class Chunks(Protocol):
     has_files: bool
 
     async def fields(self) -> Mapping[str, str]:
-        """Return the parameters in front of the first file."""
+        """Return the parameters before the first file."""
 
     def __aiter__(self) -> AsyncIterator[Chunk]: ...
 

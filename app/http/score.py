@@ -113,7 +113,7 @@ class ScoreHandler:
         query = _query_of(scope)
         is_form = _content_type(headers).lower().startswith("multipart/form-data")
         if await self._default_fit(query) != "strict" or (is_form and self._is_large(headers)):
-            with self.fitter.place(scope):  # a form may ask for `fit` in a field behind a large image
+            with self.fitter.place(scope):  # a form may set `fit` in a field after a large image
                 received = await self._receive(scope, query, headers, receive, self._fit_max_bytes)
         else:
             received = await self._receive(scope, query, headers, receive, self.max_body_bytes)

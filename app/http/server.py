@@ -71,7 +71,7 @@ class ServerProtocol(Connection):
     A `POST /score` with a Content-Length within the limit is held until its body is complete and then handed to the
     middleware in one call. The task and the message channel of an ASGI request would cost it a quarter of the event
     loop's work. All other requests take uvicorn's path, and all requests do if `app` is not the middleware itself, for
-    example because an ASGI wrapper stands in front of it.
+    example because other ASGI middleware wraps it.
     """
 
     _pending_body: list[bytes] | None = None
@@ -134,7 +134,7 @@ class ServerProtocol(Connection):
             if version == "1.0":
                 self.expect_100_continue = False  # not part of HTTP/1.0 (RFC 9110, 10.1.1)
             super().on_headers_complete()
-        self.headers = []  # trailers behind a chunked body are not headers of the request (RFC 9110, 6.5.1)
+        self.headers = []  # trailers after a chunked body are not headers of the request (RFC 9110, 6.5.1)
 
     def on_body(self, body: bytes) -> None:
         """Pass a piece of a body on, or hold it."""
@@ -224,6 +224,6 @@ class ServerProtocol(Connection):
         super().reject(problem)
 
     def count_problem(self, problem: Problem) -> None:
-        """Count a problem that is sent without the application."""
+        """Count a problem that the server sends without calling the application."""
         if self._middleware is not None:
             self._middleware.count_problem(problem)

@@ -40,7 +40,7 @@ def compose(grey: Image.Image, opacity: Image.Image | None) -> Image.Image:
 
 
 def _page_level(grey: Image.Image, opacity: Image.Image) -> int | None:
-    """Return the grey level of the opaque page that transparent pixels surround; None where strokes lie on nothing.
+    """Return the grey level of the opaque page that transparent pixels surround; None without such a page.
 
     A page fills the box around the opaque pixels, up to its round corners, and has strokes of another level on it.
     """

@@ -1,4 +1,4 @@
-"""Which connected components of the ink are the digit: the others are specks, frames, edges, or a reason to refuse.
+"""Find the connected components of the ink that are the digit. Others are specks, frames, edges, or a reason to reject.
 
 Scope: components, boxes, borders. Independent of grey levels, file formats and models.
 """
@@ -95,7 +95,7 @@ def choose(found: Components, *, final: bool) -> Choice | None:
 
     Args:
         found: all components.
-        final: refuse an image with several candidates; else the best one is returned.
+        final: reject an image with several candidates; else the best one is returned.
 
     Raises:
         AmbiguousImage: there is more than one candidate, or the border cuts the digit.

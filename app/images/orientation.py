@@ -25,7 +25,7 @@ def orientation_of(png: bytes) -> int:
 def exif_orientation(exif: bytes) -> int:
     """Return the orientation, 1 to 8, of an EXIF block that begins with its TIFF header; 1 where it is not stated.
 
-    Only the entries of the first directory are read, so a damaged block costs nothing and raises nothing.
+    Only the entries of the first directory are read, so a damaged block takes no time and raises no error.
     """
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None or len(exif) < 8:

@@ -14,7 +14,7 @@ Fit = Literal["strict", "mnist", "resize"]
 
 
 def choose(asked: Fit | None, manifest: Manifest) -> Preparation:
-    """Return the preparation for a request: the asked one, or that of the version if none is asked for.
+    """Return the preparation for a request: the requested one, or that of the version if none is requested.
 
     Raises:
         InvalidParameter: `resize` is asked for, and the version does not record its inversion and its crop.

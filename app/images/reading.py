@@ -41,7 +41,7 @@ _FOREIGN = (
     (0, b"<?xml", "XML"),
     (0, b"\0\0\1\0", "ICO"),
 )
-"""Offset, bytes and name of formats that people send most; a refusal names the format."""
+"""Offset, bytes and name of formats that people send most; the problem names the format."""
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -72,7 +72,7 @@ def read(content: bytes, max_pixels: int, least_side: int) -> Picture:
 
     Args:
         content: the whole file.
-        max_pixels: a header that declares more is refused before anything is decompressed.
+        max_pixels: a header that declares more is rejected before anything is decompressed.
         least_side: a JPEG is decoded at a fraction of its size as long as both sides keep so many pixels.
 
     Raises:

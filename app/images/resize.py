@@ -23,7 +23,7 @@ WHOLE = (0.0, 0.0, 1.0, 1.0)
 def resize(
     content: bytes, max_pixels: int, *, invert: bool = False, crop: tuple[float, float, float, float] | None = None
 ) -> Fitted:
-    """Resize a picture, or a part of it, to 28x28 grey pixels; the ratio of the sides is not kept.
+    """Resize a picture, or a part of it, to 28x28 grey pixels; the ratio of the sides may change.
 
     Args:
         content: the whole file, PNG, JPEG or WebP; any size, grey or not.

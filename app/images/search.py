@@ -1,4 +1,4 @@
-"""From grey levels to the components that are the digit: polarity, window of the background, refusals.
+"""From grey levels to the components that are the digit: polarity, window of the background, rejected images.
 
 Scope: ink, components, criteria for a digit. Independent of file formats, cropping and models.
 """

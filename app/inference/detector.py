@@ -240,7 +240,10 @@ class Detector:
         return Pictures(rows["mse"], rows["planes"], rows["peak"], rows["reason"].astype(np.int8))
 
     def score_alone(self, image: NDArray[np.uint8]) -> float:
-        """Return the score of one image, uint8 [1, 1, 28, 28]. It is the same each time. Errors as for `detect`."""
+        """Return the score of one image, uint8 [1, 1, 28, 28]. A repeated call returns the same score.
+
+        Errors as for `detect`.
+        """
         return float(self.score(image)[0][0])
 
     def warm_up(self, batch_sizes: Iterable[int]) -> float:

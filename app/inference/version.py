@@ -170,7 +170,7 @@ class ModelVersion:
             await self._worker.run(functools.partial(self._count_failure, detect, 1), lane=self)
 
     async def score_alone(self, pixels: memoryview) -> float:
-        """Return the score of one image of a batch request, uint8 [28, 28], in a forward pass of its own.
+        """Return the score of one image of a batch request, uint8 [28, 28], in a separate forward pass.
 
         Raises:
             InternalError: the model failed.
@@ -195,7 +195,7 @@ class ModelVersion:
     # The following methods run in the inference thread.
 
     def score_one(self, pixels: bytes | memoryview) -> float:
-        """Return the score of one image, uint8 [28, 28], in a forward pass of its own."""
+        """Return the score of one image, uint8 [28, 28], in a separate forward pass."""
         image = np.frombuffer(bytearray(pixels), np.uint8).reshape(1, 1, 28, 28)
         return self._count_failure(functools.partial(self.detector.score_alone, image), 1)
 

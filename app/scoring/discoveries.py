@@ -1,6 +1,6 @@
 """Anomalies of a whole batch at a false-discovery rate, by the Benjamini-Hochberg procedure.
 
-P-values that share one calibration depend on each other, and the procedure controls the rate over one batch anyway
+P-values that share one calibration depend on each other, but the procedure still controls the rate over one batch
 (Bates et al., "Testing for outliers with conformal p-values", 2023). It does not control the rate over several batches.
 """
 

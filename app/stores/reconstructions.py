@@ -156,7 +156,7 @@ class Reconstructions:
         Args:
             records: at least one.
             on_stored: called once, in any thread: with False if the store is down or slow, and the records are counted
-                as dropped. A slow store may have stored them nevertheless.
+                as dropped. A slow store may have stored them although the call timed out.
         """
         put = _Put(len(records), on_stored)
         cause = self._admit(put)
@@ -199,7 +199,7 @@ class Reconstructions:
         """Replace the state under a key if it still is `old`, and return whether it was.
 
         Raises:
-            StoreError: the store did not answer in time. It may have replaced the state nevertheless.
+            StoreError: the store did not answer in time. It may have replaced the state although the call timed out.
         """
         return await self._within_timeout(lambda: self._store.swap_state(key, old, new))
 

@@ -198,10 +198,11 @@ def configure(level: str, log_format: str = "auto") -> LineWriter:
 
 
 class AccessLog:
-    """Log one line per request, with the members of every log line. Lines are collected for 50 ms and queued together.
+    """Log one line per request, with the members that all log lines have.
 
-    The logging module would cost more per request than scoring an image in a full micro-batch. A process that is killed
-    loses the lines of the last 50 ms. A process that shuts down loses lines only if its output is not read.
+    Lines are collected for 50 ms and queued together. The logging module would cost more per request than scoring an
+    image in a full micro-batch. A process that is killed loses the lines of the last 50 ms. A process that shuts down
+    loses lines only if its output is not read.
 
     Args:
         writer: writes the lines.

@@ -63,7 +63,7 @@ class RequestSpan:
 
 @dataclass(slots=True, eq=False)
 class MicroBatchSpan:
-    """The span of a micro-batch, in a trace of its own.
+    """The span of a micro-batch, in a separate trace.
 
     Attributes:
         trace_id, span_id: of the span; 16 and 8 bytes.

@@ -42,7 +42,7 @@ class Traces:
     """Records spans and exports them.
 
     Args:
-        exporter: gets the spans, in a thread of its own, some seconds later.
+        exporter: gets the spans in a separate thread, some seconds later.
         resource: describes the service.
         sampler: decides about new traces. None: all are sampled, and the caller decides about its own.
         version: of the service.

@@ -1,4 +1,4 @@
-"""Draws quantiles of scores as a small chart, an inline SVG without scripts and styles of its own."""
+"""Draws quantiles of scores as a small chart, an inline SVG without its own scripts and styles."""
 
 from __future__ import annotations
 

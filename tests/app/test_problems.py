@@ -1,4 +1,4 @@
-"""Problems: each kind can be told from every other, and gives nothing away."""
+"""Problems: each kind has a distinct type, and no kind reveals internal details."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_types_are_unique() -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_documents_follow_rfc_9457(kind: type[problems.Problem]) -> None:
-    """A document has type, title and status, says what to do, and names the request when there is one."""
+    """A document has type, title, status and a hint, and the request id if there is a request."""
     document = json.loads(problems.render(kind("why"), "abc"))
     assert document["type"].startswith("/problems/")
     assert document["status"] == kind.status
@@ -37,5 +37,5 @@ def test_documents_follow_rfc_9457(kind: type[problems.Problem]) -> None:
 
 @pytest.mark.parametrize("status", [400, 404, 405, 413, 415, 418, 422, 500, 501])
 def test_statuses_of_the_framework_become_problems(status: int) -> None:
-    """Whatever status the framework chose, the problem keeps it."""
+    """The problem keeps any status that the framework chose."""
     assert problems.from_status(status, "why").document()["status"] == status

@@ -1,4 +1,4 @@
-"""Settings: what the environment may say."""
+"""Settings: valid and invalid values of the environment variables."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_bad_values_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, valu
     ],
 )
 def test_values_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
-    """What would start and then never score, never stop, listen everywhere or let everybody in stops the start."""
+    """Values with which the service would never score, never stop, or be open to everybody stop the start."""
     monkeypatch.setenv(f"ANOMALY_{name}", value)
     with pytest.raises(SettingsError, match=f"^ANOMALY_{name}"):
         settings.from_environment()
@@ -70,7 +70,7 @@ def test_values_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.parametrize("prefix", ["", "/anomaly", "/pages", "/of/page"])
 def test_other_prefixes_are_taken(monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
-    """A prefix is only refused when its first part is a path of the service itself."""
+    """A prefix is rejected only if its first part is a path of the service itself."""
     monkeypatch.setenv("ANOMALY_ROOT_PATH", prefix)
     assert settings.from_environment().root_path == prefix
 
@@ -84,7 +84,7 @@ async def test_no_path_of_the_service_is_taken_for_a_prefix(client: httpx.AsyncC
 
 
 def test_settings_cannot_change() -> None:
-    """Nobody can change a setting after the start."""
+    """A setting cannot be changed after the start."""
     chosen = Settings()
     with pytest.raises(ValidationError):
         chosen.port = 1  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""A real Chromium on the real service; what every page must keep is checked for each of them."""
+"""A real Chromium with the real service. Some requirements are checked for every page."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ OFFLINE = [
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip, and say why, where there is no browser."""
+    """Skip the test with a reason if there is no browser."""
     if CHROMIUM is None:
         for item in items:
             if item.path.is_relative_to(HERE):
@@ -47,11 +47,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def axe() -> str:
-    """Return the source of axe-core, installed as the lock file says."""
+    """Return the source of axe-core, in the version of the lock file."""
     if shutil.which("npm") is None:
         pytest.skip("npm is not installed")
     script = HERE / "node_modules" / "axe-core" / "axe.min.js"
-    # Of several processes that run the tests one installs it: `npm ci` begins by removing what the others have.
+    # One of several test processes installs: `npm ci` first removes the files that the others read.
     with (HERE / "package-lock.json").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not script.exists():
@@ -81,7 +81,7 @@ def browser() -> Iterator[Browser]:
 
 
 class Watched:
-    """A page with everything noted that must never happen on it."""
+    """A page that records errors and requests to other hosts."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
@@ -93,7 +93,7 @@ class Watched:
         page.on("request", self._request)
 
     def _console(self, message: Any) -> None:
-        # Chromium reports each refused request by itself; what the page made of it is what the tests look at.
+        # Chromium itself reports each rejected request; the tests check the page's reaction instead.
         if message.type in ("error", "warning") and "Failed to load resource" not in message.text:
             self.errors.append(message.text)
 
@@ -104,7 +104,7 @@ class Watched:
 
 @pytest.fixture
 def open_page(browser: Browser, service: Server) -> Iterator[Callable[..., Page]]:
-    """Return an opener of the page; at the end no console error may have come and no request left the service."""
+    """Return an opener of the page; at the end, there must be no console error and no request to another host."""
     watched: list[Watched] = []
     contexts = []
 
@@ -169,12 +169,12 @@ def draw_six(page: Page) -> None:
 
 
 Refuse = Callable[[str, str], int | None]
-"""Is told method and path of each request, and returns the status with which to refuse it, or None to pass it on."""
+"""Gets method and path of each request. Returns the status of the rejection, or None to forward the request."""
 
 
 @pytest.fixture
 def gateway() -> Iterator[Callable[..., str]]:
-    """Return a starter of gateways: each passes on what lies under its prefix, without the prefix, and nothing else."""
+    """Return a function that starts gateways, which remove their path prefix and forward no other paths."""
     gateways: list[ThreadingHTTPServer] = []
 
     def start(server: Server, prefix: str = "", refuse: Refuse = lambda *_: None) -> str:
@@ -221,7 +221,7 @@ def gateway() -> Iterator[Callable[..., str]]:
 
 @pytest.fixture
 def photograph() -> Callable[..., None]:
-    """Return a taker of screenshots for the documentation; it takes none unless SCREENSHOTS is set."""
+    """Return a function that takes screenshots for the documentation if SCREENSHOTS is set."""
 
     def take(page: Page, name: str, *, whole: bool = True) -> None:
         if not os.environ.get("SCREENSHOTS"):

@@ -1,4 +1,4 @@
-"""The page as a person uses it: drawing, dropping, sliding, sharing, a folder, and every refusal."""
+"""The page in a browser: drawing, dropping files, the slider, links, a folder, and every problem."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_drawn_zero_and_six_are_told_apart(open_page: Callable[..., Page]) -> 
 
 
 def test_it_answers_while_one_draws(open_page: Callable[..., Page]) -> None:
-    """With the pen still down there is an answer, and a later one replaces it."""
+    """The page shows a verdict during a stroke, and a later verdict replaces it."""
     page = open_page()
     box = page.locator("#pad").bounding_box()
     assert box is not None
@@ -117,7 +117,7 @@ def test_it_answers_while_one_draws(open_page: Callable[..., Page]) -> None:
 
 
 def test_a_finger_draws_too(open_page: Callable[..., Page]) -> None:
-    """Touch events on a phone make strokes, and the page does not scroll away under the finger."""
+    """Touch events on a phone draw strokes, and the page does not scroll during a stroke."""
     page = open_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     box = page.locator("#pad").bounding_box()
     assert box is not None
@@ -156,7 +156,7 @@ TWO_FINGERS = """() => {
 
 
 def test_a_tap_is_a_dot_and_a_palm_is_nothing(open_page: Callable[..., Page]) -> None:
-    """A stroke may be as short as it likes, and ends with the finger that draws it."""
+    """A stroke may have any length, and ends when its finger is lifted."""
     page = open_page()
     page.locator("#pad").click()
     assert page.evaluate(INKED) > 1000
@@ -169,7 +169,7 @@ def test_a_tap_is_a_dot_and_a_palm_is_nothing(open_page: Callable[..., Page]) ->
 
 @pytest.mark.parametrize(("width", "height"), [(390, 664), (390, 844), (320, 800), (667, 375), (700, 900)])
 def test_it_fits_small_screens(open_page: Callable[..., Page], width: int, height: int) -> None:
-    """The verdict begins on the screen of a phone while one draws, nothing is squashed, nothing is wider than it."""
+    """On a phone, the verdict is visible during drawing, and nothing is distorted or wider than the screen."""
     page = open_page(viewport={"width": width, "height": height}, has_touch=True, is_mobile=True)
     pad, word = page.locator("#pad").bounding_box(), page.locator(WORD).bounding_box()
     example = page.locator("#examples img").first.bounding_box()
@@ -196,7 +196,7 @@ def test_a_six_from_the_examples_by_keyboard(open_page: Callable[..., Page]) -> 
 
 
 def test_a_photograph_is_answered_in_words(open_page: Callable[..., Page]) -> None:
-    """A dropped photograph of 400x300 has no single digit; the page says so and how to mend it."""
+    """For a dropped photograph without a single digit, the page shows the reason and what to do."""
     page = open_page()
     drop(page, {"photo.png": photo()})
     expect(page.locator(WORD)).to_have_text("The stroke and the background cannot be distinguished")
@@ -204,7 +204,7 @@ def test_a_photograph_is_answered_in_words(open_page: Callable[..., Page]) -> No
 
 
 def test_a_dropped_scan_is_inverted_and_said_to_be(open_page: Callable[..., Page]) -> None:
-    """A dark digit on a bright 400x300 picture is inverted, cropped, centred, and the page says what was done."""
+    """A dark digit on a bright 400x300 picture is inverted, cropped and centred, and the page lists these changes."""
     page = open_page()
     scan = Image.new("RGB", (400, 300), "#f4f0e6")
     with Image.open(EXAMPLES / "zero.png") as zero:
@@ -216,7 +216,7 @@ def test_a_dropped_scan_is_inverted_and_said_to_be(open_page: Callable[..., Page
 
 
 def test_a_jpeg_is_taken_too(open_page: Callable[..., Page]) -> None:
-    """What is no PNG is made one in the browser: a large JPEG of a zero is scored."""
+    """The browser converts other formats to PNG: a large JPEG of a zero is scored."""
     page = open_page()
     with Image.open(EXAMPLES / "zero.png") as zero:
         large = zero.convert("L").resize((3000, 3000), Image.Resampling.BICUBIC)
@@ -242,7 +242,7 @@ def drop(page: Page, files: dict[str, bytes]) -> None:
 
 
 def test_the_slider_moves_the_verdict(open_page: Callable[..., Page], service: Server) -> None:
-    """Across an image's score the verdict changes at once; the thresholds are those that `?alpha=` gives."""
+    """When the slider passes an image's score, the verdict changes; the thresholds are those of `?alpha=`."""
     page = open_page()
     choose(page, "six.png", (EXAMPLES / "six.png").read_bytes())
     answered(page)
@@ -274,7 +274,7 @@ def test_the_slider_moves_the_verdict(open_page: Callable[..., Page], service: S
 
 
 def test_the_slider_crosses_a_score(open_page: Callable[..., Page]) -> None:
-    """Some drawing lies between the strictest and the most lenient threshold: there the slider turns the verdict."""
+    """Some drawing is between the lowest and the highest threshold, so that the slider changes its verdict."""
     page = open_page()
     choose(page, "zero.png", (EXAMPLES / "zero.png").read_bytes())
     answered(page)
@@ -290,7 +290,7 @@ def test_the_slider_crosses_a_score(open_page: Callable[..., Page]) -> None:
 
 
 def test_a_shared_link_shows_the_same_result(open_page: Callable[..., Page]) -> None:
-    """Opened elsewhere, the link shows the same verdict, numbers and pictures, pixel for pixel."""
+    """In another browser, the link shows the same verdict, numbers and pictures, pixel for pixel."""
     page = open_page()
     draw_zero(page)
     answered(page)
@@ -375,7 +375,7 @@ REFUSALS: dict[str, tuple[str, bytes, str, str]] = {
 
 @pytest.mark.parametrize("name", REFUSALS)
 def test_each_refusal_is_in_clear_words(name: str, open_page: Callable[..., Page]) -> None:
-    """What cannot be scored is answered with a title and a way out, and leaves no earlier result standing."""
+    """For a file that cannot be scored, the page shows a title and what to do, and removes the earlier result."""
     file, content, kind, title = REFUSALS[name]
     page = open_page()
     choose(page, "zero.png", (EXAMPLES / "zero.png").read_bytes())
@@ -390,7 +390,7 @@ def test_each_refusal_is_in_clear_words(name: str, open_page: Callable[..., Page
 def test_a_score_that_comes_too_late_is_said_to(
     open_page: Callable[..., Page], make_server: Callable[..., Server]
 ) -> None:
-    """When the service gives up on a score, the page says that it was not ready in time, and what to do."""
+    """If a score exceeds its deadline, the page shows that the deadline was exceeded, and what to do."""
     server = make_server(ANOMALY_DEADLINE_MS="1", ANOMALY_MICROBATCH_MAX_DELAY_MS="200").start()
     page = open_page(server.url)
     choose(page, "zero.png", (EXAMPLES / "zero.png").read_bytes())
@@ -401,7 +401,7 @@ def test_a_score_that_comes_too_late_is_said_to(
 def test_a_service_without_a_model_is_said_to_be(
     open_page: Callable[..., Page], make_server: Callable[..., Server], tmp_path: Path
 ) -> None:
-    """Where nothing can be served the page says that no model is ready, and tries again when told."""
+    """Without a loaded model, the page shows that no model is ready, and its button tries again."""
     (tmp_path / "empty").mkdir()
     environment = {"ANOMALY_MODEL_STORE": str(tmp_path / "empty"), "ANOMALY_ALLOW_EMPTY": "true"}
     server = make_server(**environment).start(wait=False)
@@ -449,7 +449,7 @@ def test_a_dropped_folder_is_opened(open_page: Callable[..., Page], tmp_path: Pa
 
 
 def test_clearing_while_a_finger_is_down(open_page: Callable[..., Page]) -> None:
-    """Clear and undo end the stroke that is being drawn: what the pen does until it is lifted draws nothing."""
+    """Clear and undo end the current stroke: further movement of the pen draws nothing until it is lifted."""
     page = open_page()
     box = page.locator("#pad").bounding_box()
     assert box is not None
@@ -466,7 +466,7 @@ def test_clearing_while_a_finger_is_down(open_page: Callable[..., Page]) -> None
 
 
 def test_a_small_jpeg_is_not_fitted(open_page: Callable[..., Page]) -> None:
-    """An image that already is 28x28 is scored as it is, whatever kind of file it came in."""
+    """An image of 28x28 pixels is scored unchanged, for any file format."""
     page = open_page()
     with Image.open(EXAMPLES / "zero.png") as zero:
         for kind in ("JPEG", "WEBP"):
@@ -499,7 +499,7 @@ def test_the_error_map_has_a_scale(open_page: Callable[..., Page], service: Serv
 def test_a_verdict_outlives_its_pictures(
     open_page: Callable[..., Page], service: Server, gateway: Callable[..., str]
 ) -> None:
-    """When the pictures cannot be fetched the verdict and its numbers stay, and the page says what is lost."""
+    """If the pictures cannot be fetched, the verdict and its numbers remain, and the page shows what is missing."""
     url = gateway(service, refuse=lambda _, path: 503 if path.startswith("/reconstruction/") else None)
     page = open_page(url)
     choose(page, "six.png", (EXAMPLES / "six.png").read_bytes())
@@ -510,7 +510,7 @@ def test_a_verdict_outlives_its_pictures(
 
 
 def test_a_folder_tries_again(open_page: Callable[..., Page], service: Server, gateway: Callable[..., str]) -> None:
-    """Too many, busy and too late are tried again after the time that the answer names; every file gets its score."""
+    """Requests with 429, 503 and 504 are repeated after the time in the reply, and every file gets its score."""
     refusals = iter([429, 503, 504])
     asked: list[float] = []
 
@@ -546,7 +546,7 @@ def test_a_file_that_goes_away_is_a_row(
 
 
 def test_a_wrong_size_is_refused_when_fitting_is_off(open_page: Callable[..., Page]) -> None:
-    """With fitting set to never, an image of another size gets the service's words; with fitting it is scored."""
+    """Without fitting, the page shows the service's problem for an image of another size; with fitting it is scored."""
     page = open_page()
     with Image.open(EXAMPLES / "zero.png") as zero:
         choose(page, "large.png", png_of(zero.resize((90, 90))))
@@ -556,7 +556,7 @@ def test_a_wrong_size_is_refused_when_fitting_is_off(open_page: Callable[..., Pa
 
 
 def test_an_expired_link_is_said_to_be(open_page: Callable[..., Page]) -> None:
-    """A link to something that is no longer kept says so and what to do."""
+    """For a link to an expired reconstruction, the page shows the reason and what to do."""
     page = open_page(path="/#id=" + "0" * 32)
     expect(page.locator(WORD)).to_have_text("The reconstruction does not exist or has expired")
     expect(page.locator("#verdict-why")).to_contain_text("Draw or choose the image again")
@@ -565,7 +565,7 @@ def test_an_expired_link_is_said_to_be(open_page: Callable[..., Page]) -> None:
 def test_a_service_that_is_gone_is_said_to_be(
     open_page: Callable[..., Page], make_server: Callable[..., Server]
 ) -> None:
-    """When the service stops the page says that it cannot be reached, and works again once it is back."""
+    """If the service stops, the page shows that it cannot be reached, and works again when the service is up."""
     server = make_server().start()
     page = open_page(server.url)
     server.stop()
@@ -579,7 +579,7 @@ def test_a_service_that_is_gone_is_said_to_be(
 def test_an_overloaded_service_is_said_to_be(
     open_page: Callable[..., Page], make_server: Callable[..., Server]
 ) -> None:
-    """When the one place for fitting is taken by a slow upload, the page says busy; the folder tries again."""
+    """While a slow upload takes the only place for fitting, the page shows `busy`, and a folder is retried."""
     server = make_server(ANOMALY_FIT_MAX_WAITING="1", ANOMALY_BODY_TIMEOUT_MS="60000").start()
     page = open_page(server.url)
     with slow_upload(server):
@@ -617,9 +617,9 @@ def keys_file(tmp_path: Path) -> Path:
 def test_an_api_key_is_asked_for_and_sent(
     open_page: Callable[..., Page], make_server: Callable[..., Server], keys_file: Path
 ) -> None:
-    """Where keys are needed the page asks for one, sends it with every request, and forgets it with the tab.
+    """If the service needs keys, the page asks for one, sends it with every request, and deletes it with the tab.
 
-    An image that was refused for want of a key is judged when there is one.
+    An image that was rejected without a key is scored when the user has entered one.
     """
     server = make_server(ANOMALY_API_KEYS_FILE=str(keys_file)).start()
     page = open_page(server.url, wait=False)
@@ -641,7 +641,7 @@ def test_an_api_key_is_asked_for_and_sent(
     with page.expect_response("**/score?*") as late:
         page.evaluate("document.getElementById('fit').dispatchEvent(new Event('change'))")
     expect(page.get_by_text(late.value.headers["x-request-id"])).to_be_visible()
-    page.keyboard.press("Enter")  # refused once more while the key is typed, the page leaves it alone
+    page.keyboard.press("Enter")  # another rejected request does not change the key that is being typed
     answered(page)
 
     page.evaluate("sessionStorage.setItem('api-key', 'no longer known')")
@@ -657,7 +657,7 @@ def test_an_api_key_is_asked_for_and_sent(
     page.locator("#key").fill("sesame")
     with page.expect_response("**/score?*"):
         page.keyboard.press("Enter")
-    held[0].continue_()  # what was asked with the old key is refused when the new one has been taken
+    held[0].continue_()  # the request with the old key is rejected after the new key was accepted
     answered(page)
     expect(page.locator("#key-dialog")).to_be_hidden()
 
@@ -671,7 +671,7 @@ def test_an_api_key_is_asked_for_and_sent(
 def test_it_works_behind_a_path_prefix(
     open_page: Callable[..., Page], make_server: Callable[..., Server], gateway: Callable[..., str]
 ) -> None:
-    """Behind a gateway that gives the service a path of its own, everything on the page still finds its way."""
+    """Everything on the page works behind a gateway with a path prefix."""
     server = make_server(ANOMALY_ROOT_PATH="/anomaly").start()
     page = open_page(gateway(server, "/anomaly"), path="/anomaly/")
     draw_zero(page)
@@ -686,7 +686,7 @@ def test_the_interface_is_shown_and_tried_out(
     gateway: Callable[..., str],
     keys_file: Path,
 ) -> None:
-    """`/docs` shows every route with nothing from elsewhere, and scores a file with the key that the page holds."""
+    """`/docs` shows every route without files of other hosts, and scores a file with the key of the page."""
     server = make_server(ANOMALY_ROOT_PATH="/anomaly", ANOMALY_API_KEYS_FILE=str(keys_file)).start()
     page = open_page(gateway(server, "/anomaly"), path="/anomaly/docs", wait=False)
     described = httpx.get(f"{server.url}/openapi.json", verify=TRUSTS_NOBODY).json()["paths"]

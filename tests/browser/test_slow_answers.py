@@ -1,4 +1,4 @@
-"""What the page makes of answers that come late, in another order, or not at all."""
+"""The page with replies that arrive late, in another order, or never."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ZERO = (EXAMPLES / "zero.png").read_bytes()
 
 
 class Held:
-    """Requests that are kept waiting until `release`."""
+    """Requests that are held until `release`."""
 
     def __init__(self, page: Page, pattern: str, **options: int) -> None:
         self.routes: list[Route] = []
@@ -43,7 +43,7 @@ class Held:
         raise AssertionError(f"{len(self.routes)} of {count} requests to {self._pattern}")
 
     def release(self) -> None:
-        """Pass on what waits and whatever comes from now on; what the page has given up is gone."""
+        """Forward the held requests and all later ones. Requests that the page has aborted are ignored."""
         self._page.unroute(self._pattern)
         for route in self.routes:
             with contextlib.suppress(Error):
@@ -51,21 +51,21 @@ class Held:
 
 
 def kept(service: Server, content: bytes, **query: str | float) -> dict[str, object]:
-    """Score an image as a program does, and return the reply."""
+    """Score an image by HTTP without the page, and return the reply."""
     reply = service.post("/score", params=query, content=content, headers={"content-type": "image/png"}).json()
     assert isinstance(reply, dict)
     return reply
 
 
 def queries(page: Page) -> list[str]:
-    """Return a list into which the address of each score that is asked for is put."""
+    """Return a list to which the URL of each later score request is added."""
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url) if "/score?" in request.url else None)
     return asked
 
 
 def test_a_link_is_judged_at_its_own_rate(open_page: Callable[..., Page], service: Server) -> None:
-    """A link whose rate is no step of the slider shows its own verdict; what is judged later has the visitor's rate."""
+    """A link with a rate between steps of the slider shows its own verdict; later scores use the slider's rate."""
     reply = kept(service, ZERO, alpha=0.73)
     assert reply["is_anomaly"], "the example's score is one of the middle"
     page = open_page(path=f"/#id={reply['id']}")
@@ -98,7 +98,7 @@ def test_a_link_is_judged_at_its_own_rate(open_page: Callable[..., Page], servic
 
 
 def test_the_newest_question_is_answered(open_page: Callable[..., Page], service: Server) -> None:
-    """A link that comes late replaces neither a drawing that was begun meanwhile nor a newer link."""
+    """A link that loads slowly replaces neither a drawing that was begun after it nor a newer link."""
     links = [str(kept(service, content)["id"]) for content in (SIX, ZERO)]
     page = open_page()
     for newer in ("drawing", "link"):
@@ -118,7 +118,7 @@ def test_the_newest_question_is_answered(open_page: Callable[..., Page], service
 
 
 def test_models_are_not_mixed_up(open_page: Callable[..., Page]) -> None:
-    """Of two models chosen one after the other the later one judges, whichever threshold comes last."""
+    """Of two models selected one after the other, the later one is used, even if its threshold arrives first."""
     page = open_page()
     choose(page, "six.png", SIX)
     answered(page)
@@ -137,7 +137,7 @@ def test_models_are_not_mixed_up(open_page: Callable[..., Page]) -> None:
 
 
 def test_an_old_verdict_is_no_answer(open_page: Callable[..., Page], service: Server) -> None:
-    """While another image or model is asked about, the old verdict fades, and makes way when that takes long."""
+    """While another image or model is requested, the old verdict fades, and is removed if the request takes long."""
     page = open_page()
     choose(page, "six.png", SIX)
     answered(page)
@@ -173,7 +173,7 @@ def test_an_old_verdict_is_no_answer(open_page: Callable[..., Page], service: Se
 
 
 def test_a_slow_line_answers_while_one_draws(open_page: Callable[..., Page]) -> None:
-    """What is asked while one draws is answered before the next is asked; the last drawing is judged in the end."""
+    """During drawing, the page sends one score request at a time; the final drawing is always scored."""
     page = open_page()
     given_up: list[str] = []
     page.on("requestfailed", lambda request: given_up.append(request.url) if "/score?" in request.url else None)
@@ -194,7 +194,7 @@ def test_a_slow_line_answers_while_one_draws(open_page: Callable[..., Page]) -> 
 
 
 def test_what_is_known_outlives_a_failure(open_page: Callable[..., Page]) -> None:
-    """A verdict stays when the slider's rate cannot be asked for; only the link to it goes. 'Try again' tries again."""
+    """If a score at a new rate fails, the verdict stays without its link, and 'Try again' repeats the request."""
     page = open_page()
     choose(page, "six.png", SIX)
     answered(page)
@@ -222,7 +222,7 @@ def test_what_is_known_outlives_a_failure(open_page: Callable[..., Page]) -> Non
 
 
 def test_a_link_without_a_clipboard(open_page: Callable[..., Page]) -> None:
-    """Where there is no clipboard the address bar has the link, and the drawing stays as it is."""
+    """Without a clipboard, the link is put into the address bar, and the drawing is unchanged."""
     page = open_page()
     page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
     draw_zero(page)
@@ -237,12 +237,12 @@ def test_a_link_without_a_clipboard(open_page: Callable[..., Page]) -> None:
 
 
 def images(**contents: bytes) -> list[FilePayload]:
-    """Files to choose: each keyword's name, and what is in it."""
+    """Return files for a file input: the name and the content of each keyword argument."""
     return [{"name": f"{name}.png", "mimeType": "image/png", "buffer": content} for name, content in contents.items()]
 
 
 def need_key(route: Route) -> None:
-    """Answer as a service does that asks for a key."""
+    """Reply like a service that needs a key."""
     problem = {
         "type": "/problems/unauthorized",
         "title": "A valid API key is required",
@@ -257,7 +257,7 @@ def has_key(route: Route) -> bool:
 
 
 def test_a_table_has_one_model_and_one_rate(open_page: Callable[..., Page], service: Server) -> None:
-    """What is chosen when a folder starts holds for all of it, and the page says what it was; a link's rate is not."""
+    """A folder is scored with the model and rate that are selected at its start, not with the rate of a link."""
     page = open_page(path=f"/#id={kept(service, ZERO, alpha=0.73)['id']}")
     answered(page)
     page.locator("nav a[data-view=folder]").click()
@@ -274,7 +274,7 @@ def test_a_table_has_one_model_and_one_rate(open_page: Callable[..., Page], serv
 
 
 def test_a_folder_waits_for_models_and_a_key(open_page: Callable[..., Page]) -> None:
-    """A folder begun before the models are known waits for them; without a key it ends, asks, and begins anew."""
+    """A folder waits for the list of models; if a key is needed, the page asks for it and starts the folder again."""
     page = open_page(path="/#folder")
     slow = Held(page, "**/models")
     page.reload()
@@ -298,9 +298,9 @@ def test_a_folder_waits_for_models_and_a_key(open_page: Callable[..., Page]) -> 
 
 
 def test_a_folder_is_stopped_at_once_and_keeps_the_focus(open_page: Callable[..., Page]) -> None:
-    """'Stop' does not sit out a wait; a focused row stays focused as others come; what is said is not said each time.
+    """'Stop' ends a retry wait at once; new rows do not move the focus; announcements are not repeated for each row.
 
-    Files without an ending are tried, and one of a drop that cannot be read is counted, not the end of all.
+    Files without a suffix are tried, and a dropped file that cannot be read is counted and does not end the run.
     """
     page = open_page(path="/#folder")
     slow = Held(page, "**/score?*")
@@ -346,7 +346,7 @@ def test_a_folder_is_stopped_at_once_and_keeps_the_focus(open_page: Callable[...
 
 
 def test_a_card_stands_under_its_own_name(open_page: Callable[..., Page]) -> None:
-    """Of two cards the later chosen is shown, without a picture that does not come, and its failure is said there."""
+    """Of two model cards, the page shows the one selected last, without missing pictures, and shows its error there."""
     page = open_page(path="/#model")
     card = page.locator("#card")
     expect(card.locator("h1")).to_contain_text("zero")
@@ -374,7 +374,7 @@ def test_a_card_stands_under_its_own_name(open_page: Callable[..., Page]) -> Non
 def test_a_drawing_comes_back(open_page: Callable[..., Page]) -> None:
     """A row of a folder shows its result in place of the drawing, which is there again on return.
 
-    Undo and clear, used up, leave the focus on the pad; an image pasted into the folder is scored there.
+    If undo and clear become disabled, the focus moves to the pad; an image pasted into the folder is scored there.
     """
     page = open_page()
     draw_zero(page)
@@ -407,7 +407,7 @@ def test_a_drawing_comes_back(open_page: Callable[..., Page]) -> None:
 
 
 def test_an_answer_that_breaks_off(open_page: Callable[..., Page]) -> None:
-    """Half an answer is none: the page says that the service cannot be reached, and a folder asks again."""
+    """For an incomplete reply, the page shows that the service cannot be reached, and a folder repeats the request."""
     page = open_page()
 
     def cut(route: Route) -> None:
@@ -425,7 +425,7 @@ def test_an_answer_that_breaks_off(open_page: Callable[..., Page]) -> None:
 
 
 def test_noise_of_any_size_is_sent(open_page: Callable[..., Page]) -> None:
-    """A large photograph that no PNG makes smaller is below the service's limit all the same."""
+    """A large photograph that PNG does not compress well is still below the service's limit."""
     page = open_page()
     noise = np.random.default_rng(0).integers(0, 256, (1100, 1100, 3), np.uint8)
     buffer = io.BytesIO()
@@ -435,7 +435,7 @@ def test_noise_of_any_size_is_sent(open_page: Callable[..., Page]) -> None:
 
 
 def test_a_key_without_a_place_to_keep_it(open_page: Callable[..., Page]) -> None:
-    """Where the browser keeps nothing for the page, the key is held; what cannot be a key is said not to be one."""
+    """Without session storage, the page keeps the key in memory, and it rejects text that cannot be a key."""
     page = open_page(wait=False)
     page.add_init_script("Object.defineProperty(window, 'sessionStorage', { get() { throw new Error('blocked'); } })")
     page.route("**/models", lambda route: route.continue_() if has_key(route) else need_key(route))
@@ -456,7 +456,7 @@ def test_a_key_without_a_place_to_keep_it(open_page: Callable[..., Page]) -> Non
 
 
 def test_a_newer_drawing_is_never_beside_an_older_verdict(open_page: Callable[..., Page], service: Server) -> None:
-    """What answers while something newer was begun is dimmed, and a link that answers then changes nothing."""
+    """A reply that arrives after a newer action has begun is dimmed, and a link's late reply has no effect."""
     page = open_page()
     draw_six(page)
     answered(page)
@@ -485,7 +485,7 @@ def test_a_newer_drawing_is_never_beside_an_older_verdict(open_page: Callable[..
 
 
 def test_nothing_is_judged_for_ever(open_page: Callable[..., Page]) -> None:
-    """Neither a model that is slow to come nor a key that is given meanwhile leaves the answer waiting."""
+    """The page does not show 'Judging…' permanently if a model loads slowly or a key is entered during a score."""
     page = open_page()
     page.route("**/calibration", lambda _: None)
     page.locator("#model").select_option("zero-article")

@@ -1,7 +1,7 @@
-"""A Ray cluster of two nodes on this machine, as a process of its own: `python -m tests.bulk.nodes`.
+"""A Ray cluster of two nodes on this machine, in a separate process: `python -m tests.bulk.nodes`.
 
-It writes its address as one line. Each line that it reads kills one node, as a crash does, and is answered by a line.
-It ends with its standard input.
+It writes its address as one line. Each line on its standard input kills one node, like a crash, and the process then
+writes a line. It ends with its standard input.
 """
 
 from __future__ import annotations

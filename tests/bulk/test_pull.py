@@ -143,7 +143,7 @@ def test_nothing_is_copied_if_a_check_fails(
     forms: dict[str, Path],
     tmp_path: Path,
 ) -> None:
-    """A wrong digest, another version of the same number, and scores that differ leave the store as it was."""
+    """A wrong digest, another version of the same number, and scores that differ do not change the store."""
     store = tmp_path / "store"
     failed = in_process("pull", forms["v.tar"], "--model-store", store, "--digest", "0" * 64)
     assert failed.returncode == 2 and "nothing was copied" in failed.stderr and not store.exists()

@@ -1,1 +1,1 @@
-"""The command `anomaly`, as a process of its own."""
+"""The command `anomaly`, in a separate process."""

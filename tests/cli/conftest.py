@@ -33,7 +33,7 @@ def environment(**chosen: str) -> dict[str, str]:
 
 @pytest.fixture
 def anomaly() -> Anomaly:
-    """Return a runner of the command that gives its exit code and what it wrote."""
+    """Return a function that runs the command and returns its exit code and output."""
 
     def run(*arguments: str | Path, stdin: bytes = b"", **chosen: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
@@ -47,7 +47,7 @@ def anomaly() -> Anomaly:
 
 @pytest.fixture
 def in_process() -> Anomaly:
-    """Return the same runner without a process: for what does not depend on one, since a process takes seconds."""
+    """Return the same function without a process, for tests that do not need one, because a process takes seconds."""
 
     def run(*arguments: str | Path, stdin: bytes = b"", **chosen: str) -> subprocess.CompletedProcess[str]:
         others = dict.fromkeys(os.environ.keys() - environment().keys())
@@ -90,7 +90,7 @@ SCORE = score_of(
 
 
 class Scorer:
-    """Scores without a service: each image by its file's name, as a test says."""
+    """Scores without a service: the test defines the outcome of each file name."""
 
     fit = "strict"
 
@@ -108,7 +108,7 @@ class Scorer:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Return a runner of `main` that gives the exit code."""
+    """Return a function that runs `main` and returns the exit code."""
 
     def run(*arguments: str | Path, scorer: Scorer | None = None) -> int:
         monkeypatch.setattr(sys, "argv", ["anomaly", *map(str, arguments)])

@@ -41,7 +41,7 @@ def test_q_values_are_those_of_scipy() -> None:
 
 
 def test_images_without_a_score_do_not_count(tmp_path: Path, in_process: Anomaly) -> None:
-    """A file that is no image has no q-value, and does not change those of the others."""
+    """A file that is not an image has no q-value, and does not change the q-values of other files."""
     (tmp_path / "a.png").write_bytes(b"no image")
     done = in_process(
         "score", tmp_path / "a.png", EXAMPLES / "six.png", EXAMPLES / "zero.png",

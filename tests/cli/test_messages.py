@@ -1,4 +1,4 @@
-"""The messages of the command fit the command: no HTTP for who scores offline, options instead of parameters."""
+"""The messages of the command fit the command: no HTTP terms for offline scoring, options instead of parameters."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_what_programs_read_stays(kind: type[problems.Problem]) -> None:
 
 
 def test_other_errors_stay() -> None:
-    """An error that is not a problem of the service has the words of the client."""
+    """An error that is not a problem of the service has the message of the client."""
     error = UnreadableImage("a.png is empty")
     assert explain(error) is error
     assert in_one_line(error) == "a.png is empty"

@@ -1,4 +1,4 @@
-"""`anomaly score` and its neighbours, as a process: exit codes, formats, offline and by URL."""
+"""`anomaly score` and similar commands, as a process: exit codes, formats, offline and by URL."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ STRICT = ("--alpha", "0.2")
     ids=["normal", "anomaly", "no png", "missing", "empty folder"],
 )
 def test_the_exit_code_is_the_verdict(anomaly: Anomaly, files: tuple[Path, ...], code: int) -> None:
-    """0 says all normal, 1 that an anomaly was found, 2 that something could not be scored, offline as by URL."""
+    """Exit code 0: all normal; 1: an anomaly was found; 2: a file could not be scored. Offline and by URL."""
     done = anomaly("score", *files, *STORE, *ARTICLE, *STRICT)
     assert done.returncode == code, done.stderr
 
@@ -55,7 +55,7 @@ def test_what_cannot_be_looked_at_is_not_scored(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A folder or a name that the system refuses is a result of its own; the others are scored."""
+    """A folder or file that the operating system cannot open is a separate result, and other files are scored."""
     (tmp_path / "below").mkdir()
     (tmp_path / "shown").mkdir()
     for path in (tmp_path / "z.png", tmp_path / "shown" / "a.png"):
@@ -84,7 +84,7 @@ def test_what_cannot_be_looked_at_is_not_scored(
 
 
 def test_an_empty_name_is_refused(run: Callable[..., int], tmp_path: Path) -> None:
-    """Neither command takes it for the working directory, as a shell gives it where a variable is not set."""
+    """An empty argument, which shells pass for an unset variable, does not mean the working directory."""
     assert run("score", "") == 2
     assert run("watch", "") == 2
     assert run("watch", tmp_path, "--interval", "inf") == 2
@@ -114,7 +114,7 @@ def test_the_service_gives_the_same_codes(in_process: Anomaly, server: Server) -
 def test_what_makes_no_sense_is_an_error(
     in_process: Anomaly, server: Server, options: tuple[str, ...], words: str
 ) -> None:
-    """Options that cannot be met end with code 2 and words on the error stream, the same offline and by URL."""
+    """Invalid options end with code 2 and a message on standard error, offline and by URL."""
     for where in (STORE, ("--url", server.url)):
         done = in_process("score", ZERO, *where, *options)
         assert done.returncode == 2
@@ -124,7 +124,7 @@ def test_what_makes_no_sense_is_an_error(
 
 
 def test_nobody_listens(in_process: Anomaly) -> None:
-    """A service that is not there is one line and exit code 2."""
+    """An unreachable service causes one line and exit code 2."""
     done = in_process("score", ZERO, "--url", f"http://127.0.0.1:{free_port()}")
     assert (done.returncode, done.stdout) == (2, "")
     assert "cannot be reached" in done.stderr
@@ -134,7 +134,7 @@ def test_nobody_listens(in_process: Anomaly) -> None:
 @pytest.mark.parametrize("url", ["http://[::1", "http://host:port", "http://a..b", "http://\u2400", "ftp://host", ""])
 @pytest.mark.parametrize("command", ["score", "models"])
 def test_what_is_no_url_is_an_error(in_process: Anomaly, command: str, url: str) -> None:
-    """An address that cannot be one is words and exit code 2: never a traceback, never the code of an anomaly."""
+    """An invalid address causes a message and exit code 2, without a traceback."""
     done = in_process(command, *([ZERO] if command == "score" else []), "--url", url, TERMINAL_WIDTH="200")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr
@@ -143,7 +143,7 @@ def test_what_is_no_url_is_an_error(in_process: Anomaly, command: str, url: str)
 
 @pytest.mark.process
 def test_what_nobody_foresaw_is_one_line(tmp_path: Path) -> None:
-    """An error of any kind ends with exit code 2 and one line, so that it can never be taken for an anomaly."""
+    """Any error ends with exit code 2 and one line, so that it differs from the exit code of an anomaly."""
     code = (
         "import sys, anomaly.cli.__main__ as command\n"
         "from anomaly.cli import commands\n"
@@ -158,7 +158,7 @@ def test_what_nobody_foresaw_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_damaged_version_is_refused_offline(in_process: Anomaly, tmp_path: Path) -> None:
-    """Offline too, no byte is run that its manifest does not vouch for."""
+    """Offline scoring also rejects a module whose checksum differs from the manifest."""
     source = MODEL_STORE / "zero-article"
     for path in source.rglob("*"):
         if path.is_file():
@@ -171,7 +171,7 @@ def test_a_damaged_version_is_refused_offline(in_process: Anomaly, tmp_path: Pat
 
 
 def test_json_is_the_services_reply_with_the_file(in_process: Anomaly, server: Server) -> None:
-    """JSON and JSON lines hold what the service answers, member for member, and name the file."""
+    """JSON and JSON lines contain all members of the service's reply, and the name of the file."""
     for where in (STORE, ("--url", server.url)):
         done = in_process("score", ZERO, ROOT / "LICENSE", *where, "--format", "json")
         score, refusal = json.loads(done.stdout)
@@ -201,7 +201,7 @@ def test_csv_is_one_line_a_file(in_process: Anomaly) -> None:
 
 
 def test_the_table_is_readable(in_process: Anomaly) -> None:
-    """The table names every file with its verdict, and counts; nothing is cut where the output is no terminal."""
+    """The table lists every file with its verdict, and totals; without a terminal, no cell is truncated."""
     done = in_process("score", EXAMPLES, ROOT / "LICENSE", *STORE, *ARTICLE, *STRICT)
     assert f"{SIX}" in done.stdout
     assert "The file is not a PNG" in done.stdout
@@ -210,7 +210,7 @@ def test_the_table_is_readable(in_process: Anomaly) -> None:
 
 
 def test_the_standard_input(anomaly: Anomaly, zero: bytes) -> None:
-    """`-` scores what comes through the standard input, as the file itself."""
+    """`-` scores the image on the standard input like the file itself."""
     piped = json.loads(anomaly("score", "-", *STORE, "-f", "jsonl", stdin=zero).stdout)
     named = json.loads(anomaly("score", ZERO, *STORE, "-f", "jsonl").stdout)
     assert piped == {**named, "file": "-"}
@@ -254,7 +254,7 @@ def test_a_reader_that_leaves(thousand_digits: Path) -> None:
 
 @pytest.mark.process
 def test_ctrl_c_ends_although_the_service_hangs(tmp_path: Path, thousand_digits: Path) -> None:
-    """Replies under way are not waited for, and a service that hangs would never give them."""
+    """The command does not wait for pending replies, which a hanging service would never send."""
     server = Server(tmp_path).start()
     assert server.process is not None
     command = [sys.executable, "-m", "anomaly.cli", "score", str(thousand_digits), "--url", server.url, "-f", "jsonl"]
@@ -290,7 +290,7 @@ def test_a_thousand_digits_score_the_same_offline(anomaly: Anomaly, server: Serv
 
 
 def test_several_at_a_time_differ_by_rounding_only(in_process: Anomaly, server: Server, thousand_digits: Path) -> None:
-    """Micro-batches of several images move a score by no more than rounding, and the output keeps its order."""
+    """Micro-batches of several images change a score only by rounding, and the output keeps its order."""
     alone = in_process("score", thousand_digits, *STORE, "-f", "jsonl")
     together = in_process("score", str(thousand_digits), "--url", server.url, "--concurrency", "16", "-f", "jsonl")
     pairs = list(zip(*(map(json.loads, done.stdout.splitlines()) for done in (alone, together)), strict=True))
@@ -317,7 +317,7 @@ def test_an_image_of_any_size_fits_offline_as_by_url(in_process: Anomaly, server
 
 
 def test_asking_a_service_never_imports_torch(server: Server) -> None:
-    """Scoring by URL loads neither torch nor numpy nor the service's code: it is what keeps the command quick."""
+    """Scoring by URL loads neither torch nor numpy nor the service's code, so that the command starts quickly."""
     code = (
         "import sys; from anomaly.cli.__main__ import app\n"
         f"try: app(['score', {str(ZERO)!r}, '--url', {server.url!r}])\n"
@@ -354,7 +354,7 @@ def test_the_models_of_a_service(anomaly: Anomaly, server: Server) -> None:
 
 
 def test_training_is_mounted(anomaly: Anomaly, in_process: Anomaly, tmp_path: Path) -> None:
-    """`anomaly list` and its neighbours are the training command's own, with their options and exit codes."""
+    """`anomaly list` and similar commands are those of the training command, with its options and exit codes."""
     assert "zero-article" in anomaly("list", "--model-store", MODEL_STORE).stdout
     assert "--anomalies-dir" in in_process("train", "--help").stdout
     listed = in_process("--help").stdout

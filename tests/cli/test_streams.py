@@ -1,4 +1,4 @@
-"""The command's streams and exit codes, where somebody does not read or write as usual."""
+"""The command's streams and exit codes if a reader or writer of a stream is closed, blocked or full."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.cli.conftest import SCORE, Scorer
 
 
 def unread() -> io.TextIOWrapper:
-    """Return a stream whose reader is gone."""
+    """Return a stream whose reader is closed."""
     read, write = os.pipe()
     os.close(read)
     return os.fdopen(write, "w", encoding="utf-8")
@@ -46,7 +46,7 @@ def test_results_that_nobody_reads_are_an_error(
     stream: Callable[[], io.TextIOWrapper],
     arguments: tuple[str, ...],
 ) -> None:
-    """The code is never that of an anomaly, and nothing is left that would fail at exit."""
+    """The exit code is never that of an anomaly, and no unwritten output causes an error at exit."""
     with stream() as stdout:
         monkeypatch.setattr(sys, "stdout", stdout)
         assert run(*arguments) == 2
@@ -57,7 +57,7 @@ def test_results_that_nobody_reads_are_an_error(
 def test_words_that_nobody_reads_change_no_code(
     run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, stream: Callable[[], io.TextIOWrapper | None]
 ) -> None:
-    """An error stream that is closed or full leaves the exit code as it is."""
+    """A closed or full standard error does not change the exit code."""
 
     def broken(_: str) -> Score:
         raise RuntimeError
@@ -73,7 +73,7 @@ def test_words_that_nobody_reads_change_no_code(
 
 
 def test_a_signal_stops_where_nobody_reads_that_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The handler asks for the end, whatever becomes of its words."""
+    """The handler stops the command even if its message cannot be written."""
 
     def broken(*_: object) -> int:
         raise BrokenPipeError
@@ -90,7 +90,7 @@ def test_a_signal_stops_where_nobody_reads_that_it_came(monkeypatch: pytest.Monk
 def test_a_name_need_not_be_utf8(
     run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str, encoding: str
 ) -> None:
-    """A name with a byte that is no UTF-8 is written as JSON writes it, and the run goes on."""
+    """A file name that is not UTF-8 is written with a JSON escape, and the run continues."""
     for name in (b"\xff.png", "ü.png".encode()):
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
     written = io.BytesIO()
@@ -106,7 +106,7 @@ def test_a_name_need_not_be_utf8(
 
 @pytest.mark.parametrize("writer", [Table, Lines])
 def test_a_name_does_not_command_the_terminal(writer: Callable[[TextIO], Writer]) -> None:
-    """Control characters of a name, and of what is said of it, are written as escapes."""
+    """Control characters of a file name and of an error message are written as escapes."""
     stream = io.StringIO()
     lines = writer(stream)
     lines.add(Result("\x1b[31mred\n\u202e.png", UnreadableImage("\x1b]0;title\x07")))
@@ -117,7 +117,7 @@ def test_a_name_does_not_command_the_terminal(writer: Callable[[TextIO], Writer]
 
 
 def test_a_spreadsheet_does_not_run_a_name() -> None:
-    """A text that begins as a formula does is quoted in CSV; the standard input keeps its name."""
+    """A text that begins like a formula is quoted in CSV; the name `-` of the standard input is not."""
     stream = io.StringIO()
     lines = Csv(stream)
     names = ["=1+2.png", "+a.png", "-a.png", "@a.png", "\ta.png", "a=b.png", "-"]
@@ -130,7 +130,7 @@ def test_a_spreadsheet_does_not_run_a_name() -> None:
 def test_a_proxy_that_needs_more_is_not_taken_for_an_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without socksio the words are those of httpx, not of the option that scores offline."""
+    """Without socksio, the message is that of httpx, without the hint about offline scoring."""
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
     monkeypatch.setitem(sys.modules, "socksio", None)
     monkeypatch.setattr(sys, "argv", ["anomaly", "score", "a.png", "--url", "http://service.invalid"])

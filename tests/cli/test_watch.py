@@ -25,7 +25,7 @@ from tests.conftest import MODEL_STORE, ROOT, Server
 
 
 class Watching:
-    """A running watch: its lines as they come, and its end."""
+    """A running watch: its lines and its exit code."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
@@ -48,7 +48,7 @@ class Watching:
         return found
 
     def nothing(self, seconds: float) -> bool:
-        """Return whether no result comes for a while."""
+        """Return whether no result arrives for a while."""
         try:
             self._lines.get(timeout=seconds)
         except Empty:
@@ -56,7 +56,7 @@ class Watching:
         return False
 
     def left(self) -> int:
-        """Return how many results nobody has taken; for after the end."""
+        """Return the number of results that the test has not read. Call it after `end`."""
         return self._lines.qsize()
 
     def end(self) -> int:
@@ -70,7 +70,7 @@ class Watching:
 
 @contextmanager
 def watching(folder: Path, *options: str) -> Iterator[Watching]:
-    """Run a watch that looks often and writes JSON lines."""
+    """Run a watch that polls often and writes JSON lines."""
     command = [sys.executable, "-m", "anomaly.cli", "watch", str(folder), "--interval", "0.2", "-f", "jsonl", *options]
     with subprocess.Popen(
         command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -86,7 +86,7 @@ def watching(folder: Path, *options: str) -> Iterator[Watching]:
 
 @pytest.mark.process
 def test_what_arrives_is_scored(tmp_path: Path, zero: bytes, six: bytes) -> None:
-    """New and changed files are scored once each, what was there before is not, and the exit code is the worst."""
+    """New and changed files are scored once each, earlier files are not, and the highest exit code is returned."""
     (tmp_path / "old.png").write_bytes(zero)
     options = ("--model-store", str(MODEL_STORE), "--model", "zero-article@1", "--alpha", "0.2")
     with watching(tmp_path, *options) as watch:
@@ -111,7 +111,7 @@ def test_what_is_there_can_be_scored_too(tmp_path: Path, zero: bytes) -> None:
 
 @pytest.mark.process
 def test_ctrl_c_waits_for_the_file_under_way_only(thousand_digits: Path) -> None:
-    """A folder full of images does not have to be scored to its end first."""
+    """A signal ends the watch before all images of a full folder are scored."""
     with watching(thousand_digits, "--model-store", str(MODEL_STORE), "--existing") as watch:
         watch.line()
         assert watch.end() in (0, 1)
@@ -119,7 +119,7 @@ def test_ctrl_c_waits_for_the_file_under_way_only(thousand_digits: Path) -> None
 
 
 def test_signals_that_stop() -> None:
-    """The first one asks, of either kind; whichever comes next ends the process; what is ignored stays ignored."""
+    """The first signal of either kind stops the watch, a second one ends the process; ignored signals stay ignored."""
     asked: list[int] = []
     both = (signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(number) for number in both]
@@ -141,7 +141,7 @@ def test_signals_that_stop() -> None:
 
 @pytest.mark.process
 def test_a_signal_ends_a_wait_wherever_it_comes() -> None:
-    """Between any two instructions of the wait: no lock that it holds stops the handler."""
+    """A signal between any two instructions of the wait is handled, without a deadlock on a held lock."""
     program = """
 import itertools, signal, sys
 from anomaly.cli.signals import StopFlag, stop_on
@@ -174,7 +174,7 @@ print(instructions)
 
 
 def test_a_file_is_not_read_while_it_grows(tmp_path: Path, zero: bytes) -> None:
-    """A file is returned only when two looks in a row find it the same, and again only when it has changed."""
+    """A file is returned if two polls in a row find it unchanged, and again only after it has changed."""
     arrivals, path = Arrivals(tmp_path), tmp_path / "slow.png"
     path.write_bytes(zero[:50])
     assert arrivals.poll() == []
@@ -194,7 +194,7 @@ def test_a_file_is_not_read_while_it_grows(tmp_path: Path, zero: bytes) -> None:
 def test_a_folder_that_is_away_is_not_a_folder_without_files(
     tmp_path: Path, zero: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was there or is done stays so, while a folder or one below it cannot be looked at."""
+    """While a folder or subfolder cannot be listed, its earlier files and scored files keep their state."""
     folder, other = tmp_path / "in", tmp_path / "other"
     (folder / "below").mkdir(parents=True)
     for path in (folder / "old.png", folder / "below" / "old.png"):
@@ -221,7 +221,7 @@ def test_a_folder_that_is_away_is_not_a_folder_without_files(
 
 
 def test_one_file_that_cannot_be_scored_does_not_hold_up_the_others(tmp_path: Path, zero: bytes) -> None:
-    """A look begins behind the file at which the last one ended."""
+    """A poll begins after the file at which the previous poll ended."""
     paths = [tmp_path / f"{name}.png" for name in "abcd"]
     for path in paths:
         path.write_bytes(zero)
@@ -245,7 +245,7 @@ def test_one_file_that_cannot_be_scored_does_not_hold_up_the_others(tmp_path: Pa
 def test_a_watch_that_could_not_score_says_so_by_its_code(
     run: Callable[..., int], tmp_path: Path, zero: bytes, monkeypatch: pytest.MonkeyPatch, error: Exception | None
 ) -> None:
-    """Trouble that stands at the end is code 2; an option's wrong value ends the watch by itself."""
+    """Images without a score at the end cause exit code 2; an invalid option ends the watch at once."""
     (tmp_path / "a.png").write_bytes(zero)
     looks = []
 
@@ -269,7 +269,7 @@ def test_a_watch_that_could_not_score_says_so_by_its_code(
 def test_trouble_is_over_when_all_is_scored(
     run: Callable[..., int], tmp_path: Path, zero: bytes, monkeypatch: pytest.MonkeyPatch, last: str, code: int
 ) -> None:
-    """Ctrl-C within the look that follows trouble: code 2 only where it leaves a file without a score."""
+    """Ctrl-C during the poll after an error causes exit code 2 only if a file has no score."""
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(zero)
     asked: list[str] = []
@@ -291,7 +291,7 @@ def test_trouble_is_over_when_all_is_scored(
 def test_nothing_is_lost_while_the_service_is_away(
     tmp_path: Path, make_server: Callable[..., Server], zero: bytes
 ) -> None:
-    """What arrives while the service is down is scored when it is back, and the watch says that it waits."""
+    """Images that arrive while the service is down are scored when it is up again, and `watch` prints that it waits."""
     server = make_server().start()
     folder = tmp_path / "inbox"
     folder.mkdir()

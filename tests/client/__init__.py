@@ -1,1 +1,1 @@
-"""The Python client, against the service as a process of its own."""
+"""The Python client, with the service in a separate process."""

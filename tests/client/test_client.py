@@ -1,4 +1,4 @@
-"""The client against the service as a process: what it returns, what it raises, what overload and restarts do to it."""
+"""The client with the service as a process: results, exceptions, overload and restarts of the service."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_options_reach_the_service(service: Client, zero: bytes) -> None:
 
 @pytest.mark.parametrize("view", ["reconstruction", "input", "error", "panel"])
 def test_pictures_of_a_score(service: Client, zero: bytes, view: str) -> None:
-    """Each view of a kept reconstruction arrives as a PNG, by score and by id."""
+    """Each view of a stored reconstruction is returned as a PNG, by score and by id."""
     score = service.score(zero)
     assert score.id is not None
     picture = service.reconstruction(score, view=view, scale=2)  # type: ignore[arg-type]
@@ -97,7 +97,7 @@ def test_the_models(service: Client) -> None:
 def test_refusals_are_exceptions_of_their_kind(
     service: Client, zero: bytes, ask: Callable[[Client, bytes], object], kind: type[errors.Problem], status: int
 ) -> None:
-    """What the service refuses is raised as the class of its problem, with status, words, hint and request id."""
+    """A rejected request raises the class of its problem, with status, message, hint and request id."""
     with pytest.raises(errors.Problem) as caught:
         ask(service, zero)
     assert type(caught.value) is kind
@@ -118,13 +118,13 @@ def test_a_port_without_a_service(zero: bytes) -> None:
 
 
 def test_a_file_that_is_not_there(service: Client, tmp_path: Path) -> None:
-    """An image that cannot be read here is said to be just that; nothing is sent."""
+    """An image that this machine cannot read raises `UnreadableImage`, and nothing is sent."""
     with pytest.raises(errors.UnreadableImage, match=r"missing\.png"):
         service.score(tmp_path / "missing.png")
 
 
 def test_what_fitting_did_is_typed(service: Client) -> None:
-    """With `fit="mnist"` the score says what was done to the image; without, nothing was."""
+    """With `fit="mnist"`, the score lists the changes to the image; without it, the image is unchanged."""
     with Image.open(EXAMPLES / "zero.png") as zero:
         large = ImageOps.invert(zero.convert("L")).resize((280, 280))
     buffer = io.BytesIO()
@@ -150,28 +150,28 @@ def test_what_fitting_did_is_typed(service: Client) -> None:
     ],
 )
 def test_what_is_no_url(url: str) -> None:
-    """A URL that cannot be one is refused before anything is asked."""
+    """An invalid URL raises before any request."""
     with pytest.raises(ValueError, match="URL"):
         Client(url)
 
 
 @pytest.mark.parametrize("key", ["", "  ", "two\nlines", "schlüssel"])
 def test_what_is_no_key(key: str) -> None:
-    """A key that could not stand in a header is refused before it is sent, and is not quoted."""
+    """A key that is not valid in a header raises before any request, and the message does not contain it."""
     with pytest.raises(ValueError, match="API key") as caught:
         Client("http://127.0.0.1:1", api_key=key)
     assert not key.strip() or key not in str(caught.value)
 
 
 class Elsewhere(http.server.BaseHTTPRequestHandler):
-    """Some other server: a page for every question. What it was asked is kept."""
+    """Another server, which returns an HTML page for every request and records the requests."""
 
     asked: list[tuple[str, str | None]]
     came: threading.Event
     over: threading.Event
 
     def do_GET(self) -> None:
-        """Answer with a page, or not before the test is over."""
+        """Reply with a page, or wait until the end of the test."""
         length = int(self.headers.get("content-length") or 0)
         self.rfile.read(length)
         type(self).asked.append((self.path, self.headers.get("x-api-key")))
@@ -215,7 +215,7 @@ def test_another_server_is_not_taken_for_this_one(elsewhere: str, zero: bytes, p
 
 
 def test_prefix_and_key_go_with_every_request(elsewhere: str, zero: bytes) -> None:
-    """The gateway's path prefix stands before every route, and the key is in the header X-API-Key."""
+    """The gateway's path prefix is added to every route, and the key is in the header X-API-Key."""
     with Client(f"{elsewhere}/a/b/", api_key=" s3cret ") as service:
         for ask in (service.models, lambda: service.score(zero), lambda: service.reconstruction("0" * 44)):
             with pytest.raises(UnexpectedReply):
@@ -226,7 +226,7 @@ def test_prefix_and_key_go_with_every_request(elsewhere: str, zero: bytes) -> No
 
 
 def test_silence_is_a_time_out(elsewhere: str, zero: bytes) -> None:
-    """A server that does not answer in time is `TimedOut`, once: it is not asked again."""
+    """A server that does not reply in time raises `TimedOut` without a retry."""
     with Client(f"{elsewhere}/silent", timeout=0.3) as service, pytest.raises(TimedOut):
         service.score(zero)
     assert Elsewhere.came.wait(30)  # the server's thread may be slower than the time-out
@@ -234,7 +234,7 @@ def test_silence_is_a_time_out(elsewhere: str, zero: bytes) -> None:
 
 
 def test_a_service_behind_a_prefix(make_server: Callable[..., Server], zero: bytes) -> None:
-    """With a path prefix that a gateway takes away, scores come and their pictures can be fetched by id."""
+    """With a path prefix that a gateway removes, scoring works, and pictures can be fetched by id."""
     server = make_server(ANOMALY_ROOT_PATH="/anomaly").start()
     with Client(server.url, retry=NO_RETRY) as service:
         score = service.score(zero)
@@ -243,7 +243,7 @@ def test_a_service_behind_a_prefix(make_server: Callable[..., Server], zero: byt
 
 
 def test_many_scores_in_order(service: Client, zero: bytes, six: bytes) -> None:
-    """Many images, several at a time, come back in their order; what is wrong with one is its own result."""
+    """`score_many` scores concurrently and returns results in order; an error is the result of its image only."""
     images = [zero, six, b"no image", zero[:60]] * 100
     told: list[tuple[int, int | None]] = []
     results = list(service.score_many(images, concurrency=8, on_progress=lambda *now: told.append(now)))
@@ -274,7 +274,7 @@ def test_what_befalls_every_image_is_raised(service: Client, zero: bytes) -> Non
 
 
 def test_leaving_early_takes_no_more_images(service: Client, zero: bytes) -> None:
-    """Who stops iterating stops the work: only a bounded number of images was ever taken."""
+    """If the caller stops iterating, the work ends: only a bounded number of images was read."""
     taken = 0
 
     def images() -> Iterator[bytes]:
@@ -308,13 +308,13 @@ def test_closing_after_leaving_early_leaves_nothing_open(
 
 
 def test_no_concurrency_is_refused(service: Client) -> None:
-    """A concurrency of nothing is a mistake, not an endless wait."""
+    """A concurrency of 0 raises an error instead of waiting forever."""
     with pytest.raises(ValueError, match="concurrency"):
         list(service.score_many([], concurrency=0))
 
 
 async def test_the_async_client_does_the_same(server: Server, zero: bytes, six: bytes) -> None:
-    """Scores, pictures, models, order, progress and refusals of `AsyncClient` are those of `Client`."""
+    """Scores, pictures, models, order, progress and errors of `AsyncClient` are equal to those of `Client`."""
     told: list[tuple[int, int | None]] = []
     async with AsyncClient(server.url, retry=NO_RETRY) as service:
         score = await service.score(EXAMPLES / "zero.png")
@@ -356,7 +356,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def shed(server: Server) -> float:
-    """Return how many images the service has turned away."""
+    """Return the number of images that the service has rejected."""
     lines = server.get("/metrics").text.splitlines()
     return sum(float(line.split()[-1]) for line in lines if '_problems_total{type="overloaded"}' in line)
 
@@ -369,7 +369,7 @@ def test_overload_without_retries_is_an_exception(tiny: Server, zero: bytes) -> 
 
 
 def test_overload_is_waited_out(tiny: Server, zero: bytes) -> None:
-    """Under real overload every image gets its score in the end, although the service turned many away."""
+    """Under real overload every image gets its score in the end, although the service rejected many requests."""
     before = shed(tiny)
     with Client(tiny.url, retry=Retry(patience=60)) as service:
         results = list(service.score_many([zero] * 40, concurrency=4))
@@ -404,14 +404,14 @@ def test_a_restart_in_the_middle_loses_nothing(make_server: Callable[..., Server
 
 
 def test_a_deadline_that_passes_is_its_own_problem(make_server: Callable[..., Server], zero: bytes) -> None:
-    """A service that cannot answer in its own time says 504, which is `DeadlineExceeded`."""
+    """A service that exceeds its deadline returns 504, which raises `DeadlineExceeded`."""
     server = make_server(ANOMALY_DEADLINE_MS="5", ANOMALY_MICROBATCH_MAX_DELAY_MS="200").start()
     with Client(server.url, retry=NO_RETRY) as service, pytest.raises(errors.DeadlineExceeded):
         service.score(zero)
 
 
 def test_a_key_opens_the_service(make_server: Callable[..., Server], tmp_path: Path, zero: bytes) -> None:
-    """Without a key, or with a wrong one, a service that has keys is `Unauthorized`; with the right one it answers."""
+    """A service with API keys raises `Unauthorized` without a valid key, and scores with a valid one."""
     keys = tmp_path / "keys"
     keys.write_text(f"{hashlib.sha256(b'right').hexdigest()} alice\n")
     server = make_server(ANOMALY_API_KEYS_FILE=str(keys)).start()
@@ -439,7 +439,7 @@ def test_a_key_opens_the_service(make_server: Callable[..., Server], tmp_path: P
 
 @pytest.mark.parametrize("number", [0, 1, 2, 3])
 def test_the_examples_of_the_page_run(server: Server, tmp_path: Path, number: int) -> None:
-    """Each Python block of docs/client.md runs as it stands, but for the port."""
+    """Each Python block of docs/client.md runs unchanged, except for the port."""
     page = (ROOT / "docs" / "client.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     assert len(blocks) == 4

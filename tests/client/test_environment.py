@@ -74,7 +74,7 @@ def test_the_entries_of_no_proxy(monkeypatch: pytest.MonkeyPatch, no_proxy: str,
 
 
 def test_the_proxy_is_that_of_the_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`HTTPS_PROXY` is for https only, and `ALL_PROXY` for what has no proxy of its own."""
+    """`HTTPS_PROXY` is for https only, and `ALL_PROXY` for schemes without their own variable."""
     monkeypatch.setenv("HTTPS_PROXY", "secure.invalid:1")
     assert environment.proxy_of(httpx.URL("http://host")) is None
     monkeypatch.setenv("ALL_PROXY", PROXY)
@@ -130,7 +130,7 @@ def test_the_command_names_the_variable(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["abc\n", " abc", "abc\r\n"])
 def test_white_space_around_a_key_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str) -> None:
-    """A key with a line feed, as a mounted secret has it, is the key without it, wherever it comes from."""
+    """The final newline of a key, which mounted secrets have, is removed, for every source of the key."""
     assert wire.options("http://host", key, 1.0)["headers"]["x-api-key"] == "abc"
     monkeypatch.setenv("ANOMALY_KEY", key)
     assert wire.options(None, None, 1.0)["headers"]["x-api-key"] == "abc"

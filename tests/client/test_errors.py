@@ -22,7 +22,7 @@ def kinds(parent: type) -> list[type]:
 
 
 def of_the_service() -> list[type[problems.Problem]]:
-    """Return the service's kinds of problem, without those that tests make."""
+    """Return the service's kinds of problem, without those that tests define."""
     return [kind for kind in kinds(problems.Problem) if kind.__module__.startswith("app.problems")]
 
 
@@ -43,7 +43,7 @@ def test_every_problem_of_the_service_has_its_exception(kind: type[problems.Prob
      (503, errors.Overloaded), (418, errors.Problem)],
 )  # fmt: skip
 def test_a_type_of_the_future_becomes_the_class_of_its_status(status: int, parent: type[errors.Problem]) -> None:
-    """A problem type that this client does not know is still caught by what its status means."""
+    """A problem type that this client does not know raises the class of its status."""
     assert type(errors.problem(status, {"type": "/problems/from-the-future", "title": "New"})) is parent
 
 
@@ -54,7 +54,7 @@ def test_a_document_that_is_none_is_still_an_error() -> None:
 
 
 def test_every_error_can_be_pickled_and_copied() -> None:
-    """An error comes through a process pool, `copy` and `deepcopy` with all that it says."""
+    """An error keeps all its attributes in a process pool, `copy` and `deepcopy`."""
     document = {"type": "/problems/x", "title": "No", "detail": "why", "hint": "how", "instance": "urn:request:abc"}
     of_problems = [kind(422, document, 7.0) for kind in (errors.Problem, *kinds(errors.Problem))]
     for error in (*of_problems, errors.UnreadableImage("no"), errors.TimedOut("late")):
@@ -76,7 +76,7 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
 
 @pytest.mark.process
 def test_importing_the_client_imports_nothing_heavy() -> None:
-    """Beside httpx, `import anomaly` brings itself and a little of the standard library: a short start."""
+    """`import anomaly` imports only httpx, itself and a few standard modules, so that it starts quickly."""
 
     def loaded(module: str) -> set[str]:
         code = f"import {module}, sys; print(*sys.modules)"

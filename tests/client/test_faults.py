@@ -49,7 +49,7 @@ def service() -> Iterator[Client]:
 
 
 class Slow:
-    """A server that answers no question before it is told to."""
+    """A server that replies to no request before the test allows it."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
@@ -57,7 +57,7 @@ class Slow:
         self.serving: set[asyncio.Task[None] | None] = set()
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer what comes through one connection."""
+        """Reply to the requests of one connection."""
         self.serving.add(asyncio.current_task())
         try:
             while await reader.readuntil(b"\r\n\r\n"):
@@ -92,7 +92,7 @@ async def cancelled_after(turns: int, call: Callable[[], asyncio.Task[Score]]) -
 
 
 async def test_a_cancelled_call_keeps_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever the cancellation comes, and however often, the next call finds a connection."""
+    """After any number of cancellations at any point, the next call gets a connection."""
     monkeypatch.setattr(wire, "CONNECTIONS", 4)
     async with slow() as (server, url), AsyncClient(url, retry=NO_RETRY) as service:
         server.go.set()
@@ -104,7 +104,7 @@ async def test_a_cancelled_call_keeps_no_connection(monkeypatch: pytest.MonkeyPa
 
 
 async def test_who_was_cancelled_while_waiting_for_a_connection_is_not_sent() -> None:
-    """Only what is under way goes on without its caller; closing the client ends that too."""
+    """Requests of cancelled callers are not sent unless they have begun; closing the client ends those too."""
     async with slow() as (server, url), AsyncClient(url, retry=NO_RETRY) as service:
         calls = [asyncio.create_task(service.score(b"png")) for _ in range(100)]
         await until(lambda: server.asked == 64)
@@ -118,7 +118,7 @@ async def test_who_was_cancelled_while_waiting_for_a_connection_is_not_sent() ->
 
 
 class Camera:
-    """A source of images, one every `pause` seconds, that fails once somebody has seen a result."""
+    """A source of images, one every `pause` seconds, that fails after the first result was read."""
 
     def __init__(self, pause: float) -> None:
         self.taken = 0
@@ -129,13 +129,13 @@ class Camera:
         for _ in range(1000):
             self.taken += 1
             yield b"png"
-            time.sleep(self._pause)  # a source that is slower than the service is what this is about
+            time.sleep(self._pause)  # this test needs a source that is slower than the service
             if self.seen:
                 raise OSError("the camera is gone")
 
 
 def test_results_come_while_images_do(service: Client) -> None:
-    """A result that is there is not kept back until more images have come; a failing source loses none of them."""
+    """A result is yielded without waiting for further images, and no result is lost if the source fails."""
     answering(service, good)
     camera = Camera(0.005)
     with pytest.raises(OSError, match="camera"):
@@ -145,7 +145,7 @@ def test_results_come_while_images_do(service: Client) -> None:
 
 
 async def test_results_come_while_images_do_in_async_code() -> None:
-    """Requests get on between two images, and a failing source loses no result."""
+    """Requests progress between two images, and no result is lost if the source fails."""
     camera = Camera(0)
     async with AsyncClient("http://127.0.0.1:1") as service:
         answering(service, good)
@@ -156,7 +156,7 @@ async def test_results_come_while_images_do_in_async_code() -> None:
 
 
 def test_after_what_befalls_every_image_no_other_is_asked(service: Client) -> None:
-    """A time-out ends the run after one time-out: no thread that it frees takes another image."""
+    """After a timeout, the run ends: no thread reads another image."""
     both = threading.Barrier(2)
 
     def silent(_: httpx.Request) -> httpx.Response:
@@ -172,7 +172,7 @@ def test_after_what_befalls_every_image_no_other_is_asked(service: Client) -> No
 
 @pytest.mark.parametrize("interrupted", [True, False], ids=["while it takes an image", "while its reader has a result"])
 def test_ctrl_c_does_not_wait_for_a_silent_service(service: Client, interrupted: bool) -> None:
-    """A run that is interrupted, or closed because its reader was, ends before its replies have come."""
+    """A run that is interrupted or closed ends without waiting for its replies."""
     told, go, late = threading.Event(), threading.Event(), threading.Event()
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -215,7 +215,7 @@ def test_ctrl_c_does_not_wait_for_a_silent_service(service: Client, interrupted:
     ids=["infinite", "deep", "truth", "id", "reason"],
 )
 def test_a_reply_of_the_wrong_kind_is_unexpected(service: Client, body: bytes) -> None:
-    """Whatever comes as a reply, it is a score or a `ServiceError`."""
+    """For any reply, the client returns a score or raises `ServiceError`."""
     answering(service, lambda _: httpx.Response(200, content=body))
     with pytest.raises(UnexpectedReply):
         service.score(b"png")
@@ -226,7 +226,7 @@ def test_a_reply_of_the_wrong_kind_is_unexpected(service: Client, body: bytes) -
 
 
 def test_a_problem_is_known_by_any_spelling_of_its_type(service: Client) -> None:
-    """Media types have no case, and null is no word."""
+    """Media types are compared without case, and a null member becomes an empty text."""
     document = {"type": "/problems/model-not-found", "title": None, "detail": None, "hint": None}
     header = {"content-type": "Application/Problem+JSON; charset=utf-8"}
     answering(service, lambda _: httpx.Response(404, json=document, headers=header))
@@ -244,7 +244,7 @@ def test_a_name_that_no_file_can_have_is_one_image(service: Client) -> None:
 
 
 def test_what_is_encrypted_is_verified() -> None:
-    """With https a client trusts the world's authorities, with http nobody: nothing is ever taken unverified."""
+    """With https, a client trusts the public authorities; with http, none. It always verifies certificates."""
     authorities = wire.options("https://host", None, 1.0)["verify"]
     assert authorities.verify_mode == ssl.CERT_REQUIRED
     assert authorities.check_hostname
@@ -262,7 +262,7 @@ def test_many_scores_can_be_closed() -> None:
 
 
 def test_the_rest_of_a_generator_is_its_owner_s(service: Client) -> None:
-    """Who leaves the results, because the service went away for one, goes on with the images later."""
+    """A caller that closes the results early can continue with the remaining images of its generator."""
     answering(service, good)
     images = (b"%d" % number for number in range(100))
     results = service.score_many(images, concurrency=1)
@@ -272,7 +272,7 @@ def test_the_rest_of_a_generator_is_its_owner_s(service: Client) -> None:
 
 
 def test_a_later_image_s_error_takes_nothing_from_an_earlier_one() -> None:
-    """An image that must be asked for again gets its result, though one behind it has ended the run meanwhile."""
+    """An image that is retried gets its result, although a later image has already ended the run with an error."""
     ended = threading.Event()
 
     def answer(request: httpx.Request) -> httpx.Response:

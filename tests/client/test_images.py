@@ -80,7 +80,7 @@ def test_an_array_becomes_a_png_with_its_values(data: st.DataObject) -> None:
     ids=["floats", "integers", "stack", "empty array", "text file", "number", "none", "list"],
 )
 def test_other_values_are_type_errors(value: Any, words: str) -> None:
-    """A value that is no image raises `TypeError` that states what to pass, and nothing is sent."""
+    """A value that is not an image raises `TypeError`, which states the accepted types, and nothing is sent."""
     with Client("http://127.0.0.1:1") as service:
         sent = answering(service, good)
         with pytest.raises(TypeError, match=words):
@@ -91,7 +91,7 @@ def test_other_values_are_type_errors(value: Any, words: str) -> None:
 
 
 def test_files_without_an_image_are_unreadable(tmp_path: Path) -> None:
-    """An empty file, a link to a missing file and a folder are results of their own, with the reason."""
+    """An empty file, a link to a missing file and a folder are separate results with the reason."""
     (tmp_path / "empty.png").touch()
     (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
     for name, words in (("empty.png", "empty"), ("link.png", "link"), ("", "directory")):

@@ -1,4 +1,4 @@
-"""How long to wait before asking again: pure arithmetic, no server."""
+"""The wait before a retry, without a server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RETRY = Retry(patience=30.0, first=0.1, ceiling=5.0)
 
 
 def largest(low: float, high: float) -> float:
-    """Draw the upper end, always."""
+    """Return the upper bound of the jitter."""
     assert low == 0.0
     return high
 
@@ -33,7 +33,7 @@ def test_a_wait_never_passes_the_patience(attempt: int, elapsed: float) -> None:
 
 
 def test_retry_after_is_kept_and_jitter_comes_on_top() -> None:
-    """The service's own number is the least wait; callers refused together are spread after it."""
+    """The wait is at least the service's Retry-After, plus jitter, so that clients do not retry at the same time."""
     busy = problem(503, {"type": "/problems/overloaded"}, retry_after=3.0)
     waits = {RETRY.wait(busy, 0, 0.0) for _ in range(50)}
     assert all(wait is not None and 3.0 <= wait <= 3.1 for wait in waits)
@@ -47,24 +47,24 @@ def test_a_service_that_asks_for_an_hour_is_not_waited_for() -> None:
 
 @pytest.mark.parametrize("status", [408, 429, 502, 503, 504])
 def test_what_passes_is_tried_again(status: int) -> None:
-    """Statuses of a moment are retried."""
+    """Temporary statuses are retried."""
     assert RETRY.wait(problem(status, {}), 0, 0.0) is not None
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 413, 415, 422, 500])
 def test_what_stays_is_raised(status: int) -> None:
-    """A refusal that would be the same again is not repeated."""
+    """A request is not retried if its error would be the same again."""
     assert RETRY.wait(problem(status, {}), 0, 0.0) is None
 
 
 @pytest.mark.parametrize("error", [TimedOut("slow"), UnexpectedReply("html")], ids=["timed out", "unexpected"])
 def test_silence_and_nonsense_are_raised(error: TimedOut | UnexpectedReply) -> None:
-    """Neither a time-out nor a reply of something else is cured by asking again."""
+    """A timeout and a reply of another server are not retried."""
     assert RETRY.wait(error, 0, 0.0) is None
 
 
 def test_no_retry_means_none() -> None:
-    """`NO_RETRY` gives up after the first attempt, whatever happened."""
+    """`NO_RETRY` raises after the first attempt, for any error."""
     assert NO_RETRY.wait(Unreachable("gone"), 0, 0.0) is None
 
 
@@ -73,5 +73,5 @@ def test_no_retry_means_none() -> None:
     [(None, None), ("7", 7.0), (" 0 ", 0.0), ("soon", None), ("-1", None), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0)],
 )
 def test_retry_after_is_read_in_both_forms(header: str | None, seconds: float | None) -> None:
-    """Seconds and dates (RFC 9110, 10.2.3) are understood, anything else is as if it were not there."""
+    """Seconds and dates (RFC 9110, 10.2.3) are accepted; any other value is ignored."""
     assert _retry_after(header) == seconds

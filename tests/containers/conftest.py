@@ -1,4 +1,4 @@
-"""One stack for all tests of this folder, made by `make test-containers`, and the table of what it withstood."""
+"""One stack for all tests of this folder, started by `make test-containers`, and the table of injected faults."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NOTES: list[str] = []
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Build the images, start the stack, and take it down with everything that it kept."""
+    """Build the images, start the stack, and remove it with all its volumes."""
     if "DOCKER" not in os.environ:
         pytest.skip("needs a Docker engine: run `make test-containers`")
     stack = Stack(tmp_path_factory.mktemp("stack"), int(os.environ.get("CONTAINER_PORT", "18443")))
@@ -34,10 +34,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="session", autouse=True)
 def training(stack: Stack) -> Iterator[subprocess.Popen[str]]:
-    """Train one epoch on the 5,000 digits into an empty volume, beside the tests that put no load on the stack."""
+    """Train one epoch on the 5,000 digits into an empty volume, concurrently with the tests without load."""
     options = ("--data", "mnist-5000", "--normal", "0", "--epochs", "1", "--name", "trial", "--promote")
     command = (stack.docker, "compose", *TRAIN, "train", "train", "--recipe", "article", *options)
-    # A run that was killed leaves its volume, and the version in it.
+    # A killed run leaves its volume with a version in it.
     remove = (*TRAIN[:2], "--profile", "train", "down", "-v", "-t", "1")
     stack.compose(*remove)
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Build the images as docker-compose.yml says.
+"""Build the images as defined in docker-compose.yml.
 
 `python3 -m tests.containers.images` does it by itself, with the standard library alone.
 """
@@ -18,7 +18,7 @@ CHAINS = (("api", "train"), ("redis", "gateway", "prometheus"))
 
 
 def run(*command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in the repository and return what it said."""
+    """Run a command in the repository and return its output."""
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False
     )
@@ -27,9 +27,9 @@ def run(*command: str, check: bool = True, **environment: str) -> subprocess.Com
 
 
 def build() -> None:
-    """Build all images. `docker build` reads what `compose config` says, since `compose build` asks for a plugin."""
+    """Build all images. `docker build` gets the result of `compose config`, as `compose build` needs a plugin."""
     docker = os.environ["DOCKER"]
-    # The images hold no secret, but compose reads no file whose secrets are missing.
+    # The images contain no secrets, but compose does not read a file whose secrets are missing.
     with tempfile.TemporaryDirectory() as folder:
         run("deploy/secrets", SECRETS=folder)
         said = run(docker, "compose", "--profile", "*", "config", "--format", "json", SECRETS=folder).stdout

@@ -51,7 +51,7 @@ print(json.dumps(found))
 
 @dataclass
 class Load:
-    """What came of the requests of one fault: how many were sent, which failed, when one came back without an id."""
+    """The results of the requests during one fault: the number sent, the failures, the times of replies without id."""
 
     sent: int = 0
     failures: list[str] = field(default_factory=list)
@@ -92,7 +92,7 @@ class Logs:
                 self._followers.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
 
     def texts(self) -> dict[str, str]:
-        """Return what was written so far, by `<service>.<number>.log`."""
+        """Return the logs so far, by `<service>.<number>.log`."""
         return {path.name: path.read_text(errors="replace") for path in sorted(self.folder.iterdir())}
 
     def close(self) -> None:
@@ -152,7 +152,7 @@ class Stack:
         return self.compose("ps", "-q", service).stdout.split()
 
     def inspect(self, name: str) -> dict[str, Any]:
-        """Return what the engine says of a container or image."""
+        """Return the engine's description of a container or image."""
         return json.loads(run(self.docker, "inspect", name).stdout)[0]
 
     def execute(self, container: str, *command: str, check: bool = True) -> str:
@@ -161,7 +161,7 @@ class Stack:
         return done.stdout + done.stderr
 
     def logs(self, container: str) -> str:
-        """Return what a container has written."""
+        """Return the output of a container."""
         done = run(self.docker, "logs", container)
         return done.stdout + done.stderr
 
@@ -192,7 +192,7 @@ class Stack:
         if key is not None:
             sent["x-api-key"] = key or self.key
         try:
-            # A refusal may come before the body is through, and the rest of it then finds nobody.
+            # A rejection may arrive before the body is sent, and the gateway then closes the connection.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
                 connection.request(method, path, body, sent)
             response = connection.getresponse()
@@ -206,8 +206,8 @@ class Stack:
         return status, given, json.loads(body)
 
     def readiness(self, container: str, times: int = 1) -> list[tuple[int, dict[str, Any]]]:
-        """Ask one replica from inside whether it is ready, several times, 0.1 s apart."""
-        # It pauses because what is asked for is what the replica says over that time, and not in one moment of it.
+        """Return the replies to several requests of /readyz from inside a replica, 0.1 s apart."""
+        # The pauses spread the requests over time, so that a state that changes between them is visible.
         program = (
             "import http.client as h, json, sys, time\n"
             "for _ in range(int(sys.argv[1])):\n"
@@ -253,9 +253,9 @@ class Stack:
         for thread in threads:
             thread.start()
         try:
-            time.sleep(before)  # the load itself: traffic must have been flowing for a while when the fault comes
+            time.sleep(before)  # the load must run for a while before the fault
             yield load
-            time.sleep(after)  # what the fault breaks only later counts as well: a deadline is 2 s
+            time.sleep(after)  # include later effects of the fault: a deadline is 2 s
         finally:
             stop.set()
             for thread in threads:

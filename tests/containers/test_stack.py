@@ -1,4 +1,4 @@
-"""The shipped stack, for real: images, hardening, refusals, and what it withstands under load. Order matters."""
+"""The shipped stack in containers: images, hardening, rejected requests, and faults under load. Order matters."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ if not (model / "2").exists():
 
 
 def test_dockerfiles_are_clean(stack: Stack) -> None:
-    """hadolint has nothing to say of any Dockerfile."""
+    """hadolint finds no fault in any Dockerfile."""
     files = [str(path) for path in (ROOT / "Dockerfile", *ROOT.glob("deploy/*/Dockerfile"))]
     assert len(files) == 4
     assert run(os.environ["HADOLINT"], *files).stdout == ""
@@ -56,7 +56,7 @@ def test_dockerfiles_are_clean(stack: Stack) -> None:
 
 @pytest.mark.parametrize("profiles", PROFILES, ids="+".join)
 def test_compose_file_is_valid(stack: Stack, profiles: tuple[str, ...]) -> None:
-    """Compose accepts the file with every profile; what it does not check itself, sources and targets, exists."""
+    """Compose accepts the file with every profile, and the sources and targets, which it does not check, exist."""
     options = [option for profile in profiles for option in ("--profile", profile)]
     config = json.loads(stack.compose(*options, "config", "--format", "json").stdout)
     stages = set(re.findall(r"^FROM \S+ AS (\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
@@ -90,7 +90,7 @@ def test_compose_and_service_agree(stack: Stack) -> None:
     assert services["api"]["deploy"]["replicas"] == 2
     words = (ROOT / "deploy/gateway/haproxy.cfg").read_text().split()
     buffer, buffers = (int(words[words.index(f"tune.{name}") + 1]) for name in ("bufsize", "buffers.limit"))
-    # Twice: the old worker beside the new one. A fifth is for everything else.
+    # Twice, because two workers run during a reload. The other 20 % of the memory are for everything else.
     assert 2 * buffer * buffers < 0.8 * int(services["gateway"]["mem_limit"])
     scaled = json.loads(stack.compose("config", "--format", "json", API_REPLICAS="5").stdout)["services"]
     assert scaled["api"]["deploy"]["replicas"] == 5
@@ -98,7 +98,7 @@ def test_compose_and_service_agree(stack: Stack) -> None:
 
 @pytest.mark.parametrize("secrets", ["", "/nowhere/secrets"], ids=["unset", "missing folder"])
 def test_up_without_secrets_says_what_to_do(stack: Stack, secrets: str) -> None:
-    """Without secrets, compose refuses in one line that names the command which makes them."""
+    """Without secrets, compose fails with one line that names the command that creates them."""
     up = ("compose", "-p", "anomaly-nothing", "--env-file", "/dev/null", "up", "-d", "--no-build", "--pull", "never")
     refused = run(stack.docker, *up, check=False, SECRETS=secrets)
     assert refused.returncode != 0
@@ -167,7 +167,7 @@ def listening_elsewhere() -> set[int]:
 def test_a_port_scan_from_another_network_finds_one_port(stack: Stack, notes: list[str]) -> None:
     """From another network the engine has one port open on the host, and no container of the stack has any.
 
-    The ports of the containers are really open: whoever is inside reaches them.
+    The ports of the containers are open inside: a process in the network reaches them.
     """
     targets = []
     for service in ("gateway", "api", "redis"):
@@ -247,7 +247,7 @@ def test_a_request_id_carries_nothing_else(stack: Stack) -> None:
 
 
 def test_no_spelling_of_an_inside_path_passes(stack: Stack) -> None:
-    """Metrics and probes stay inside however the path is written; a real path still passes."""
+    """The gateway rejects metrics and probes for any spelling of the path; other paths are forwarded."""
     spellings = (
         "/metrics", "/%6detrics", "/%6Detrics", "//metrics", "/./metrics", "/metrics/", "/metrics%2f", "/metrics%2F..",
         "/x/../metrics", "/x/%2e%2e/metrics", "/%2e/metrics", "/metrics?x", "/metrics;x", "/metrics%00", "/metrics%20",
@@ -264,14 +264,14 @@ def test_no_spelling_of_an_inside_path_passes(stack: Stack) -> None:
 
 
 def test_what_cannot_be_read_is_told_so(stack: Stack) -> None:
-    """A body that breaks is a problem with the id that the log has; bytes that are no HTTP get HAProxy's bare 400."""
+    """A malformed body gets a problem with the request id of the log; bytes that are not HTTP get HAProxy's own 400."""
 
     def send(*pieces: str) -> bytes:
         connection = stack.connect(timeout=10)
         connection.connect()
         for piece in pieces:
             connection.sock.sendall(piece.encode())
-            time.sleep(0.2)  # pieces that arrive together are judged by the gateway alone, before the service sees any
+            time.sleep(0.2)  # if the pieces arrive together, the gateway rejects the request itself
         answer = b"".join(iter(functools.partial(connection.sock.recv, 4096), b""))
         connection.close()
         return answer
@@ -300,13 +300,13 @@ def refused(answer: tuple[int, dict[str, str], bytes], status: int) -> dict[str,
 
 
 def test_refusals(stack: Stack) -> None:
-    """No key, wrong key, inside routes, too much, wrong kind: each is a problem with its status."""
+    """A missing or wrong key, an internal route, a large body and a wrong content type get problems."""
     zero = (EXAMPLES / "zero.png").read_bytes()
     for key in (None, "wrong", sha256(stack.key.encode()).hexdigest()):
         answer = stack.ask("POST", "/score", zero, key=key, **PNG_)
         assert refused(answer, 401)["type"] == "/problems/unauthorized"
         assert answer[1]["www-authenticate"].startswith("ApiKey")
-    # Without a key the page can be looked at, and nobody's body is waited for.
+    # Without a key, the page is readable, and the gateway does not wait for a body.
     assert stack.ask("GET", "/", key=None)[0] == stack.ask("HEAD", "/docs", key=None)[0] == 200
     refused(stack.ask("POST", "/", b"", key=None, content_length="60000"), 401)
     for path in ("/metrics", "/livez", "/readyz"):
@@ -334,9 +334,9 @@ def array(count: int) -> bytes:
 
 
 def refused_twice(stack: Stack, path: str, body: bytes, limit: int, kind: dict[str, str]) -> None:
-    """Check that a body is refused for its size, by its declaration and without one.
+    """Check that a body above the limit is rejected, with a Content-Length and chunked.
 
-    Only just too large: a client that still sends when it is refused may lose the reply with the connection.
+    The body is only slightly too large, because a client that still sends when it is rejected may lose the reply.
     """
     assert 0 < len(body) - limit < 8_000
     declared = stack.ask("POST", path, b"", content_length=str(len(body)), **kind)
@@ -357,7 +357,7 @@ def test_large_images_pass_for_fitting(stack: Stack) -> None:
 
 
 def test_batches_have_one_limit(stack: Stack) -> None:
-    """A batch just below the limit is scored, one just above it is refused, declared or chunked."""
+    """A batch just below the limit is scored, one just above it is rejected, with a Content-Length and chunked."""
     below = array(5_000)
     assert len(below) < BATCH_MAX_BYTES
     for body in (below, io.BytesIO(below)):
@@ -367,7 +367,7 @@ def test_batches_have_one_limit(stack: Stack) -> None:
 
 
 def test_a_key_in_the_gateway_is_a_key_in_the_service(stack: Stack) -> None:
-    """Whoever is inside the network and goes round the gateway still needs a key."""
+    """A client inside the network that bypasses the gateway still needs a key."""
     program = (
         "import http.client as h; c = h.HTTPConnection('127.0.0.1', 8000); c.request('GET', '/models');"
         "print(c.getresponse().status)"
@@ -376,7 +376,7 @@ def test_a_key_in_the_gateway_is_a_key_in_the_service(stack: Stack) -> None:
 
 
 def test_slow_clients_are_let_go(stack: Stack) -> None:
-    """A client that drips its headers or image, or stops in a batch, is answered 408 or cut off in ten seconds."""
+    """A client that trickles its headers or image, or stops in a batch, gets 408 or is disconnected within 10 s."""
 
     def drip(where: str) -> float:
         path = {"large image": "/score?fit=mnist", "batch": "/score/batch"}.get(where, "/score")
@@ -419,7 +419,7 @@ def replace(path: Path, text: str) -> None:
 
 
 def test_key_files_are_read_alike(stack: Stack, tmp_path: Path) -> None:
-    """Comments mean the same to gateway and service; a file that makes no sense is taken up by neither."""
+    """Gateway and service read comments in the same way, and both ignore a malformed file."""
     path = stack.secrets / "keys" / "api_keys"
     before = path.read_text()
     digest = sha256(b"commented").hexdigest()
@@ -454,7 +454,7 @@ def test_key_files_are_read_alike(stack: Stack, tmp_path: Path) -> None:
 
 
 def test_keys_rotate_without_a_restart(stack: Stack, faults: list[tuple[str, Load]]) -> None:
-    """A key added under load works within seconds, taken out it stops working, and no request fails meanwhile."""
+    """Under load, an added key works and a removed key stops working within seconds, and no request fails."""
     started = [stack.inspect(each)["State"]["StartedAt"] for each in stack.containers("gateway")]
     path = stack.secrets / "keys" / "api_keys"
     before = path.read_text()
@@ -469,7 +469,7 @@ def test_keys_rotate_without_a_restart(stack: Stack, faults: list[tuple[str, Loa
 
 
 def test_reconstructions_of_another_key_are_not_found(stack: Stack) -> None:
-    """A second key does not find what the first one scored."""
+    """A second key cannot fetch reconstructions of the first one."""
     path = stack.secrets / "keys" / "api_keys"
     before, (_, _, reply) = path.read_text(), stack.score()
     other = stack.secret_tool("key", "other")
@@ -496,7 +496,7 @@ def test_steady_load(stack: Stack, faults: list[tuple[str, Load]]) -> None:
 
 
 def test_a_killed_replica_fails_nobody(stack: Stack, faults: list[tuple[str, Load]]) -> None:
-    """`kill -9` of a replica under load fails no score: the other one answers in its place until it is back."""
+    """`kill -9` of a replica under load fails no score: the other replica serves until it has restarted."""
     with stack.under_load(after=1) as load:
         run(stack.docker, "kill", stack.containers("api")[0])
         time.sleep(0.5)
@@ -507,7 +507,7 @@ def test_a_killed_replica_fails_nobody(stack: Stack, faults: list[tuple[str, Loa
 
 
 def test_a_hung_replica_fails_nobody(stack: Stack, faults: list[tuple[str, Load]]) -> None:
-    """A replica that stands still for five seconds fails no score, and none takes the ten seconds that clients wait."""
+    """A replica that hangs for 5 s fails no score, and no score exceeds the clients' timeout of 10 s."""
     (hung, _) = stack.containers("api")
     with stack.under_load(before=1, after=2) as load:
         # Not `docker pause`: some kernels do not freeze the group of a busy process in time, and the engine gives up.
@@ -536,7 +536,7 @@ def test_a_version_change_fails_nobody(stack: Stack, faults: list[tuple[str, Loa
 def test_a_redis_restart_fails_nobody(stack: Stack, faults: list[tuple[str, Load]], notes: list[str]) -> None:
     """Redis restarts under load: no score fails, and ids from before are found.
 
-    Ids are null only while it is away and in the second or so until the service looks again.
+    Ids are null only while it is down, and for about a second until the service probes it again.
     """
     (redis,) = stack.containers("redis")
     with stack.under_load(after=4) as load:
@@ -558,7 +558,7 @@ def test_a_redis_restart_fails_nobody(stack: Stack, faults: list[tuple[str, Load
 
 
 def test_without_redis_scores_go_on(stack: Stack, faults: list[tuple[str, Load]]) -> None:
-    """Redis stopped: every score is answered, with a null id; readiness stays 200 and says so, without flapping."""
+    """Without Redis, every score returns a null id; /readyz stays 200 and names the store, without flapping."""
     (first, second) = stack.containers("api")
     with stack.under_load(before=0.5, after=1) as load:
         stack.compose("stop", "redis")
@@ -593,7 +593,7 @@ def test_scaling_fails_nobody(stack: Stack, faults: list[tuple[str, Load]]) -> N
 
 
 def test_ids_survive_a_restart_of_everything(stack: Stack) -> None:
-    """Stopped without patience and started anew, the stack keeps what was answered a second before."""
+    """After an immediate stop and a new start, the stack still has a reconstruction that is one second old."""
     _, _, reply = stack.score()
     picture = stack.ask("GET", reply["reconstruction"])[2]
     time.sleep(1.2)
@@ -604,7 +604,7 @@ def test_ids_survive_a_restart_of_everything(stack: Stack) -> None:
 
 
 def test_alerts_fire_when_they_should(stack: Stack) -> None:
-    """Series played against the rules: probes hide no errors; a refused version and a lost gateway are told."""
+    """Simulated series fire the alerts: probes do not hide errors; a rejected version and a lost gateway alert."""
     folder = ("-v", f"{ROOT}/tests/containers:/tests:ro", "-v", f"{ROOT}/deploy/prometheus:/rules:ro")
     played = ("anomaly-prometheus:dev", "promtool", "test", "rules", "/tests/alerts.yml")
     said = run(stack.docker, "run", "--rm", "--network", "none", *folder, *played)
@@ -667,7 +667,7 @@ def test_every_series_of_alerts_and_dashboard_exists(stack: Stack) -> None:
 
 
 def test_a_stop_of_the_gateway_cuts_nothing(stack: Stack) -> None:
-    """Told to stop, the gateway finishes a batch that is under way, then ends at once and orderly."""
+    """After a stop signal, the gateway finishes the current batch and then ends at once without an error."""
     body, (gateway,) = array(1_000), stack.containers("gateway")
     connection = stack.connect()
     connection.putrequest("POST", "/score/batch")
@@ -690,9 +690,9 @@ def test_a_stop_of_the_gateway_cuts_nothing(stack: Stack) -> None:
 
 
 def test_limits_by_key_refusals_address_and_connections(stack: Stack) -> None:
-    """Above the rate of a key, of wrong keys or of an address the answer is 429 with Retry-After.
+    """Above the rate limit of a key, of wrong keys or of an address, requests get 429 with Retry-After.
 
-    Connections of one address above their number are closed. Wrong keys do not lock out who has the right one.
+    Connections of one address above their limit are closed. Wrong keys do not lock out a client with the right key.
     """
     limits = {"RATE_PER_KEY": "20", "RATE_REFUSED": "10", "RATE_PER_ADDRESS": "100", "CONNECTIONS_PER_ADDRESS": "20"}
     stack.up("--no-deps", "gateway", **limits)
@@ -722,7 +722,7 @@ def test_limits_by_key_refusals_address_and_connections(stack: Stack) -> None:
 
 
 def test_nothing_secret_was_written(stack: Stack, notes: list[str]) -> None:
-    """No log line of any container that ever ran holds a key, its hash, a password, a path or a stack."""
+    """No log line of any container contains a key, its hash, a password, a path or a stack."""
     logs = stack.written.texts()
     hashes = re.findall(r"[0-9a-f]{64}", (stack.secrets / "keys" / "api_keys").read_text())
     secrets = [stack.key, (stack.secrets / "redis_password").read_text().strip(), *hashes, "/srv/app", "Traceback"]

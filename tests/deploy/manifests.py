@@ -70,7 +70,7 @@ def environment(documents: list[Document]) -> dict[str, str]:
 
 
 def faults(documents: list[Document]) -> list[str]:
-    """Return what is missing in rendered manifests; nothing when all is well."""
+    """Return the faults of rendered manifests; empty if there are none."""
     found = list(_network_faults(documents))
     for kind, labels, pod in pods(documents):
         found += [f"{kind}: {fault}" for fault in _pod_faults(pod)]

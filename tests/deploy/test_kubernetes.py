@@ -145,7 +145,7 @@ def custom_faults() -> Callable[[list[Document]], list[str]]:
     """Return a function that validates custom resources with the npm packages of the lock file."""
     if shutil.which("npm") is None:
         pytest.skip("npm is not installed")
-    # One of several test processes installs: `npm ci` begins by removing what the others read.
+    # One of several test processes installs: `npm ci` first removes the files that the others read.
     with (HERE / "package-lock.json").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (HERE / "node_modules" / ".package-lock.json").exists():

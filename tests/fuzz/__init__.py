@@ -1,1 +1,1 @@
-"""Coverage-guided fuzzing of everything that reads what a client sends."""
+"""Coverage-guided fuzzing of all readers of client input."""

@@ -1,7 +1,7 @@
 """Run targets with atheris: `python -m tests.fuzz --seconds 60 png npy`. Without names, all targets run in turn.
 
-New inputs are collected in var/fuzz/<target>. An input that breaks a promise is written to var/fuzz/findings; the exit
-code is then not 0. `--keep` adds to the corpus in the repository the inputs that reach new code.
+New inputs are collected in var/fuzz/<target>. An input that violates an assertion is written to var/fuzz/findings; the
+exit code is then not 0. `--keep` adds to the corpus in the repository the inputs that reach new code.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def run(name: str, options: list[str]) -> int:
 
 
 def main() -> int:
-    """Parse the command line, and run each target in a process of its own."""
+    """Parse the command line, and run each target in a separate process."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
     parser.add_argument("names", nargs="*", help=f"Targets: {', '.join(NAMES)}. Default: all.")
     parser.add_argument("--seconds", type=int, default=1800, help="Duration per target. Default: 1800.")

@@ -80,7 +80,7 @@ def grey_by_numpy(png: bytes) -> np.ndarray | None:
 
 
 def array_by_numpy(body: bytes) -> np.ndarray | None:
-    """Return the images of an npy file without bytes behind them, or None if numpy does not read such images."""
+    """Return the images of an npy file without bytes after them, or None if numpy does not read such images."""
     stream = io.BytesIO(body)
     try:
         array = np.lib.format.read_array(stream, allow_pickle=False)

@@ -1,4 +1,4 @@
-"""Every kept input holds the promises of its target, and the targets notice a broken promise."""
+"""No input of the corpus violates the assertions of its target, and the targets detect a violation."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.fuzz.targets import TARGETS
 
 
 def corpus(name: str) -> list[Path]:
-    """Return the kept inputs of a target."""
+    """Return the inputs of a target in the corpus."""
     return sorted((CORPUS / name).iterdir())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_corpus_holds_the_promises(name):
-    """No kept input of a target breaks a promise."""
+    """No input of the corpus violates an assertion of its target."""
     inputs = corpus(name)
     assert len(inputs) > 5
     for path in inputs:
@@ -33,7 +33,7 @@ def test_the_corpus_holds_the_promises(name):
 
 
 def test_the_targets_have_names():
-    """The command line and the corpus know exactly the targets that exist."""
+    """The command line and the corpus have the same targets."""
     assert set(NAMES) == set(TARGETS) == {path.name for path in CORPUS.iterdir()}
 
 

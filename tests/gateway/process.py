@@ -65,7 +65,7 @@ class Gateway:
         self._process: subprocess.Popen[bytes] | None = None
 
     def check(self) -> str:
-        """Return what HAProxy finds wrong with the configuration; empty if it starts with it."""
+        """Return HAProxy's errors in the configuration; empty if it is valid."""
         done = subprocess.run(
             ["haproxy", "-c", "-f", self._configuration], env=self._environment, capture_output=True, text=True,
             check=False,
@@ -82,7 +82,7 @@ class Gateway:
         return self
 
     def log(self) -> str:
-        """Return what the process has written so far."""
+        """Return the output of the process so far."""
         return (self.folder / "haproxy.log").read_text()
 
     def logged_name(self, request_id: str) -> str | None:

@@ -18,7 +18,7 @@ _GO = "9b2f0d1e8c7a6b5f4e3d2c1b0a9f8e7d6c5b4a3f2e1d0c9b8a7f6e5d4c3b"
 
 
 def exchange(both: Both, request: bytes, *, gateway: bool, timeout: float = 10) -> tuple[bytes, bytes]:
-    """Send bytes on a connection of their own, and return head and body of the response; empty if there is none."""
+    """Send bytes on a new connection, and return head and body of the response; empty if there is none."""
     plain = socket.create_connection(("127.0.0.1", both.service.port), timeout) if not gateway else None
     with plain or both.gateway.connect(timeout) as connection:
         received = b""

@@ -49,7 +49,7 @@ def skip_without(client: str) -> None:
     if client == "java" and shutil.which("javac") is None:
         pytest.skip("java runs a source file only with the compiler of a JDK")
     if client == "axios":
-        # One of several test processes installs: `npm ci` begins by removing what the others read.
+        # One of several test processes installs: `npm ci` first removes the files that the others read.
         with (PROGRAMS / "package-lock.json").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (PROGRAMS / "node_modules" / ".package-lock.json").exists():

@@ -130,7 +130,7 @@ def through(started: Gateway, both: Both, key: str) -> str | None:
 
 
 def test_blanks_around_a_key_are_not_part_of_it(both: Both) -> None:
-    """Blanks behind a header value are not part of the value (RFC 9110, 5.5), straight and through the gateway."""
+    """Blanks after a header value are not part of the value (RFC 9110, 5.5), directly and through the gateway."""
     for gateway_too in (False, True):
         request = f"GET /models HTTP/1.1\r\nHost: localhost\r\nX-API-Key: \t{both.key} \t\r\n\r\n"
         head, _ = exchange(both, request.encode(), gateway=gateway_too)

@@ -154,7 +154,7 @@ def test_exemplars_name_traces(prometheus: tuple[httpx.Client, Server]) -> None:
 
 @interop
 def test_metrics_follow_the_conventions(prometheus: tuple[httpx.Client, Server]) -> None:
-    """`promtool check metrics` has no complaint about what a service under load exports."""
+    """`promtool check metrics` finds no fault in the metrics of a service under load."""
     _, server = prometheus
     exposition = server.get("/metrics").text
     assert "anomaly_build_info{version=" in exposition
@@ -162,7 +162,7 @@ def test_metrics_follow_the_conventions(prometheus: tuple[httpx.Client, Server])
 
 
 def test_promtool_accepts_the_rules() -> None:
-    """Each alert rule is valid, and has a row in docs/deployment.md that says what to do."""
+    """Each alert rule is valid, and has a row in docs/deployment.md with an action."""
     assert "SUCCESS" in promtool("check", "rules", RULES)
     page = (ROOT / "docs" / "deployment.md").read_text()
     alerts = re.findall(r"- alert: (\w+)", RULES.read_text())
@@ -184,7 +184,7 @@ def test_the_configuration_is_valid(tmp_path: Path) -> None:
 
 
 def test_panels_do_not_overlap() -> None:
-    """Every panel has an id and a place of its own, and a unit."""
+    """Every panel has a unique id, a unique place, and a unit."""
     panels = json.loads(DASHBOARD.read_text())["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     taken: set[tuple[int, int]] = set()

@@ -1,1 +1,1 @@
-"""Mutation testing of the modules whose faults would give wrong scores or let strangers in."""
+"""Mutation testing of the modules whose faults would cause wrong scores or unauthorised access."""

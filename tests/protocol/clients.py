@@ -1,6 +1,6 @@
 """Calls the service with the unmodified clients of Triton and KServe, and prints what they return as JSON.
 
-It runs in an environment of its own, `.venv/protocol`, and knows nothing of the service but its URL:
+It runs in a separate environment, `.venv/protocol`, and gets only the URL of the service:
 
     clients.py URL MODEL IMAGES.npz [CERTIFICATE KEY]
 """
@@ -54,7 +54,7 @@ def triton_input(kind: Any, *, binary: bool = True, strings: bool = False) -> An
 
 
 def triton_blocking() -> None:
-    """Call every route that Triton's blocking client knows here."""
+    """Call every route of this service that Triton's blocking client supports."""
     context = {"ssl": True, "ssl_context_factory": lambda: ssl.create_default_context(cafile=certificate)}
     with triton.InferenceServerClient(address, **(context if certificate else {})) as client:
         found["live"] = client.is_server_live(**asked())

@@ -147,7 +147,7 @@ def test_without_a_replica_the_gateway_answers_in_the_shape_of_the_protocol(tmp_
 
 
 def test_a_rejected_request_leaves_the_connection_usable(stack: tuple[Server, Gateway]) -> None:
-    """A request that is rejected before its body was read does not spoil the next one on the connection."""
+    """A request that is rejected before its body was read does not affect the next one on the connection."""
     server, door = stack
     content, headers = binary_request(digits(70).tobytes(), [70, 28, 28])
     with server.client(headers={"x-api-key": door.key}) as client:

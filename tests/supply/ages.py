@@ -26,10 +26,10 @@ def judge(name: str, pinned: str, released: Mapping[Version, datetime], now: dat
     """Return why a pin is too old, or None.
 
     Args:
-        name: of the package.
+        name: name of the package.
         pinned: its version in constraints.txt.
-        released: date of each release that the index knows.
-        now: the present.
+        released: date of each release on the package index.
+        now: current time.
     """
     version = Version(pinned)
     if version not in released:

@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 def full_mnist_folder() -> Path | None:
-    """Return the folder with all of MNIST: DATA_DIR, or what lies beside the checkout."""
+    """Return the folder with all of MNIST: DATA_DIR, or the default folder next to the checkout."""
     candidates = [Path(os.environ["DATA_DIR"])] if os.environ.get("DATA_DIR") else [SHARED_MNIST]
     return next((folder for folder in candidates if folder.is_dir()), None)
 

@@ -1,4 +1,4 @@
-"""Publish a version in a process of its own, once or with a kill at every step; run by test_publish.
+"""Publish a version in a separate process, once or with a kill at every step; run by test_publish.
 
     python -m tests.training.publisher once MODEL_STORE VERSION_FOLDER
     python -m tests.training.publisher killed MODEL_STORE VERSION_FOLDER

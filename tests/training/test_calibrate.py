@@ -78,14 +78,14 @@ def test_scoring_is_the_same_in_pieces(detector, digits):
 @pytest.mark.parametrize("confidence", [None, 0.95])
 @pytest.mark.parametrize("n", [1, 5, 19, 20, 99, 100, 1185])
 def test_the_smallest_alpha_works_and_a_smaller_one_does_not(n: int, confidence: float | None) -> None:
-    """The rate has enough images, and 6 % less (two digits are kept) has too few."""
+    """The returned rate has enough images; a rate 6 % lower has too few. The rate is rounded to two digits."""
     alpha = smallest_alpha(n, confidence)
     assert alpha is not None
     assert needed(alpha, confidence) <= n < needed(alpha / 1.12, confidence)
 
 
 def test_no_alpha_works_without_images() -> None:
-    """Without images there is no rate."""
+    """Without images, no rate is possible, and the result is None."""
     assert smallest_alpha(0) is None
 
 

@@ -243,7 +243,7 @@ def test_a_folder_without_pngs_says_what_it_is(tmp_path, files, words):
 
 
 def test_a_file_is_no_folder(tmp_path):
-    """A file instead of a folder is an error that says so."""
+    """A file instead of a folder causes an error with this reason."""
     (tmp_path / "0.png").touch()
     with pytest.raises(DataError, match=r"0\.png is not a folder"):
         read_folder(tmp_path / "0.png", STRICT)

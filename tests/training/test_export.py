@@ -91,6 +91,6 @@ class Unscriptable(Broken):
 
 
 def test_what_does_not_script_is_refused(golden):
-    """The error for a module that cannot be scripted says so."""
+    """A module that cannot be scripted causes an error with this reason."""
     with pytest.raises(ExportError, match="cannot be scripted"):
         export(Unscriptable(""), golden)

@@ -121,7 +121,7 @@ def test_a_folder_of_pngs_is_all_it_takes(tmp_path, digits):
 
 
 def test_dark_strokes_on_white_choose_no_threshold(tmp_path, digits):
-    """If guards reject more calibration images than the rate allows, nothing is published, and one line says why.
+    """If guards reject more images than the rate allows, nothing is published, and one line states the reason.
 
     If they reject fewer, the output and the model card contain the number.
     """
@@ -160,7 +160,7 @@ def test_dark_strokes_on_white_choose_no_threshold(tmp_path, digits):
     code, _, errors = run(*calibrate, "--data-dir", dark)
     assert (code, len(errors.splitlines())) == (2, 1)
     assert "guards rejected 475 of the 475 calibration images (too_much_ink 475)" in errors
-    # Dots are so unlike a zero that they score beyond the guards: with their threshold, nothing caught is anomalous.
+    # Dots score above the guards' error. At a threshold from dots, an image that a guard rejects would be normal.
     dots = np.zeros((9, 28, 28), np.uint8)
     for place, dot in enumerate(dots, 5):
         dot[place : place + 3, place : place + 3] = 255
@@ -217,7 +217,7 @@ def test_an_interruption_leaves_nothing(tmp_path):
 
 def test_an_interruption_of_the_imports_is_silent(tmp_path):
     """Ctrl-C during the import of torch exits with 130 and without output."""
-    # It stands in for torch, and is interrupted half-way for certain.
+    # This module replaces torch, and interrupts its own import.
     (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
     found = subprocess.run(
         [sys.executable, "-m", "training", "list"],

@@ -26,7 +26,7 @@ from training.data.dataset import DataError
 from training.data.pictures import MAX_PIXELS, read_folder
 from training.evaluation.calibrate import count_band, score
 
-pytestmark = pytest.mark.process  # a version records the commit, which git tells
+pytestmark = pytest.mark.process  # a version records the commit, which comes from git
 RESIZE = Preparation(fit="resize", invert=True)
 
 
@@ -47,7 +47,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Return a store with a model of the photos, and what the one command wrote."""
+    """Return a store with a model of the photos, and the output of the training command."""
     store = tmp_path_factory.mktemp("store")
     odd = photos.parent / "odd"
     write(odd, 40, np.random.default_rng(2), DEFECTS)
@@ -60,7 +60,7 @@ def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 
 def test_photos_train_with_one_command(trained: tuple[Path, str]) -> None:
-    """The table tells what the folder has, the manifest how it was prepared, and the guards have limits of its own."""
+    """The table describes the folder, the manifest records the preparation, and the guards' limits fit the folder."""
     store, out = trained
     for words in (
         "JPEG 600",
@@ -97,7 +97,7 @@ def test_new_photos_have_false_alarms_in_the_exact_band(trained: tuple[Path, str
 async def test_the_service_prepares_requests_as_the_training_did(
     trained: tuple[Path, str], make_settings: Callable[..., Settings]
 ) -> None:
-    """Without `fit`, a photo is scored exactly as offline; `fit` overrides, and the reply tells who chose."""
+    """Without `fit`, a photo is scored exactly as offline; `fit` overrides, and the reply names the source."""
     artifact = Repository(trained[0]).open("washers", 1)
     photo = jpeg(washer(np.random.default_rng(4)))
     expected = prepared_pixels(photo, RESIZE, MAX_PIXELS)
@@ -189,7 +189,7 @@ def test_fine_patterns_do_not_alias() -> None:
     ],
 )
 def test_preflight_ends_before_training(tmp_path: Path, digits, kind: str, options: list[str], words: str) -> None:
-    """Every folder that could not train ends with exit code 2 and one line that says what to do."""
+    """Every folder that could not train ends with exit code 2 and one line with the next step."""
     zeros = digits.images[digits.labels == 0][:120]
     images = {
         "dark on bright": 255 - zeros,
@@ -215,7 +215,7 @@ def test_inversion_follows_the_backgrounds(digits) -> None:
 
 
 def test_ink_is_counted_above_the_own_background(digits) -> None:
-    """A grey background and an inversion leave the ink as it is, up to the contrast."""
+    """A grey background and an inversion do not change the ink, except for the contrast."""
     zeros = digits.images[digits.labels == 0][:50]
     assert np.allclose(preflight.ink(zeros), preflight.ink(255 - zeros))
     grey = (115 + zeros * (140 / 255)).astype(np.uint8)
@@ -223,7 +223,7 @@ def test_ink_is_counted_above_the_own_background(digits) -> None:
 
 
 def test_handwriting_without_a_clear_digit_is_left_out(tmp_path: Path, digits) -> None:
-    """With `mnist`, images that the service would refuse are left out and counted; too many of them are an error."""
+    """With `mnist`, images that the service would reject are left out and counted; too many of them are an error."""
     zeros = [ImageOps.expand(Image.fromarray(image).resize((84, 84)), 30) for image in digits.images[:50]]
     blank = Image.new("L", (100, 100))
     for number, image in enumerate([*zeros[:40], blank]):

@@ -38,7 +38,7 @@ def folder(tmp_path, draft) -> Path:
 
 
 def publisher(mode: str, store: Path, folder: Path) -> subprocess.Popen[str]:
-    """Start a publisher in a process of its own."""
+    """Start a publisher in a separate process."""
     command = [sys.executable, "-m", "tests.training.publisher", mode, str(store), str(folder)]
     return subprocess.Popen(
         command,

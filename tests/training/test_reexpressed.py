@@ -18,7 +18,7 @@ from training.networks.reexpressed import ReexpressedGradients, reexpressed
 
 
 def scoring(seed: int) -> ScaledScoring:
-    """Return the article's scoring module with weights of its own."""
+    """Return the article's scoring module with other weights."""
     torch.manual_seed(seed)
     return ScaledScoring(ArticleAutoencoder(), -1.0, 1.0).eval()
 

@@ -71,7 +71,7 @@ def test_the_least_seed_answers(monkeypatch, draft, tmp_path):
 
 @pytest.mark.long
 def test_models_are_made_kept_and_published(tmp_path):
-    """A series publishes versions and writes results; a second run makes only what is missing.
+    """A series publishes versions and writes results; a second run creates only missing ones.
 
     With `--publish`, a job is run again if its version is missing, even if its result file exists. Reports compare with
     the article's model of the same label if the store contains it.

@@ -49,7 +49,7 @@ def test_every_split_keeps_its_promises_on_all_of_mnist(full_mnist, name, normal
     st.one_of(st.none(), st.integers(0, 80)),
 )
 def test_any_labels_split_cleanly_or_are_refused(labels, normal, seed, test_start):
-    """For any labels, the standard split is disjoint, or the error says that there are too few images."""
+    """For any labels, the standard split is disjoint, or the error is that there are too few images."""
     dataset = labelled(labels, None if test_start is None else min(test_start, len(labels)))
     try:
         split = standard(dataset, tuple(normal), seed)

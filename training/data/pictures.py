@@ -16,7 +16,7 @@ from training.data.dataset import DataError
 MAX_PIXELS = 4096 * 4096
 """Maximum number of pixels of an image: that of the service's decoder."""
 _MOST_REFUSED = 0.1
-"""Share of images that `fit=mnist` may refuse; they are left out, because the service refuses such images as well."""
+"""Maximum share of images that `fit=mnist` may reject; they are left out, as the service rejects such images too."""
 
 
 @dataclass(frozen=True)

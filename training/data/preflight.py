@@ -1,4 +1,4 @@
-"""Checks a folder of the user's own images before training, so that errors come early and with advice.
+"""Checks a folder of the user's own images before training, so that errors are reported early and with advice.
 
 Scope: prepared images, and the number that each step needs. Independent of files, recipes and the console.
 """

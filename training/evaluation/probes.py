@@ -1,4 +1,4 @@
-"""The probes: test images derived from held-out normal images or from nothing, uint8 [n, 28, 28], deterministic."""
+"""The probes: test images that are drawn, or derived from held-out normal images. Deterministic, uint8 [n, 28, 28]."""
 
 from __future__ import annotations
 

@@ -12,10 +12,10 @@ CHUNK = 512
 
 
 class OrientedGradients(nn.Module):
-    """Map images to oriented gradients of unit energy.
+    """Map images to oriented gradients with a root mean square of 1.
 
     Pixels are smoothed, their gradient is projected on evenly spaced directions and rectified, and each direction is
-    pooled to a grid of cells. Division by the root mean square gives every image the same energy, which removes the
+    pooled to a grid of cells. Division by the root mean square gives every image the same scale, which removes the
     contrast. Source: Dalal and Triggs, "Histograms of oriented gradients for human detection", 2005.
     """
 

@@ -20,7 +20,7 @@ class ReexpressedArticle(nn.Module):
       window. They are one convolution with four times the channels, and the maxima are over contiguous blocks.
     * A transposed 2x2 convolution with stride 2 is a linear layer at each position, with the four pixels as outputs.
     * ReLU and maximum commute. After the maximum, ReLU processes a quarter of the elements.
-    * The pixels come out patch by patch. `index_select` takes a tenth of the time of the two permutations.
+    * The output pixels are in the order of patches. `index_select` takes a tenth of the time of the two permutations.
     """
 
     positions: Tensor

@@ -21,9 +21,9 @@ SCORE_SPACE = (
 class StandardisedScoring(nn.Module):
     """Standardise an image, reconstruct it, and measure the error; guards override the error of unsuitable images.
 
-    Squared errors are divided by the mean of the image's features. All images have the same energy, so a large mean
-    belongs to an image whose energy is spread over many cells, and a small mean to a sparse image. A sparse image, such
-    as a single stroke, is easy to reconstruct; the division raises its error.
+    Squared errors are divided by the mean of the image's features. The root mean square of all images is 1, so a
+    large mean belongs to an image with edges in many cells, and a small mean to a sparse image. A sparse image, such as
+    a single stroke, is easy to reconstruct; the division raises its error.
     """
 
     least_ink: Final[float]

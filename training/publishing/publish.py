@@ -2,7 +2,7 @@
 
 A version is written to a hidden folder, loaded and scored by the service's own code, and then renamed. The file CURRENT
 is replaced by a rename as well. Every change holds the lock of the store, so that a hidden folder found under the lock
-belongs to a dead process.
+belongs to a killed process.
 """
 
 from __future__ import annotations

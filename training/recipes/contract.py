@@ -79,8 +79,8 @@ class Recipe:
     def with_ink_of(self, images: NDArray[np.uint8]) -> Recipe:
         """Return the recipe with guards for images that are not digits; unchanged if it has no guards.
 
-        Ink is then the difference from the image's own background. The limits are half of the smallest and twice the
-        largest amount of ink, leaving out one image in a hundred on both sides.
+        These guards measure ink as the sum of the differences from the image's own background. Their limits are half of
+        the 1st percentile and twice the 99th percentile of the ink of the training images.
 
         Args:
             images: training images, uint8 [n, 28, 28].

@@ -46,7 +46,7 @@ class InputTensor(_Lenient):
         """Number of bytes of the tensor after the JSON; None if the JSON contains its data.
 
         Raises:
-            MalformedRequest: the tensor has both, neither, or a size that is not a number of bytes.
+            MalformedRequest: the tensor has both JSON data and a binary size, neither of them, or an invalid size.
         """
         if "binary_data_size" not in self.parameters:
             if self.data is None:

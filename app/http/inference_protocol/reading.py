@@ -31,7 +31,7 @@ class Reply(Protocol):
 
 @dataclass(frozen=True)
 class Images:
-    """The images of a request: `count`, and what the request has to say about them."""
+    """The images of a request: `count`, and the parameters of the request about them."""
 
     count: int
     parameters: documents.ScoreParameters
@@ -55,7 +55,7 @@ async def read_infer(
     Args:
         headers, body: of the request.
         settings: limits.
-        default: how encoded images are prepared if the request does not say it.
+        default: how encoded images are prepared if the request does not set it.
 
     Raises:
         Problem: the request is invalid, or exceeds a limit.

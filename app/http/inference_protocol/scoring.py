@@ -178,7 +178,7 @@ class InferHandler:
         scope: MutableMapping[str, Any],
         preparation: Preparation,
     ) -> str:
-        """Score images in micro-batches, each as an image of its own. Return the value of Server-Timing."""
+        """Score images in micro-batches, each like a single score. Return the value of Server-Timing."""
         facts, trace = scope.get("facts", {}), scope.get("trace")
         found = [chunk async for chunk in self._chunks(scope, images, images.count, preparation)]
         pixels, seconds = found[0].pixels, found[0].decode_seconds

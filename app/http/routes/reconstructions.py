@@ -22,7 +22,7 @@ _ID = re.compile(r"[0-9a-f]{44}")
 _TYPES = ("image/png", "application/json")
 _HEADERS = {"cache-control": f"private, {NO_STORE}", "vary": "accept"}
 _LARGE = 4
-"""Scale above which a picture is drawn in a thread of its own."""
+"""Scale above which a picture is drawn in another thread."""
 View = Literal["reconstruction", "input", "error", "panel"]
 ErrorScale = Literal["threshold", "image"]
 _THRESHOLDS = 10.0

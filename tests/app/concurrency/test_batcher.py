@@ -1,4 +1,4 @@
-"""The micro-batcher, with integers: no model, no clock but the loop's."""
+"""The micro-batcher, with integers instead of images, without a model, and with the clock of the event loop."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def submit(batcher: MicroBatcher[Item], value: int) -> int:
 
 
 class Squares:
-    """Squares lists of integers, remembers them and the threads that asked, and can be made to wait."""
+    """Squares lists of integers, records them and the calling threads, and can be blocked."""
 
     def __init__(self) -> None:
         self.batches: list[list[Item]] = []
@@ -84,7 +84,7 @@ async def begun(squares: Squares, count: int) -> None:
 def test_no_caller_ever_gets_anothers_answer(
     items: list[int], max_size: int, yields: list[int], leaving: set[int]
 ) -> None:
-    """Whatever the batch size, the arrival times and who leaves early, each caller gets its own square."""
+    """Each caller gets its own square, for any batch size, arrival times and cancelled callers."""
 
     async def scenario() -> None:
         run, worker = Squares(), LaneWorker("squares")
@@ -115,7 +115,7 @@ def test_no_caller_ever_gets_anothers_answer(
 
 
 async def test_what_waits_goes_together(worker: LaneWorker) -> None:
-    """Items that arrive in one turn of the loop, or while a batch runs, form a batch, in order of arrival."""
+    """Items that arrive in one event-loop iteration, or while a batch runs, form a batch, in order of arrival."""
     run = Squares()
     run.gate.clear()
     batcher = batcher_of(run, worker)
@@ -132,7 +132,7 @@ async def test_what_waits_goes_together(worker: LaneWorker) -> None:
 
 
 async def test_a_busy_loop_holds_up_no_batch(worker: LaneWorker) -> None:
-    """The thread takes one batch after the other while the event loop is at other work."""
+    """The thread runs one batch after the other while the event loop is busy."""
     run = Squares()
     batcher = batcher_of(run, worker, max_size=2)
     futures = [asyncio.get_running_loop().create_future() for _ in range(7)]
@@ -140,14 +140,14 @@ async def test_a_busy_loop_holds_up_no_batch(worker: LaneWorker) -> None:
         batcher.enqueue(Item(item, future))
     await asyncio.sleep(0)
     while len(run.batches) < 4:
-        pass  # the event loop is at other work
+        pass  # the event loop is busy
     assert not any(future.done() for future in futures)
     assert await asyncio.gather(*futures) == [0, 1, 4, 9, 16, 25, 36]
     assert run.batches == [[0, 1], [2, 3], [4, 5], [6]]
 
 
 async def test_batchers_of_one_thread_take_turns(worker: LaneWorker) -> None:
-    """Nobody's second batch is before another's first."""
+    """The second batch of a batcher runs after the first batches of all others."""
     order: list[str] = []
     gate = threading.Event()
 
@@ -168,7 +168,7 @@ async def test_batchers_of_one_thread_take_turns(worker: LaneWorker) -> None:
 
 
 async def test_full_queue_refuses_at_once(worker: LaneWorker) -> None:
-    """One item more than may wait is refused, and those accepted are answered."""
+    """An item above the limit of the queue is rejected, and the accepted items get their results."""
     run = Squares()
     run.gate.clear()
     batcher = batcher_of(run, worker, max_size=1, max_waiting=2)
@@ -183,11 +183,11 @@ async def test_full_queue_refuses_at_once(worker: LaneWorker) -> None:
 
 
 async def test_deadline_is_kept_while_waiting_and_while_running(worker: LaneWorker) -> None:
-    """A caller hears of its deadline when it passes, and an item nobody waits for is never run."""
+    """A caller gets `DeadlineExceeded` when its deadline passes, and an item without a waiting caller is never run."""
     run = Squares()
     run.gate.clear()
     batcher = batcher_of(run, worker, max_size=1, deadline=0.05)
-    while not run.batches:  # a thread that is slow to begin finds that nobody waits any more
+    while not run.batches:  # if the thread begins late, the first caller has already timed out
         first = asyncio.create_task(submit(batcher, 1))
         await until(lambda first=first: run.batches or first.done())
         first.add_done_callback(asyncio.Task.exception)
@@ -201,7 +201,7 @@ async def test_deadline_is_kept_while_waiting_and_while_running(worker: LaneWork
 
 
 async def test_busy_seconds_say_how_long_the_thread_has_not_answered(worker: LaneWorker) -> None:
-    """They grow while a batch hangs, also for items that came later, and are 0 when there is nothing to do."""
+    """They grow while a batch hangs, also for items that arrived later, and are 0 if the batcher is idle."""
     run, now = Squares(), [100.0]
     batcher = MicroBatcher(run, worker, max_size=1, max_waiting=9, deadline=60.0, clock=lambda: now[0])
     assert batcher.busy_seconds == 0.0
@@ -236,7 +236,7 @@ async def test_failure_reaches_every_waiter_and_only_them(worker: LaneWorker, er
 
 
 async def test_closing_answers_what_was_accepted(worker: LaneWorker) -> None:
-    """`aclose` returns after the accepted items have their answers; later ones are refused."""
+    """`aclose` returns after the accepted items have their results; later items are rejected."""
     run = Squares()
     run.gate.clear()
     batcher = batcher_of(run, worker, max_size=1)
@@ -259,7 +259,7 @@ async def test_a_batcher_that_had_nothing_to_do_closes_at_once(worker: LaneWorke
 
 
 async def test_ten_thousand_callers_who_leave_hold_nothing(worker: LaneWorker) -> None:
-    """Callers that are cancelled while waiting leave nothing behind."""
+    """Items of callers that are cancelled while they wait are removed from the queue."""
     run = Squares()
     run.gate.clear()
     batcher = batcher_of(run, worker, max_size=64, max_waiting=20_000)
@@ -279,7 +279,7 @@ async def test_ten_thousand_callers_who_leave_hold_nothing(worker: LaneWorker) -
 
 
 async def test_a_delay_gathers_company(worker: LaneWorker) -> None:
-    """With `max_delay` the first item of each batch waits for those that follow soon after, unless it is full."""
+    """With `max_delay`, the first item of a batch waits for further items, unless the batch is full."""
     run = Squares()
     batcher = batcher_of(run, worker, max_delay=0.05)
     first = asyncio.create_task(submit(batcher, 1))
@@ -299,7 +299,7 @@ async def test_a_delay_gathers_company(worker: LaneWorker) -> None:
 
 
 async def test_a_full_batch_waits_for_nobody(worker: LaneWorker) -> None:
-    """With `max_delay`, what fills a batch goes at once, be it in one turn of the loop or later."""
+    """With `max_delay`, a full batch runs at once, whether it fills in one event-loop iteration or in several."""
     batcher = batcher_of(Squares(), worker, max_delay=300)
     async with asyncio.timeout(30):
         assert await asyncio.gather(*(submit(batcher, item) for item in range(4))) == [0, 1, 4, 9]
@@ -310,7 +310,7 @@ async def test_a_full_batch_waits_for_nobody(worker: LaneWorker) -> None:
 
 
 async def test_a_batch_has_its_results_once(worker: LaneWorker) -> None:
-    """When `work` fails after it has passed a batch on, what comes first counts, and nothing is counted twice."""
+    """If `work` fails after it has passed a batch on, the first outcome counts, and nothing is counted twice."""
     dones: list[Resolve] = []
 
     def work(items: list[Item], done: Resolve) -> None:
@@ -327,7 +327,7 @@ async def test_a_batch_has_its_results_once(worker: LaneWorker) -> None:
 
 
 async def test_the_next_batch_runs_while_the_one_before_is_passed_on(worker: LaneWorker) -> None:
-    """What `work` passed on holds up its own callers and nobody else's; `aclose` waits for it."""
+    """A batch that `work` passed on delays only its own callers, and `aclose` waits for it."""
     passed_on: list[Callable[[], object]] = []
 
     def work(items: list[Item], done: Resolve) -> None:
@@ -350,7 +350,7 @@ async def test_the_next_batch_runs_while_the_one_before_is_passed_on(worker: Lan
 
 
 async def test_an_exception_among_the_results_is_for_its_caller_alone(worker: LaneWorker) -> None:
-    """One item of a batch may be refused; the others have their results, and nothing waits any longer."""
+    """If one item of a batch is rejected, the others get their results, and the queue is empty."""
 
     def work(items: list[Item], done: Resolve) -> None:
         done(lambda: [Overloaded("nine") if item == 9 else item for item in items])
@@ -370,7 +370,7 @@ def _failing() -> Sequence[int]:
 async def test_results_that_cannot_be_made_fail_their_own_callers(
     worker: LaneWorker, make: Callable[[], Sequence[int]]
 ) -> None:
-    """Results that cannot be made or matched are given to nobody: an error is, and the next batch is served."""
+    """If results fail or do not match the items, each caller gets an error, and the next batch is served."""
 
     def work(items: list[Item], done: Resolve) -> None:
         done(make if 13 in items else lambda: items)

@@ -14,7 +14,7 @@ from tests.waiting import advance, until, virtual_time
 
 @virtual_time
 async def test_each_late_operation_is_reported_once_and_in_order() -> None:
-    """Operations that end in time are not reported; each of the others is, when its own time is over."""
+    """Operations that end in time are not reported; each other operation is reported at its own deadline."""
     clock = asyncio.get_running_loop().time
     late: list[tuple[str, float]] = []
     deadlines = Deadlines[str](0.05, lambda key: late.append((key, clock())), clock)
@@ -46,7 +46,7 @@ async def test_deadlines_go_on_after_a_pause() -> None:
 
 
 def test_a_deadline_takes_few_timers() -> None:
-    """Although uvloop's timers fire early, a deadline does not set one timer after the other until its time comes."""
+    """Although uvloop's timers fire early, a deadline does not set many timers until its time is reached."""
 
     async def scenario() -> int:
         reads = 0
@@ -59,7 +59,7 @@ def test_a_deadline_takes_few_timers() -> None:
         deadlines = Deadlines[int](0.02, lambda _: None, clock)
         for key in range(200):
             deadlines.begin(key)
-            await asyncio.sleep(0.0005 * (key % 8))  # uvloop's own timers are what this is about
+            await asyncio.sleep(0.0005 * (key % 8))  # this test is about uvloop's own timers
         await until(lambda: not deadlines)
         return reads - 200  # each timer reads the clock once, and so does each `begin`
 
@@ -67,7 +67,7 @@ def test_a_deadline_takes_few_timers() -> None:
 
 
 async def test_a_failed_begin_stops_no_other_deadline() -> None:
-    """A thread that does not name the event loop gets an error, and later operations still have their deadline."""
+    """A thread that does not pass the event loop gets an error, and later operations still have their deadline."""
     late: list[str] = []
     deadlines = Deadlines[str](0.02, late.append)
     with pytest.raises(RuntimeError):
@@ -78,7 +78,7 @@ async def test_a_failed_begin_stops_no_other_deadline() -> None:
 
 
 async def test_threads_begin_and_end_operations() -> None:
-    """An operation of another thread is either ended by it or reported on the event loop: never both, never neither."""
+    """An operation of another thread is either ended by it or reported on the event loop, and never both."""
     reported: list[tuple[int, int]] = []
     ended: list[tuple[int, int]] = []
     deadlines = Deadlines[tuple[int, int]](0.003, reported.append)

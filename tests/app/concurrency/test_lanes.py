@@ -26,7 +26,7 @@ def worker():
 
 
 async def test_work_is_done_in_order_in_one_thread(worker):
-    """Pieces are done in the order in which they were given, all in the one thread, which began once."""
+    """Pieces are done in the order of submission, all in one thread, which is started once."""
     done: list[tuple[int, str]] = []
 
     def piece(number: int) -> int:
@@ -40,7 +40,7 @@ async def test_work_is_done_in_order_in_one_thread(worker):
 
 
 async def test_lanes_take_turns(worker):
-    """Each lane in its own order, one piece of each in turn, and whoever comes new before whoever was just served."""
+    """Lanes take turns with one piece each, in order; a new lane comes before the lane that was just served."""
     begun, gate, done = threading.Event(), threading.Event(), []
 
     def block() -> None:
@@ -63,7 +63,7 @@ async def test_lanes_take_turns(worker):
 
 
 async def test_long_work_can_see_that_others_wait(worker):
-    """The byte `others` is 1 exactly while work is done and a lane besides its own waits."""
+    """The byte `others` is 1 exactly while work is done and another lane waits."""
     gates, seen = [threading.Event() for _ in range(3)], []
 
     def piece(gate: threading.Event) -> None:
@@ -81,12 +81,12 @@ async def test_long_work_can_see_that_others_wait(worker):
     for gate in gates:
         gate.set()
     await asyncio.gather(long, same, other)
-    # In the order in which they were done: the long one, then the other lane, beside which the first one waits.
+    # In the order of execution: the long piece, then the other lane, while the first lane waits.
     assert seen == [0, 1, 1, 1, 0, 0]
 
 
 async def test_what_nobody_waits_for_is_not_begun(worker):
-    """Of cancelled work only what had begun is done."""
+    """Cancelled work is done only if it had begun."""
     gate, done = threading.Event(), []
     first = asyncio.create_task(worker.run(lambda: gate.wait(60)))
     second = asyncio.create_task(worker.run(lambda: done.append("second")))
@@ -100,14 +100,14 @@ async def test_what_nobody_waits_for_is_not_begun(worker):
 
 
 async def test_an_error_reaches_its_waiter_alone(worker):
-    """What the work raises is raised where it is awaited, and the next piece is done."""
+    """An exception in the work is raised where the work is awaited, and the next piece is done."""
     broken, fine = await asyncio.gather(worker.run(lambda: 1 // 0), worker.run(lambda: 1), return_exceptions=True)
     assert isinstance(broken, ZeroDivisionError)
     assert fine == 1
 
 
 async def test_a_waiter_that_left_disturbs_nobody(worker):
-    """Work whose waiter was cancelled is finished, and the thread goes on."""
+    """Work whose waiting task was cancelled is finished, and the thread continues."""
     begun, gate, finished = threading.Event(), threading.Event(), threading.Event()
 
     def slow() -> None:
@@ -125,7 +125,7 @@ async def test_a_waiter_that_left_disturbs_nobody(worker):
 
 
 async def test_closing_finishes_what_was_accepted():
-    """`close` returns when all is done; afterwards nothing is accepted."""
+    """`close` returns when all work is done; later work is rejected."""
     worker, done = LaneWorker("tested"), []
     tasks = [asyncio.create_task(worker.run(lambda n=n: done.append(n))) for n in range(5)]
     await asyncio.sleep(0)
@@ -137,7 +137,7 @@ async def test_closing_finishes_what_was_accepted():
 
 
 async def test_an_idle_thread_holds_nothing(worker):
-    """A result that nobody else holds is gone once its waiter has let go of it."""
+    """The thread keeps no reference to a result, so the result is freed after the waiting task has released it."""
 
     class Large: ...
 
@@ -151,7 +151,7 @@ async def test_an_idle_thread_holds_nothing(worker):
 
 
 async def test_any_thread_gives_work(worker):
-    """Work that is given is done in its turn, whoever gave it, also by the first to give any."""
+    """Work from any thread is done in order, including work from the thread that submits first."""
     done: list[int] = []
     threads = [threading.Thread(target=worker.submit, args=(lambda n=n: done.append(n),)) for n in range(20)]
     for thread in threads:
@@ -164,7 +164,7 @@ async def test_any_thread_gives_work(worker):
 
 
 def test_what_is_accepted_while_it_closes_is_done():
-    """Of work that other threads give meanwhile, all that is not refused is done."""
+    """All work that other threads submit during `close` is done, unless it is rejected."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -187,7 +187,7 @@ def test_what_is_accepted_while_it_closes_is_done():
 
 
 async def test_work_that_fails_ends_no_thread(worker, caplog):
-    """An error that nobody waits for is logged, and the next piece is done."""
+    """An error in work without a waiting task is logged, and the next piece is done."""
     worker.submit(lambda: 1 // 0)
     assert await worker.run(lambda: 7) == 7
     assert [line.message for line in caplog.records] == ["work failed"]

@@ -85,7 +85,7 @@ async def test_a_cancelled_request_is_not_an_overload(make_crowd: Callable[[int]
 
 
 async def test_a_result_that_is_ready_is_lost_with_its_place(make_crowd: Callable[[int], Crowd]) -> None:
-    """A place that is taken from a request whose wait has just ended ends the request within its block."""
+    """If a request loses its place when its result is just ready, the request ends inside its block."""
     crowd = make_crowd(2)
     held = await crowd.enter("a", "a")
     crowd.released.set()

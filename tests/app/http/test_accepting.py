@@ -1,4 +1,4 @@
-"""Probes are answered in time however many clients connect."""
+"""Probes get replies in time, for any number of clients that connect."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ async def test_without_descriptors_the_process_pauses(
 
 @pytest.mark.process
 def test_surplus_connections_get_503_and_probes_an_answer(make_server: Callable[..., Server], zero: bytes) -> None:
-    """With the maximum of open connections, a score on a further one is 503; a probe is answered; then all is well."""
+    """With the maximum of open connections, a score on a further one gets 503, and a probe gets 200."""
     server = make_server(ANOMALY_MAX_CONNECTIONS="20").start()
     png = {"content-type": "image/png"}
     clients = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(20)]
@@ -121,7 +121,7 @@ def test_surplus_connections_get_503_and_probes_an_answer(make_server: Callable[
 
 @pytest.mark.process
 def test_probes_are_answered_beside_a_flood(make_server: Callable[..., Server], zero: bytes) -> None:
-    """While 600 clients connect and score without a pause, each probe on a new connection is answered soon."""
+    """While 600 clients connect and score without a pause, each probe on a new connection gets a quick reply."""
     server = make_server(ANOMALY_MAX_CONNECTIONS="200", ANOMALY_LOG_REQUESTS="false").start()
     request = (
         b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(zero) + zero

@@ -1,4 +1,4 @@
-"""API keys: who gets in, what is written down of it, whose a reconstruction is."""
+"""API keys: authorisation, logged names, and owners of reconstructions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def line(key: str, name: str) -> str:
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -47,7 +47,7 @@ def keys_file(tmp_path: Path) -> Path:
 
 
 def test_a_key_has_the_name_of_its_line(keys_file: Path) -> None:
-    """A known key gives its name; a wrong one, an empty one, one of the hashes and a name give none."""
+    """A known key returns its name; a wrong key, an empty key, a hash of the file and a name return None."""
     keys = ApiKeys(keys_file)
     assert keys.owner(ALICE.encode()) == "alice"
     assert keys.owner(BOB.encode()) == "bob"
@@ -57,7 +57,7 @@ def test_a_key_has_the_name_of_its_line(keys_file: Path) -> None:
 
 
 def test_files_of_every_editor_are_read(tmp_path: Path) -> None:
-    """CRLF, blanks around a line and a comment behind a key change nothing."""
+    """CRLF, blanks around a line and a comment after a key have no effect."""
     path = tmp_path / "api_keys"
     alice, bob = line(ALICE, "alice").strip(), line(BOB, "bob").strip()
     path.write_bytes(f"# keys\r\n\t{alice} \t\r\n \r\n{bob}# since May".encode())
@@ -77,7 +77,7 @@ def test_a_key_has_one_name(tmp_path: Path) -> None:
 
 
 def test_the_file_is_read_again_when_it_changes(keys_file: Path) -> None:
-    """A key added to the file works and a key taken out stops working, a second later and without a restart."""
+    """Without a restart, an added key works and a removed key stops working after one second."""
     clock = Clock()
     keys = ApiKeys(keys_file, clock=clock)
     new = keys_file.with_suffix(".new")
@@ -88,7 +88,7 @@ def test_the_file_is_read_again_when_it_changes(keys_file: Path) -> None:
 
 
 def test_the_file_is_examined_once_per_second(keys_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between two examinations of the file there is one second, from the first request on."""
+    """From the first request on, the file is checked once per second at most."""
     clock, examined = Clock(), []
     clock.now = 10.25
     keys = ApiKeys(keys_file, clock=clock)
@@ -100,7 +100,7 @@ def test_the_file_is_examined_once_per_second(keys_file: Path, monkeypatch: pyte
 
 
 def test_each_new_fault_of_the_file_is_logged(keys_file: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A fault that follows another is logged; a fault that lasts is logged once; a change back to good is logged."""
+    """A new fault is logged, a lasting fault is logged once, and the return to a valid file is logged."""
     clock = Clock()
     keys = ApiKeys(keys_file, clock=clock)
     faults = ["x\n", "x\n", "\n\nx\n", "\nx\n", "\n\nx\n", line(BOB, "bob")]
@@ -144,7 +144,7 @@ async def test_keys_rotate_under_load(make_settings: Callable[..., Settings], ke
 
 
 def test_a_check_costs_the_same_with_many_keys(tmp_path: Path) -> None:
-    """The time of a check depends neither on the number of keys nor on how much of a key is right."""
+    """The time of a check depends neither on the number of keys nor on the number of right characters."""
 
     def seconds(keys: ApiKeys, key: bytes) -> float:
         return min(timeit.repeat(lambda: keys.owner(key), number=200, repeat=30))
@@ -160,7 +160,7 @@ def test_a_check_costs_the_same_with_many_keys(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["", "# nobody\n", "secret alice\n", "\udcff"])
 def test_a_damaged_file_changes_nothing(keys_file: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
-    """While the file makes no sense the known keys stay in force, an error is logged, and the file is not quoted."""
+    """While the file is malformed, the known keys stay valid, and an error is logged that does not quote the file."""
     clock = Clock()
     keys = ApiKeys(keys_file, clock=clock)
     keys_file.write_bytes(damage.encode("utf-8", "surrogateescape"))
@@ -174,7 +174,7 @@ def test_a_damaged_file_changes_nothing(keys_file: Path, damage: str, caplog: py
 
 
 def test_a_file_that_becomes_readable_is_read(caplog: pytest.LogCaptureFixture) -> None:
-    """Keys that nobody could read at first are taken up when somebody can; the fault is logged once."""
+    """A file of keys that becomes readable is loaded; the read error is logged once."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
@@ -195,7 +195,7 @@ def test_a_file_that_becomes_readable_is_read(caplog: pytest.LogCaptureFixture) 
 
 @pytest.mark.parametrize("content", [None, "", "# nobody\n", "secret alice\n", f"{'a' * 64}\n", f"{'a' * 64} a/b\n"])
 def test_no_start_with_a_file_that_lets_nobody_in(tmp_path: Path, content: str | None) -> None:
-    """A missing, empty or malformed file is refused, in words that do not quote it."""
+    """A missing, empty or malformed file is rejected, and the message does not quote its content."""
     path = tmp_path / "api_keys"
     if content is not None:
         path.write_text(content)
@@ -210,14 +210,14 @@ def test_no_start_with_a_file_that_lets_nobody_in(tmp_path: Path, content: str |
     [("/", True), ("/livez", True), ("/page/draw.js", True), ("/score", False), ("/models", False), ("/pages", False)],
 )
 def test_what_answers_without_a_key(path: str, public: bool) -> None:
-    """Probes, metrics and what a browser must load first are public; everything else is not."""
+    """Probes, metrics and the files of the web page are public; all other routes are not."""
     assert is_public(path) is public
 
 
 async def test_every_route_but_the_public_ones_wants_a_key(
     make_settings: Callable[..., Settings], keys_file: Path, zero: bytes
 ) -> None:
-    """Without a key or with a wrong one every route answers 401 as a problem with a challenge; probes answer."""
+    """Without a valid key, every route returns a 401 problem with a challenge, except for the probes."""
     async with running(make_settings(api_keys_file=keys_file)) as client:
         documented = client.app.framework.openapi()["paths"]  # type: ignore[attr-defined]
         paths = sorted(documented)
@@ -259,7 +259,7 @@ async def test_a_reconstruction_is_found_only_by_its_owner(
 
 
 def test_a_key_is_never_written_down(make_server: Callable[..., Server], keys_file: Path, zero: bytes) -> None:
-    """Log, metrics and replies name who asked and hold neither keys nor their hashes, on success and on refusal."""
+    """Log, metrics and replies contain names of keys, but no keys and no hashes of them, for statuses 200 and 401."""
     server = make_server(ANOMALY_API_KEYS_FILE=str(keys_file), ANOMALY_LOG_LEVEL="debug").start()
     shown = ""
     with server.client() as client:

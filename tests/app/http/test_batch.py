@@ -79,7 +79,7 @@ async def test_a_batch_says_what_single_scores_say(client: httpx.AsyncClient) ->
 
 
 async def test_every_form_of_the_reply_says_the_same(client: httpx.AsyncClient) -> None:
-    """JSON, NDJSON and npy carry the same scores, and the headers say what answered."""
+    """JSON, NDJSON and npy contain the same scores, and the headers contain model and version."""
     images = digits(150)
     document, lines, array = [
         await bulk(client, images, f"application/{form}") for form in ("json", "x-ndjson", "x-npy")
@@ -159,7 +159,7 @@ BAD = {
 @given(kinds=st.lists(st.sampled_from(["good", *BAD]), min_size=1, max_size=12), data=st.data())
 @examples(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_one_bad_file_stops_no_other(kinds: list[str], data: st.DataObject) -> None:
-    """Whatever mixture of good and bad files a form has, cut wherever the network cut it: each gets its own."""
+    """Each file of a form gets its own result, for any mixture of valid and invalid files and any packet boundaries."""
     size, cut = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 3000))
     files = [pngs.plain() if kind == "good" else BAD[kind] for kind in kinds]
     request = httpx.Request("POST", "http://test/", **form(*files))
@@ -196,7 +196,7 @@ async def test_problems_stand_in_the_place_of_their_item(client: httpx.AsyncClie
 
 
 async def test_only_stored_batches_have_ids(client: httpx.AsyncClient) -> None:
-    """With store=true each good item can be fetched, with its own reply and picture; by default nothing is kept."""
+    """With store=true, the reply and picture of each valid item can be fetched; by default, nothing is stored."""
     images = digits(10)
     members = (await raw(client, pngs.plain(images[0]))).json().keys()
     assert all("id" not in item for item in (await bulk(client, images)).json()["items"])
@@ -216,7 +216,7 @@ async def _picture_of(client: httpx.AsyncClient, image: np.ndarray) -> bytes:
 
 
 async def test_model_and_alpha(client: httpx.AsyncClient) -> None:
-    """`alpha` moves the threshold, `model` chooses the version, and what does not exist is a problem."""
+    """`alpha` changes the threshold, `model` selects the version, and an unknown model is a problem."""
     images = digits(3)
     strict, loose = [(await bulk(client, images, query=f"?alpha={alpha}")).json() for alpha in (0.01, 0.2)]
     assert strict["threshold"] > loose["threshold"]
@@ -262,7 +262,7 @@ def header_of(length: str) -> bytes:
 async def test_what_is_no_array_of_images(
     shared_client: httpx.AsyncClient, content: bytes, status: int, kind: str
 ) -> None:
-    """Every other body than a whole npy file of uint8 [N, 28, 28] is refused with its reason."""
+    """Every body except a complete npy file of uint8 [N, 28, 28] is rejected with a reason."""
     assert_problem(await shared_client.post("/score/batch", content=content, headers=NPY), status, kind)
 
 
@@ -296,7 +296,7 @@ CONVERTED = {
 @pytest.mark.parametrize("name", CONVERTED)
 @SHARED
 async def test_the_hint_for_an_array_is_right(shared_client: httpx.AsyncClient, name: str) -> None:
-    """The conversion in the hint, followed to the letter, gives the image within one grey level."""
+    """The conversion in the hint, applied literally, gives the image within one grey level."""
     images = CONVERTED[name]
     document = assert_problem(await bulk(shared_client, images), 422, "wrong-array")
     assert ("big-endian" in document["detail"]) == ("big-endian" in name)
@@ -348,7 +348,7 @@ async def test_a_general_content_type_is_taken_for_an_array(shared_client: httpx
 async def test_a_form_without_files_is_a_problem(
     shared_client: httpx.AsyncClient, fields: dict[str, str], accept: str
 ) -> None:
-    """A form that has no file at all was not meant as a batch of nothing."""
+    """A form without a file gets a problem, not an empty result."""
     parts = "".join(
         f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n' for name, value in fields.items()
     )
@@ -358,7 +358,7 @@ async def test_a_form_without_files_is_a_problem(
 
 
 async def test_unknown_fields_of_a_batch_form_are_rejected_by_name(client: httpx.AsyncClient) -> None:
-    """A form field that the route does not have is 422 and named, never ignored."""
+    """An unknown form field gets 422 with its name, and is never ignored."""
     reply = await client.post("/score/batch", data={"include": "reconstruction"}, **form(pngs.plain()))
     assert "`include`" in assert_problem(reply, 422, "invalid-parameter")["detail"]
     reply = await client.post("/score/batch", data={"fit": "mnist"}, **form(pngs.plain()))
@@ -366,7 +366,7 @@ async def test_unknown_fields_of_a_batch_form_are_rejected_by_name(client: httpx
 
 
 async def test_other_bodies_are_refused(client: httpx.AsyncClient) -> None:
-    """A PNG alone, a form with another field, a form that ends too soon and one without a byte are refused."""
+    """A PNG without a form, and a form with another field, with an early end or without content, are rejected."""
     assert_problem(
         await client.post("/score/batch", content=b"x", headers={"content-type": "image/png"}),
         415,
@@ -390,7 +390,7 @@ async def test_other_bodies_are_refused(client: httpx.AsyncClient) -> None:
 @given(st.binary(max_size=200), st.integers(0, 120))
 @examples(max_examples=200)
 def test_no_header_breaks_the_reader(noise: bytes, at: int) -> None:
-    """Whatever stands in an npy header, reading it gives a count, a problem, or asks for more."""
+    """For any bytes of an npy header, the reader returns a count, raises a problem, or needs more bytes."""
     for content in (noise, GOOD[:at] + noise + GOOD[at + len(noise) :]):
         try:
             header = array_header(content)
@@ -433,7 +433,7 @@ async def test_a_body_that_breaks_off_after_the_first_lines(make_settings: Calla
 async def test_a_failure_after_the_first_lines_is_the_last_line(
     make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever fails once NDJSON was begun, the reply says so in its last line, and the log says what it was."""
+    """After an error during an NDJSON reply, the last line contains a problem, and the log contains the cause."""
     async with running(make_settings(batch_chunk_images=4 // PASSES_AT_ONCE)) as client:
 
         async def broken(*_: Any, **__: Any) -> AsyncIterator[Chunk]:
@@ -505,7 +505,7 @@ async def test_slow_clients_hold_no_places(make_settings: Callable[..., Settings
 
 
 async def test_a_request_that_loses_its_place_ends_with_the_reason(make_settings: Callable[..., Settings]) -> None:
-    """An NDJSON reply that has begun ends with a line that contains the problem, after the lines of what was scored."""
+    """After an error, an NDJSON reply ends with a line that contains the problem, after the lines of scored images."""
     async with running(make_settings(batch_max_connections=2, batch_chunk_images=4)) as client:
         content, lines, never = npy(digits(400)), list[dict[str, Any]](), asyncio.Event()
         scope = {**scope_of("application/x-npy", "application/x-ndjson"), "client": ("192.0.2.7", 1)}
@@ -572,7 +572,7 @@ async def test_a_client_that_reads_nothing_stops_the_body_with_a_reason(
 
 
 class Counting:
-    """A detector that remembers how many images each call had."""
+    """A detector that records the number of images of each call."""
 
     def __init__(self, detector: Detector) -> None:
         self._detector = detector
@@ -602,7 +602,7 @@ def count_calls(client: httpx.AsyncClient) -> Counting:
 
 
 async def test_a_single_score_waits_for_one_pass_at_most(make_settings: Callable[..., Settings], zero: bytes) -> None:
-    """While batch requests run, single scores are the next call or the one after, and batches go on where they were."""
+    """A single score waits for at most one pass of a batch request, and the batch then continues at its next image."""
     async with running(make_settings(batch_chunk_images=16, batch_max_requests=2)) as client:
         counting = count_calls(client)
         many = [digits(3000, seed) for seed in range(2)]
@@ -647,11 +647,11 @@ async def test_a_client_that_leaves_stops_the_work(make_settings: Callable[..., 
 
 
 class Broken:
-    """A detector that fails once, when it is to begin with image 4, and has no number for images 9 and 10."""
+    """A detector that fails once, at a pass that begins with image 4, and returns NaN for images 9 and 10."""
 
     def __init__(self, detector: Detector, images: np.ndarray) -> None:
         self._detector = detector
-        # By what they show, since the thread turns to others in between.
+        # Identify images by their pixels, because the thread scores images of other requests between the chunks.
         self._places = {image.tobytes(): place for place, image in enumerate(images)}
         self._failed = False
 
@@ -667,7 +667,7 @@ class Broken:
 
 
 async def test_a_chunk_that_fails_is_its_own_problem(make_settings: Callable[..., Settings]) -> None:
-    """When the model fails for one chunk, or gives no number for some images, exactly those items say so."""
+    """If the model fails for a chunk, or returns NaN for some images, exactly these items have a problem."""
     async with running(make_settings(batch_chunk_images=4 // PASSES_AT_ONCE)) as client:
         serving = services(client).registry.current("zero-article")
         images = digits(16)
@@ -711,7 +711,7 @@ async def test_memory_does_not_grow_with_the_body() -> None:
 
 
 async def test_a_client_that_left_is_not_a_short_body() -> None:
-    """A disconnect while the body arrives is told apart from an end of the body."""
+    """A disconnect while the body arrives is distinguished from the end of the body."""
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.disconnect"}
@@ -735,7 +735,7 @@ def scope_of(kind: str, accept: str = "application/json", query: bytes = b"") ->
 
 @virtual_time
 async def test_a_trickle_is_not_progress() -> None:
-    """A body below the minimum rate ends in 408, although each piece comes in time; above the rate it is read."""
+    """A body below the minimum rate ends in 408, although each piece arrives in time; above the rate it is read."""
     clock = asyncio.get_running_loop().time
 
     async def read(pause: float, slowest: float) -> int:
@@ -775,7 +775,7 @@ async def test_the_service_may_take_its_time_over_a_body() -> None:
 
 @pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson", "application/x-npy"])
 async def test_a_client_that_does_not_read_is_let_go_of(make_settings: Callable[..., Settings], accept: str) -> None:
-    """A client that takes nothing of its reply loses its place after the time-out, and the next request has it."""
+    """A client that does not read its reply loses its place after the timeout, and the next request gets the place."""
     async with running(make_settings(body_timeout_ms=200, batch_max_requests=1)) as client:
         content = npy(digits(200))
 
@@ -793,14 +793,14 @@ async def test_a_client_that_does_not_read_is_let_go_of(make_settings: Callable[
 
 
 async def test_a_form_has_a_bounded_number_of_files(make_settings: Callable[..., Settings]) -> None:
-    """One file more than the bound is 413, however small the files are; as many as the bound are scored."""
+    """One file above the limit gets 413, for files of any size; a form at the limit is scored."""
     async with running(make_settings(batch_max_files=5)) as client:
         assert (await client.post("/score/batch", **form(*[pngs.plain()] * 5))).json()["count"] == 5
         assert_problem(await client.post("/score/batch", **form(*[b""] * 6)), 413, "body-too-large")
 
 
 async def test_a_hundred_megabytes_of_empty_files_stay_small() -> None:
-    """A form of countless empty files is refused within the first pieces, before they can pile up."""
+    """A form with very many empty files is rejected during the first pieces, before the files use memory."""
     part = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n\r\n'
     read = 0
 
@@ -825,7 +825,7 @@ async def test_a_hundred_megabytes_of_empty_files_stay_small() -> None:
 
 
 async def test_a_json_document_is_held_once(client: httpx.AsyncClient) -> None:
-    """While a JSON reply is sent, what is in memory of it is less than a tenth more than what is left to be sent."""
+    """While a JSON reply is sent, it uses less than 1.1 times the memory of its unsent part."""
     version = services(client).registry.current("zero-article")
     rule = DecisionRule.for_alpha(version.manifest, version.calibration)
     job = BatchJob(version, rule, owner=None, store=False)
@@ -851,7 +851,7 @@ async def test_a_json_document_is_held_once(client: httpx.AsyncClient) -> None:
 
 @pytest.mark.parametrize("store", ["false", "true"])
 async def test_a_batch_says_where_its_time_went(client: httpx.AsyncClient, store: str) -> None:
-    """Whole replies carry Server-Timing, and every stage is a series; NDJSON begins before anything is known."""
+    """JSON replies have Server-Timing, and every stage has a metric; NDJSON begins before the times are known."""
     document, lines = [
         await bulk(client, digits(70), f"application/{kind}", f"?store={store}") for kind in ("json", "x-ndjson")
     ]

@@ -1,4 +1,4 @@
-"""`POST /score/batch?fdr=`: q-values in JSON, the cut-off in the last line of NDJSON, and npy, which has no place."""
+"""`POST /score/batch?fdr=`: q-values in JSON, the cut-off in the last line of NDJSON, and a problem for npy."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ BODY = b"--B\r\n%b\r\n\r\n%b\r\n--B--\r\n"
 
 
 def assert_alike(body: bytes) -> None:
-    """What is cut out at once, the parser finds: quotes around the boundary, which mean nothing, leave it to that."""
+    """Assert that the fast extraction finds nothing or the same image as the parser, which quoted boundaries select."""
     found = plain_image_of("multipart/form-data; boundary=B", body) if body else None
     if found is not None:
         assert read_form('multipart/form-data; boundary="B"', body).image == found
@@ -69,14 +69,14 @@ def assert_alike(body: bytes) -> None:
     ],
 )
 def test_every_head_means_the_same_with_and_without_quotes(head: bytes) -> None:
-    """Whatever stands in the head of a part, the image does not depend on the boundary's quotes."""
+    """For any head of a part, the image does not depend on the quotes of the boundary."""
     assert_alike(BODY % (head, b"image"))
 
 
 @given(st.integers(0, len(BODY % (HEAD, b"image"))), st.integers(0, 3), st.binary(max_size=3))
 @examples(max_examples=500)
 def test_no_change_of_a_form_means_something_else_without_quotes(at: int, cut: int, put: bytes) -> None:
-    """However a form is changed, an image that is cut out of it at once is the one that the parser finds."""
+    """For any change of a form, the fast extraction of an image returns the same image as the parser."""
     body = BODY % (HEAD, b"image")
     assert_alike(body[:at] + put + body[at + cut :])
 
@@ -86,7 +86,7 @@ def test_no_change_of_a_form_means_something_else_without_quotes(at: int, cut: i
     "boundary", ["b0undary", "----WebKitFormBoundary7MA4YWxkTrZu0gW", "------------------------d7"]
 )
 def test_common_clients_need_no_parser(kind: str, boundary: str) -> None:
-    """The forms of browsers, curl and httpx are cut at once."""
+    """The fast extraction reads the forms of browsers, curl and httpx."""
     body = (BODY % (HEAD + kind.encode(), b"image")).replace(b"--B", b"--" + boundary.encode())
     assert plain_image_of(f"multipart/form-data; boundary={boundary}", body) == b"image"
 
@@ -185,7 +185,7 @@ REJECTED = {
 
 @pytest.mark.parametrize("name", REJECTED)
 def test_the_reason_of_a_rejected_form_is_named(name: str) -> None:
-    """Each fault of a form raises its own problem, whose detail names what was sent."""
+    """Each fault of a form raises its own problem, whose detail names the value in the request."""
     arguments, problem, words = REJECTED[name]
     with pytest.raises(problem) as caught:
         read_form(*arguments)
@@ -316,7 +316,7 @@ async def test_content_encodings_are_decoded(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in ENCODED if name not in ("none", "identity")])
 async def test_damaged_encodings_are_400(name: str) -> None:
-    """Data that ends early, has bytes behind its end or is something else is a malformed request."""
+    """Data that ends early, has bytes after its end or is not compressed is a malformed request."""
     encoding, body = ENCODED[name]
     for damaged in (body[:-1], body + b"more", b"nonsense"):
         with pytest.raises(MalformedRequest):
@@ -326,7 +326,7 @@ async def test_damaged_encodings_are_400(name: str) -> None:
 
 
 async def test_bombs_stop_at_the_limit() -> None:
-    """Fifty megabytes behind a small body are 413 after the limit, at once and in pieces."""
+    """A small body that decompresses to 50 MB gets 413 at the limit, whether it arrives whole or in pieces."""
     for encoding, body in ((b"gzip", gzip.compress(bytes(50_000_000))), (b"deflate", zlib.compress(bytes(50_000_000)))):
         with pytest.raises(BodyTooLarge):
             decoded(encoding, body, limit=65536)
@@ -336,7 +336,7 @@ async def test_bombs_stop_at_the_limit() -> None:
 
 @pytest.mark.parametrize("encoding", [b"br", b"zstd", b"gzip, gzip", b"compress"])
 def test_other_encodings_are_415(encoding: bytes) -> None:
-    """Another encoding is 415, which names it, and the header Accept-Encoding lists those that work."""
+    """Another encoding gets 415, which names it, and the header Accept-Encoding lists the supported encodings."""
     with pytest.raises(UnsupportedEncoding, match=encoding.decode()) as caught:
         decoded(encoding, b"x", limit=10)
     assert caught.value.headers()["accept-encoding"] == "gzip, deflate"
@@ -356,7 +356,7 @@ def incomplete(*bodies: bytes) -> Any:
 
 @virtual_time
 async def test_a_slow_body_is_rejected_and_its_task_continues() -> None:
-    """A body that is incomplete after the time limit is a `BodyTimeout`, and leaves the task that read it usable."""
+    """A body that is incomplete after the time limit raises `BodyTimeout`, and the task that read it continues."""
     clock = asyncio.get_running_loop().time
     reader = BodyReader(0.05, clock)
     with pytest.raises(BodyTimeout, match=r"0\.05 s"):

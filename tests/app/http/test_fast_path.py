@@ -1,4 +1,4 @@
-"""`POST /score` over real connections: a request that comes whole takes a shorter way, and nobody can tell."""
+"""`POST /score` over real connections: replies of the fast path are equal to those of the general path."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Side:
 
 @asynccontextmanager
 async def serving(settings: Settings, monkeypatch: pytest.MonkeyPatch, **chosen: Any) -> AsyncIterator[Side]:
-    """Run an application behind real connections; `chosen` is for uvicorn."""
+    """Run an application with real connections; `chosen` is passed to uvicorn."""
     app = create_app(settings)
     config, state = uvicorn.Config(app, lifespan="off", log_config=None, proxy_headers=False, **chosen), ServerState()
     config.load()
@@ -102,7 +102,7 @@ async def serving(settings: Settings, monkeypatch: pytest.MonkeyPatch, **chosen:
 
 @pytest.fixture
 async def side(make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Side]:
-    """Yield an application with the shipped model store behind real connections."""
+    """Yield an application with the shipped model store and real connections."""
     async with serving(make_settings(model_store=MODEL_STORE), monkeypatch) as side:
         yield side
 
@@ -154,7 +154,7 @@ async def ask(side: Side, *pieces: bytes) -> Got:
 
 
 def comparable(got: Got) -> tuple[int, dict[str, str], Any]:
-    """Return what two answers to the same request have in common."""
+    """Return the parts of a response that are equal for equal requests."""
     document = json.loads(got.body)
     for name in ("id", "reconstruction", "instance"):
         if name in document:
@@ -216,7 +216,7 @@ async def test_both_paths_and_every_split_give_the_same_answer(side: Side, zero:
 async def test_a_body_that_pauses_takes_the_general_path(
     make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, zero: bytes
 ) -> None:
-    """A held body is handed over after a while; it is scored if it is completed within the body's time, else 408."""
+    """A slow body is moved to the general path; it is scored if it is complete before the body timeout, else 408."""
     monkeypatch.setattr("app.http.server._PENDING_SECONDS", 0.05)
     async with serving(make_settings(body_timeout_ms=1000), monkeypatch) as side:
         asked = request(zero)
@@ -232,7 +232,7 @@ async def test_a_body_that_pauses_takes_the_general_path(
 
 
 async def test_a_disconnect_cancels_the_score(side: Side, zero: bytes) -> None:
-    """An image whose client leaves before its micro-batch begins is neither scored nor stored, on both paths."""
+    """If a client disconnects before its micro-batch begins, its image is neither scored nor stored, on both paths."""
     registry = side.app.services.registry
     version = registry.current(registry.default_model)
     assert version is not None
@@ -259,7 +259,7 @@ async def test_a_disconnect_cancels_the_score(side: Side, zero: bytes) -> None:
     for side.general in (False, True):
         begun.clear()
         gate.clear()
-        probe = asyncio.create_task(version.probe())  # a forward pass that is no score
+        probe = asyncio.create_task(version.probe())  # a forward pass without a request
         await until(begun.is_set)
         scored, left = await count("anomaly_scores_total"), await count('anomaly_http_requests_total{route="/score",st')
         clients = [await asyncio.open_connection("127.0.0.1", side.port) for _ in range(20)]
@@ -318,7 +318,7 @@ async def test_chunked_bodies_take_the_general_path(side: Side, zero: bytes) -> 
 
 @pytest.mark.parametrize("protocol", ["h2c", "websocket"])
 async def test_a_request_for_another_protocol_is_scored(side: Side, zero: bytes, protocol: str) -> None:
-    """What Java's client and `curl --http2` send at first is a request like any other, whole or in pieces."""
+    """The upgrade request of Java's client and `curl --http2` is handled like any other, complete or in pieces."""
     asked = request(zero, connection="Upgrade, HTTP2-Settings", upgrade=protocol, http2_settings="AAMAAABk")
     for pieces in ([asked], [asked[:-50], asked[-50:]]):
         assert (await ask(side, *pieces)).status == 200
@@ -327,7 +327,7 @@ async def test_a_request_for_another_protocol_is_scored(side: Side, zero: bytes,
 
 @pytest.mark.parametrize("path", ["/score", "/score/batch"])
 async def test_what_comes_behind_a_body_is_no_header(side: Side, zero: bytes, path: str) -> None:
-    """Trailers of a chunked body change nothing, however they come: who checked the headers has not seen them."""
+    """Trailers of a chunked body have no effect, in any number of packets, because they were not checked as headers."""
     head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: {FORM}\r\ntransfer-encoding: chunked\r\n\r\n".encode()
     body = form(zero).replace(b'"file"', b'"files"') if path == "/score/batch" else form(zero)
     chunks = b"%x\r\n%b\r\n0\r\n" % (len(body), body)
@@ -343,7 +343,7 @@ async def test_what_comes_behind_a_body_is_no_header(side: Side, zero: bytes, pa
 async def test_urls_that_are_too_long_are_refused(
     side: Side, zero: bytes, length: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A URL that the server cannot read is a 400 as well, however it comes, and no failure of the server's."""
+    """An invalid URL gets 400 for any split into packets, and is not a server error."""
     asked = request(zero, query="?" + "a" * length)
     cut = asked.index(b"\r\n\r\n") + 4
     for pieces in ([asked], [asked[:cut], asked[cut:]]):
@@ -367,7 +367,7 @@ async def test_urls_that_are_too_long_are_refused(
 async def test_what_comes_with_a_refused_request_has_its_time(
     make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, zero: bytes
 ) -> None:
-    """The time of an idle connection does not run while a request that came with a refused one is being sent."""
+    """The idle timeout does not run while the client sends a request that began in the packet of a rejected one."""
     async with serving(make_settings(body_timeout_ms=1500), monkeypatch, timeout_keep_alive=1) as side:
         reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
         writer.write(request(b"no PNG", "text/plain") + request(zero)[:-5])
@@ -378,7 +378,7 @@ async def test_what_comes_with_a_refused_request_has_its_time(
 
 
 async def test_refused_requests_take_turns_with_others(side: Side) -> None:
-    """Of many requests in one piece one is answered a turn, so that others are not held up by them."""
+    """Of many requests in one packet, one is served per event-loop iteration, so that other clients do not wait."""
     reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
     writer.write(request(b"no PNG", "text/plain") * 50)
     turns, metrics = 0, side.app.services.metrics
@@ -392,7 +392,7 @@ async def test_refused_requests_take_turns_with_others(side: Side) -> None:
 
 
 async def test_connections_are_let_go_of_at_once(side: Side, zero: bytes) -> None:
-    """Nothing of a closed connection waits for the collector of cycles, which comes by seldom."""
+    """A closed connection leaves no reference cycles, which only the garbage collector would free, much later."""
     gc.collect()
     gc.disable()
     try:
@@ -408,7 +408,7 @@ async def test_connections_are_let_go_of_at_once(side: Side, zero: bytes) -> Non
 
 
 async def test_an_empty_body_is_rejected(side: Side) -> None:
-    """A request without a body is refused, also when its head came in two pieces."""
+    """A request without a body is rejected, also if its head arrives in two pieces."""
     asked = request(b"")
     for pieces in ([asked], [asked[:30], asked[30:]]):
         got = await ask(side, *pieces)
@@ -417,7 +417,7 @@ async def test_an_empty_body_is_rejected(side: Side) -> None:
 
 
 async def test_requests_that_come_together_are_answered_in_order(side: Side, zero: bytes, six: bytes) -> None:
-    """Of several requests in one piece the first takes the shorter way, and each reply is that of its request."""
+    """Of several requests in one packet, the first takes the fast path, and each request gets its own reply."""
     asked = [request(png, x_request_id=f"r{place}") for place, png in enumerate([zero, six, b"no PNG", zero])]
     reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
     writer.write(b"".join(asked) + b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -431,7 +431,7 @@ async def test_requests_that_come_together_are_answered_in_order(side: Side, zer
 
 
 async def test_a_connection_goes_on(side: Side, zero: bytes) -> None:
-    """One request after the other on one connection; what comes in pieces and other routes in between."""
+    """One connection serves sequential requests: complete ones, ones in pieces, and ones of other routes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
     async with asyncio.timeout(30):
         sent = 0
@@ -461,7 +461,7 @@ async def test_a_client_that_wants_the_connection_closed_has_it_closed(side: Sid
 
 @pytest.mark.parametrize("count", [0, 300])
 async def test_a_client_of_http_1_0_gets_no_chunks(side: Side, count: int) -> None:
-    """NDJSON for HTTP/1.0 is the lines that others get, with their length, and the connection is closed behind them."""
+    """A client of HTTP/1.0 gets the same NDJSON lines with a Content-Length, and the connection is then closed."""
     array = io.BytesIO()
     np.save(array, np.zeros((count, 28, 28), np.uint8))
     asked = request(array.getvalue(), "application/x-npy", accept="application/x-ndjson").replace(
@@ -478,7 +478,7 @@ async def test_a_client_of_http_1_0_gets_no_chunks(side: Side, count: int) -> No
 
 
 async def test_a_stop_answers_what_was_begun(side: Side, zero: bytes) -> None:
-    """A server that is told to stop while a score is under way sends it, and closes the connection."""
+    """A server that gets a stop signal during a score sends the score, and closes the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
     writer.write(request(zero))
     async with asyncio.timeout(30):
@@ -492,7 +492,7 @@ async def test_a_stop_answers_what_was_begun(side: Side, zero: bytes) -> None:
 
 
 async def test_a_client_that_leaves_harms_nobody(side: Side, zero: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    """A client that is gone before its reply leaves no connection and no error behind; others are answered."""
+    """If a client disconnects before its reply, its connection is closed without an error, and others are served."""
     with caplog.at_level(logging.WARNING):
         for _ in range(5):
             _, writer = await asyncio.open_connection("127.0.0.1", side.port)
@@ -507,7 +507,7 @@ async def test_a_client_that_leaves_harms_nobody(side: Side, zero: bytes, caplog
 
 
 async def test_a_client_that_is_behind_waits(side: Side, zero: bytes) -> None:
-    """While replies wait for a client to take them, its next request is not begun."""
+    """While a client does not read its replies, its next request is not begun."""
     reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
     writer.write(request(zero))
     async with asyncio.timeout(30):
@@ -526,7 +526,7 @@ async def test_a_client_that_is_behind_waits(side: Side, zero: bytes) -> None:
 async def test_a_failure_is_answered(
     side: Side, zero: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever fails on the shorter way gets the last resort for errors: a problem, and a line in the log."""
+    """An unexpected error on the fast path causes an `internal-error` problem and a log line."""
 
     def broken(*_: Any) -> None:
         raise ZeroDivisionError
@@ -545,7 +545,7 @@ async def test_metrics_and_log_do_not_tell_them_apart(
     zero: bytes,
     capfdbinary: pytest.CaptureFixture[bytes],
 ) -> None:
-    """Both ways are counted alike and have the same line in the log."""
+    """Both paths have the same metrics and the same log line."""
     async with serving(make_settings(log_requests=True), monkeypatch) as side:
         for png in (zero, b"no PNG"):
             asked = request(png, x_request_id="whole")
@@ -572,7 +572,7 @@ async def test_metrics_and_log_do_not_tell_them_apart(
 async def test_keys_are_asked_for(
     make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, zero: bytes, tmp_path: Path
 ) -> None:
-    """A whole request needs its API key as every other does, and its owner is known."""
+    """A request on the fast path also needs an API key, and its name is recorded."""
     (tmp_path / "keys").write_text(f"{hashlib.sha256(b'secret').hexdigest()} line-1\n")
     async with serving(make_settings(api_keys_file=tmp_path / "keys"), monkeypatch) as side:
         refused = await ask(side, request(zero))

@@ -1,4 +1,4 @@
-"""Random forms get one answer: on `/score` and `/score/batch`, by both paths, complete or split anywhere."""
+"""Random forms get the same reply: on `/score` and `/score/batch`, by both paths, complete or split anywhere."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def forms(draw: st.DrawFn) -> RandomForm:
 
 @pytest.fixture
 async def side(make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Side]:
-    """Yield an application behind real connections."""
+    """Yield an application with real connections."""
     async with serving(make_settings(), monkeypatch) as side:
         yield side
 
@@ -186,7 +186,7 @@ async def send(side: Side, pieces: list[bytes]) -> tuple[int, Any]:
 
 
 async def everywhere(side: Side, form: RandomForm, path: str, body: bytes) -> tuple[int, Any]:
-    """Return the answer of a route, and assert that paths and splits make no difference."""
+    """Return the reply of a route, and assert that paths and splits make no difference."""
     request = form.request(path, body)
     answer = await send(side, [request])
     assert await send(side, form.split(request)) == answer

@@ -1,4 +1,4 @@
-"""The service answers no web page that reaches it by a name of the page's own (DNS rebinding)."""
+"""The service rejects requests of web pages whose own host name leads to the service (DNS rebinding)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FOREIGN = (
 
 @pytest.mark.parametrize("host", LOCAL)
 def test_addresses_and_local_names_are_allowed(host: str) -> None:
-    """A page of a foreign name cannot have such a host."""
+    """These hosts are allowed, because a page of another name cannot have them."""
     assert Hosts([]).allows("GET", {b"host": host.encode()})
 
 
@@ -49,7 +49,7 @@ def test_listed_names_are_allowed() -> None:
 
 
 def test_only_requests_that_cause_work_are_checked_for_their_origin() -> None:
-    """A foreign page may not post; what it gets, the browser does not let it read."""
+    """A page of another origin must not send POST requests, and the browser does not let it read replies to GET."""
     hosts, host = Hosts([], ["https://page.example"]), (b"host", b"localhost:8000")
     for origin, may_post in (
         (b"https://evil.example", False), (b"null", False), (b"", False), (b"http://localhost:3000", True),
@@ -61,7 +61,7 @@ def test_only_requests_that_cause_work_are_checked_for_their_origin() -> None:
 
 
 async def test_a_foreign_host_gets_a_problem_on_every_route(client: httpx.AsyncClient, zero: bytes) -> None:
-    """No route reveals anything, the public ones included; a request without Host is answered."""
+    """Every route rejects a foreign host, including the public routes; a request without Host is allowed."""
     headers = {**PNG, "host": "evil.example:8000"}
     for reply in (
         await client.post("/score", content=zero, headers=headers),
@@ -90,7 +90,7 @@ async def test_the_fast_path_rejects_too(
 async def test_with_keys_every_name_is_allowed_unless_names_are_listed(
     make_settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
-    """A page without the key gets 401; an operator who lists names restricts them with keys as well."""
+    """With API keys, a page without a key gets 401, and a list of host names also applies."""
     keys = tmp_path / "api_keys"
     keys.write_text(f"{'0' * 64} alice\n")
     for hosts, status in (("", 401), ("a.example", 403), ("a.example, evil.example", 401), ("*", 401)):
@@ -125,7 +125,7 @@ async def test_every_reply_has_nosniff(make_settings: Callable[..., Settings], z
 
 
 def test_the_process_reads_the_setting(make_server: Callable[..., Server]) -> None:
-    """A name that the operator lists is answered, another one is not; bytes that are no HTTP get nosniff as well."""
+    """A listed host name is accepted, another one is not; the reply to bytes that are not HTTP has `nosniff` too."""
     server = make_server(ANOMALY_ALLOWED_HOSTS="a.example").start()
     for host, status in (("a.example", 200), (f"localhost:{server.port}", 200), ("b.example", 403)):
         assert server.get("/models", headers={"host": host}).status_code == status

@@ -1,4 +1,4 @@
-"""What the outermost layer does when the service cannot start."""
+"""The outermost layer if the service cannot start."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from app.settings import Settings
 async def test_a_failed_start_gives_no_path_away(
     make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The server is told that the start failed, without the stack of the failure; that goes to our own log."""
+    """The lifespan message reports the failed start without a stack trace; only the log contains the trace."""
 
     async def fail(_: Registry) -> None:
         raise ZeroDivisionError("at /secret/path")

@@ -1,4 +1,4 @@
-"""Requests of real clients that the service once answered wrongly, each with the right outcome."""
+"""Requests of real clients that an earlier release handled wrongly, each with the right reply."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def test_another_format_is_named(shared_client: httpx.AsyncClient, file: s
 
 
 async def test_fit_recognises_the_format_by_its_bytes(client: httpx.AsyncClient) -> None:
-    """With fit=mnist, JPEG and WebP sent as PNG are decoded; HEIC is named, and the hint accepts any size."""
+    """With fit=mnist, JPEG and WebP sent as PNG are decoded; the problem for HEIC names the format, not a size."""
     for file in ("photo.jpg", "photo.webp"):
         reply = await post(client, "/score?fit=mnist", f"08-other-formats-as-png/{file}", PNG)
         assert reply.status_code in (200, 422), reply.text
@@ -75,7 +75,7 @@ async def test_general_clients_get_the_picture(shared_client: httpx.AsyncClient,
 
 
 def test_the_fields_of_a_form_are_not_ignored() -> None:
-    """The reader returns the parameters beside the file, so that the route can apply them."""
+    """The reader returns the parameters of the form besides the file, so that the route can apply them."""
     form = read_form(FORM["content-type"], case("10-form-fields-ignored/form.bin"))
     assert form.fields == {"model": "zero-article", "alpha": "0.2"}
     assert len(png.decode(form.image)) == 784

@@ -1,4 +1,4 @@
-"""Every route but `POST /score`: reconstructions, models, probes, metrics, and what is not there."""
+"""All routes except `POST /score`: reconstructions, models, probes, metrics, and unknown paths."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def test_views_scale(shared_client: httpx.AsyncClient, six: bytes, scale: 
 async def test_drawing_a_panel_holds_up_nothing(
     client: httpx.AsyncClient, zero: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While a panel is being drawn, other requests are answered."""
+    """While a panel is drawn, other requests are served."""
     drawing, answered = threading.Event(), threading.Event()
     draw = pictures.panel
 
@@ -89,7 +89,7 @@ async def test_drawing_a_panel_holds_up_nothing(
 
 
 async def test_the_id_gives_the_reply_again(client: httpx.AsyncClient, zero: bytes) -> None:
-    """With Accept: application/json an id answers with the very reply of its score."""
+    """With `Accept: application/json`, an id returns exactly the reply of its score."""
     reply = (await raw(client, zero)).json()
     again = await client.get(reply["reconstruction"], headers={"accept": "application/json"})
     assert again.json() == reply
@@ -110,13 +110,13 @@ async def test_reconstructions_are_private(client: httpx.AsyncClient, zero: byte
 @pytest.mark.parametrize("key", ["0" * 44, "nope", "A" * 44, "0" * 45])
 @SHARED
 async def test_unknown_ids_are_404(shared_client: httpx.AsyncClient, key: str) -> None:
-    """An id that was never given out and a string that can be none are the same 404."""
+    """An unknown id and a text that cannot be an id get the same 404."""
     response = await shared_client.get(f"/reconstruction/{key}")
     assert_problem(response, 404, "reconstruction-not-found")
 
 
 async def test_expired_ids_are_404(make_settings: Callable[..., Settings], zero: bytes) -> None:
-    """After its time to live an id is as good as never given out."""
+    """After its time to live, an id gets the same reply as an unknown id."""
     async with running(make_settings(store_ttl_seconds=0.001)) as client:
         reply = (await raw(client, zero)).json()
         assert_problem(await client.get(reply["reconstruction"]), 404, "reconstruction-not-found")
@@ -125,7 +125,7 @@ async def test_expired_ids_are_404(make_settings: Callable[..., Settings], zero:
 @pytest.mark.parametrize("query", ["view=nothing", "scale=0", "scale=17", "scale=big"])
 @SHARED
 async def test_bad_views_are_422(shared_client: httpx.AsyncClient, zero: bytes, query: str) -> None:
-    """A view or scale that does not exist is refused by name."""
+    """An unknown view or scale is rejected, and the problem names the parameter."""
     path = (await raw(shared_client, zero)).json()["reconstruction"]
     document = assert_problem(await shared_client.get(f"{path}?{query}"), 422, "invalid-parameter")
     assert query.partition("=")[0] in document["detail"]
@@ -134,9 +134,9 @@ async def test_bad_views_are_422(shared_client: httpx.AsyncClient, zero: bytes, 
 async def test_a_store_that_is_down_stops_no_score(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without a store scores go on with a null id, are counted, readiness says so, and ids come back with it.
+    """Without a store, scores have a null id and are counted, and /readyz names the store; ids return with the store.
 
-    The log says so too, and not where the store lies.
+    The log contains the failure, but not the path of the store.
     """
     folder = tmp_path / "gone"
     folder.write_text("a file where the folder should be")
@@ -201,7 +201,7 @@ async def test_what_is_not_there_is_404(shared_client: httpx.AsyncClient, path: 
 )
 @SHARED
 async def test_wrong_methods_are_405(shared_client: httpx.AsyncClient, method: str, path: str) -> None:
-    """A path that exists answers other methods with 405 and names those that it has."""
+    """An unsupported method of a known path gets 405, and the header Allow lists the supported methods."""
     response = await shared_client.request(method, path)
     assert_problem(response, 405, "method-not-allowed")
     assert response.headers["allow"]
@@ -210,7 +210,7 @@ async def test_wrong_methods_are_405(shared_client: httpx.AsyncClient, method: s
 @pytest.mark.parametrize("path", ["/models/", "/readyz/", "/score/", "/score/batch/", "/models/zero-article/"])
 @SHARED
 async def test_no_reply_sends_anybody_elsewhere(shared_client: httpx.AsyncClient, path: str) -> None:
-    """A path with one slash too many is not there; it is no redirect to the host that the request named."""
+    """A path with an additional slash gets 404, not a redirect to the host in the request."""
     for method in ("GET", "POST"):
         response = await shared_client.request(method, path, headers={"host": "evil"})
         assert_problem(response, 404, "not-found")
@@ -218,7 +218,7 @@ async def test_no_reply_sends_anybody_elsewhere(shared_client: httpx.AsyncClient
 
 
 async def test_metrics_count_what_happened(client: httpx.AsyncClient, zero: bytes) -> None:
-    """After a score and a refusal the series say so, and labels name routes, never paths."""
+    """The metrics count a score and a rejected request, and their labels contain routes instead of paths."""
     await raw(client, zero)
     await raw(client, b"nonsense")
     await client.get("/reconstruction/0123")
@@ -246,7 +246,7 @@ async def test_metrics_count_what_happened(client: httpx.AsyncClient, zero: byte
     ],
 )
 async def test_accept_chooses_the_format_of_the_metrics(client: httpx.AsyncClient, accept: str, is_open: bool) -> None:
-    """A scraper that prefers OpenMetrics, as Prometheus does, gets it, with the same series; others get text."""
+    """A scraper that prefers OpenMetrics, such as Prometheus, gets it with the same series; others get text."""
     response = await client.get("/metrics", headers={"accept": accept})
     kind = "application/openmetrics-text" if is_open else "text/plain"
     assert response.status_code == 200 and response.headers["content-type"].startswith(f"{kind}; version=1.0.0")
@@ -260,7 +260,7 @@ async def test_accept_chooses_the_format_of_the_metrics(client: httpx.AsyncClien
 @pytest.mark.parametrize("path", ["/", "/models", "/readyz", "/openapi.json", "/docs", "/nothing"])
 @SHARED
 async def test_head_is_get_without_the_body(shared_client: httpx.AsyncClient, path: str) -> None:
-    """HEAD answers with the status and the headers of GET and nothing behind them (RFC 9110, 9.3.2)."""
+    """The reply to HEAD has the status and the headers of GET, and no body (RFC 9110, 9.3.2)."""
     asked, got = await shared_client.head(path), await shared_client.get(path)
     assert (asked.status_code, asked.content) == (got.status_code, b"")
     for name in ("content-type", "content-length"):
@@ -268,13 +268,13 @@ async def test_head_is_get_without_the_body(shared_client: httpx.AsyncClient, pa
 
 
 async def test_what_answers_no_get_answers_no_head(client: httpx.AsyncClient) -> None:
-    """`POST` routes answer 405, and say that they take nothing else; what takes GET says that it takes HEAD."""
+    """HEAD of a `POST` route gets 405 with `Allow: POST`; the header Allow of a GET route also lists HEAD."""
     assert (await client.head("/score")).headers["allow"] == "POST"
     assert (await client.delete("/models")).headers["allow"] == "GET, HEAD"
 
 
 async def test_no_route_takes_a_model_a_path_or_an_address(client: httpx.AsyncClient) -> None:
-    """The whole surface is this list: nothing loads, registers or names a file."""
+    """The API has only these operations: no route loads or registers a model, or takes a path."""
     document = (await client.get("/openapi.json")).json()
     surface = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     assert {each for each in surface if each[0] != "GET"} == {
@@ -307,7 +307,7 @@ async def test_openapi_documents_both_bodies_and_every_problem(client: httpx.Asy
 
 
 async def test_openapi_shows_no_error_but_problems(client: httpx.AsyncClient) -> None:
-    """Every 4xx and 5xx in the document is a problem, but for readiness reports and the inference protocol."""
+    """Every 4xx and 5xx in the document is a problem, except for readiness reports and the inference protocol."""
     document = (await client.get("/openapi.json")).json()
     for path, methods in document["paths"].items():
         for operation in methods.values():
@@ -320,7 +320,7 @@ async def test_openapi_shows_no_error_but_problems(client: httpx.AsyncClient) ->
 async def test_a_failure_nobody_foresaw_is_a_problem(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error in a route or in the direct path is a 500 problem that gives nothing away."""
+    """An error in a route or on the fast path is a 500 problem without internal details."""
 
     def fail(*_: object) -> None:
         raise ZeroDivisionError("at /secret/path")
@@ -335,7 +335,7 @@ async def test_a_failure_nobody_foresaw_is_a_problem(
 async def test_a_loop_of_links_in_the_model_store_is_never_a_500(
     make_settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
-    """Each route of models replies with what is loaded, or with 404 or 503."""
+    """Each route of models returns data of the loaded version, or 404 or 503."""
     store = model_stores.copy(tmp_path / "store", 1, 2, current=2)
     ends = ("", "/calibration", "/report/model-card.md")
     paths = ["", "/zero-article", *(f"/zero-article/versions/{n}{end}" for n in (1, 2) for end in ends)]

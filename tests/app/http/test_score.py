@@ -1,4 +1,4 @@
-"""`POST /score` as a client meets it, over ASGI."""
+"""`POST /score` over ASGI, from the view of a client."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ FORMS = {
 @pytest.mark.parametrize("name", FORMS)
 @SHARED
 async def test_bad_forms_are_problems(shared_client: httpx.AsyncClient, name: str) -> None:
-    """A form that does not carry exactly one image says what is wrong with it."""
+    """A form without exactly one image gets a problem that states the reason."""
     parts, status, kind = FORMS[name]
     assert_problem(await form(shared_client, *parts), status, kind)
 
@@ -123,7 +123,7 @@ async def test_bad_forms_are_problems(shared_client: httpx.AsyncClient, name: st
 )
 @SHARED
 async def test_malformed_forms_are_400(shared_client: httpx.AsyncClient, content_type: str, body: bytes) -> None:
-    """A body that is not the form it claims to be is a 400, never a 500."""
+    """A malformed form gets 400, and never 500."""
     response = await shared_client.post("/score", content=body, headers={"content-type": content_type})
     document = response.json()
     assert response.status_code == 400, document
@@ -154,14 +154,14 @@ async def test_general_content_types_are_accepted_for_a_png(
 
 
 async def test_empty_bodies_are_400(client: httpx.AsyncClient) -> None:
-    """No bytes at all are an empty body in both forms."""
+    """An empty body gets the problem `empty-body`, also if it is declared as a form."""
     assert_problem(await raw(client, b""), 400, "empty-body")
     headers = {"content-type": "multipart/form-data; boundary=x"}
     assert_problem(await client.post("/score", content=b"", headers=headers), 400, "empty-body")
 
 
 async def test_too_large_bodies_are_413(client: httpx.AsyncClient, zero: bytes) -> None:
-    """A body above the limit is refused by its declaration and, chunked, by what came."""
+    """A body above the limit is rejected by its Content-Length or, if it is chunked, by the received bytes."""
     too_much = zero + bytes(70_000)
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -192,7 +192,7 @@ QUERIES = {
 @pytest.mark.parametrize("query", QUERIES)
 @SHARED
 async def test_bad_queries_are_problems(shared_client: httpx.AsyncClient, zero: bytes, query: str) -> None:
-    """Every parameter that means nothing is refused, unknown names included."""
+    """Every invalid parameter is rejected, including unknown names."""
     status, kind = QUERIES[query]
     assert_problem(await raw(shared_client, zero, f"?{query}"), status, kind)
 
@@ -216,14 +216,14 @@ async def test_a_version_can_be_named(client: httpx.AsyncClient, zero: bytes) ->
 
 
 async def test_reconstruction_can_be_included(client: httpx.AsyncClient, zero: bytes) -> None:
-    """`include=reconstruction` embeds the very picture that the route gives."""
+    """`include=reconstruction` embeds the same picture that the route returns."""
     reply = (await raw(client, zero, "?include=reconstruction")).json()
     embedded = base64.b64decode(reply["reconstruction_png"])
     assert embedded == (await client.get(reply["reconstruction"])).content
 
 
 async def test_framework_route_is_the_same(client: httpx.AsyncClient, zero: bytes) -> None:
-    """The documented route, reached through the framework, answers as the direct path does."""
+    """The documented route of the framework gives the same reply as the direct handler."""
     inside = httpx.AsyncClient(transport=httpx.ASGITransport(client.app.framework), base_url="http://test")  # type: ignore[attr-defined]
     async with inside:
         assert (await raw(inside, zero)).json()["mse"] == (await raw(client, zero)).json()["mse"]
@@ -234,7 +234,7 @@ async def test_framework_route_is_the_same(client: httpx.AsyncClient, zero: byte
 
 
 async def test_request_ids_are_made_or_passed_on(client: httpx.AsyncClient, zero: bytes) -> None:
-    """A sound request id of the caller comes back; anything else is replaced."""
+    """A valid request id of the client is returned; an invalid one is replaced."""
     given = await client.post("/score", content=zero, headers={**PNG, "x-request-id": "abc-123"})
     assert given.headers["x-request-id"] == "abc-123"
     for bad in ("a b", "x" * 65, '"},{"'):
@@ -243,13 +243,13 @@ async def test_request_ids_are_made_or_passed_on(client: httpx.AsyncClient, zero
 
 
 async def test_server_timing_names_every_stage(client: httpx.AsyncClient, zero: bytes) -> None:
-    """The reply says where its time went."""
+    """The reply contains the time of each stage."""
     timing = (await raw(client, zero)).headers["server-timing"]
     assert [part.split(";")[0] for part in timing.split(", ")] == ["decode", "queue", "forward", "store"]
 
 
 async def test_concurrent_images_keep_their_own_scores(client: httpx.AsyncClient) -> None:
-    """Two hundred different images at once: each caller gets the score and the picture of its own image."""
+    """For 200 different images at once, each caller gets the score and the picture of its own image."""
     generator = np.random.default_rng(0)
     digits = generator.integers(0, 256, (200, 28, 28)).astype(np.uint8)
     alone = [(await raw(client, pngs.plain(digit))).json()["mse"] for digit in digits]
@@ -262,7 +262,7 @@ async def test_concurrent_images_keep_their_own_scores(client: httpx.AsyncClient
 
 
 async def test_overload_is_503_and_passes(make_settings: Callable[..., Settings], zero: bytes) -> None:
-    """With a full queue some requests get 503 with Retry-After, all others a score, and afterwards all is well."""
+    """With a full queue, some requests get 503 with Retry-After and others a score. A later request gets a score."""
     async with running(make_settings(queue_max_images=4, microbatch_max_size=1)) as client:
         responses = await asyncio.gather(*(raw(client, zero) for _ in range(64)))
         statuses = {response.status_code for response in responses}
@@ -313,7 +313,7 @@ def mixture(zero: bytes) -> list[tuple[int, dict[str, Any]]]:
 
 @pytest.mark.long
 async def test_thousands_of_mixed_requests_leave_memory_flat(client: httpx.AsyncClient, zero: bytes) -> None:
-    """Good and bad requests of every kind mixed: each gets exactly its own status, and memory does not grow."""
+    """In a mixture of valid and invalid requests of every kind, each gets its own status, and memory does not grow."""
     requests = mixture(zero)
     generator = random.Random(0)
 
@@ -336,7 +336,7 @@ async def test_thousands_of_mixed_requests_leave_memory_flat(client: httpx.Async
 async def test_long_queries_are_refused_and_not_remembered(
     shared_client: httpx.AsyncClient, zero: bytes, length: int
 ) -> None:
-    """A query of more than 1,024 bytes is 400 on every route, and the memory of read queries never sees it."""
+    """A query of more than 1,024 bytes gets 400 on every route, and does not enter the cache of parsed queries."""
     query = "?model=zero-article&note=" + "n" * (length - 24)
     assert len(query) == length + 1
     before = queries._parsed.cache_info().misses
@@ -351,7 +351,7 @@ async def test_long_queries_are_refused_and_not_remembered(
 
 
 async def test_too_many_fits_are_shed_and_counted(make_settings: Callable[..., Settings], zero: bytes) -> None:
-    """What `fit` refuses because too many wait is counted like every other image that is shed."""
+    """An image that `fit` rejects because of its full queue is counted like all load shedding."""
     async with running(make_settings(fit_max_waiting=1)) as client:
         replies = await asyncio.gather(*(raw(client, zero, "?fit=mnist") for _ in range(8)))
         shed = [reply for reply in replies if reply.status_code == 503]
@@ -397,7 +397,7 @@ async def test_an_image_that_is_fitted_too_late_is_504(
 async def test_form_fields_are_parameters(
     shared_client: httpx.AsyncClient, zero: bytes, query: str, fields: dict[str, str], status: int
 ) -> None:
-    """Fields beside the file act like query parameters; two different values and unknown names are rejected."""
+    """Further fields of the form act like query parameters; different values and unknown names are rejected."""
     reply = await shared_client.post(f"/score{query}", data=fields, files={"file": ("a.png", zero)})
     assert reply.status_code == status, reply.text
     if status == 200:

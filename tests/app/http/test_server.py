@@ -1,4 +1,4 @@
-"""The server's side of a connection: replies in one piece, clients that take nothing, bytes that are no HTTP."""
+"""The server's side of a connection: coalesced writes, clients that do not read, bytes that are not HTTP."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.waiting import until
 
 
 async def large(scope: Any, receive: Any, send: Any) -> None:
-    """Answer every request with a reply that no buffer holds."""
+    """Answer every request with a reply that is larger than all buffers."""
     await send({"type": "http.response.start", "status": 200, "headers": []})
     for _ in range(400):
         await send({"type": "http.response.body", "body": bytes(65536), "more_body": True})
@@ -28,17 +28,17 @@ async def large(scope: Any, receive: Any, send: Any) -> None:
 
 @pytest.mark.parametrize("reads", [False, True])
 async def test_only_a_client_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch, reads: bool) -> None:
-    """A connection whose client reads nothing ends after the time for it; one that reads, however slowly, does not."""
+    """The connection of a client that reads nothing ends after a timeout; that of a slow reader does not."""
     monkeypatch.setattr(connection, "STALLED_SECONDS", 1.5)
     for _ in range(10):
         size, longest = await _taken(reads)
         if longest < 0.5:
-            break  # where this process stood still for longer, its client may have been one that takes nothing
+            break  # after a longer pause of this process, its client may count as one that does not read
     assert (size > 400 * 65536) == reads
 
 
 async def _taken(reads: bool) -> tuple[int, float]:
-    """Return how much of a large reply a client got before the connection ended, and its longest pause meanwhile."""
+    """Return the number of received bytes of a large reply until the connection ended, and the longest pause."""
     config, state = uvicorn.Config(large, lifespan="off", log_config=None), ServerState()
     config.load()
     loop = asyncio.get_running_loop()
@@ -54,7 +54,7 @@ async def _taken(reads: bool) -> tuple[int, float]:
             with contextlib.suppress(ConnectionResetError):
                 while reads and (content := await loop.sock_recv(client, 65536)):
                     size += len(content)
-                    await asyncio.sleep(0.006)  # a slow reader: the claim is about the time between two reads
+                    await asyncio.sleep(0.006)  # a slow reader: the timeout is for the time between two reads
                     longest, before = max(longest, time.monotonic() - before), time.monotonic()
             await until(lambda: not (state.connections or state.tasks))
     listener.close()
@@ -63,7 +63,7 @@ async def _taken(reads: bool) -> tuple[int, float]:
 
 
 class Wire:
-    """A transport that remembers what was written, and when it was closed."""
+    """A transport that records writes and the time of its close."""
 
     def __init__(self) -> None:
         self.writes: list[bytes] = []
@@ -79,16 +79,16 @@ class Wire:
         self.closed = True
 
     def get_write_buffer_size(self) -> int:
-        """Say that nothing waits."""
+        """Return an empty write buffer."""
         return 0
 
     def is_closing(self) -> bool:
-        """Say whether it was closed."""
+        """Return whether it was closed."""
         return self.closed
 
 
 async def test_what_is_written_in_one_turn_is_sent_at_once():
-    """Head and body of a reply are one write, those of the next turn another."""
+    """Head and body of a reply are one write; a reply in the next event-loop iteration is another."""
     wire = Wire()
     joined = connection.CoalescingTransport(wire, asyncio.get_running_loop())
     joined.write(b"head ")
@@ -101,7 +101,7 @@ async def test_what_is_written_in_one_turn_is_sent_at_once():
 
 
 async def test_closing_sends_first():
-    """Nothing that was written is lost to `close`."""
+    """`close` sends everything that was written."""
     wire = Wire()
     joined = connection.CoalescingTransport(wire, asyncio.get_running_loop())
     joined.write(b"last words")
@@ -112,7 +112,7 @@ async def test_closing_sends_first():
 
 
 async def test_what_a_client_that_left_was_to_get_is_dropped():
-    """A transport that was closed in between is not written to: uvloop raises there."""
+    """The server does not write to a transport that was closed before the write, because uvloop then raises."""
     wire = Wire()
     joined = connection.CoalescingTransport(wire, asyncio.get_running_loop())
     joined.write(b"too late")
@@ -122,7 +122,7 @@ async def test_what_a_client_that_left_was_to_get_is_dropped():
 
 
 async def test_much_is_not_held_back():
-    """A long reply does not wait in memory for the end of the turn."""
+    """A long reply is sent before the end of the event-loop iteration."""
     wire = Wire()
     joined = connection.CoalescingTransport(wire, asyncio.get_running_loop())
     for _ in range(5):
@@ -134,7 +134,7 @@ async def test_much_is_not_held_back():
 
 @asynccontextmanager
 async def connected(app: Any, **chosen: Any) -> AsyncIterator[tuple[server.ServerProtocol, asyncio.StreamReader]]:
-    """Yield the server's side of a connection, to be given what a client sends, and what the client reads."""
+    """Yield the server's protocol object, which gets the client's bytes, and a reader of the replies."""
     config, state = uvicorn.Config(app, lifespan="off", log_config=None, **chosen), ServerState()
     config.load()
     side = server.ServerProtocol(config, state, {})
@@ -154,7 +154,7 @@ async def connected(app: Any, **chosen: Any) -> AsyncIterator[tuple[server.Serve
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
-    """Answer with what was asked for, and the body."""
+    """Reply with the method, the path and the body of the request."""
     body, more = b"", True
     while more:
         message = await receive()
@@ -187,7 +187,7 @@ FRAMED = {
 @pytest.mark.parametrize("asks", ASKS_FOR_MORE)
 @pytest.mark.parametrize("framed", FRAMED)
 async def test_a_request_for_another_protocol_keeps_its_body(asks: str, framed: str) -> None:
-    """Wherever the network cut it, its body is its body and never the next request, and what follows is answered."""
+    """For any packet boundaries, the body never counts as the next request, and later requests are served."""
     head = b"POST /first HTTP/1.1\r\nHost: x\r\n" + ASKS_FOR_MORE[asks]
     asked = head + FRAMED[framed] + b"GET /second HTTP/1.1\r\nHost: x\r\n" + ASKS_FOR_MORE[asks] + b"\r\n"
     async with connected(echo) as (side, reader):
@@ -199,7 +199,7 @@ async def test_a_request_for_another_protocol_keeps_its_body(asks: str, framed: 
 
 
 async def test_what_follows_a_connect_is_no_request() -> None:
-    """A request for a tunnel is refused and the connection closed: what comes behind it belongs to nobody here."""
+    """A CONNECT request is rejected and the connection closed, because the bytes after it are not a request."""
     async with connected(echo) as (side, reader):
         side.data_received(b"CONNECT /x HTTP/1.1\r\nHost: x\r\n\r\n" + HIDDEN)
         assert (await reader.read()).count(b"HTTP/1.1 400 ") == 1
@@ -212,7 +212,7 @@ BAD_CHUNK = b"POST /bad HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\
 
 @pytest.mark.parametrize("bad", [GARBAGE, BAD_CHUNK])
 async def test_what_is_no_http_waits_for_its_turn(bad: bytes) -> None:
-    """The requests before it are answered in order, then comes the refusal, and nothing after that."""
+    """The earlier requests are served in order; then the invalid bytes get 400, and nothing follows."""
     async with connected(echo) as (side, reader):
         side.data_received(ASKED + ASKED + bad)
         side.data_received(ASKED)
@@ -225,7 +225,7 @@ async def test_what_is_no_http_waits_for_its_turn(bad: bytes) -> None:
 
 
 async def test_what_is_no_http_is_refused_at_once_where_nothing_runs() -> None:
-    """A body that breaks is its request's refusal, and so is what comes when all is answered."""
+    """A malformed body gets a 400 for its request, and so do invalid bytes after all replies."""
     async with connected(echo) as (side, reader):
         side.data_received(BAD_CHUNK[:-6])
         await asyncio.sleep(0)
@@ -239,7 +239,7 @@ async def test_what_is_no_http_is_refused_at_once_where_nothing_runs() -> None:
 
 
 async def test_a_reply_that_was_begun_is_not_broken_into() -> None:
-    """What is no HTTP writes nothing into a reply: behind a request it waits, in its body the connection ends."""
+    """Bytes that are not HTTP cause no output inside a reply: after a request they wait; in a body they end it."""
     goes_on = asyncio.Event()
 
     async def streams(scope: Any, receive: Any, send: Any) -> None:
@@ -265,7 +265,7 @@ async def test_a_reply_that_was_begun_is_not_broken_into() -> None:
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 async def test_only_http_1_1_is_told_to_go_on(version: str) -> None:
-    """`Expect: 100-continue` is not of HTTP/1.0, whose clients take an interim reply for the reply."""
+    """`Expect: 100-continue` is ignored in HTTP/1.0, whose clients would read an interim reply as the reply."""
     async with connected(echo) as (side, reader):
         asked = ASKED.replace(b"1.1", version.encode()).replace(b"Host", b"Expect: 100-continue\r\nHost")
         side.data_received(asked)
@@ -318,7 +318,7 @@ async def test_what_has_an_end_is_read() -> None:
 
 
 async def test_nobody_fills_the_memory_with_requests() -> None:
-    """Requests are read as they are answered; of too many at once the first are answered, the next is refused."""
+    """Pipelined requests are read one by one; if too many arrive at once, only the first ones are served."""
     livez = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
     waits = asyncio.Event()
 
@@ -352,7 +352,7 @@ async def hasty(scope: Any, receive: Any, send: Any) -> None:
 
 @pytest.mark.parametrize("begun", [b"", b"\r\n", b"GET / HT", ASKED[:-1], ASKED + b"GET / HT"])
 async def test_a_client_that_does_not_go_on_is_let_go_of(monkeypatch: pytest.MonkeyPatch, begun: bytes) -> None:
-    """The connection ends when the client is silent, at its beginning, in a head, behind a reply, in a refused body."""
+    """If a client sends nothing, the connection ends: before or in a head, after a reply, or in a rejected body."""
     monkeypatch.setattr(connection, "STALLED_SECONDS", 0.4)
     async with connected(hasty, timeout_keep_alive=0.2) as (side, reader):
         for place in range(len(begun)):
@@ -384,7 +384,7 @@ async def test_a_connection_is_not_idle_while_its_client_waits(monkeypatch: pyte
 
 
 async def test_closing_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that is closed over a little that its client does not take ends after the time for it."""
+    """If the client does not read the last bytes before a close, the connection ends after the timeout."""
     monkeypatch.setattr(connection, "STALLED_SECONDS", 0.2)
     async with connected(echo) as (side, _):
         while side.transport.get_write_buffer_size() == 0:

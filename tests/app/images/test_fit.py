@@ -1,4 +1,4 @@
-"""`fit=mnist`: real digits on real paper get the verdict of the original; other images get a typed refusal."""
+"""`fit=mnist`: digits in realistic pictures keep the verdict of the original; other images get a typed problem."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def png_of(image: Image.Image | Digits) -> bytes:
 
 
 def fitted(image: Image.Image | Digits) -> tuple[Digits, Fitted]:
-    """Return what was made of an image, uint8 [28, 28], and the account of it."""
+    """Return the prepared image, uint8 [28, 28], and the record of the preparation."""
     found = fit(png_of(image), LARGEST)
     return np.frombuffer(found.pixels, np.uint8).reshape(28, 28), found
 
@@ -76,13 +76,13 @@ def large(digit: Digits, factor: int = 8) -> Image.Image:
 
 @pytest.mark.parametrize("change", MILD)
 def test_a_mild_change_keeps_the_verdict(digits: Digits, zero: Judge, change: str) -> None:
-    """Left, moved, inverted, enlarged, grey on grey or in colour: at least 98 % of the verdicts are the original's."""
+    """Unchanged, moved, inverted, enlarged, with low contrast or in colour, at least 98 % keep their verdict."""
     assert agreement(zero, digits[::2], MILD[change]) >= 0.98
 
 
 @pytest.mark.parametrize("change", CROPPED)
 def test_a_digit_cropped_to_its_strokes_is_taken(digits: Digits, zero: Judge, change: str) -> None:
-    """The same holds without any margin, where strokes touch the border; hardly any digit is refused for it."""
+    """The same holds without a margin, where strokes touch the border; very few digits are rejected."""
     taken, refused = [], 0
     rng = np.random.default_rng(0)
     for digit in digits:
@@ -96,7 +96,7 @@ def test_a_digit_cropped_to_its_strokes_is_taken(digits: Digits, zero: Judge, ch
 
 
 def test_cropping_changes_nothing(digits: Digits) -> None:
-    """Nearly every digit with its margin cut off becomes the very pixels that it becomes with its margin."""
+    """For at least 96 % of digits, `fit` returns the same pixels with and without the margin."""
     same = []
     for digit in digits:
         try:
@@ -110,7 +110,7 @@ def test_cropping_changes_nothing(digits: Digits) -> None:
 
 @pytest.mark.parametrize("factor", [1, 3, 8])
 def test_polarity_is_found_and_said(digits: Digits, factor: int) -> None:
-    """Dark on bright becomes the pixels of bright on dark, and only the first is said to be inverted."""
+    """An image and its inverse give the same pixels, and only dark strokes are reported as inverted."""
     for digit in digits[::40]:
         bright, first = fitted(large(digit, factor))
         dark, second = fitted(ImageOps.invert(large(digit, factor)))
@@ -120,7 +120,7 @@ def test_polarity_is_found_and_said(digits: Digits, factor: int) -> None:
 
 
 def test_strokes_are_scaled_to_20_and_centred_by_mass(digits: Digits) -> None:
-    """Wherever the digit was: its longer side has 20 pixels, and its centre of mass lies at index 14.0 both ways."""
+    """For any place of the digit, its longer side gets 20 pixels, and its centre of mass is at (14.0, 14.0)."""
     rng = np.random.default_rng(0)
     for digit in digits[::10]:
         canvas = Image.new("L", (300, 200), 0)
@@ -196,7 +196,7 @@ def verdict(zero: Judge, content: bytes) -> bool:
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_disturbance_keeps_the_verdict(zero: Judge, name: str) -> None:
-    """A speck, lines, a frame, a window, an orientation tag or a table leave the verdict of the undisturbed picture."""
+    """A speck, lines, a frame, a window, an orientation tag or a table do not change the verdict of the picture."""
     without = (PICTURES / name / "without.png").read_bytes()
     assert not verdict(zero, without)
     assert not verdict(zero, (PICTURES / name / "input.png").read_bytes())
@@ -247,7 +247,7 @@ def _reopened(image: Image.Image, exif: Image.Exif) -> Image.Image:
 
 @pytest.mark.parametrize("name", scenes.SCENES)
 def test_a_scene_keeps_the_verdict(digits: Digits, zero: Judge, name: str) -> None:
-    """Of 2 zeros and 2 other digits, at most one changes its verdict in a scene, and at most one is refused."""
+    """Of 2 zeros and 2 other digits, at most one changes its verdict in a scene, and at most one is rejected."""
     changed = refused = 0
     for at, digit in enumerate([*digits[:2], *digits[-2:]]):
         content = scenes.SCENES[name][1](digit, np.random.default_rng(at))
@@ -261,7 +261,7 @@ def test_a_scene_keeps_the_verdict(digits: Digits, zero: Judge, name: str) -> No
 
 @pytest.mark.parametrize("name", scenes.REFUSALS)
 def test_scenes_without_one_whole_digit_are_refused(digits: Digits, name: str) -> None:
-    """Two digits, cut digits, ruled paper and an empty sheet get a typed refusal with a hint."""
+    """Two digits, cut digits, ruled paper and an empty sheet get a typed problem with a hint."""
     for at, digit in enumerate(digits[:8]):
         with pytest.raises((AmbiguousImage, BlankImage)) as problem:
             fit(scenes.REFUSALS[name](digit, np.random.default_rng(at)), LARGEST)
@@ -270,7 +270,7 @@ def test_scenes_without_one_whole_digit_are_refused(digits: Digits, name: str) -
 
 
 def test_a_digit_that_touches_one_side_is_taken(digits: Digits, zero: Judge) -> None:
-    """A crop into the rim of the strokes, on one side, keeps the verdict."""
+    """A crop that removes the rim of the strokes on one side keeps the verdict."""
     for digit in [*digits[:6], *digits[-6:]]:
         page = Image.new("L", (320, 320), 235)
         ink = ImageOps.invert(large(digit, 8)).point(lambda value: 30 + value * 205 / 255)
@@ -313,7 +313,7 @@ def test_place_and_size_do_not_matter(digits: Digits) -> None:
 
 
 def test_the_same_bytes_give_the_same_result(digits: Digits) -> None:
-    """The result has no randomness in it."""
+    """The result is deterministic."""
     content = scenes.SCENES["phone photo, ruled"][1](digits[0], np.random.default_rng(3))
     assert fit(content, LARGEST) == fit(content, LARGEST)
 
@@ -323,7 +323,7 @@ SHAPES = [(1, LARGEST), (LARGEST, 1), (MAX_LENGTH + 1, 400), (20, 20 * MAX_RATIO
 
 @pytest.mark.parametrize(("width", "height"), SHAPES)
 def test_extreme_shapes_are_refused_by_the_header(width: int, height: int) -> None:
-    """A side that is too long, or sides that differ too much, are refused before anything is decompressed."""
+    """A side that is too long, or sides that differ too much, are rejected before anything is decompressed."""
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     content = pngs.SIGNATURE + pngs.chunk(b"IHDR", header) + pngs.chunk(b"IDAT", b"") + pngs.chunk(b"IEND")
     with pytest.raises(ExtremeShape):
@@ -371,7 +371,7 @@ FILES: dict[str, tuple[Callable[[], bytes], type[Exception], str]] = {
 
 @pytest.mark.parametrize("name", FILES)
 def test_other_files_are_refused_by_a_typed_problem(name: str) -> None:
-    """A foreign format is named; a damaged file, a bomb and an animation are refused, with little memory."""
+    """The problem names an unsupported format; damaged files, bombs and animations are rejected with little memory."""
     make, kind, words = FILES[name]
     content = make()
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""Decoding: every way in which a PNG can be good or bad, and the pictures made for people."""
+"""Decoding: valid and invalid PNGs of every kind, and the pictures of reconstructions."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ ACCEPTED = {
 
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_grey_images_are_accepted(name: str) -> None:
-    """A PNG that means one grey image gives exactly its pixels, however it is stored."""
+    """Every PNG encoding of a grey image decodes to exactly its pixels."""
     png, expected = ACCEPTED[name]
     assert np.array_equal(pixels(png), expected)
 
@@ -288,7 +288,7 @@ def test_everything_else_is_refused(name: str) -> None:
     ("colour", "depths"), [(0, (1, 2, 4, 8, 16)), (2, (8, 16)), (3, (1, 2, 4, 8)), (4, (8, 16)), (6, (8, 16))]
 )
 def test_missing_pixels_are_no_black_ones(colour: int, depths: tuple[int, ...], interlace: int) -> None:
-    """Compressed data that ends well, but a byte early, is refused; with that byte it is not, whatever the kind."""
+    """Pixel data that is one byte too short is rejected and the complete data is accepted, for every kind of PNG."""
     for depth in depths:
         size = _size(28, 28, depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour], interlace)
         start = pngs.SIGNATURE + pngs.header(depth=depth, colour=colour, interlace=interlace)
@@ -346,14 +346,14 @@ def test_decoding_leaves_nothing_behind() -> None:
 
 @pytest.mark.parametrize("name", [name for name in REFUSED if "header, " in name or "header after" in name])
 def test_a_second_header_is_refused_whatever_the_wanted_size(name: str) -> None:
-    """Nor does `fit` take a file whose second header was never judged."""
+    """`fit` also rejects a file with two headers."""
     with pytest.raises(problems.CorruptPng):
         decode_any(REFUSED[name][0], 10_000)
 
 
 @pytest.mark.parametrize("depth", [2, 4, 8, 16])
 def test_transparent_grey_becomes_the_other_ground(depth: int) -> None:
-    """At every depth, what a grey file declares transparent becomes white behind dark strokes, black behind bright."""
+    """At every depth, transparent grey pixels become white if strokes are dark, and black if strokes are bright."""
     most = (1 << depth) - 1
     for stroke, level, ground in ((0, 1, 255), (most, most - 1, 0)):
         grey = np.full((30, 40), level, np.uint16)
@@ -406,7 +406,7 @@ FORMATS = {
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_other_formats_are_named(name: str) -> None:
-    """A file of another format is named as what it is; with `fit` the hint accepts any size."""
+    """The problem names the format of a file that is not PNG; with `fit`, the hint accepts any size."""
     with pytest.raises(problems.NotAPng, match=name) as caught:
         decode(FORMATS[name])
     assert "28x28" in caught.value.hint and "fit=mnist" in caught.value.hint
@@ -428,7 +428,7 @@ def test_low_bit_depth_is_rejected_at_any_size() -> None:
 
 
 def test_wrong_size_says_the_size_found() -> None:
-    """The refusal of a wrong size names the size that the image has."""
+    """The problem for a wrong size contains the size of the image."""
     with pytest.raises(problems.WrongSize, match="27x28"):
         decode(pngs.plain(GREY[:, :27]))
 
@@ -442,7 +442,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("place", BOMBS)
 def test_compression_bombs_stay_small(place: str) -> None:
-    """Fifty megabytes behind a small chunk are never inflated: memory stays below one."""
+    """A small chunk that inflates to 50 MB is not inflated completely: memory stays below 1 MB."""
     extra = b"" if place == "pixels" else pngs.chunk(b"IDAT", pngs.rows(GREY))
     png = pngs.SIGNATURE + pngs.header() + BOMBS[place] + extra + pngs.chunk(b"IEND")
     tracemalloc.start()
@@ -459,7 +459,7 @@ def test_compression_bombs_stay_small(place: str) -> None:
 @given(st.data())
 @settings(max_examples=300)
 def test_damaged_files_never_raise_anything_else(data: st.DataObject) -> None:
-    """Any change of any bytes gives pixels or a problem of the client's, never another error."""
+    """Any change of bytes gives pixels or a 4xx problem, and no other error."""
     png = bytearray(data.draw(st.sampled_from([value[0] for value in ACCEPTED.values()])))
     for _ in range(data.draw(st.integers(1, 4))):
         place = data.draw(st.integers(0, len(png) - 1))
@@ -473,7 +473,7 @@ def test_damaged_files_never_raise_anything_else(data: st.DataObject) -> None:
 @given(st.data())
 @settings(max_examples=200)
 def test_damage_behind_right_checksums_never_raises_anything_else(data: st.DataObject) -> None:
-    """Nor does nonsense inside chunks whose checksums are right."""
+    """The same holds for random bytes inside chunks with right checksums."""
     kinds = st.sampled_from([b"IDAT", b"PLTE", b"tRNS", b"tEXt", b"iCCP", b"IHDR", b"gAMA", b"eXIf"])
     chunks = data.draw(st.lists(st.tuples(kinds, st.binary(max_size=40)), max_size=5))
     first = pngs.header(depth=data.draw(st.integers(0, 17)), colour=data.draw(st.integers(0, 7)))
@@ -493,7 +493,7 @@ def test_pictures_have_the_size_asked_for(scale: int) -> None:
 
 
 def test_error_colours_grow_lighter_with_the_error() -> None:
-    """In the picture of an error map a larger error is never darker than a smaller one."""
+    """In the picture of an error map, a larger error is never darker than a smaller one."""
     ramp = np.arange(784) * 255 // 783
     colours = error_picture(ramp.astype(np.uint8).tobytes()).reshape(-1, 3).astype(int)
     lightness = colours @ [299, 587, 114]

@@ -1,4 +1,4 @@
-"""Loading a module: what reproduces its golden scores is taken, everything else refused with its name."""
+"""Loading a module: a version that reproduces its golden scores is accepted; errors name the rejected version."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def artifact() -> Artifact:
 
 
 def refused(artifact: Artifact, message: str) -> None:
-    """Fail unless the artifact is refused with `message` and its own name."""
+    """Fail unless the artifact is rejected with an error that contains `message` and its name."""
     with pytest.raises(DetectorError, match=message) as caught:
         Detector.load(artifact, CPU)
     assert str(caught.value).startswith("zero-article@1: ")
@@ -41,7 +41,7 @@ def test_the_shipped_version_reproduces_its_golden_scores(artifact):
 
 
 def test_the_score_is_the_mean_of_the_error_map(artifact):
-    """Whatever the image, mse == error_map.mean((1, 2)), and shapes and types are the contract's."""
+    """For any image, mse == error_map.mean((1, 2)), and shapes and types are those of the contract."""
     images = np.random.default_rng(0).integers(0, 256, (9, 1, 28, 28), np.uint8)
     found = Detector.load(artifact, CPU).detect(images)
     assert found.mse == pytest.approx(found.error_map.mean((1, 2)), rel=1e-6)
@@ -74,19 +74,19 @@ def test_a_score_does_not_depend_on_its_batch(artifact):
     ids=["scores", "no numbers", "too few scores", "reconstructions", "half pictures", "no images", "small images"],
 )
 def test_what_does_not_reproduce_its_golden_samples_is_refused(artifact, field, change, message):
-    """Golden images, scores and reconstructions that the module does not reproduce here refuse the version."""
+    """A version is rejected if its module does not reproduce the golden scores and reconstructions."""
     golden = replace(artifact.golden, **{field: change(getattr(artifact.golden, field))})
     refused(replace(artifact, golden=golden), message)
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04"], ids=["empty", "text", "half an archive"])
 def test_bytes_that_are_no_module_are_refused(artifact, content):
-    """Bytes that are no TorchScript module refuse the version."""
+    """A version whose module is not TorchScript is rejected."""
     refused(replace(artifact, model=content), r"model\.pt is not a scoring module")
 
 
 def test_a_cut_module_is_refused(artifact):
-    """A module that was cut short refuses the version."""
+    """A version with a truncated module is rejected."""
     refused(replace(artifact, model=artifact.model[:-200]), r"model\.pt is not a scoring module")
 
 
@@ -98,7 +98,7 @@ def test_a_device_that_means_nothing_is_refused(wanted):
 
 
 def test_a_cuda_device_that_is_not_there_is_refused():
-    """Asking for CUDA where there is none, or for a number too high, is one clear line; auto falls back to the CPU."""
+    """CUDA without a device, or a number too high, is an error of one line; `auto` falls back to the CPU."""
     with pytest.raises(DeviceError, match="was requested, but"):
         choose_device("cuda:99")
     assert choose_device("cpu") == CPU
@@ -106,7 +106,7 @@ def test_a_cuda_device_that_is_not_there_is_refused():
 
 
 class TwoRoads(torch.nn.Module):
-    """A scoring module that scores a lone image otherwise, or whose guard has a code of its own."""
+    """A scoring module with another score for a batch of one image, or with an unknown guard code."""
 
     def __init__(self, alone: float, code: int) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class TwoRoads(torch.nn.Module):
         self.code = code
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Score as the contract says, or not."""
+        """Return scores, which may violate the contract."""
         pixels = images.to(torch.float32) / 255
         if images.size(0) == 1:
             pixels = pixels * self.alone
@@ -128,7 +128,7 @@ class TwoRoads(torch.nn.Module):
     ids=["right", "wrong when alone", "a guard without a name"],
 )
 def test_what_answers_is_proven(artifact, module, message):
-    """The golden images are also scored as the service does it: alone, and with a guard's word for it."""
+    """The golden images are also scored one at a time and with guard codes, as in the service."""
     assert artifact.manifest.reasons == ()
     content = io.BytesIO()
     with torchscript_allowed():
@@ -144,7 +144,7 @@ def test_what_answers_is_proven(artifact, module, message):
 
 @pytest.mark.long
 def test_a_version_that_is_let_go_of_leaves_no_memory_behind():
-    """Loading and dropping versions for ever, as promotions do, takes no more memory than loading a few."""
+    """Loading and dropping many versions, as promotions do, takes no more memory than loading a few."""
     artifact = Repository(MODEL_STORE).open("zero", 1)
     process, sizes = psutil.Process(), []
     for _ in range(15):

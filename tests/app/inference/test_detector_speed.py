@@ -1,4 +1,4 @@
-"""What must hold for latency: no call after warm-up is an outlier, the pictures are those of the floats."""
+"""Requirements for latency: no call after warm-up is an outlier, and pictures are computed correctly from floats."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def loaded(device: str, name: str = "zero-article") -> Detector:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("method", ["draw", "score"])
 def test_no_call_after_warm_up_is_an_outlier(method: str, name: str) -> None:
-    """Whatever sizes follow each other, the CPU time of a call stays below 20 times the median of its size.
+    """For any order of batch sizes, the CPU time of a call stays below 20 times the median of its size.
 
-    CPU time of the thread, not wall time: a busy machine is not the module's doing. A module that specialises anew
-    costs hundreds of milliseconds.
+    CPU time of the thread, not wall time, because other processes may use the machine. A module that TorchScript
+    specialises again takes hundreds of milliseconds.
     """
 
     def measure() -> dict[int, list[float]]:
@@ -83,11 +83,11 @@ def test_pictures_are_the_floats_rounded(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_an_answer_stays_what_it_was(name: str) -> None:
-    """Memory that is used again and again shows in no earlier answer, in whatever order batch sizes come."""
+    """Reused buffers do not change earlier results, for any order of batch sizes."""
     detector = Detector.open(artifact(name).model, CPU)
     kept = []
     for size in (3, 1, 64, 2, 33):
-        # Blank, white and noise, so that guards speak as well.
+        # Blank, white and noise, so that guards reject some of the images.
         images = np.concatenate([digits(size, size)[:, None], np.zeros((1, 1, 28, 28), np.uint8),
                                  np.full((1, 1, 28, 28), 255, np.uint8)])  # fmt: skip
         kept.append((images, detector.detect(images), detector.draw(images), detector.score(images)))
@@ -100,7 +100,7 @@ def test_an_answer_stays_what_it_was(name: str) -> None:
 
 
 def test_many_are_scored_until_somebody_waits() -> None:
-    """`score` goes pass by pass over all images, and ends after the one that is under way when others wait."""
+    """`score` works in passes over all images, and returns after the current pass if other work waits."""
     others = bytearray(1)
     detector = Detector.open(artifact("zero-article").model, CPU, step=8, others_waiting=others)
     images = digits(20)[:, None]
@@ -114,7 +114,7 @@ def test_many_are_scored_until_somebody_waits() -> None:
     others[0] = 0
     many = np.concatenate([images] * 300)
     assert len(detector.score(many)[0]) == len(many)
-    for _ in range(50):  # until somebody comes to wait neither before the first pass nor after the last
+    for _ in range(50):  # repeat until other work arrives between the first and the last pass
         others[0] = 0
         timer = threading.Timer(0.02, others.__setitem__, (0, 1))
         timer.start()
@@ -127,7 +127,7 @@ def test_many_are_scored_until_somebody_waits() -> None:
 
 
 def test_memory_that_runs_out_leaves_no_wrong_score(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When there is no memory for a larger batch, half of it made, the next smaller one is scored as ever."""
+    """After a larger batch has failed for lack of memory, a smaller batch gets correct scores."""
     detector = Detector.open(artifact("zero-article").model, CPU)
     images = digits(8)[:, None]
     expected = detector.detect(images).mse

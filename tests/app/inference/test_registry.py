@@ -1,4 +1,4 @@
-"""Versions in memory: switching, refusing, failing, hanging, stopping."""
+"""Versions in memory: switches, rejected versions, failures, hangs, shutdown."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def version_of(client: httpx.AsyncClient) -> int | None:
 async def test_promotion_switches_without_losing_a_request(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
 ) -> None:
-    """While versions are promoted to and fro under load, every request is answered by one of them."""
+    """While two versions are promoted in turn under load, every request gets a score of one of them."""
     store = model_stores.copy(tmp_path / "store", 1, 2, current=1)
     async with running(make_settings(model_store=store)) as client:
         seen: set[int] = set()
@@ -67,7 +67,7 @@ async def test_promotion_switches_without_losing_a_request(
 async def test_a_body_may_arrive_while_versions_change(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
 ) -> None:
-    """A request whose body takes longer than a change of versions is answered by the version that answers then."""
+    """A request whose body arrives during a change of versions is scored by the version that is current afterwards."""
     store = model_stores.copy(tmp_path / "store", 1, 2, current=1)
     async with running(make_settings(model_store=store, watch_seconds=300)) as client:
         engine = services(client).registry
@@ -89,7 +89,7 @@ async def test_a_body_may_arrive_while_versions_change(
 async def test_a_bad_version_never_evicts_a_good_one(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes, fault: str
 ) -> None:
-    """A current version that is refused is named in /models, and the one before it goes on answering."""
+    """/models names a current version that was rejected, and the previous version continues to serve."""
     store = model_stores.copy(tmp_path / "store", 1, 2, current=1)
     bad = store / "zero-article" / "2"
     async with running(make_settings(model_store=store)) as client:
@@ -124,7 +124,7 @@ async def test_a_bad_version_never_evicts_a_good_one(
 async def test_an_empty_store_is_live_not_ready_and_heals(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
 ) -> None:
-    """With no model the process lives, says that it is not ready and answers 503, until a version is published."""
+    """Without a model, the process runs, /readyz and scores get 503. After a version is published, they get 200."""
     store = tmp_path / "store"
     async with running(make_settings(model_store=store)) as client:
         assert (await client.get("/livez")).status_code == 200
@@ -195,7 +195,7 @@ async def test_a_retired_version_is_freed_without_the_garbage_collector(
 async def test_a_model_store_that_vanishes_takes_nothing_with_it(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """When the disk with the model store goes away, what serves goes on serving; it is said once, and heals."""
+    """If the model store disappears, loaded versions still serve, one log line reports it, and polling recovers."""
     store = model_stores.copy(tmp_path / "store", 1)
     model_stores.copy(store, 1, name="other")
     async with running(make_settings(model_store=store, watch_seconds=300)) as client:
@@ -218,7 +218,7 @@ async def test_a_model_store_that_vanishes_takes_nothing_with_it(
 async def test_only_a_model_whose_folder_is_gone_is_dropped(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
 ) -> None:
-    """A model without its CURRENT goes on serving; a model whose folder was removed does not."""
+    """A model without its file CURRENT continues to serve; a model whose folder was removed does not."""
     store = model_stores.copy(tmp_path / "store", 1)
     model_stores.copy(store, 1, name="other")
     async with running(make_settings(model_store=store, watch_seconds=300)) as client:
@@ -234,7 +234,7 @@ async def test_only_a_model_whose_folder_is_gone_is_dropped(
 async def test_loaded_versions_go_with_their_model(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
 ) -> None:
-    """When a model's folder was removed, a version of it that somebody asked for by number answers no more either."""
+    """After a model's folder was removed, a version that was requested by number does not serve either."""
     store = model_stores.copy(tmp_path / "store", 1)
     model_stores.copy(store, 1, 2, name="other")
     async with running(make_settings(model_store=store, watch_seconds=300, deadline_ms=30_000)) as client:
@@ -247,7 +247,7 @@ async def test_loaded_versions_go_with_their_model(
 async def test_whatever_is_off_with_one_model_the_others_are_looked_at(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error that nobody thought of refuses the version that it came with; and a refusal is looked at again."""
+    """An unexpected error rejects only the version that caused it, and a rejected version is tried again later."""
     store = model_stores.copy(tmp_path / "store", 1)
     wrong = [UnicodeError("of /some/path")]
 
@@ -274,7 +274,7 @@ async def test_whatever_is_off_with_one_model_the_others_are_looked_at(
 async def test_a_refused_request_holds_no_version(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
 ) -> None:
-    """A version whose only request was refused can be let go of."""
+    """A version whose only request was rejected can be retired."""
     store = model_stores.copy(tmp_path / "store", 1, 2, current=1)
     async with running(make_settings(model_store=store, deadline_ms=30_000)) as client:
         assert_problem(await raw(client, zero, "?model=zero-article@2&alpha=1e-9"), 422, "unsupported-alpha")
@@ -282,7 +282,7 @@ async def test_a_refused_request_holds_no_version(
 
 
 class Slow:
-    """A repository that counts what is opened, and opens nothing before it may."""
+    """A repository that counts opened versions, and opens them only when the test allows it."""
 
     def __init__(self, repository: Repository, gate: threading.Event) -> None:
         self._repository = repository
@@ -308,7 +308,7 @@ def slowed(registry: Any, gate: threading.Event) -> Slow:
 async def test_a_refused_version_is_read_once(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
 ) -> None:
-    """However often somebody asks for a version that is refused, it is not read again at once."""
+    """Repeated requests for a rejected version do not read it again at once."""
     store = model_stores.copy(tmp_path / "store", 1, 2, current=1)
     model_stores.put_bytes(store / "zero-article" / "2", b"not a module")
     async with running(make_settings(model_store=store, deadline_ms=30_000)) as client:
@@ -325,7 +325,7 @@ async def test_a_refused_version_is_read_once(
 async def test_waiting_for_a_version_is_bounded(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
 ) -> None:
-    """Who waits for a version to be loaded waits until the deadline; too many are refused; later ones find it."""
+    """A request waits for the load of a version until its deadline; too many are rejected; later ones are served."""
     store = model_stores.copy(tmp_path / "store", 1, 2, 3, 4, current=1)
     query = "?model=zero-article@2"
     chosen = make_settings(model_store=store, deadline_ms=300, queue_max_images=4, max_extra_versions=2)
@@ -365,19 +365,19 @@ async def test_a_refusal_is_a_gauge(make_settings: Callable[..., Settings], tmp_
 
 
 class Faulty:
-    """A detector that does what a test says instead of scoring, and scores once `heal` was called."""
+    """A detector that applies a fault of the test to its results until `heal` is called."""
 
     def __init__(self, detector: Detector, fault: Callable[[Pictures], Pictures]) -> None:
         self._detector = detector
         self._fault: Callable[[Pictures], Pictures] | None = fault
 
     def draw(self, images: np.ndarray) -> Pictures:
-        """Score a micro-batch, wrongly."""
+        """Score a micro-batch, and apply the fault."""
         found = self._detector.draw(images)
         return found if self._fault is None else self._fault(found)
 
     def heal(self) -> None:
-        """Score rightly from now on."""
+        """Return correct scores from now on."""
         self._fault = None
 
 
@@ -404,7 +404,7 @@ def a_guard_without_a_name(found: Pictures) -> Pictures:
 async def test_a_failing_model_gives_500_becomes_unready_and_heals(
     make_settings: Callable[..., Settings], zero: bytes, fault: Callable[[Pictures], Pictures]
 ) -> None:
-    """A forward pass that fails or means nothing is a 500 that gives nothing away; a few make it unready for a time."""
+    """A failed pass or unknown guard code gets 500 without details; after three, /readyz returns 503 for a time."""
     async with running(make_settings(watch_seconds=0.2)) as client:
         faulty = break_model(client, fault)
         for _ in range(3):
@@ -424,7 +424,7 @@ async def test_a_failing_model_gives_500_becomes_unready_and_heals(
 async def test_the_log_of_a_failure_names_a_place_and_nothing_else(
     client: httpx.AsyncClient, zero: bytes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The lines of a 500 hold the type of the error and module:line: no words of it, no path, no stack."""
+    """The log lines of a 500 contain the error's type and module:line, but not its message, a path or a stack."""
     break_model(client, out_of_memory)
     assert_problem(await raw(client, zero), 500, "internal-error")
 
@@ -442,13 +442,13 @@ async def test_the_log_of_a_failure_names_a_place_and_nothing_else(
 
 
 async def test_a_score_that_is_not_a_number_is_never_normal(client: httpx.AsyncClient, zero: bytes) -> None:
-    """NaN is above no threshold; it is an error, not the verdict normal."""
+    """NaN is not above any threshold, so it is an error instead of the verdict normal."""
     break_model(client, not_a_number)
     assert_problem(await raw(client, zero), 500, "internal-error")
 
 
 async def test_a_hanging_model_is_504_and_unready(make_settings: Callable[..., Settings], zero: bytes) -> None:
-    """While the inference thread hangs, requests get 504 at their deadline, /livez answers and /readyz says no."""
+    """While the inference thread hangs, requests get 504 at their deadline, /livez returns 200 and /readyz 503."""
     gate = threading.Event()
 
     def hang(found: Pictures) -> Pictures:

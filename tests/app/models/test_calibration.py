@@ -72,7 +72,7 @@ def test_the_p_value_is_the_formulas(scores, mse):
 
 
 def test_a_p_value_is_never_zero():
-    """The worst score ever seen still has the p-value 1 / (n + 1); the best has 1."""
+    """A score above all calibration scores has the p-value 1 / (n + 1); one below all of them has 1."""
     calibration = Calibration([1.0, 2.0, 3.0])
     assert calibration.p_value(100.0) == 0.25
     assert calibration.p_value(0.0) == 1.0
@@ -80,7 +80,7 @@ def test_a_p_value_is_never_zero():
 
 @given(st.integers(20, 200_000), st.sampled_from([0.01, 0.05, 0.1, 0.3, 0.9]), st.sampled_from([0.6, 0.9, 0.99]))
 def test_the_confident_rank_is_the_smallest_that_keeps_its_promise(n, alpha, confidence):
-    """Its Beta law keeps the rate below alpha with the wanted probability, and the next lower rank does not."""
+    """By its beta distribution, the rate is below alpha with the requested probability; one rank lower, it is not."""
     try:
         rank = confident_rank(n, alpha, confidence)
     except CalibrationError:
@@ -106,7 +106,7 @@ def test_confidence_asks_for_no_less_than_the_average(n, alpha, confidence):
     [(0.01, None, 99), (0.05, None, 19), (0.01, 0.99, 459), (0.2, 0.5904, 4), (1 / 3, None, 2)],
 )
 def test_too_few_scores_say_how_many_are_needed(alpha, confidence, needed):
-    """With any number too few the error names the one that is enough, and with that many there is a threshold."""
+    """If there are too few images, the error names the required number, and with that number there is a threshold."""
     scores = [float(x) for x in range(needed)]
     assert Calibration(scores, confidence).threshold(alpha) == needed - 1
     for few in (1, needed - 1):

@@ -1,4 +1,4 @@
-"""Reading a model store without trusting it: every way in which a version can be wrong is refused with its name."""
+"""Reading an untrusted model store: every invalid version is rejected with an error that names it."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def array(values: Any) -> bytes:
 
 
 def refused(root: Path, message: str) -> None:
-    """Fail unless version 1 is refused with `message` and its own name."""
+    """Fail unless version 1 is rejected with an error that contains `message` and its name."""
     with pytest.raises(RepositoryError, match=message) as caught:
         Repository(root).open(NAME, 1)
     assert str(caught.value).startswith(f"{NAME}@1: ")
 
 
 def test_the_shipped_version_opens(root):
-    """The shipped model is listed, current and whole, with as many scores as its manifest says."""
+    """The shipped model is listed, current and complete, with the number of scores in its manifest."""
     repository = Repository(root)
     assert repository.names() == [NAME]
     assert repository.versions(NAME) == [1]
@@ -76,7 +76,7 @@ def test_the_shipped_version_opens(root):
 
 @pytest.mark.parametrize("file", ["model.pt", "calibration.npy", "golden.npz"])
 def test_a_flipped_bit_is_refused(root, folder, file):
-    """One flipped bit in the middle of any file that decides a verdict is found."""
+    """One flipped bit in the middle of any file that influences verdicts is detected."""
     content = bytearray((folder / file).read_bytes())
     content[len(content) // 2] ^= 1
     (folder / file).write_bytes(content)
@@ -85,27 +85,27 @@ def test_a_flipped_bit_is_refused(root, folder, file):
 
 @pytest.mark.parametrize("file", ["manifest.json", "model.pt", "calibration.npy", "golden.npz"])
 def test_a_missing_file_is_refused(root, folder, file):
-    """A version that lacks a file is refused by the file's name."""
+    """A version without a required file is rejected, and the error names the file."""
     (folder / file).unlink()
     refused(root, f"{file} is missing")
 
 
 @pytest.mark.parametrize("file", ["model.pt", "calibration.npy", "golden.npz"])
 def test_an_unlisted_file_is_refused(root, folder, file):
-    """A manifest that lists no checksum for a file that decides a verdict is refused."""
+    """A manifest without the checksum of a file that influences verdicts is rejected."""
     edit(folder, lambda manifest: manifest["files"].pop(file))
     refused(root, f"lists no checksum of {file}")
 
 
 def test_a_link_out_of_the_store_is_refused(root, folder, tmp_path):
-    """A file that is a link to somewhere else is refused, even when the bytes are right."""
+    """A file that is a link to another place is rejected, even if its content is right."""
     shutil.move(folder / "model.pt", tmp_path / "model.pt")
     (folder / "model.pt").symlink_to(tmp_path / "model.pt")
     refused(root, "does not lie inside the version")
 
 
 def test_a_version_that_is_a_link_is_refused(root, folder, tmp_path):
-    """A version's folder that is a link to somewhere else is refused."""
+    """A version's folder that is a link to another place is rejected."""
     shutil.move(folder, tmp_path / "elsewhere")
     folder.symlink_to(tmp_path / "elsewhere")
     refused(root, "does not lie inside the version")
@@ -113,7 +113,7 @@ def test_a_version_that_is_a_link_is_refused(root, folder, tmp_path):
 
 @pytest.mark.parametrize("path", ["../../../secret", "/etc/hostname", "report/../../../../secret"])
 def test_a_path_that_leaves_the_version_is_refused(root, folder, tmp_path, path):
-    """A path in the manifest that climbs out of the version is not read, whatever its checksum."""
+    """A path in the manifest that leaves the version is not read, even if its checksum is right."""
     (tmp_path / "secret").write_bytes(b"secret")
     edit(folder, lambda manifest: manifest["files"].update({path: sha256(b"secret")}))
     repository = Repository(root)
@@ -122,7 +122,7 @@ def test_a_path_that_leaves_the_version_is_refused(root, folder, tmp_path, path)
 
 
 def test_a_file_that_the_manifest_does_not_list_is_not_read(root, folder):
-    """What lies in the folder but not in the manifest does not exist."""
+    """A file that the manifest does not list is ignored."""
     (folder / "extra.txt").write_text("extra")
     repository = Repository(root)
     with pytest.raises(RepositoryError, match=r"does not list extra\.txt"):
@@ -140,7 +140,7 @@ def test_a_current_that_is_no_number_is_refused(root, content):
 
 
 def test_a_current_that_is_a_folder_is_refused(root):
-    """A CURRENT that cannot be read is an error, not an absent one."""
+    """A file CURRENT that cannot be read is an error, and does not count as missing."""
     (root / NAME / "CURRENT").unlink()
     (root / NAME / "CURRENT").mkdir()
     with pytest.raises(RepositoryError, match="cannot be read"):
@@ -155,7 +155,7 @@ def test_a_name_that_is_no_model_has_nothing(root, name):
 
 
 def test_a_missing_store_is_empty(tmp_path):
-    """A store that is not there has no models."""
+    """A missing store has no models."""
     assert Repository(tmp_path / "nowhere").names() == []
 
 
@@ -173,14 +173,14 @@ def test_a_missing_store_is_empty(tmp_path):
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_a_manifest_that_contradicts_itself_is_refused(root, folder, change, message):
-    """A manifest of another schema, name or number, or with a threshold that its scores do not give, is refused."""
+    """A manifest of another schema, name or number, or with a threshold that differs from its scores, is rejected."""
     edit(folder, lambda manifest: manifest.update(change))
     refused(root, message)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
 def test_a_manifest_that_is_no_json_is_refused(root, folder, content):
-    """A manifest that cannot be parsed is refused."""
+    """A manifest that cannot be parsed is rejected."""
     (folder / "manifest.json").write_bytes(content)
     refused(root, r"manifest\.json is not valid")
 
@@ -191,7 +191,7 @@ def test_a_manifest_that_is_no_json_is_refused(root, folder, content):
     ids=["unsorted", "too few", "a table", "no numbers", "infinite"],
 )
 def test_calibration_scores_that_are_none_are_refused(root, folder, scores):
-    """Scores that are not the sorted list of finite numbers that the manifest speaks of are refused."""
+    """Scores that are not a sorted list of finite numbers of the recorded length are rejected."""
     replace(folder, "calibration.npy", array(np.asarray(scores, np.float32)))
     refused(root, r"calibration\.npy")
 
@@ -199,13 +199,13 @@ def test_calibration_scores_that_are_none_are_refused(root, folder, scores):
 @pytest.mark.parametrize("file", ["calibration.npy", "golden.npz"])
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 half an archive", array([{"a": "pickle"}])])
 def test_files_that_are_no_arrays_are_refused(root, folder, file, content):
-    """Files with the right checksum that are no arrays, pickles among them, are refused."""
+    """Files with the right checksum that are not arrays, including pickles, are rejected."""
     replace(folder, file, content)
     refused(root, "cannot be read")
 
 
 def golden(**changed: Any) -> bytes:
-    """Return a golden.npz of the shipped one's arrays, but for those given."""
+    """Return a golden.npz with the arrays of the shipped version, some of them replaced."""
     with np.load(SHIPPED / NAME / "1" / "golden.npz") as arrays:
         content = {**arrays, **changed}
     buffer = io.BytesIO()
@@ -232,7 +232,7 @@ def undeflatable() -> bytes:
     ids=["an archive", "text", "damaged inside", "text inside", "other types"],
 )
 def test_arrays_of_another_kind_are_refused(root, folder, file, content):
-    """What numpy reads, and what it only finds out while it reads, is refused like everything else."""
+    """Other formats that numpy reads, and damage that it finds only during reading, are rejected as well."""
     replace(folder, file, content)
     refused(root, r"cannot be read|of other types")
 
@@ -246,13 +246,13 @@ def test_a_current_with_too_many_digits_is_refused(root):
 
 @pytest.mark.parametrize("reason", ['say "no"', "", "Ink", "a\nb"])
 def test_a_reason_is_a_plain_word(root, folder, reason):
-    """What stands in every reply has nothing in it that would have to be escaped."""
+    """A reason is a lower-case word without characters that JSON escapes, because replies contain it."""
     edit(folder, lambda manifest: manifest.update(reasons=[reason]))
     refused(root, r"reasons\.0")
 
 
 def test_a_store_that_cannot_be_read_lists_no_versions(root: Path) -> None:
-    """What serves can still be listed while nobody can look at the disk: there are no versions to be seen."""
+    """While the folder cannot be read, the list of versions is empty, without an error."""
     repository = Repository(root)
     assert repository.versions(NAME) == [1]
     root.chmod(0)

@@ -1,4 +1,4 @@
-"""An image near the threshold: one verdict, whatever images are scored with it."""
+"""An image near the threshold has the same verdict in any micro-batch."""
 
 from __future__ import annotations
 

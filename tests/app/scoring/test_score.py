@@ -1,4 +1,4 @@
-"""From detections to replies: what each says, what is kept of it, what becomes of a score that is no number."""
+"""From detections to replies: contents of a reply, stored record, and the problem for a score that is not finite."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PLAIN: dict[str, Any] = {"rule": RULE, "owner": None, "fitted": None, "include_r
 
 
 def detection(mse: float, reason: str | None = None) -> Detection:
-    """Return a detection with pictures that are easy to know again."""
+    """Return a detection whose pictures are easy to identify."""
     return Detection(mse, reason, bytes([1]) * 784 + bytes([2]) * 784 + bytes([3]) * 784, 0.5, 0.001, 0.002)
 
 
@@ -62,7 +62,7 @@ async def finished(kept: Reconstructions, *pairs: tuple[dict[str, Any], Detectio
 
 
 async def test_a_reply_is_what_the_schema_says(kept):
-    """Every member of the schema is there, in its order, and a link under the prefix leads to what was kept."""
+    """A reply has every member of the schema, in order, and its link contains the prefix and the stored id."""
     ((reply,)) = await finished(kept, (PLAIN, detection(0.3)))
     document = json.loads(reply.body)
     known = ScoreResponse.model_validate_json(reply.body)
@@ -99,7 +99,7 @@ async def test_each_order_has_its_own_reply(kept):
 
 
 async def test_another_key_does_not_find_it(kept):
-    """What one API key's owner scored is kept under that owner's name."""
+    """A record is stored under the name of the API key that scored the image."""
     ((reply,)) = await finished(kept, ({**PLAIN, "owner": "line-1"}, detection(0.2)))
     key = json.loads(reply.body)["id"]
     assert await kept.find(key) is None
@@ -108,7 +108,7 @@ async def test_another_key_does_not_find_it(kept):
 
 @pytest.mark.parametrize("mse", [math.nan, math.inf])
 async def test_a_score_that_is_no_number_fails_its_caller_alone(kept, mse):
-    """The others of its micro-batch have their replies, and nothing is kept of it."""
+    """The other images of its micro-batch get replies, and nothing of the failed image is stored."""
     first, second, third = await finished(kept, (PLAIN, detection(0.2)), (PLAIN, detection(mse)), (PLAIN, detection(1)))
     assert isinstance(second, InternalError)
     assert [json.loads(reply.body)["mse"] for reply in (first, third)] == [0.2, 1]

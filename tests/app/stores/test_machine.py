@@ -104,7 +104,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def entries_are_right(self) -> None:
-        """Each living entry can be read by both processes; a lost one is absent or as it was."""
+        """Both processes can read each valid entry; an entry of a damaged file is missing or unchanged."""
         keys = [*list(self.living)[-3:], *list(self.living)[:2]]
         for store in self.stores:
             for key in keys:
@@ -196,7 +196,7 @@ class BatcherMachine(RuleBasedStateMachine):
         assert self.batcher.waiting <= 8
 
     def teardown(self) -> None:
-        """Answer what was accepted, and leave nothing behind."""
+        """Finish the accepted items, and check that nothing remains."""
         self.gate.set()
         self.loop.run_until_complete(asyncio.wait_for(self.batcher.aclose(), 30))
         assert (self.batcher.waiting, self.batcher._unfinished, len(self.batcher._deadlines)) == (0, 0, 0)

@@ -1,4 +1,4 @@
-"""Records: what goes into the store comes out of it."""
+"""Records: the store returns them unchanged."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ def test_a_record_survives_packing(reply: bytes, planes: bytes, peak: float) -> 
 
 @given(st.binary(max_size=4000))
 def test_other_bytes_are_no_record(content: bytes) -> None:
-    """Bytes that are no record raise ValueError, nothing else."""
+    """Bytes that are not a record raise ValueError, and no other exception."""
     with pytest.raises(ValueError, match="not a record"):
         unpack(content)

@@ -72,7 +72,7 @@ class RedisServer:
             said += piece  # the little that it says later has room in the pipe
 
     def end(self, number: int = signal.SIGTERM) -> None:
-        """End it, by default in good order."""
+        """End it, by default with a graceful shutdown."""
         if self.process is not None:
             self.process.send_signal(signal.SIGCONT)
             self.process.send_signal(number)
@@ -190,7 +190,7 @@ def entries(name: str, count: int, size: int = 64) -> list[tuple[str, bytes]]:
 
 
 async def test_what_is_put_is_got(make_store: OpenStore) -> None:
-    """Every byte of every entry of a group comes back, the empty content included."""
+    """Every entry of a group is returned unchanged, including empty content."""
     store = make_store()
     group = [*entries("group", 50), ("empty-" + os.urandom(4).hex(), b""), *entries("large", 1, 20_000)]
     store.put(group)
@@ -204,7 +204,7 @@ async def test_what_was_never_put_is_none(make_store: OpenStore) -> None:
 
 
 async def test_an_expired_entry_is_none(make_store: OpenStore) -> None:
-    """Before its time is over an entry is there; afterwards it is as good as never put."""
+    """An entry is found until its time to live ends; afterwards it counts as unknown."""
     store = make_store(ttl_seconds=0.4)
     (entry,) = entries("brief", 1)
     store.put([entry])
@@ -213,7 +213,7 @@ async def test_an_expired_entry_is_none(make_store: OpenStore) -> None:
 
 
 async def test_two_stores_share_their_entries(make_store: OpenStore) -> None:
-    """What one worker or replica puts, another one gets."""
+    """One worker or replica can read the entries of another."""
     one, other = make_store(), make_store()
     (entry,) = entries("shared", 1)
     one.put([entry])
@@ -231,7 +231,7 @@ async def test_many_at_once(make_store: OpenStore) -> None:
 
 
 async def test_the_newest_stay_when_the_bound_is_reached(make_store: OpenStore) -> None:
-    """Three times as many entries as there is room for: the newest are there, most of the oldest are not."""
+    """After three times the maximum number of entries, the newest are stored, and most of the oldest are deleted."""
     store = make_store()
     kept = []
     for _ in range(30):
@@ -248,7 +248,7 @@ async def test_the_newest_stay_when_the_bound_is_reached(make_store: OpenStore) 
 
 
 async def test_a_ping_answers(make_store: OpenStore) -> None:
-    """A store that is there says so."""
+    """`ping` of an available store raises nothing."""
     make_store().ping()
 
 
@@ -283,7 +283,7 @@ async def test_a_store_that_is_not_there_raises_one_kind_of_error(url: str) -> N
     ],
 )
 def test_a_url_that_makes_no_sense_is_refused(url: str) -> None:
-    """The URL is checked when the store is made; a password in it is refused and not repeated."""
+    """The URL is checked when the store is created; a URL with a password is rejected without quoting it."""
     with pytest.raises(StoreError) as refusal:
         open_store(url, ttl_seconds=60, max_bytes=ENTRY, entry_bytes=ENTRY)
     assert "secret" not in str(refusal.value)
@@ -316,7 +316,7 @@ async def test_sqlite_keeps_what_it_said_it_kept_through_kill_9(tmp_path: Path) 
         for _ in range(4)
     ]
     keys: list[str] = []
-    for _ in range(30):  # in turn, so that all of them are at it
+    for _ in range(30):  # in turn, so that all of them write
         for writer in writers:
             assert writer.stdout is not None
             keys += writer.stdout.readline().decode().split()
@@ -463,7 +463,7 @@ async def test_sqlite_begins_anew_after_a_crash_of_the_machine_damaged_it(
 
 
 async def test_what_is_no_database_is_moved_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A text at a mistyped path is kept, and the log says where."""
+    """A file that is not a database, such as a text at a mistyped path, is kept, and the log contains its new path."""
     path = tmp_path / "notes.txt"
     path.write_text("years of work\n" * 100)
     store = SqliteStore(path, ttl_seconds=60, max_entries=100)
@@ -483,7 +483,7 @@ async def kept_before_a_boot(path: Path, content: bytes) -> None:
 
 
 async def test_a_full_disk_is_not_taken_for_a_damaged_file(tmp_path: Path) -> None:
-    """After a start of the machine the file is checked; that the disk is full just then says nothing about it."""
+    """The file is checked after a boot; a full disk during the check does not count as damage of the file."""
     path = tmp_path / "store.db"
     await kept_before_a_boot(path, b"1")
     store = SqliteStore(path, ttl_seconds=60, max_entries=100)
@@ -524,7 +524,7 @@ async def test_a_database_of_something_else_is_refused_and_not_altered(
 
 
 async def test_sqlite_checks_once_after_a_start_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second process does not check again what the first is writing."""
+    """A second process does not check a file again that the first process has open."""
     path, checked = tmp_path / "r.db", []
     monkeypatch.setattr("app.stores.sqlite_file._is_sound", lambda path, _: checked.append(path) or True)
     path.touch()
@@ -536,7 +536,7 @@ async def test_sqlite_checks_once_after_a_start_of_the_machine(tmp_path: Path, m
 
 
 async def test_sqlite_lets_entries_go_that_lie_behind_longer_lived_ones(tmp_path: Path) -> None:
-    """After a restart with a shorter life, what has expired leaves the file although older entries live on."""
+    """After a restart with a shorter time to live, expired entries are deleted although older entries remain valid."""
     path, clock = tmp_path / "r.db", [1000.0]
     before = SqliteStore(path, ttl_seconds=86_400, max_entries=10_000, clock=lambda: clock[0])
     before.put([("long-lived", b"old")])
@@ -561,7 +561,7 @@ async def test_the_journal_of_sqlite_stays_small(tmp_path: Path) -> None:
 
 
 async def test_a_hanging_redis_costs_no_more_than_the_time_out(redis_server: RedisServer) -> None:
-    """While the server hangs, keeping gives up in time and then at once; when it goes on, keeping works again."""
+    """While Redis hangs, a write first times out, later writes fail at once, and writes work again after it resumes."""
     assert redis_server.process is not None
     store = RedisStore(redis_server.url, ttl_seconds=60, password_file=redis_server.password_file)
     kept = Reconstructions(store, Metrics(), timeout=0.3, max_waiting=64)
@@ -588,7 +588,7 @@ async def test_a_hanging_redis_costs_no_more_than_the_time_out(redis_server: Red
 
 
 async def test_a_locked_file_costs_no_more_than_the_time_out(tmp_path: Path) -> None:
-    """While another program holds the file, each group is given up in time, once; afterwards keeping works again."""
+    """While another program locks the file, each write fails after the timeout; afterwards writes work again."""
     store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=100)
     kept = Reconstructions(store, Metrics(), timeout=0.2, max_waiting=64)
     await kept.check()
@@ -624,7 +624,7 @@ def no_file_larger_than(size: int) -> Iterator[None]:
 
 
 async def _full_and_then_not(kept: Reconstructions, fill: Callable[[], object], empty: Callable[[], object]) -> None:
-    """A store that is full is down, whatever it still gives, until it has room."""
+    """A full store counts as down until it has room, although it still returns entries."""
     record = Record(b"{}", bytes(3 * 784), 1.0)
     assert await kept.stored([record._replace(id="before")])
     fill()
@@ -647,7 +647,7 @@ async def _full_and_then_not(kept: Reconstructions, fill: Callable[[], object], 
 async def test_a_full_disk_is_seen_although_the_file_can_be_read(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While nothing can be written the store is down, and is not said to be up again once a second."""
+    """While writes fail, the store stays down, and the log does not report once per second that it is up."""
     store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=1000)
     kept = Reconstructions(store, Metrics(), timeout=2, max_waiting=64)
     await kept.check()
@@ -660,7 +660,7 @@ async def test_a_full_disk_is_seen_although_the_file_can_be_read(
 
 
 async def test_a_disk_that_is_full_when_a_transaction_ends_is_named(tmp_path: Path) -> None:
-    """A group too large for one statement says what went wrong, not that there is nothing left to take back."""
+    """If a disk is full at the end of a transaction, the error names the cause, not the failed rollback."""
     store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=1000)
     store.ping()
     with no_file_larger_than(100_000), pytest.raises(StoreError, match="disk I/O error"):
@@ -671,7 +671,7 @@ async def test_a_disk_that_is_full_when_a_transaction_ends_is_named(tmp_path: Pa
 
 
 async def test_reads_do_not_replace_the_check(tmp_path: Path) -> None:
-    """Without writes a full disk is detected by the check of a quiet store, although reads succeed."""
+    """If nothing was written for a while, a periodic probe detects a full disk, although reads succeed."""
     now, store = [0.0], SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=1000)
     kept = Reconstructions(store, Metrics(), timeout=2, max_waiting=64, clock=lambda: now[0])
     await kept.check()
@@ -687,7 +687,7 @@ async def test_reads_do_not_replace_the_check(tmp_path: Path) -> None:
 
 
 async def test_redis_says_why_it_refuses_without_the_id(redis_server: RedisServer) -> None:
-    """Of what Redis says of a refused command the log gets the reason's own word."""
+    """The log contains only the error code of a rejected Redis command, not the rest of the message."""
     store = RedisStore(redis_server.url, ttl_seconds=60, password_file=redis_server.password_file)
     store.ping()
     password = redis_server.password_file.read_text().strip()
@@ -703,7 +703,7 @@ async def test_redis_says_why_it_refuses_without_the_id(redis_server: RedisServe
 async def test_a_full_redis_is_seen_although_it_answers(
     redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Above its memory Redis refuses every write, and answers everything else; what is logged of it holds no id."""
+    """Above its memory limit, Redis rejects writes but serves reads; the log line of this error contains no id."""
     store = RedisStore(redis_server.url, ttl_seconds=60, password_file=redis_server.password_file)
     kept = Reconstructions(store, Metrics(), timeout=2, max_waiting=64)
     await kept.check()
@@ -717,7 +717,7 @@ async def test_a_full_redis_is_seen_although_it_answers(
 
 
 async def test_a_locked_file_is_not_taken_for_a_damaged_one(tmp_path: Path) -> None:
-    """After a start of the machine the file is checked; that it is locked just then says nothing about it."""
+    """The file is checked after a boot; a lock during the check does not count as damage of the file."""
     path = tmp_path / "store.db"
     await kept_before_a_boot(path, b"1")
     store = SqliteStore(path, ttl_seconds=60, max_entries=100, timeout=0.1)
@@ -732,7 +732,7 @@ async def test_a_locked_file_is_not_taken_for_a_damaged_one(tmp_path: Path) -> N
 
 
 async def test_closing_waits_for_a_locked_file_no_longer_than_for_a_write(tmp_path: Path) -> None:
-    """Another program that never lets go of the file does not keep the service from ending."""
+    """If another program locks the file permanently, the service still ends."""
     store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=100, timeout=0.2)
     store.ping()
     with contextlib.closing(sqlite3.connect(tmp_path / "store.db", isolation_level=None)) as other:
@@ -756,7 +756,7 @@ async def test_a_record_that_cannot_be_packed_is_dropped(tmp_path: Path) -> None
 
 
 async def test_a_dead_disk_does_not_block_the_shutdown(tmp_path: Path) -> None:
-    """A backend that never returns is abandoned after the timeout, and `aclose` says so."""
+    """A backend that never returns is abandoned after the timeout, and `aclose` returns False."""
     gate = threading.Event()
 
     class Dead(SqliteStore):
@@ -773,7 +773,7 @@ async def test_a_dead_disk_does_not_block_the_shutdown(tmp_path: Path) -> None:
 
 
 async def test_any_thread_stores_records(tmp_path: Path) -> None:
-    """The inference thread and others store records at once; each hears of its own."""
+    """The inference thread and other threads store records at once, and each gets the result of its own records."""
     store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=1000)
     kept = Reconstructions(store, Metrics(), timeout=30, max_waiting=1000)
     await kept.check()

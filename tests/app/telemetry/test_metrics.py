@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 
 def test_scores_are_counted_by_verdict_and_by_bucket() -> None:
-    """What is above its threshold and what is not are told apart, and all scores are in the histogram."""
+    """Scores are counted by verdict, and all scores are in the histogram."""
     metrics = Metrics()
     metrics.scores("zero", [0.0005, 0.4, 0.4, 9.0], anomalous=1)
     lines = metrics.exposition().decode().splitlines()
@@ -29,7 +29,7 @@ def test_scores_are_counted_by_verdict_and_by_bucket() -> None:
 
 
 def test_a_worker_that_died_is_forgotten_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two workers that are asked at once may both forget it: what the other has removed is no error."""
+    """Two workers may remove the files of a dead worker at the same time: a missing file is not an error."""
 
     def too_late(pid: int) -> None:
         raise FileNotFoundError(f"gauge_livesum_{pid}.db")

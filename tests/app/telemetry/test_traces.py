@@ -230,7 +230,7 @@ def test_traces_are_off_unless_variables_ask_for_them(
 def test_what_cannot_be_exported_stops_the_start(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], words: str
 ) -> None:
-    """An operator who asks for traces gets them, or a reason."""
+    """If traces are configured but cannot be exported, the start fails with the reason."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(TracesError, match=words):
@@ -249,7 +249,7 @@ def test_nothing_of_opentelemetry_is_imported_while_it_is_off() -> None:
 
 
 def test_a_collector_that_does_not_answer_delays_no_shutdown() -> None:
-    """Closing returns within its limit, and says that spans were lost."""
+    """`close` returns within its time limit, and returns False if spans were lost."""
     recorded: Any = Traces(OTLPSpanExporter("http://127.0.0.1:9/v1/traces", timeout=20), Resource.create(), None, "1")
     context = recorded.begin({})
     recorded.request(context, method="GET", route="/", status=200, started=0.0, facts={})

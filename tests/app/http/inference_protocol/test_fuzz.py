@@ -1,4 +1,4 @@
-"""Generated bodies of inference requests: whatever they contain, the reply is never a server error.
+"""Generated bodies of inference requests: no reply is a server error.
 
 `make fuzz-protocol` sends 20,000 of them; `PROTOCOL_EXAMPLES` sets the number.
 """
@@ -96,7 +96,7 @@ def requests(draw: st.DrawFn) -> tuple[str, bytes, dict[str, str]]:
 
 
 async def test_no_body_is_a_server_error(make_settings: Callable[..., Settings]) -> None:
-    """Each generated request gets 200, or an error in the shape of the protocol below 500."""
+    """Each generated request gets 200, or a 4xx error in the format of the protocol."""
     statuses: dict[int, int] = {}
     pending: list[tuple[str, bytes, dict[str, str]]] = []
 

@@ -148,7 +148,7 @@ async def test_fit_applies_to_encoded_images(shared_client: httpx.AsyncClient, c
 
 
 async def test_a_bad_image_fails_the_request_and_is_named(client: httpx.AsyncClient) -> None:
-    """The outputs have no place for the problem of one image; status and hint are those of the image."""
+    """One invalid image rejects the whole request, with the status and the hint for the image."""
     for count in (3, 12):
         files = [pngs.plain()] * (count - 1) + [pngs.plain(pngs.gradient(27))]
         content, headers = binary_request(bytes_tensor(files), [count], "BYTES")
@@ -233,7 +233,7 @@ CHANGES: list[tuple[Callable[..., Any], int, str]] = [
 
 
 async def test_binary_sizes_must_add_up(client: httpx.AsyncClient) -> None:
-    """A body whose JSON and tensors are not exactly its bytes is rejected."""
+    """A body with more or fewer bytes than its JSON and tensors is rejected."""
     for change, status, words in CHANGES:
         content, headers = change(*binary_request(digits(2).tobytes(), [2, 28, 28]))
         assert_error(await client.post(INFER, content=content, headers=headers), status, words)
@@ -318,7 +318,7 @@ async def test_a_full_queue_is_a_503_and_leaves_nothing_behind(make_settings: Ca
 
 
 async def test_a_tensor_request_does_not_starve_single_scores(make_settings: Callable[..., Settings]) -> None:
-    """Single scores are answered while a large tensor is scored, not after it."""
+    """Single scores get replies while a large tensor is scored, not after it."""
     async with running(make_settings()) as client:
         large = asyncio.create_task(infer(client, digits(8_000)))
         done = 0
@@ -368,7 +368,7 @@ async def test_nothing_is_stored(make_settings: Callable[..., Settings]) -> None
 
 
 async def test_a_body_that_pauses_is_a_408(make_settings: Callable[..., Settings]) -> None:
-    """A client that stops sending gets an error in the shape of the protocol."""
+    """A client that stops sending gets an error in the format of the protocol."""
 
     async def body() -> AsyncIterator[bytes]:
         yield b'{"inputs"'

@@ -1,4 +1,4 @@
-"""Metadata, configuration, health and v1 of the inference protocol, and the shape of its errors."""
+"""Metadata, configuration, health and v1 of the inference protocol, and the format of its errors."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ async def test_predictions_are_the_scores_of_single_images(shared_client: httpx.
 
 
 async def test_invalid_instances_are_explained(client: httpx.AsyncClient) -> None:
-    """Every invalid document of v1 gets a 4xx in the shape of the protocol."""
+    """Every invalid document of v1 gets a 4xx in the format of the protocol."""
     image = digits(1)[0].tolist()
     png = {"b64": base64.b64encode(pngs.plain(pngs.gradient(27))).decode()}
     cases: list[tuple[Any, int, str]] = [
@@ -160,5 +160,5 @@ async def test_every_error_has_the_shape_of_the_protocol(
     ],
 )
 def test_paths_of_the_protocol(path: str, root: str, expected: bool) -> None:
-    """The prefix of a gateway does not count."""
+    """The format of an error does not depend on the path prefix of a gateway."""
     assert is_protocol_request({"path": path, "root_path": root}) is expected

@@ -34,7 +34,7 @@ def size_of(root: Path) -> int:
 
 
 def test_only_the_user_can_read_the_images(tmp_path: Path) -> None:
-    """Folders have mode 0700 and files 0600, whatever the umask is."""
+    """Folders have mode 0700 and files have mode 0600, for any umask."""
     before = os.umask(0)
     try:
         assert ReviewFolder(tmp_path / "review", 10, 10_000).add(entries("near", range(1))) == (1, None)
@@ -104,7 +104,7 @@ def test_processes_share_the_folder(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_reported(tmp_path: Path) -> None:
-    """A file that cannot be written completely is not left behind; what was written before it is."""
+    """A file that cannot be written completely is removed; files that were written before it remain."""
     folder = ReviewFolder(tmp_path / "review", 10, 1_000_000)
     small, large = entries("near", range(1)), entries("near", range(1, 2), size=100_000)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -1,4 +1,4 @@
-"""The validity monitor in the service: what counts, what survives, what the route and the metrics return."""
+"""The validity monitor in the service: compared images, persistence, and the values of the route and the metrics."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def like_calibration(version: ModelVersion, count: int, power: float = 1.0) -> n
 
 
 async def test_single_and_batch_scores_count(make_settings: Callable[..., Settings], zero: bytes, six: bytes) -> None:
-    """Each scored image counts once; refused images and images that a guard decided do not."""
+    """Each scored image counts once; rejected images and images that a guard decided do not."""
     async with running(make_settings(model_store=MODEL_STORE, default_model="zero")) as client:
         singles = [
             (await raw(client, image)).json() for image in (zero, six, zero, pngs.plain(np.zeros((28, 28), np.uint8)))
