@@ -27,6 +27,16 @@ SYSTEMS = {
 Cell = dict[str, Any]
 
 
+def _older(result: dict[str, Any], single: dict[str, Any]) -> str:
+    """Return a sentence about the sections that were measured on another day than the single scores."""
+    day = single["when"][:10]
+    found = sorted({name for name, section in result["zero-article"].items() if section["when"][:10] != day})
+    if not found:
+        return ""
+    names = ", ".join(f"`{name}`" for name in found)
+    return f"Measured on another day, maybe on another machine: {names}. The report has the date of each section.\n"
+
+
 def write(result: Cell, machine: Cell) -> None:
     """Write the page and the charts.
 
@@ -58,7 +68,7 @@ Machine: {machine["cores"]} CPU cores ({machine["processor"]}), {machine["memory
 Python {machine["python"].partition(" ")[0]}, torch {machine["torch"]}; {single["when"][:10]}, commit
 {single["commit"]}. The load generator runs on the same two cores. Compare figures within this page only: other
 processes on the machine change the absolute figures by a factor of two.
-
+{_older(result, single)}
 ## Single scores
 
 ![Scores per second and 99th percentile of the latency, by number of connections](images/performance-single.png)
