@@ -105,13 +105,13 @@ def quiet_rows(law: Law, n: int, real: Scores) -> Iterator[str]:
     )  # fmt: skip
     for share in (0.01, 0.05, 0.2):
         alarms = []
-        for _ in range(200):
+        for _ in range(1000):
             stream = law.draw(rng, LENGTH)
             stream[rng.random(LENGTH) < share] = 1.0
             alarms.append(changed_after(rng, calibrated(rng, law, n), stream) is not None)
         yield row(f"zeros and {100 * share:.0f} % strong anomalies", LENGTH, alarms)
     alarms = []
-    for _ in range(200):
+    for _ in range(1000):
         stream = law.draw(rng, LENGTH)
         stream[QUIET:][rng.random(LENGTH - QUIET) < 0.2] = 1.0
         alarms.append(changed_after(rng, calibrated(rng, law, n), stream) is not None)
