@@ -147,7 +147,7 @@ class BatchResponse(BaseModel):
         None, description="Minimum number of discoveries at this rate, for this calibration and number of images"
     )
     resolution_limited: bool | None = Field(
-        None, description="Whether there are no discoveries and `min_discoveries` is above 1"
+        None, description="Whether nothing was discovered and `min_discoveries` is above 1"
     )
     items: list[BatchItem]
 

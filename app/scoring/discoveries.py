@@ -22,7 +22,7 @@ class Discoveries:
         count: number of discoveries.
         cutoff: an image is a discovery if its p-value is at most this; None without discoveries.
         min_discoveries: minimum number of discoveries. The smallest possible p-value, 1 / (n + 1), limits it.
-        resolution_limited: whether there are no discoveries and `min_discoveries` is above 1.
+        resolution_limited: whether nothing was discovered and `min_discoveries` is above 1.
     """
 
     q_values: list[float]

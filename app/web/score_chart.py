@@ -19,7 +19,7 @@ class Row(NamedTuple):
 
     Attributes:
         label: words above the bar.
-        quantiles: a positive score for each of 0.1, 0.5, 0.9 and 0.99; empty if there are no scores.
+        quantiles: the scores at 0.1, 0.5, 0.9 and 0.99, all positive; empty without scores.
     """
 
     label: str

@@ -1,4 +1,4 @@
-"""A real Chromium with the real service. Some requirements are checked for every page."""
+"""Starts a real Chromium and the real service, and checks requirements that apply to each page."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ def test_what_is_no_key(key: str) -> None:
 
 
 class Elsewhere(http.server.BaseHTTPRequestHandler):
-    """Another server, which returns an HTML page for every request and records the requests."""
+    """Another server: returns an HTML page to each request, and records the requests."""
 
     asked: list[tuple[str, str | None]]
     came: threading.Event

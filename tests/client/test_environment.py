@@ -130,7 +130,7 @@ def test_the_command_names_the_variable(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["abc\n", " abc", "abc\r\n"])
 def test_white_space_around_a_key_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str) -> None:
-    """The final newline of a key, which mounted secrets have, is removed, for every source of the key."""
+    """The client removes the final newline of a key, wherever the key comes from. Mounted secrets have one."""
     assert wire.options("http://host", key, 1.0)["headers"]["x-api-key"] == "abc"
     monkeypatch.setenv("ANOMALY_KEY", key)
     assert wire.options(None, None, 1.0)["headers"]["x-api-key"] == "abc"

@@ -90,7 +90,7 @@ def test_compose_and_service_agree(stack: Stack) -> None:
     assert services["api"]["deploy"]["replicas"] == 2
     words = (ROOT / "deploy/gateway/haproxy.cfg").read_text().split()
     buffer, buffers = (int(words[words.index(f"tune.{name}") + 1]) for name in ("bufsize", "buffers.limit"))
-    # Twice, because two workers run during a reload. The other 20 % of the memory are for everything else.
+    # Twice, because two workers run during a reload. All other allocations have the remaining 20 % of the memory.
     assert 2 * buffer * buffers < 0.8 * int(services["gateway"]["mem_limit"])
     scaled = json.loads(stack.compose("config", "--format", "json", API_REPLICAS="5").stdout)["services"]
     assert scaled["api"]["deploy"]["replicas"] == 5

@@ -36,8 +36,8 @@ class LocalSignal(nn.Module):
     def of(errors: Tensor, window: int, floor: float, share: float, alpha: float) -> "LocalSignal":
         """Return the local signal with the spreads and the scale of normal images.
 
-        The larger of mean error and local signal is one score. A calibration on other images holds for every choice
-        of spread and scale, so both come from the training images.
+        The larger of mean error and local signal is one score, which is calibrated with other images. So its
+        false-positive rate does not depend on spreads and scale, and both may come from the training images.
 
         Args:
             errors: squared errors of normal images, float32 [n, cells, cells].

@@ -288,7 +288,7 @@ def test_everything_else_is_refused(name: str) -> None:
     ("colour", "depths"), [(0, (1, 2, 4, 8, 16)), (2, (8, 16)), (3, (1, 2, 4, 8)), (4, (8, 16)), (6, (8, 16))]
 )
 def test_missing_pixels_are_no_black_ones(colour: int, depths: tuple[int, ...], interlace: int) -> None:
-    """Pixel data that is one byte too short is rejected and the complete data is accepted, for every kind of PNG."""
+    """Each kind of PNG is accepted with complete pixel data, and rejected if the last byte is missing."""
     for depth in depths:
         size = _size(28, 28, depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour], interlace)
         start = pngs.SIGNATURE + pngs.header(depth=depth, colour=colour, interlace=interlace)
