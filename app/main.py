@@ -247,6 +247,7 @@ def _store(settings: Settings, metrics: Metrics | None) -> Store:
         entry_bytes=MAX_RECORD_BYTES,
         password_file=settings.store_password_file,
         timeout=settings.store_timeout_ms / 1000,
+        shared=settings.workers > 1,
         **events,
     )
 

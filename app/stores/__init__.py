@@ -29,12 +29,14 @@ def open_store(
     timeout: float = 2.0,
     on_reopened: Callable[[], object] = lambda: None,
     on_damaged: Callable[[], object] = lambda: None,
+    shared: bool = False,
 ) -> Store:
     """Build the backend that a URL names; its first use connects.
 
     Args:
         url: begins with the scheme of a backend.
-        ttl_seconds, max_bytes, entry_bytes, password_file, timeout, on_reopened, on_damaged: as for `StoreLimits`.
+        ttl_seconds, max_bytes, entry_bytes, password_file, timeout, on_reopened, on_damaged, shared: as for
+            `StoreLimits`.
 
     Raises:
         StoreError: no backend has this scheme, or the URL does not have the form of its backend.
@@ -44,5 +46,5 @@ def open_store(
         known = " or ".join(f"{scheme}://" for scheme in BACKENDS)
         raise StoreError(f"the store URL does not begin with {known}")  # the URL may contain a password
     open_url: Callable[[str, StoreLimits], Store] = importlib.import_module(module).open_url
-    limits = StoreLimits(ttl_seconds, max_bytes, entry_bytes, password_file, timeout, on_reopened, on_damaged)
+    limits = StoreLimits(ttl_seconds, max_bytes, entry_bytes, password_file, timeout, on_reopened, on_damaged, shared)
     return open_url(url, limits)

@@ -25,6 +25,7 @@ class StoreLimits:
         timeout: seconds for connecting to a server and for each of its replies, or for a lock of a file.
         on_reopened: called when a file was deleted or replaced, and has been opened again.
         on_damaged: called when a file was damaged, and has been moved aside.
+        shared: whether several processes of the service use the store.
     """
 
     ttl_seconds: float
@@ -34,6 +35,7 @@ class StoreLimits:
     timeout: float
     on_reopened: Callable[[], object] = lambda: None
     on_damaged: Callable[[], object] = lambda: None
+    shared: bool = False
 
 
 class Store(Protocol):

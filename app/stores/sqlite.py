@@ -41,6 +41,7 @@ def open_url(url: str, limits: StoreLimits) -> SqliteStore:
         timeout=limits.timeout,
         on_reopened=limits.on_reopened,
         on_damaged=limits.on_damaged,
+        shared=limits.shared,
     )
 
 
@@ -79,7 +80,7 @@ class SqliteStore:
     number.
 
     Args:
-        path, timeout, on_reopened, on_damaged: as for `StoreFile`.
+        path, timeout, on_reopened, on_damaged, shared: as for `StoreFile`.
         ttl_seconds: time to live of an entry.
         max_entries: maximum number of entries; the oldest are deleted first.
         clock: seconds since the epoch, the same for all processes.
@@ -97,6 +98,7 @@ class SqliteStore:
         timeout: float = 2.0,
         on_reopened: Callable[[], object] = lambda: None,
         on_damaged: Callable[[], object] = lambda: None,
+        shared: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._ttl = ttl_seconds
@@ -110,6 +112,7 @@ class SqliteStore:
             timeout=timeout,
             on_reopened=on_reopened,
             on_damaged=on_damaged,
+            shared=shared,
         )
         self._file.refuse_foreign()
 
@@ -170,11 +173,11 @@ class SqliteStore:
         row = connection.execute("SELECT content, expires FROM entries WHERE key = ?", (key,)).fetchone()
         return row[0] if row is not None and row[1] > self._clock() else None
 
-    @staticmethod
-    def _ping(connection: sqlite3.Connection) -> None:
+    def _ping(self, connection: sqlite3.Connection) -> None:
         key = f"ping/{os.urandom(16).hex()}"
         connection.execute(_insertion(1), (key, 0.0, bytes(_PING_BYTES)))
         connection.execute("DELETE FROM entries WHERE key = ?", (key,))
+        self._file.release()  # pings come when nothing else does
 
     def _sweep(self, connection: sqlite3.Connection, limit: int) -> None:
         (newest,) = connection.execute("SELECT max(number) FROM entries").fetchone()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO, TypeVar
 
 from app.stores.contract import StoreError
+from app.stores.file_users import FileUsers
 
 _log = logging.getLogger(__name__)
 
@@ -20,8 +20,8 @@ Answer = TypeVar("Answer")
 PAGE_BYTES = 8192
 """A page contains three entries if their replies have at most 300 bytes."""
 _MAX_JOURNAL_BYTES = 4 * 1024 * 1024
-_COMPARE_SECONDS = 1.0
-"""Time between two checks that the open file is still the one under its name."""
+_COMPARE_SECONDS = 0.25
+"""Time between two checks that the open file is still the one under its name, and that no other process uses it."""
 _REPAIR_SECONDS = 10.0
 """Minimum time between two damaged files that are moved aside: a disk that damages each file is not written forever."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -51,6 +51,9 @@ def check_tables(connection: sqlite3.Connection, *known: tuple[str, str]) -> Non
 class StoreFile:
     """One SQLite file with a rollback journal, shared by processes.
 
+    A process that uses the file alone keeps SQLite's lock between transactions, which halves the time of a commit. It
+    looks for other processes every quarter of a second, and gives the lock back if it finds one.
+
     A write-ahead log would need an index in shared memory, the file `-shm`. If another program truncates that file,
     the kernel kills every process that has mapped it (SIGBUS). A rollback journal is never mapped, and neither is the
     database.
@@ -63,6 +66,7 @@ class StoreFile:
             awaited without a limit.
         on_reopened: called when the file was deleted or replaced, and has been opened again.
         on_damaged: called when the file was damaged, and has been moved aside.
+        shared: whether other processes are known to use the file; then this one never keeps the lock.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class StoreFile:
         timeout: float,
         on_reopened: Callable[[], object],
         on_damaged: Callable[[], object],
+        shared: bool,
     ) -> None:
         self._path = path
         self._schema = schema
@@ -81,7 +86,10 @@ class StoreFile:
         self._timeout = timeout
         self._on_reopened = on_reopened
         self._on_damaged = on_damaged
+        self._shared = shared
         self._connection: sqlite3.Connection | None = None
+        self._exclusive = False
+        self._users = FileUsers(path)
         self._opened: tuple[int, int] | None = None
         """Device and inode of the file that is open."""
         self._compare_at = 0.0
@@ -119,11 +127,17 @@ class StoreFile:
         except OSError as error:  # its message contains the path
             raise StoreError(f"SQLite: {error.strerror}") from error
 
+    def release(self) -> None:
+        """Give SQLite's lock back until the next access that looks for other processes. `run` translates the errors."""
+        self._hold(exclusive=False)
+
     def close(self) -> None:
         """Close the file."""
+        self._exclusive = False
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+        self._users.leave()
 
     def _open(self) -> sqlite3.Connection:
         now = time.monotonic()
@@ -132,10 +146,14 @@ class StoreFile:
             if self._connection is not None and self._identity() != self._opened:
                 # SQLite itself reads on from a file that no longer has a name, and all entries would be lost.
                 self.close()
+            # When SQLite takes the lock again, it sees whether the file was changed in place.
+            self._hold(exclusive=False)
+            self._hold(exclusive=not self._shared and self._users.alone())
         if self._connection is None:
             replaced = self._opened is not None and self._identity() != self._opened
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._locked() as lock:
+            with self._users.locked() as lock:
+                self._users.join()
                 self._check_after_boot(lock, again=replaced)
                 self._connection = self._connect()
             self._opened = self._identity()
@@ -166,6 +184,14 @@ class StoreFile:
             raise
         return connection
 
+    def _hold(self, *, exclusive: bool) -> None:
+        if self._connection is None or exclusive == self._exclusive:
+            return
+        self._connection.execute(f"PRAGMA locking_mode={'EXCLUSIVE' if exclusive else 'NORMAL'}")
+        if not exclusive:
+            self._connection.execute("SELECT count(*) FROM sqlite_master").fetchall()  # only an access unlocks
+        self._exclusive = exclusive
+
     def _reopen(self, *, move_aside: bool) -> None:
         """Close the file and check it, so that the next access opens a sound one.
 
@@ -174,7 +200,7 @@ class StoreFile:
         """
         self.close()
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._locked():
+        with self._users.locked():
             if self._opened is not None and self._identity() != self._opened:
                 return  # another process has moved the damaged file aside, or the file was replaced
             if self._path.exists() and (move_aside or not _is_sound(self._path, self._timeout)):
@@ -199,12 +225,6 @@ class StoreFile:
         except FileNotFoundError:
             return None
         return found.st_dev, found.st_ino
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[TextIO]:
-        with self._beside(".lock").open("a+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield lock
 
     def _beside(self, ending: str) -> Path:
         return self._path.with_name(self._path.name + ending)

@@ -1,0 +1,56 @@
+"""Tells a process whether others have the same file of the reconstruction store open."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+
+class FileUsers:
+    """The processes that use a file. Each holds a shared `flock` on `<name>.users`, which ends with the process.
+
+    Args:
+        path: the file; its folder exists when a method is called.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lock_path = path.with_name(f"{path.name}.lock")
+        self._users_path = path.with_name(f"{path.name}.users")
+        self._users: TextIO | None = None
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[TextIO]:
+        """Exclude other processes, and yield the file `<name>.lock`, open for reading and appending."""
+        with self._lock_path.open("a+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield lock
+
+    def join(self) -> None:
+        """Count this process. The caller has `locked` the file."""
+        if self._users is None:
+            self._users = self._users_path.open("a")
+            fcntl.flock(self._users, fcntl.LOCK_SH)
+
+    def leave(self) -> None:
+        """Count this process no longer."""
+        if self._users is not None:
+            self._users.close()
+            self._users = None
+
+    def alone(self) -> bool:
+        """Return whether this process has joined and no other one has, without waiting."""
+        if self._users is None:
+            return False
+        with self._lock_path.open("a+") as lock:
+            try:
+                # A failed conversion of a `flock` loses the lock, so only one process at a time converts its own.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            finally:
+                fcntl.flock(self._users, fcntl.LOCK_SH)
+        return True
