@@ -83,6 +83,8 @@ def main(arguments: list[str]) -> int:
         if not settings.allow_empty:
             Repository(settings.model_store).require_models()
         sockets = listening.bind(settings.host, settings.port)
+        if settings.probe_port is not None:
+            sockets += listening.bind(settings.host, settings.probe_port, setting=f"{PREFIX}PROBE_PORT")
     except (SettingsError, RepositoryError, listening.ListenError) as error:
         return _refuse(error)
     # The workers read the environment again: the port may be one that the system chose, or a variable of Kubernetes.
@@ -169,17 +171,21 @@ class _Server(uvicorn.Server):
         Raises:
             ListenError: another process listens on the port since it was checked.
         """
-        names = [each.getsockname() for each in sockets or ()]
+        bound = sockets or []
+        names = [each.getsockname() for each in bound]
         error: OSError | None = None
         try:
             await super().startup(sockets)
         except OSError as raised:
             error = raised
-        if error is None and not all(map(listening.accepts, sockets or ())):
+        silent = [name for each, name in zip(bound, names, strict=True) if not listening.accepts(each)]
+        if error is None and silent:
             error = OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         if error is not None:
             await self.lifespan.shutdown()
-            raise listening.explain(error, *names[0][:2]) from error
+            host, port = (silent or names)[0][:2]
+            setting = "PORT" if port == names[0][1] else "PROBE_PORT"
+            raise listening.explain(error, host, port, f"{PREFIX}{setting}") from error
 
 
 def _print_usage(arguments: list[str]) -> int:

@@ -60,6 +60,7 @@ class Application(RequestMiddleware):
         cors: the allowed origins. None: no cross-origin requests.
         hosts: the allowed hosts. None: all.
         traces: records spans. None: no traces.
+        probe_port: port on which only probes are answered. None: no port.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Application(RequestMiddleware):
         cors: Cors | None,
         hosts: Hosts | None,
         traces: Traces | None,
+        probe_port: int | None,
     ) -> None:
         super().__init__(
             framework,
@@ -83,8 +85,8 @@ class Application(RequestMiddleware):
             hosts=hosts,
             traces=traces,
         )
-        self.framework = framework
-        self.services = services
+        self.framework, self.services = framework, services
+        self.probe_port = probe_port
 
     def begin_shutdown(self) -> None:
         """Bound the time that batch requests take from now on."""
@@ -182,9 +184,9 @@ def create_app(
     names = [name for name in settings.allowed_hosts.split(",") if name]
     cors = Cors(origins) if origins else None
     hosts = Hosts(names, origins) if names or settings.api_keys_file is None else None
-    text = text_renderer(settings.log_format, log_writer)
-    log = AccessLog(log_writer, enabled=settings.log_requests, text=text)
-    return Application(app, services, log=log, keys=_keys(settings, clock), cors=cors, hosts=hosts, traces=traces)
+    log = AccessLog(log_writer, enabled=settings.log_requests, text=text_renderer(settings.log_format, log_writer))
+    keys, probe_port = _keys(settings, clock), settings.probe_port
+    return Application(app, services, log=log, keys=keys, cors=cors, hosts=hosts, traces=traces, probe_port=probe_port)
 
 
 def check(settings: Settings) -> None:

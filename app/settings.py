@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "ANOMALY_"
@@ -54,6 +54,9 @@ class Settings(BaseSettings):
     loopback addresses (with one worker)."""
     port: int = Field(8000, ge=0, le=65535)
     """Port to listen on. With 0, the operating system selects a free port."""
+    probe_port: int | None = Field(None, ge=1, le=65535)
+    """Second port, which answers only `/livez`, `/readyz` and `/metrics`. Its connections do not wait behind those of
+    clients, however many there are. Default: probes use the other port."""
     workers: int = Field(1, ge=1, le=64)
     """Number of worker processes. They share the port, the reconstruction store and the model store; each loads its own
     copy of the models."""
@@ -212,6 +215,13 @@ class Settings(BaseSettings):
                 raise ValueError(f"{name!r} is not a host name; write it without scheme, port and path: example.org")
         return ",".join(names)
 
+    @field_validator("probe_port")
+    @classmethod
+    def _not_the_other_port(cls, port: int | None, info: ValidationInfo) -> int | None:
+        if port is not None and port == info.data.get("port"):
+            raise ValueError(f"must not be the port {port} of {PREFIX}PORT")
+        return port
+
     @field_validator("root_path")
     @classmethod
     def _not_a_path_of_the_service(cls, prefix: str) -> str:
@@ -248,9 +258,8 @@ def from_environment() -> Settings:
     if unknown:
         raise SettingsError(f"unknown setting {', '.join(unknown)}; docs/configuration.md lists the known ones")
     try:
-        if f"{PREFIX}PORT" in ignored:
-            return Settings(port=Settings.model_fields["port"].default)
-        return Settings()
+        ports = {name for name in ("port", "probe_port") if f"{PREFIX}{name}".upper() in ignored}
+        return Settings(**{name: Settings.model_fields[name].default for name in ports})
     except ValidationError as error:
         first = error.errors()[0]
         words = first["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]

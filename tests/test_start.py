@@ -211,6 +211,21 @@ def test_a_port_in_use_stops_the_start_at_once(make_server: MakeServer, workers:
     assert "ANOMALY_PORT" in line
 
 
+def test_the_probe_port_in_use_stops_the_start_at_once(make_server: MakeServer) -> None:
+    """The line names its setting, and no option that sets the other port."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        line = refusal(make_server(ANOMALY_PROBE_PORT=str(port), ANOMALY_DEVICE="none-such"))
+    assert line.endswith(f"port {port} is in use; choose another with ANOMALY_PROBE_PORT")
+
+
+def test_the_probe_port_is_another_port(make_server: MakeServer) -> None:
+    """With the same port twice, the service does not start."""
+    server = make_server()
+    line = refusal(make_server(ANOMALY_PORT=str(server.port), ANOMALY_PROBE_PORT=str(server.port)))
+    assert line.endswith(f"ANOMALY_PROBE_PORT: must not be the port {server.port} of ANOMALY_PORT")
+
+
 def test_a_port_that_is_taken_while_models_load_stops_the_start(make_server: MakeServer) -> None:
     """If another process listens first, the line and the exit code are the same."""
     server = make_server()
@@ -377,6 +392,7 @@ LINKS = {
     "ANOMALY_PORT_8000_TCP_ADDR": "10.0.0.1",
     "ANOMALY_PORT_8000_TCP_PORT": "8000",
     "ANOMALY_PORT_8000_TCP_PROTO": "tcp",
+    "ANOMALY_PROBE_PORT": "tcp://10.0.0.1:8001",
     "ANOMALY_API_SERVICE_HOST": "fd00::1",
     "ANOMALY_API_SERVICE_PORT": "80",
     "ANOMALY_API_PORT": "udp://[fd00::1]:53",
@@ -389,7 +405,7 @@ def test_variables_of_kubernetes_services_are_ignored(monkeypatch: pytest.Monkey
     for name, value in LINKS.items():
         monkeypatch.setenv(name, value)
     assert settings.service_links() == sorted(LINKS)
-    assert settings.from_environment().port == 8000
+    assert (settings.from_environment().port, settings.from_environment().probe_port) == (8000, None)
     monkeypatch.setenv("ANOMALY_PORT", "8001")
     assert settings.from_environment().port == 8001
 

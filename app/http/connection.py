@@ -11,7 +11,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.http.errors import answer_problem, lines_of
-from app.problems import BodyTooLarge, InternalError, MalformedRequest, Overloaded, Problem
+from app.problems import BodyTooLarge, InternalError, MalformedRequest, NotFound, Overloaded, Problem
 
 STALLED_SECONDS = 60.0
 """Maximum time that a client may read nothing of its response, or pause in the middle of a request."""
@@ -133,6 +133,8 @@ class Connection(HttpToolsProtocol):
 
     _surplus = False
     """Whether the connection exceeds the maximum number of connections; then only probes are answered."""
+    _on_probe_port = False
+    """Whether only probes are answered because of the port."""
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
@@ -141,12 +143,16 @@ class Connection(HttpToolsProtocol):
         self._keep_alive = (b"keep-alive", b"timeout=%d" % self.timeout_keep_alive)
         self.keep_alive_line = b"%b: %b\r\n" % self._keep_alive
 
-    def check_surplus(self) -> None:
-        """Reject a request on a connection beyond the maximum, or raise nothing for a probe.
+    def check_connection(self) -> None:
+        """Reject a request that is not a probe, on a connection for probes or beyond the maximum.
 
         Raises:
+            NotFound: the port is for probes.
             Overloaded: the number of connections is at its maximum.
         """
+        if self._on_probe_port and self.url not in _PROBES:
+            hint = "Send the request to the port ANOMALY_PORT."
+            raise NotFound("this port answers only /livez, /readyz and /metrics", hint=hint)
         if self._surplus and self.url not in _PROBES:
             raise Overloaded(f"{self._max_connections} connections are open already", cause="connections")
 

@@ -13,7 +13,7 @@ class ListenError(Exception):
     """The address or the port cannot be used."""
 
 
-def bind(host: str, port: int) -> list[socket.socket]:
+def bind(host: str, port: int, *, setting: str = "ANOMALY_PORT") -> list[socket.socket]:
     """Bind one socket for each address of `host`, all to the same port. `::` accepts IPv4 too.
 
     The sockets do not listen yet, so connections are refused until the server has started.
@@ -21,6 +21,7 @@ def bind(host: str, port: int) -> list[socket.socket]:
     Args:
         host: address or name.
         port: port; 0 lets the system choose one.
+        setting: name of the variable that contains the port.
 
     Raises:
         ListenError: an address or the port cannot be used.
@@ -37,11 +38,11 @@ def bind(host: str, port: int) -> list[socket.socket]:
         except OSError as error:
             # `localhost` has an IPv6 address in /etc/hosts also where IPv6 is off.
             if error.errno not in _ABSENT:
-                raise explain(error, host, port) from error
+                raise explain(error, host, port, setting) from error
             failed = error
     if not sockets:
         assert failed is not None
-        raise explain(failed, host, port) from failed
+        raise explain(failed, host, port, setting) from failed
     return sockets
 
 
@@ -66,14 +67,13 @@ def accepts(bound: socket.socket) -> bool:
         return False
 
 
-def explain(error: OSError, host: str, port: int) -> ListenError:
+def explain(error: OSError, host: str, port: int, setting: str = "ANOMALY_PORT") -> ListenError:
     """Return an error of binding or listening in words that say what to change."""
     if error.errno == errno.EADDRINUSE:
-        return ListenError(
-            f"port {port} is in use; choose another with ANOMALY_PORT, `make serve PORT=` or `anomaly serve --port`"
-        )
+        others = ", `make serve PORT=` or `anomaly serve --port`" if setting == "ANOMALY_PORT" else ""
+        return ListenError(f"port {port} is in use; choose another with {setting}{others}")
     if error.errno == errno.EACCES:
-        return ListenError(f"this user must not listen on port {port}; set ANOMALY_PORT to a port from 1024")
+        return ListenError(f"this user must not listen on port {port}; set {setting} to a port from 1024")
     if error.errno in _ABSENT:
         return ListenError(f"this machine does not have the address {host!r}; set ANOMALY_HOST to one that it has")
     return ListenError(f"the service cannot listen on {host!r}, port {port}: {error.strerror}")

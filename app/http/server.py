@@ -85,6 +85,12 @@ class ServerProtocol(Connection):
         app: Any = self.app
         self._middleware: RequestMiddleware | None = app if isinstance(app, RequestMiddleware) else None
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the idle check, and note the port."""
+        super().connection_made(transport)
+        port: int | None = getattr(self.app, "probe_port", None)
+        self._on_probe_port = port is not None and self.server is not None and self.server[1] == port
+
     def data_received(self, data: bytes) -> None:
         """Parse what has arrived."""
         if self._rejection is not None:
@@ -123,7 +129,7 @@ class ServerProtocol(Connection):
         """Begin a request, or hold it until its body is complete."""
         version = self.parser.get_http_version()
         headers = check_head(version, self.headers)
-        self.check_surplus()
+        self.check_connection()
         if len(self.pipeline) >= _MAX_PIPELINED:
             raise MalformedRequest(f"more than {_MAX_PIPELINED} requests of this connection wait for their responses")
         if version == "1.1" and self._takes_fast_path(headers):

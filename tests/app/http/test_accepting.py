@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +14,7 @@ import httpx
 import pytest
 
 from app.http import accepting
-from tests.conftest import Server
+from tests.conftest import Server, free_port
 from tests.waiting import until, wait_until
 
 uvloop = pytest.importorskip("uvloop")
@@ -159,3 +161,59 @@ def test_probes_are_answered_beside_a_flood(make_server: Callable[..., Server], 
     assert Flooder.refused > 0
     # The client shares two cores with the service and with other tests, so the slowest probe may wait for the client.
     assert taken[len(taken) // 2] < 1, taken
+
+
+@contextlib.contextmanager
+def probed(make_server: Callable[..., Server]) -> Iterator[tuple[Server, httpx.Client]]:
+    """Yield a server with a port for probes, and a client of that port without kept connections."""
+    port = free_port()
+    server = make_server(
+        ANOMALY_PROBE_PORT=str(port),
+    )
+    server.start()
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"connection": "close"}, timeout=60) as client:
+        yield server, client
+
+
+def connect(port: int | None, request: str) -> socket.socket:
+    """Return a connection on which a request was sent."""
+    created = socket.create_connection(("127.0.0.1", port or 0), timeout=60)
+    created.sendall(f"{request} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    return created
+
+
+@pytest.mark.process
+def test_the_probe_port_answers_only_probes(make_server: Callable[..., Server], zero: bytes) -> None:
+    """Other paths get a 404 that says where they are, and both ports answer probes."""
+    png = {"content-type": "image/png"}
+    with probed(make_server) as (server, client):
+        for path in ("/livez", "/readyz", "/metrics"):
+            assert client.get(path).status_code == server.get(path).status_code == 200
+        for reply in (client.post("/score", content=zero, headers=png), client.get("/models")):
+            assert (reply.status_code, reply.json()["type"]) == (404, "/problems/not-found")
+            assert "ANOMALY_PORT" in reply.json()["hint"]
+        assert server.post("/score", content=zero, headers=png).status_code == 200
+        assert server.stop() in (0, -signal.SIGTERM)
+
+
+@pytest.mark.process
+def test_a_probe_does_not_wait_behind_clients_on_its_port(make_server: Callable[..., Server]) -> None:
+    """A probe that comes last is answered after a part of the waiting clients, and on their port after all of them."""
+    waiting = 900
+    answered_before = {}
+    with probed(make_server) as (server, client):
+        assert server.process is not None
+        for name, port in (("clients", server.port), ("probes", client.base_url.port)):
+            server.process.send_signal(signal.SIGSTOP)
+            clients = [connect(server.port, "DELETE /readyz") for _ in range(waiting)]
+            probe = connect(port, "DELETE /livez")  # the log contains only probes that fail
+            server.process.send_signal(signal.SIGCONT)
+            for each in (*clients, probe):
+                assert each.recv(4096)
+                each.close()
+            wait_until(lambda: server.log().count("DELETE") == waiting + 1)
+            before, _, _ = server.log().partition("/livez")
+            answered_before[name] = before.count("/readyz")
+            server.log_path.write_text("")
+    assert answered_before["probes"] < waiting * 0.75, answered_before
+    assert answered_before["clients"] > waiting * 0.9, answered_before
