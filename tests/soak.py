@@ -37,6 +37,8 @@ IMAGES = 24
 MAX_SLOPE = 1e6
 """Maximum growth of the resident memory, in bytes per 10 minutes; judged from 10 minutes on."""
 
+NOTICE_SECONDS = 1.5
+"""Time after a fault of the store within which the service notices it; entries of that time can be lost."""
 REPAIR_SECONDS = 30.0
 """Time in which scores may have no id after a fault removed the store: a damaged file is moved aside once in 10 s, and
 SQLite may read the damaged pages from its cache for some seconds more."""
@@ -120,8 +122,13 @@ class Soak:
                 self._check(since < REPAIR_SECONDS, f"{at}: no id {since:.1f} s after a fault of the store")
             if document["id"] is not None and self.random.random() < 0.2:
                 found = await client.get(f"/reconstruction/{document['id']}?view=input")
-                lives = found.status_code == 200 or epoch != self.epoch or found.status_code == 503
-                self._check(lives, f"a living id is {found.status_code}")
+                since = time.monotonic() - self.removed_at
+                may_be_lost = epoch != self.epoch or since < NOTICE_SECONDS
+                lives = found.status_code in (200, 503) or may_be_lost
+                at = time.strftime("%H:%M:%S", time.gmtime())
+                self._check(
+                    lives, f"{at}: a living id is {found.status_code}, {since:.1f} s after a fault of the store"
+                )
                 self.counts["fetched"] += found.status_code == 200
 
     async def _batches(self, client: httpx.AsyncClient, end: float) -> None:
@@ -152,7 +159,7 @@ class Soak:
                 self.removed_at = time.monotonic()
             await self.faults[fault](client)
             if removes:
-                await asyncio.sleep(1.5)  # the service compares the file once per second
+                await asyncio.sleep(NOTICE_SECONDS)
                 self.epoch += 1
             await asyncio.sleep(self.random.uniform(0.1, 1.5))
 

@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pytest
 from app.settings import Settings
 from app.stores import StoreError, open_store
 from app.stores.sqlite import SqliteStore
+from app.stores.sqlite_file import PAGE_BYTES
 from tests.conftest import ROOT, running
 from tests.waiting import wait_until
 
@@ -286,9 +288,26 @@ def test_a_lock_beside_the_file_lets_programs_in(store: SqliteStore, tmp_path: P
     assert is_locked(tmp_path / "a.db")
 
 
+def test_damage_under_the_kept_lock_is_found_at_the_next_look(store: SqliteStore, tmp_path: Path) -> None:
+    """A process that keeps the lock reads all pages again when it looks for other processes."""
+    store.put([(f"{number:044d}", bytes(3000)) for number in range(600)])
+    assert is_locked(tmp_path / "a.db")
+    store._file._compare_at = time.monotonic() + 60
+    with (tmp_path / "a.db").open("r+b") as file:
+        file.seek(2 * PAGE_BYTES)  # the root of the index, which is in the cache
+        file.write(os.urandom(PAGE_BYTES))
+    store.put([("unnoticed", b"1")])
+    assert store.get("unnoticed") == b"1"
+    store._file._compare_at = 0.0
+    store.put([("noticed", b"2")])
+    assert (tmp_path / "a.db.damaged").exists()
+    assert store.get("noticed") == b"2"
+
+
 WRITER = """
 import itertools
 import sys
+import time
 from pathlib import Path
 from app.stores.sqlite import SqliteStore
 

@@ -146,7 +146,6 @@ class StoreFile:
             if self._connection is not None and self._identity() != self._opened:
                 # SQLite itself reads on from a file that no longer has a name, and all entries would be lost.
                 self.close()
-            # When SQLite takes the lock again, it sees whether the file was changed in place.
             self._hold(exclusive=False)
             self._hold(exclusive=not self._shared and self._users.alone())
         if self._connection is None:
@@ -190,6 +189,8 @@ class StoreFile:
         self._connection.execute(f"PRAGMA locking_mode={'EXCLUSIVE' if exclusive else 'NORMAL'}")
         if not exclusive:
             self._connection.execute("SELECT count(*) FROM sqlite_master").fetchall()  # only an access unlocks
+            # Own writes have hidden changes of others: read every page again.
+            self._connection.execute("PRAGMA shrink_memory")
         self._exclusive = exclusive
 
     def _reopen(self, *, move_aside: bool) -> None:

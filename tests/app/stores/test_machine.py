@@ -32,8 +32,10 @@ class StoreMachine(RuleBasedStateMachine):
         self.number = 0
 
     def opened(self) -> SqliteStore:
-        """Return a store of another process, which compares its file with each access."""
-        store = SqliteStore(self.folder / "a.db", ttl_seconds=60, max_entries=100_000, clock=lambda: self.clock)
+        """Return a store of another worker process, which compares its file with each access."""
+        store = SqliteStore(
+            self.folder / "a.db", ttl_seconds=60, max_entries=100_000, shared=True, clock=lambda: self.clock
+        )
         store._file._compare_at = 0.0
         store._file._moved_aside_at = -1e9
         return store
