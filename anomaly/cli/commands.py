@@ -70,8 +70,8 @@ def score(
     with plain_errors(), stop_on([signal.SIGINT], interrupt):
         if not all(files):
             raise typer.BadParameter("a file name is empty")
-        if fdr is not None and not 0 < fdr < 1:
-            raise typer.BadParameter("--fdr must be between 0 and 1")
+        if fdr is not None and not 1e-9 <= fdr < 1:
+            raise typer.BadParameter("--fdr must be at least 1e-9 and below 1")
         code = NORMAL
         with closing(
             _open(model_store, Connection(url, key_file, concurrency, patience), Verdict(model, alpha, fit))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 
 from anomaly import Score
 from anomaly.cli.formats import Result
@@ -61,7 +62,7 @@ def summary(results: Sequence[Result], rate: float, calibration_size: int) -> st
     size = sum(result.q_value is not None for result in results)
     count = sum(bool(result.is_discovery) for result in results)
     found = f"discoveries at a false-discovery rate of {rate:g}: {count} of {size} images"
-    needed = max(1, math.ceil(round(size / (rate * (calibration_size + 1)), 9)))
+    needed = max(1, math.ceil(size / (Fraction(repr(rate)) * (calibration_size + 1))))
     if count or needed == 1:
         return found
     return (

@@ -50,7 +50,7 @@ class BatchQuery(BaseModel):
         None, gt=0, lt=1, description="False-positive rate for these verdicts. Default: the rate of the version"
     )
     fdr: float | None = Field(
-        None, gt=0, lt=1, description="Mark the anomalies of the whole batch at this false-discovery rate"
+        None, ge=1e-9, lt=1, description="Mark the anomalies of the whole batch at this false-discovery rate"
     )
     fit: Literal["strict"] | None = Field(
         None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def discoveries(p_values: Sequence[float], rate: float, calibration_size: int) -
     """
     size = len(p_values)
     # The decimal that is meant: 0.1 * 1000 / 100 must not need two discoveries instead of one.
-    needed = max(1, math.ceil(round(size / (rate * (calibration_size + 1)), 9)))
+    needed = max(1, math.ceil(size / (Fraction(repr(rate)) * (calibration_size + 1))))
     if size == 0:
         return Discoveries([], 0, None, needed, resolution_limited=False)
     p = np.asarray(p_values)

@@ -81,4 +81,4 @@ def test_a_rate_that_is_none_is_refused(in_process: Anomaly, rate: str) -> None:
     """The rate lies between 0 and 1."""
     done = in_process("score", EXAMPLES / "six.png", "--model-store", MODEL_STORE, "--fdr", rate)
     assert done.returncode == 2
-    assert "--fdr must be between 0 and 1" in done.stderr
+    assert "--fdr must be at least 1e-9 and below 1" in done.stderr

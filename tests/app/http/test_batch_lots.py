@@ -45,5 +45,5 @@ async def test_what_has_no_place_is_rejected(client: httpx.AsyncClient) -> None:
     """npy cannot contain discoveries, and a rate is a number between 0 and 1."""
     reply = await bulk(client, digits(2), "application/x-npy", "?fdr=0.05")
     assert "npy" in assert_problem(reply, 422, "invalid-parameter")["detail"]
-    for rate in ("0", "1", "nan", "x"):
+    for rate in ("5e-324", "0", "1", "nan", "x"):
         assert_problem(await bulk(client, digits(2), query=f"?fdr={rate}"), 422, "invalid-parameter")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -39,6 +41,15 @@ def test_the_resolution_is_reported(size: int, strongest: int, count: int, neede
     """At a rate of 0.1 with 99 calibration scores, N images need N / 10 discoveries."""
     found = discoveries([0.01] * strongest + [0.9] * (size - strongest), 0.1, 99)
     assert (found.count, found.min_discoveries, found.resolution_limited) == (count, needed, limited)
+
+
+@given(st.floats(0, 1, exclude_min=True, exclude_max=True), st.integers(1, 10), st.integers(1, 100_000))
+def test_any_rate_has_a_minimum_number_of_discoveries(rate: float, size: int, calibration_size: int) -> None:
+    """With one image less, even the smallest p-values are no discoveries."""
+    found = discoveries([1.0] * size, rate, calibration_size)
+    assert found.min_discoveries * Fraction(repr(rate)) * (calibration_size + 1) >= size
+    fewer = found.min_discoveries - 1
+    assert fewer == 0 or fewer * Fraction(repr(rate)) * (calibration_size + 1) < size
 
 
 def test_an_empty_batch_has_no_discoveries() -> None:
