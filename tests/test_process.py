@@ -432,7 +432,10 @@ def test_memory_stays_flat_when_versions_change(
     """Promotions, and requests for more versions than stay loaded, add at most 40 MB after the first five changes."""
     store = model_stores.copy(tmp_path / "store", *range(1, 11), current=1, name="zero")
     server = make_server(
-        ANOMALY_MODEL_STORE=str(store), ANOMALY_DEFAULT_MODEL="zero", ANOMALY_WATCH_SECONDS="0.05"
+        ANOMALY_MODEL_STORE=str(store),
+        ANOMALY_DEFAULT_MODEL="zero",
+        ANOMALY_WATCH_SECONDS="0.05",
+        ANOMALY_DEADLINE_MS="20000",  # a busy machine loads a version slowly
     ).start()
     assert server.process is not None
     memory = psutil.Process(server.process.pid)
@@ -456,7 +459,7 @@ def test_memory_stays_flat_when_versions_change(
             client.post(f"/score?model=zero@{number % 10 + 1}", content=zero, headers=PNG).status_code
             for number in range(100)
         ]
-        assert {200, 503} <= set(statuses) <= {200, 503, 504}  # a busy machine loads a version slowly
+        assert set(statuses) == {200, 503}
         assert memory.memory_info().rss - level < 40e6
 
 

@@ -45,7 +45,7 @@ def test_the_resolution_is_reported(size: int, strongest: int, count: int, neede
 
 @given(st.floats(0, 1, exclude_min=True, exclude_max=True), st.integers(1, 10), st.integers(1, 100_000))
 def test_any_rate_has_a_minimum_number_of_discoveries(rate: float, size: int, calibration_size: int) -> None:
-    """With one image less, even the smallest p-values are no discoveries."""
+    """Below the minimum number of discoveries, even the smallest possible p-values exceed the rate."""
     found = discoveries([1.0] * size, rate, calibration_size)
     assert found.min_discoveries * Fraction(repr(rate)) * (calibration_size + 1) >= size
     fewer = found.min_discoveries - 1
