@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from tests.campaigns import record
+from tests.mutants.forked import ForkedTests
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TOOL = ROOT / ".venv" / "mutants" / "bin" / "cosmic-ray"
@@ -57,35 +58,28 @@ def run(name: str, count: int, seed: int, limit: float) -> tuple[int, list[str]]
             if (ROOT / path).is_file():
                 (copy / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / path, copy / path)
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-x",
-            "-q",
-            "-p",
-            "no:xdist",
-            "-p",
-            "no:cacheprovider",
-            "-m",
-            "not process",
-            *tests,
-        ]
-        if subprocess.run(command, cwd=copy, check=False, stdout=subprocess.DEVNULL).returncode:
+        arguments = ["-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-m", "not process", *tests]
+        if subprocess.run(
+            [sys.executable, "-m", "pytest", *arguments], cwd=copy, check=False, stdout=subprocess.DEVNULL
+        ).returncode:
             sys.exit(f"{name}: the tests fail without any mutant")
+        forked = ForkedTests(copy, arguments)
+        if forked.serve(shlex.split(forked.command)):
+            sys.exit(f"{name}: the tests fail in a forked process without any mutant:\n{forked.log.read_text()}")
         (copy / "mutants.toml").write_text(
             f"[cosmic-ray]\nmodule-path = {json.dumps(list(files))}\ntimeout = {limit}\nexcluded-modules = []\n"
-            f"test-command = {json.dumps(shlex.join(command))}\n[cosmic-ray.distributor]\nname = 'local'\n"
+            f"test-command = {json.dumps(forked.command)}\n[cosmic-ray.distributor]\nname = 'local'\n"
         )
-        _cosmic_ray("init", copy)
+        subprocess.run(_cosmic_ray("init"), cwd=copy, check=True)
         _keep_sample(copy / "mutants.sqlite", count, seed)
-        _cosmic_ray("exec", copy)
+        if forked.serve(_cosmic_ray("exec")):
+            sys.exit(f"{name}: cosmic-ray failed")
         results = _results(copy / "mutants.sqlite")
     return len(results), [difference for outcome, difference in results if outcome == "SURVIVED"]
 
 
-def _cosmic_ray(command: str, folder: Path) -> None:
-    subprocess.run([str(TOOL), command, "mutants.toml", "mutants.sqlite"], cwd=folder, check=True)
+def _cosmic_ray(command: str) -> list[str]:
+    return [str(TOOL), command, "mutants.toml", "mutants.sqlite"]
 
 
 def _keep_sample(database: Path, count: int, seed: int) -> None:
