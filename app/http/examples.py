@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,21 @@ FILE = Path(__file__).with_name("examples.json")
 class Api(FastAPI):
     """A framework application whose OpenAPI document contains the recorded examples."""
 
+    _building = threading.Lock()
+
     def openapi(self) -> dict[str, Any]:
-        """Return the OpenAPI document. It is built once."""
-        if self.openapi_schema is None:
-            self.openapi_schema = _add(super().openapi())
-        return self.openapi_schema
+        """Return the OpenAPI document. It is built once; other threads wait until it is complete."""
+        with self._building:
+            if self.openapi_schema is None:
+                _add(super().openapi())
+            assert self.openapi_schema is not None
+            return self.openapi_schema
 
 
-def _add(document: dict[str, Any]) -> dict[str, Any]:
+def _add(document: dict[str, Any]) -> None:
     recorded = json.loads(FILE.read_text())
     for operations in document["paths"].values():
         for operation in operations.values():
             for status, contents in recorded.get(operation["operationId"], {}).items():
                 for media_type, example in contents.items():
                     operation["responses"][status]["content"][media_type]["example"] = example
-    return document

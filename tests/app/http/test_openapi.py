@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,7 +16,9 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.http import examples
+from app.settings import Settings
 from tests import pngs
+from tests.conftest import running
 from tests.requests import raw
 
 Reply = tuple[str, str, str, dict[str, Any]]
@@ -53,6 +58,26 @@ async def test_every_reply_has_an_example(document: dict[str, Any]) -> None:
             missing.append((operation, status, media_type))
     assert missing == []
     assert all(reply.get("content") for reply in _described(document))
+
+
+async def test_a_client_that_reads_it_while_it_is_built_gets_the_whole_document(
+    make_settings: Callable[..., Settings],
+    document: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The examples arrive slowly, from a pipe: the second client waits until the first has built the document."""
+    recorded, pipe = examples.FILE.read_bytes(), tmp_path / "examples.json"
+    os.mkfifo(pipe)
+    monkeypatch.setattr(examples, "FILE", pipe)
+    async with running(make_settings()) as fresh:
+        first = asyncio.create_task(fresh.get("/openapi.json"))
+        with await asyncio.to_thread(pipe.open, "wb") as writer:  # returns when the file is read
+            second = asyncio.create_task(fresh.get("/openapi.json"))
+            early = (await asyncio.wait({second}, timeout=0.5))[0]
+            await asyncio.to_thread(writer.write, recorded)
+        assert not early
+        assert (await first).json() == (await second).json() == document
 
 
 def _described(document: dict[str, Any]) -> list[dict[str, Any]]:
