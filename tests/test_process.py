@@ -463,6 +463,23 @@ def test_memory_stays_flat_when_versions_change(
         assert memory.memory_info().rss - level < 40e6
 
 
+def test_memory_stays_flat_when_large_images_are_rejected(make_server: Callable[..., Server]) -> None:
+    """Images of 4 megapixels that `fit` rejects are freed with their response, not by the garbage collector later."""
+    blank = pngs.plain(np.full((2000, 2000), 200, np.uint8))
+    server = make_server().start()
+    assert server.process is not None
+    memory = psutil.Process(server.process.pid)
+    with server.client(timeout=30) as client:
+
+        def reject(count: int) -> int:
+            for _ in range(count):
+                assert client.post("/score?fit=mnist", content=blank, headers=PNG).status_code == 422
+            return memory.memory_info().rss
+
+        level = reject(5)
+        assert reject(30) - level < 40e6
+
+
 def test_an_unread_standard_output_stops_nothing(make_server: Callable[..., Server], zero: bytes) -> None:
     """With its output pipe full, the service scores, replies to probes, counts dropped lines and ends at SIGTERM."""
     server = make_server()

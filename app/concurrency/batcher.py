@@ -16,7 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from app.concurrency.deadlines import Deadlines
 from app.concurrency.lanes import LaneWorker
-from app.problems import DeadlineExceeded, InternalError, ModelUnavailable, Overloaded
+from app.problems import DeadlineExceeded, InternalError, ModelUnavailable, Overloaded, Problem
 
 
 class HasFuture(Protocol):
@@ -204,7 +204,11 @@ class MicroBatcher(Generic[Item]):
         for future, result in zip(futures, results, strict=True):
             if future.done():
                 continue
-            if isinstance(result, Exception):
+            if isinstance(result, Problem):
+                # The frames of its traceback refer to the future: with the traceback they would be a cycle, which keeps
+                # the image until the garbage collector runs. Nobody reads the traceback of an expected error.
+                future.set_exception(result.with_traceback(None))
+            elif isinstance(result, Exception):
                 future.set_exception(result)
             else:
                 future.set_result(result)

@@ -73,7 +73,12 @@ class LaneWorker:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
         self.submit(functools.partial(_run_for, future, work, loop), lane)
-        return await future
+        try:
+            return await future
+        finally:
+            # An error refers to this frame, and the future to the error: with this reference they would be a cycle,
+            # and the garbage collector would free it, and the images of its frames, only much later.
+            del future
 
     def close(self, timeout: float | None = None) -> bool:
         """Finish the submitted work, then end the thread. Return False if `timeout` seconds were not enough."""
@@ -125,8 +130,11 @@ def _run_for(future: asyncio.Future[Any], work: Callable[[], object], loop: asyn
         result = work()
     except BaseException as raised:  # the waiter handles it, even a KeyboardInterrupt
         error = raised
-    with contextlib.suppress(RuntimeError):  # the loop is closed, so the future is not awaited any more
-        loop.call_soon_threadsafe(_set_result, future, result, error)
+    try:
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so the future is not awaited any more
+            loop.call_soon_threadsafe(_set_result, future, result, error)
+    finally:
+        del future, error  # as in `LaneWorker.run`
 
 
 def _set_result(future: asyncio.Future[Any], result: object, error: BaseException | None) -> None:

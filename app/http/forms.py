@@ -78,9 +78,6 @@ class FormReader:
         largest: maximum number of bytes of a part.
         most: maximum number of parts; of a stream, maximum number of files.
         streamed: whether files are processed while later parts arrive. Then no parameter may follow a file.
-
-    Attributes:
-        file_begun: whether the first file has begun.
     """
 
     def __init__(
@@ -93,18 +90,7 @@ class FormReader:
         most: int,
         streamed: bool = False,
     ) -> None:
-        self.file_begun = False
-        self._field = field
-        self._fields = fields
-        self._largest = largest
-        self._most = most
-        self._streamed = streamed
-        self._count = 0
-        self._parts: list[Part] = []
-        self._part = Part("", True, largest, bytearray())
-        self._headers: dict[bytes, bytes] = {}
-        self._header, self._value = bytearray(), bytearray()
-        self._ended = False
+        self._parts = _Parts(field, fields, largest, most, streamed)
         # The parser does not skip a preamble (RFC 2046, 5.1.1): it gets the body from the first delimiter on.
         # A delimiter may also be at the start of the body, so a CRLF is added there.
         self._preamble: bytes | None = b"\r\n"
@@ -112,11 +98,16 @@ class FormReader:
         delimiter = b"\r\n--" + re.escape(boundary)
         self._delimiter = re.compile(delimiter + rb"(?:[ \t]{0,%d}\r\n|(--))" % _LONGEST_PADDING)
         self._longest = len(boundary) + _LONGEST_PADDING + 6
-        self._parser = MultipartParser(boundary, self._callbacks(), max_header_count=_MOST_HEADERS)
+        self._parser = MultipartParser(boundary, self._parts.callbacks(), max_header_count=_MOST_HEADERS)
+
+    @property
+    def file_begun(self) -> bool:
+        """Whether the first file has begun."""
+        return self._parts.file_begun
 
     def feed(self, data: bytes) -> None:
         """Read the next piece of the body."""
-        if self._ended:  # An epilogue follows.
+        if self._parts.ended:  # An epilogue follows.
             return
         if self._preamble is not None:
             data = self._without_preamble(self._preamble + data)
@@ -127,14 +118,14 @@ class FormReader:
 
     def taken(self) -> list[Part]:
         """Return the complete parts that have not been returned before."""
-        parts, self._parts = self._parts, []
+        parts, self._parts.complete = self._parts.complete, []
         return parts
 
     def finish(self) -> None:
         """Check that the form is complete."""
         if self._preamble is not None:
             raise MalformedMultipart("the boundary of the header Content-Type does not occur in the body")
-        if not self._ended:
+        if not self._parts.ended:
             raise MalformedMultipart("the form ends before its closing boundary")
 
     def _without_preamble(self, data: bytes) -> bytes:
@@ -144,11 +135,36 @@ class FormReader:
             return b""
         self._preamble = None
         if found[1]:
-            self._ended = True
+            self._parts.ended = True
             return b""
         return self._opening + data[found.end() :]
 
-    def _callbacks(self) -> MultipartCallbacks:
+
+class _Parts:
+    """The callbacks of the parser, without a reference to it: a cycle would keep the content of each form for long.
+
+    Attributes:
+        complete: parts that have ended and were not taken.
+        file_begun: whether the first file has begun.
+        ended: whether the closing boundary has been read.
+    """
+
+    def __init__(self, field: str, fields: frozenset[str], largest: int, most: int, streamed: bool) -> None:
+        self.complete: list[Part] = []
+        self.file_begun = False
+        self.ended = False
+        self._field = field
+        self._fields = fields
+        self._largest = largest
+        self._most = most
+        self._streamed = streamed
+        self._count = 0
+        self._part = Part("", True, largest, bytearray())
+        self._headers: dict[bytes, bytes] = {}
+        self._header, self._value = bytearray(), bytearray()
+
+    def callbacks(self) -> MultipartCallbacks:
+        """Return the methods by the names of the parser's events."""
         return {
             "on_part_begin": self._on_part_begin,
             "on_header_field": self._on_header_field,
@@ -223,10 +239,10 @@ class FormReader:
 
     def _on_part_end(self) -> None:
         if self._part.is_file or self._part.name != "_charset_":  # RFC 7578, 4.6: UTF-8 is the only one left.
-            self._parts.append(self._part)
+            self.complete.append(self._part)
 
     def _on_end(self) -> None:
-        self._ended = True
+        self.ended = True
 
 
 def _disposition(value: bytes) -> tuple[str, bool]:

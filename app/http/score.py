@@ -118,18 +118,20 @@ class ScoreHandler:
         else:
             received = await self._receive(scope, query, headers, receive, self.max_body_bytes)
         version, image, query, fitted, seconds = received
-        future = self._scorer.submit(
-            version,
-            image,
-            self._rule(version, query.alpha),
-            owner=scope.get("owner"),
-            include_reconstruction=query.include == "reconstruction",
-            fitted=fitted,
-            decoded=fitted is not None,
-            decode_seconds=seconds,
-            trace=scope.get("trace"),
+        return await _unless_disconnected(
+            self._scorer.submit(
+                version,
+                image,
+                self._rule(version, query.alpha),
+                owner=scope.get("owner"),
+                include_reconstruction=query.include == "reconstruction",
+                fitted=fitted,
+                decoded=fitted is not None,
+                decode_seconds=seconds,
+                trace=scope.get("trace"),
+            ),
+            receive,
         )
-        return await _unless_disconnected(future, receive)
 
     def close(self) -> None:
         """End the thread that fits images, once it has finished its image."""
@@ -193,6 +195,7 @@ async def _unless_disconnected(future: asyncio.Future[Reply], receive: Receive) 
     finally:
         future.cancel()
         disconnect.cancel()
+        del future  # its error refers to this frame: they would be a cycle
 
 
 async def _disconnected(receive: Receive) -> None:

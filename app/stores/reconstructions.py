@@ -252,13 +252,14 @@ class Reconstructions:
     def _write(self, put: _Put, records: Sequence[Record]) -> None:
         if put.expired:  # its scores have been returned without ids
             return
-        failure: Exception | None = None
         try:
             self._store.put([(owned(record.owner, record.id), record.pack()) for record in records])
         except Exception as error:
-            failure = error
+            if self._puts.end(put):
+                self._report(put, error)
+            return
         if self._puts.end(put):
-            self._report(put, failure)
+            self._report(put, None)
 
     def _report(self, put: _Put, error: Exception | None) -> None:
         with self._lock:
