@@ -25,37 +25,19 @@ class CalibrationError(ValueError):
 
 
 def _binomial_tail(n: int, successes: int, p: float) -> float:
-    """Return P(Binomial(n, p) >= successes), for p in (0, 1)."""
-    if successes <= 0:
-        return 1.0
-    if successes > n:
-        return 0.0
-    # Sum the smaller tail, and stop when the terms no longer change the sum. A client may send any alpha, and this runs
-    # on the event loop.
-    odds = p / (1.0 - p)
-    if successes > n * p:
-        return _sum_while_it_matters(
-            _binomial(n, successes, p), ((n - k) / (k + 1) * odds for k in range(successes, n))
-        )
+    """Return P(Binomial(n, p) >= successes), for p in (0, 1) and 1 <= successes <= (n + 1) p."""
+    # The lower tail, from its largest term down to the term that no longer changes the sum. A client may send any
+    # alpha, and this runs on the event loop.
     below = successes - 1
-    return 1.0 - _sum_while_it_matters(_binomial(n, below, p), (k / (n - k + 1) / odds for k in range(below, 0, -1)))
-
-
-def _binomial(n: int, k: int, p: float) -> float:
-    """Return P(Binomial(n, p) = k), computed with logarithms: accurate for n up to a few hundred thousand."""
-    ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-    return math.exp(ways + k * math.log(p) + (n - k) * math.log1p(-p))
-
-
-def _sum_while_it_matters(term: float, ratios: Iterable[float]) -> float:
-    """Return the sum of non-increasing terms, of which each is the product of its predecessor and the next ratio."""
-    total = term
-    for ratio in ratios:
-        term *= ratio
+    ways = math.lgamma(n + 1) - math.lgamma(below + 1) - math.lgamma(n - below + 1)
+    term = total = math.exp(ways + below * math.log(p) + (n - below) * math.log1p(-p))
+    odds = p / (1.0 - p)
+    for k in range(below, 0, -1):
+        term *= k / (n - k + 1) / odds
         if total + term == total:
             break
         total += term
-    return min(1.0, total)
+    return 1.0 - min(1.0, total)
 
 
 def needed(alpha: float, confidence: float | None = None) -> int:

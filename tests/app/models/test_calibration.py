@@ -68,7 +68,9 @@ def test_above_the_threshold_is_a_small_p_value(scores, alpha, mse):
 def test_the_p_value_is_the_formulas(scores, mse):
     """The p-value is (1 + number of calibration scores >= mse) / (n + 1)."""
     expected = (1 + sum(score >= mse for score in scores)) / (len(scores) + 1)
-    assert Calibration(scores).p_value(mse) == expected
+    calibration = Calibration(scores)
+    assert calibration.p_value(mse) == expected
+    assert calibration.p_values([mse, *scores[:3]]) == [expected, *map(calibration.p_value, scores[:3])]
 
 
 def test_a_p_value_is_never_zero():
