@@ -309,6 +309,29 @@ async def test_a_full_batch_waits_for_nobody(worker: LaneWorker) -> None:
         assert await asyncio.gather(early, *(submit(batcher, item) for item in range(5, 8))) == [16, 25, 36, 49]
 
 
+async def test_more_than_a_batch_waits_for_nobody(worker: LaneWorker) -> None:
+    """With `max_delay`, a queue of more than one batch begins at once, and its last items wait for a full batch."""
+    batcher = batcher_of(Squares(), worker, max_delay=300)
+    async with asyncio.timeout(30):
+        tasks = [asyncio.create_task(submit(batcher, item)) for item in range(6)]
+        assert await asyncio.gather(*tasks[:4]) == [0, 1, 4, 9]
+        tasks += [asyncio.create_task(submit(batcher, item)) for item in range(6, 8)]
+        assert await asyncio.gather(*tasks[4:]) == [16, 25, 36, 49]
+
+
+async def test_a_caller_who_leaves_during_the_batch_takes_no_answer_from_others(worker: LaneWorker) -> None:
+    """The caller of the first item is cancelled while its batch runs; the others get their results."""
+    squares = Squares()
+    squares.gate.clear()
+    batcher = batcher_of(squares, worker)
+    tasks = [asyncio.create_task(submit(batcher, item)) for item in range(4)]
+    await begun(squares, 1)
+    tasks[0].cancel()
+    squares.gate.set()
+    async with asyncio.timeout(30):
+        assert await asyncio.gather(*tasks[1:]) == [1, 4, 9]
+
+
 async def test_a_batch_has_its_results_once(worker: LaneWorker) -> None:
     """If `work` fails after it has passed a batch on, the first outcome counts, and nothing is counted twice."""
     dones: list[Resolve] = []
