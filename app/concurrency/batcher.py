@@ -205,8 +205,8 @@ class MicroBatcher(Generic[Item]):
             if future.done():
                 continue
             if isinstance(result, Problem):
-                # The frames of its traceback refer to the future: with the traceback they would be a cycle, which keeps
-                # the image until the garbage collector runs. Nobody reads the traceback of an expected error.
+                # The frames of its traceback refer to the future. With the traceback, they would be a cycle, and the
+                # image would stay until the garbage collector runs. `InternalError` has the traceback of its cause.
                 future.set_exception(result.with_traceback(None))
             elif isinstance(result, Exception):
                 future.set_exception(result)
