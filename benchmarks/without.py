@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import app.__main__ as service
 from app import process
 from app.concurrency import batcher
 from app.http import batch, bodies, connection, middleware, multipart, server
@@ -20,44 +19,47 @@ from app.images import png
 from app.inference import version
 from app.telemetry import logs
 
-
-def _replies_in_two_pieces() -> None:
-    connection.CoalescingTransport = lambda transport, _loop: transport
-
-
-def _every_png_checked_chunk_by_chunk() -> None:
-    png._usual = lambda _png: b""
+Replace = Callable[[Any, str, Any], None]
+"""Sets an attribute, as `setattr` does, but only one that exists."""
 
 
-def _every_image_queued_alone() -> None:
+def _replies_in_two_pieces(replace: Replace) -> None:
+    replace(connection.CoalescingTransport, "write", lambda self, data: self._transport.write(data))
+
+
+def _every_png_checked_chunk_by_chunk(replace: Replace) -> None:
+    replace(png, "_usual", lambda _png: b"")
+
+
+def _every_image_queued_alone(replace: Replace) -> None:
     enqueue = batcher.MicroBatcher.enqueue
 
     def at_once(self: batcher.MicroBatcher[Any], item: Any) -> None:
         enqueue(self, item)
         self._admit(asyncio.get_running_loop())
 
-    batcher.MicroBatcher.enqueue = at_once
+    replace(batcher.MicroBatcher, "enqueue", at_once)
 
 
-def _one_pass_at_once() -> None:
-    batch.PASSES_AT_ONCE = 1
+def _one_pass_at_once(replace: Replace) -> None:
+    replace(batch, "PASSES_AT_ONCE", 1)
 
 
-def _collector_looks_at_all() -> None:
-    gc.freeze = lambda: None
-    process._COLLECT_AFTER = gc.get_threshold()
+def _collector_looks_at_all(replace: Replace) -> None:
+    replace(gc, "freeze", lambda: None)
+    replace(process, "_COLLECT_AFTER", gc.get_threshold())
 
 
-def _score_behind_the_framework() -> None:
+def _score_behind_the_framework(replace: Replace) -> None:
     async def through(self: middleware.RequestMiddleware, *given: Any) -> int:
         return await self._framework(*given)
 
-    middleware.RequestMiddleware._score_streamed = through
-    _every_score_in_messages()
+    replace(middleware.RequestMiddleware, "_score_streamed", through)
+    _every_score_in_messages(replace)
 
 
-def _every_score_in_messages() -> None:
-    server.ServerProtocol._takes_fast_path = lambda _self: False
+def _every_score_in_messages(replace: Replace) -> None:
+    replace(server.ServerProtocol, "_takes_fast_path", lambda _self, _headers: False)
 
 
 class _Timers:
@@ -67,26 +69,29 @@ class _Timers:
         self._seconds, self._on_missed = seconds, on_missed
         self._timers: dict[Any, asyncio.TimerHandle] = {}
 
-    def begin(self, key: object, loop: asyncio.AbstractEventLoop | None = None) -> None:
-        loop = loop or asyncio.get_running_loop()
-        self._timers[key] = loop.call_later(self._seconds, self._on_missed, key)
+    def begin(self, *keys: object) -> None:
+        loop = asyncio.get_running_loop()
+        for key in keys:
+            self._timers[key] = loop.call_later(self._seconds, self._on_missed, key)
 
-    def end(self, key: object) -> bool:
-        timer = self._timers.pop(key, None)
-        if timer is not None:
-            timer.cancel()
-        return timer is not None
-
-
-def _a_timer_for_every_deadline() -> None:
-    bodies.Deadlines = batcher.Deadlines = _Timers
+    def end(self, *keys: object) -> bool:
+        timers = [self._timers.pop(key, None) for key in keys]
+        for timer in timers:
+            if timer is not None:
+                timer.cancel()
+        return None not in timers
 
 
-def _every_form_parsed_in_full() -> None:
-    multipart._only_part = lambda _parameters, _body: None
+def _a_timer_for_every_deadline(replace: Replace) -> None:
+    replace(bodies, "Deadlines", _Timers)
+    replace(batcher, "Deadlines", _Timers)
 
 
-def _event_loop_in_between() -> None:
+def _every_form_parsed_in_full(replace: Replace) -> None:
+    replace(multipart, "_only_part", lambda _parameters, _body: None)
+
+
+def _event_loop_in_between(replace: Replace) -> None:
     begin = batcher.MicroBatcher.__init__
 
     def patient(self: batcher.MicroBatcher[Any], *given: Any, **chosen: Any) -> None:
@@ -98,21 +103,21 @@ def _event_loop_in_between() -> None:
         loop = resolve.args[0]
         loop.call_soon_threadsafe(self._on_batch_done, self, requests, detections, resolve)
 
-    batcher.MicroBatcher.__init__ = patient
-    version.ModelVersion._run_batch = run
+    replace(batcher.MicroBatcher, "__init__", patient)
+    replace(version.ModelVersion, "_run_batch", run)
 
 
-def _a_write_for_every_log_line() -> None:
+def _a_write_for_every_log_line(replace: Replace) -> None:
     write = logs.AccessLog.write
 
     def at_once(self: logs.AccessLog, members: dict[str, object]) -> None:
         write(self, members)
-        self._queue()
+        self.queue()
 
-    logs.AccessLog.write = at_once
+    replace(logs.AccessLog, "write", at_once)
 
 
-TRICKS: dict[str, tuple[str, Callable[[], None]]] = {
+TRICKS: dict[str, tuple[str, Callable[[Replace], None]]] = {
     "joined": (
         "header and body of a response are written in one system call (measured with `GET /models`)",
         _replies_in_two_pieces,
@@ -132,7 +137,7 @@ TRICKS: dict[str, tuple[str, Callable[[], None]]] = {
         _event_loop_in_between,
     ),
     "form": (
-        "a form with one file is split without a general parser (measured with multipart bodies)",
+        "a form with one file is split without a general parser, on the fast path (measured with multipart bodies)",
         _every_form_parsed_in_full,
     ),
     "log": ("log lines are collected for 50 ms and written together", _a_write_for_every_log_line),
@@ -142,8 +147,15 @@ TRICKS: dict[str, tuple[str, Callable[[], None]]] = {
 
 def run() -> int:
     """Disable the optimisation that the first argument names, and serve."""
-    TRICKS[sys.argv[1]][1]()
-    return service.main()
+    import app.__main__ as service  # it sets signal handlers
+
+    TRICKS[sys.argv[1]][1](_replace)
+    return service.main([])
+
+
+def _replace(owner: Any, name: str, value: Any) -> None:
+    getattr(owner, name)  # another name would change nothing
+    setattr(owner, name, value)
 
 
 if __name__ == "__main__":
