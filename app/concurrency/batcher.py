@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 import threading
 import time
 from collections import deque
@@ -17,6 +18,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from app.concurrency.deadlines import Deadlines
 from app.concurrency.lanes import LaneWorker
 from app.problems import DeadlineExceeded, InternalError, ModelUnavailable, Overloaded, Problem
+
+_log = logging.getLogger(__name__)
 
 
 class HasFuture(Protocol):
@@ -195,6 +198,7 @@ class MicroBatcher(Generic[Item]):
             if len(results) != len(futures):
                 raise RuntimeError(f"{len(futures)} items in, {len(results)} results out")
         except Exception as error:
+            _log.exception("results of a micro-batch failed", extra={"images": len(futures)})
             results = _failures(error, len(futures))
         self._finish(futures, results)
         futures.clear()
@@ -206,7 +210,7 @@ class MicroBatcher(Generic[Item]):
                 continue
             if isinstance(result, Problem):
                 # The frames of its traceback refer to the future. With the traceback, they would be a cycle, and the
-                # image would stay until the garbage collector runs. `InternalError` has the traceback of its cause.
+                # image would stay until the garbage collector runs.
                 future.set_exception(result.with_traceback(None))
             elif isinstance(result, Exception):
                 future.set_exception(result)
@@ -228,11 +232,12 @@ def _set_deadline_exceeded(future: asyncio.Future[Any]) -> None:
 
 
 def _failures(error: BaseException, count: int) -> list[Exception]:
-    # One exception object per caller: each raise would extend the traceback of a shared one.
+    # One exception object per caller: each raise would extend the traceback of a shared one. The frames of the cause's
+    # traceback refer to the items, and their futures to these exceptions: with the traceback, they would be a cycle.
     failures: list[Exception] = []
     for _ in range(count):
         failure = InternalError()
-        failure.__cause__ = error
+        failure.__cause__ = error.with_traceback(None)
         failures.append(failure)
     return failures
 

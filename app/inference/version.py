@@ -200,8 +200,13 @@ class ModelVersion:
         return self._count_failure(functools.partial(self.detector.score_alone, image), 1)
 
     def _run_batch(self, requests: list[ImageRequest], resolve: Resolve) -> None:
-        detect = functools.partial(self._detect, requests)
-        self._on_batch_done(self, requests, self._count_failure(detect, len(requests)), resolve)
+        detections = self._count_failure(functools.partial(self._detect, requests), len(requests))
+        try:
+            self._on_batch_done(self, requests, detections, resolve)
+        except Exception:
+            extra = {"model": self.manifest.name, "images": len(requests)}
+            _log.exception("results of a micro-batch failed", extra=extra)
+            raise
 
     def _count_failure(self, detect: Callable[[], Result], count: int) -> Result:
         try:

@@ -171,7 +171,9 @@ class BatchScorer:
         try:
             return await job.version.score_many(chunk.pixels, draw=job.store or job.pictures)
         except InternalError as problem:
-            chunk.problems = dict.fromkeys(range(chunk.count), problem) | chunk.problems
+            # The frames of its traceback refer to the chunk: with the traceback, they would be a cycle.
+            failure = problem.with_traceback(None)
+            chunk.problems = dict.fromkeys(range(chunk.count), failure) | chunk.problems
             return EMPTY_CHUNK
         finally:
             self._forwards[job] -= 1
@@ -194,7 +196,8 @@ class BatchScorer:
             try:
                 scores[index] = await job.version.score_alone(pixels)
             except InternalError as problem:
-                chunk.problems[valid[index]], scores[index], finite[index] = problem, math.nan, False
+                chunk.problems[valid[index]] = problem.with_traceback(None)  # as in `_forward`
+                scores[index], finite[index] = math.nan, False
         mses = scores.tolist()
         unguarded = np.fromiter((reason in {None, LOCAL} for reason in found.reasons), bool, len(found.reasons))
         self._validity.add(job.version, scores[finite & unguarded])

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import httpx
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from app.inference.detector import Detector
 from app.settings import Settings
 from tests import pngs
 from tests.conftest import ROOT, running
@@ -88,6 +92,27 @@ async def test_a_damaged_store_leaves_no_cycle(make_settings: Callable[..., Sett
 
     file = tmp_path / "reconstructions.db"
     async with running(make_settings()) as client:
+        assert await left_by(client, send) == []
+
+
+async def test_a_failing_forward_pass_leaves_no_cycle(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The images of a micro-batch and of a batch request whose forward pass raises are freed with their replies."""
+
+    def fail(_: Detector, images: NDArray[np.uint8]) -> NoReturn:
+        raise RuntimeError(f"{len(images)} images do not fit the graph")
+
+    async def send(client: httpx.AsyncClient) -> None:
+        replies = await asyncio.gather(*[raw(client, pngs.plain()) for _ in range(3)])
+        assert [reply.status_code for reply in replies] == [500] * 3
+        for query in ("", "?store=true"):
+            batch = await client.post(f"/score/batch{query}", files=[("files", pngs.plain())] * 2)
+            assert batch.json()["failed"] == 2
+
+    async with running(make_settings()) as client:
+        for method in ("draw", "score"):
+            monkeypatch.setattr(Detector, method, fail)
         assert await left_by(client, send) == []
 
 

@@ -391,9 +391,9 @@ def _failing() -> Sequence[int]:
 
 @pytest.mark.parametrize("make", [list, _failing], ids=["too few results", "an error"])
 async def test_results_that_cannot_be_made_fail_their_own_callers(
-    worker: LaneWorker, make: Callable[[], Sequence[int]]
+    worker: LaneWorker, make: Callable[[], Sequence[int]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If results fail or do not match the items, each caller gets an error, and the next batch is served."""
+    """Each caller gets an error if results fail or do not match the items. It is logged, and the next batch is served."""
 
     def work(items: list[Item], done: Resolve) -> None:
         done(make if 13 in items else lambda: items)
@@ -402,4 +402,7 @@ async def test_results_that_cannot_be_made_fail_their_own_callers(
     answers = await asyncio.gather(*(submit(batcher, n) for n in (12, 13, 14)), return_exceptions=True)
     assert [type(answer) for answer in answers[:2]] == [InternalError] * 2
     assert answers[2] == 14
+    assert [(line.message, line.exc_info is not None) for line in caplog.records] == [
+        ("results of a micro-batch failed", True)
+    ]
     await batcher.aclose()

@@ -22,6 +22,7 @@ import pytest
 from app.inference import registry
 from app.inference.detector import Detector, Pictures
 from app.inference.extras import RESIDENCE_SECONDS
+from app.models.calibration import Calibration
 from app.models.repository import Artifact, Repository
 from app.settings import Settings
 from app.telemetry.logs import JsonFormatter
@@ -425,17 +426,23 @@ async def test_the_log_of_a_failure_names_a_place_and_nothing_else(
     client: httpx.AsyncClient, zero: bytes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The log lines of a 500 contain the error's type and module:line, but not its message, a path or a stack."""
-    break_model(client, out_of_memory)
-    assert_problem(await raw(client, zero), 500, "internal-error")
 
     def fail(*_: object) -> None:
         raise ZeroDivisionError("at /secret/path")
 
+    def overflow(*_: object) -> None:
+        raise OverflowError("at /secret/path")
+
+    with monkeypatch.context() as context:
+        context.setattr(Calibration, "p_values", overflow)  # after the forward pass, in the inference thread
+        assert_problem(await raw(client, zero), 500, "internal-error")
+    break_model(client, out_of_memory)
+    assert_problem(await raw(client, zero), 500, "internal-error")
     monkeypatch.setattr(services(client).registry, "names", fail)
     assert_problem(await client.get("/models"), 500, "internal-error")
     lines = [JsonFormatter().format(record) for record in caplog.records if record.levelno >= logging.ERROR]
     places = {line["error"]: line["at"] for line in map(json.loads, lines) if "error" in line}
-    assert set(places) == {"RuntimeError", "ZeroDivisionError"}
+    assert set(places) == {"OverflowError", "RuntimeError", "ZeroDivisionError"}
     assert all(re.fullmatch(r"app(\.\w+)+:\d+", place) for place in places.values()), places
     for line in lines:
         assert not re.search(r"secret|memory|/|Traceback|File", line), line
