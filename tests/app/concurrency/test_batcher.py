@@ -393,7 +393,7 @@ def _failing() -> Sequence[int]:
 async def test_results_that_cannot_be_made_fail_their_own_callers(
     worker: LaneWorker, make: Callable[[], Sequence[int]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each caller gets an error if results fail or do not match the items. It is logged, and the next batch is served."""
+    """Each caller gets an error if results fail or do not match the items. It is logged. The next batch is served."""
 
     def work(items: list[Item], done: Resolve) -> None:
         done(make if 13 in items else lambda: items)
