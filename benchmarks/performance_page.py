@@ -1,4 +1,4 @@
-"""Write docs/performance.md and its charts: the conclusions, with every figure taken from the results."""
+"""Write docs/performance.md, its charts and its row in README.md: every figure is taken from the results."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "performance.md"
+README = ROOT / "README.md"
 IMAGES = ROOT / "docs" / "images"
 MODEL = "zero"
 SYSTEMS = {
@@ -24,6 +25,7 @@ SYSTEMS = {
     "FastAPI empty UploadFile": ("FastAPI that reads an upload, without a model", "#7b8794", "s--"),
     "tutorial server, async": ("FastAPI with the model, without micro-batches", "#b3261e", "^-"),
 }
+_README_ROW = re.compile(r"(?m)^\| scores per second on .*$")
 Cell = dict[str, Any]
 
 
@@ -38,7 +40,7 @@ def _older(result: dict[str, Any], single: dict[str, Any]) -> str:
 
 
 def write(result: Cell, machine: Cell) -> None:
-    """Write the page and the charts.
+    """Write the page, the charts and the row of the README.
 
     Args:
         result: sections by name by model, from benchmarks/results/latest.json.
@@ -129,6 +131,7 @@ Differences below 5 % are noise.
 {_gains(result["zero-article"]["tricks"]["tricks"])}
 """
     PAGE.write_text("\n\n".join(map(_wrapped, text.split("\n\n"))))
+    README.write_text(_README_ROW.sub(_readme_row(machine, ours["64"]), README.read_text()))
 
 
 def _wrapped(block: str) -> str:
@@ -147,6 +150,13 @@ def _rows(ours: Cell, naive: Cell) -> str:
         f"| {count} | {cell['rate']:,.0f} | {cell['p50_ms']:.1f} ms | {cell['p99_ms']:.1f} ms "
         f"| {naive[count]['rate']:,.0f} |"
         for count, cell in ours.items()
+    )
+
+
+def _readme_row(machine: Cell, cell: Cell) -> str:
+    return (
+        f"| scores per second on {machine['cores']} CPU cores, 64 connections, 99th percentile {cell['p99_ms']:.0f} ms "
+        f"| {cell['rate']:,.0f} | [docs/performance.md](docs/performance.md#single-scores) |"
     )
 
 
