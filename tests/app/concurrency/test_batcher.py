@@ -258,8 +258,10 @@ async def test_a_batcher_that_had_nothing_to_do_closes_at_once(worker: LaneWorke
     await batcher_of(Squares(), worker).aclose()
 
 
-async def test_ten_thousand_callers_who_leave_hold_nothing(worker: LaneWorker) -> None:
-    """Items of callers that are cancelled while they wait are removed from the queue."""
+async def test_ten_thousand_callers_who_leave_hold_nothing(
+    worker: LaneWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Items of callers that are cancelled while they wait are removed from the queue, and nothing is logged."""
     run = Squares()
     run.gate.clear()
     batcher = batcher_of(run, worker, max_size=64, max_waiting=20_000)
@@ -276,6 +278,7 @@ async def test_ten_thousand_callers_who_leave_hold_nothing(worker: LaneWorker) -
     assert batcher.waiting == 0
     assert run.batches == [[3], [7]]
     assert not batcher._deadlines
+    assert not caplog.records
 
 
 async def test_a_delay_gathers_company(worker: LaneWorker) -> None:
