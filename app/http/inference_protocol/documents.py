@@ -17,6 +17,7 @@ MAX_DOCUMENT_BYTES = 1024 * 1024
 """Maximum number of bytes of JSON. The event loop parses a document in one step, which takes 20 ms per MiB."""
 BINARY_HINT = "Send the tensor as binary data after the JSON, with the header Inference-Header-Content-Length."
 
+_RAW_HINT = "Send a JSON document with the shape before the tensor, and its length in Inference-Header-Content-Length."
 _IGNORED_PARAMETERS = frozenset(("priority", "timeout", "sequence_id", "sequence_start", "sequence_end"))
 """Request parameters of Triton's client that have no effect here: each request is scored on its own, in order."""
 _DOCUMENT_HINT = "docs/inference-protocol.md describes the request."
@@ -129,7 +130,12 @@ def header_length(headers: Mapping[bytes, bytes]) -> int | None:
 
 def document_too_large(found: str) -> BodyTooLarge:
     """Return the problem of a document above the limit."""
-    return BodyTooLarge(f"{found}, the maximum is {MAX_DOCUMENT_BYTES}", hint=BINARY_HINT)
+    return BodyTooLarge(f"{found}, the maximum of a JSON document is {MAX_DOCUMENT_BYTES}", hint=BINARY_HINT)
+
+
+def raw_too_large(found: str) -> BodyTooLarge:
+    """Return the problem of a body without a document above the limit."""
+    return BodyTooLarge(f"{found}, the maximum of a body without JSON is {MAX_DOCUMENT_BYTES}", hint=_RAW_HINT)
 
 
 def parse(kind: type[Document], content: bytes) -> Document:
@@ -150,12 +156,18 @@ def parse(kind: type[Document], content: bytes) -> Document:
         raise MalformedRequest(f"{name}: {first['msg']}", hint=_DOCUMENT_HINT) from None
 
 
-def score_parameters(parameters: Mapping[str, Any], *, also: frozenset[str] = frozenset()) -> ScoreParameters:
+def score_parameters(
+    parameters: Mapping[str, Any],
+    *,
+    also: frozenset[str] = frozenset(),
+    known: str = "`alpha`, `fit` and `binary_data_output`",
+) -> ScoreParameters:
     """Read the parameters of a request. Unknown parameters are rejected: a misspelt one would silently do nothing.
 
     Args:
         parameters: of the document.
         also: names that the caller reads itself.
+        known: the names of all parameters, for the hint.
 
     Raises:
         InvalidParameter: a parameter is unknown or has an invalid value.
@@ -166,7 +178,7 @@ def score_parameters(parameters: Mapping[str, Any], *, also: frozenset[str] = fr
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name = ".".join(str(part) for part in first["loc"])[:40]
-        hint = "The parameters are `alpha`, `fit` and `binary_data_output`."
+        hint = f"The parameters are {known}."
         cause = "unknown parameter" if first["type"] == "extra_forbidden" else first["msg"]
         raise InvalidParameter(f"{name}: {cause}", hint=hint) from None
 

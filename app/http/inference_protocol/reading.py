@@ -62,10 +62,10 @@ async def read_infer(
     """
     length, limit = documents.header_length(headers), documents.MAX_DOCUMENT_BYTES
     if length == 0:
-        content = await body.rest(limit, documents.document_too_large)
+        content = await body.rest(limit, documents.raw_too_large)
         count, rest = divmod(len(content), PIXELS)
         if rest or not count:
-            raise WrongArray(f"the body has {len(content)} bytes, which is not a multiple of {PIXELS}")
+            raise WrongArray(f"the body has {len(content)} bytes, and images of 28x28 have {PIXELS} each")
         return Images(count, documents.ScoreParameters(fit="strict"), tensors.body_of(content)), binary_reply()
     if length is None:
         content = await body.rest(limit, documents.document_too_large)
@@ -105,7 +105,7 @@ async def read_predict(
     """Read a request of v1. Arguments and errors as for `read_infer`."""
     content = await body.rest(documents.MAX_DOCUMENT_BYTES, documents.document_too_large)
     document = documents.parse(documents.PredictDocument, content)
-    parameters = documents.score_parameters(document.parameters)
+    parameters = documents.score_parameters(document.parameters, known="`alpha` and `fit`")
     pixels, encoded = tensors.instances(document.instances)
     count = len(document.instances)
     parameters = _prepared(parameters, default, encoded=bool(encoded), hint='Send {"b64": "..."}')

@@ -55,7 +55,7 @@ class Body:
         while len(self._buffer) <= limit and await self._read():
             pass
         if len(self._buffer) > limit:
-            raise too_large(f"the body has more than {limit} bytes of JSON")
+            raise too_large(f"the body has more than {limit} bytes")
         content, self._buffer = bytes(self._buffer), bytearray()
         return content
 
@@ -151,6 +151,8 @@ async def encoded_chunks(
     async for element in elements:
         began = time.perf_counter()
         try:
+            if not element:
+                raise NotAPng("it has no bytes", hint=_KINDS)
             if len(element) > largest:
                 raise BodyTooLarge(f"it has {len(element)} bytes, the maximum is {largest}")
             chunk.pixels += await decode(element)
@@ -222,24 +224,35 @@ def flat_values(tensor: InputTensor, count: int) -> list[Any]:
     return values
 
 
-def json_pixels(data: Any, count: int) -> bytes:
-    """Return the pixels of JSON data, nested or flat, as uint8 [count, 28, 28].
+def json_pixels(data: Any, count: int, member: str = "data", *, flat: bool = True) -> bytes:
+    """Return the pixels of JSON data as uint8 [count, 28, 28].
+
+    Args:
+        data: numbers in lists that are nested like images, or in one flat list.
+        count: number of images.
+        member: of the document, for messages.
+        flat: whether the data may be one flat list.
 
     Raises:
-        WrongArray: the values are not whole numbers from 0 to 255.
-        MalformedRequest: the number of elements differs from that of the shape.
+        WrongArray: the values are not whole numbers from 0 to 255, or their lists are not nested like images.
+        MalformedRequest: the number of elements differs from that of the images.
     """
     try:
         values = np.array(data)
     except (ValueError, OverflowError):
-        raise WrongArray("the lists of `data` differ in length") from None
-    if values.dtype.kind not in "iu":
-        raise WrongArray(f"`data` contains values of the type {values.dtype.name[:20]}, not whole numbers")
+        raise WrongArray(f"the lists of `{member}` differ in length, or are nested too deeply") from None
+    if values.size and values.dtype.kind not in "iu":
+        kind = values.dtype.name[:20]
+        raise WrongArray(f"`{member}` contains values of the type {kind}, not whole numbers from 0 to 255")
     if values.size != count * PIXELS:
-        raise MalformedRequest(f"`data` has {values.size} values, the shape has {count * PIXELS}")
+        hint = "Each image is a list: add an axis if there is one image." if member != "data" else None
+        raise MalformedRequest(f"`{member}` has {values.size} values, {count} images have {count * PIXELS}", hint=hint)
+    # Lists in another order would be scored as another image.
+    if not (flat and values.ndim == 1) and count_images(values.shape) != count:
+        raise WrongArray(f"the lists of `{member}` are nested as {list(values.shape)}, not as {count} images of 28x28")
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 255:
-        raise WrongArray(f"`data` has values from {low} to {high}, not from 0 to 255")
+        raise WrongArray(f"`{member}` has values from {low} to {high}, not from 0 to 255")
     return values.astype(np.uint8).tobytes()
 
 
@@ -258,7 +271,7 @@ def instances(values: list[Any]) -> tuple[bytes, list[str]]:
     if encoded or not all(map(_is, values)):
         hint = 'Send arrays of 28x28 numbers from 0 to 255, or {"b64": "..."} with encoded PNGs.'
         raise InvalidImage("the instances are not all arrays, or not all encoded images", hint=hint)
-    return json_pixels(values, len(values)), []
+    return json_pixels(values, len(values), "instances", flat=False), []
 
 
 def _is(value: Any) -> bool:

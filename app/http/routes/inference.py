@@ -7,7 +7,7 @@ import functools
 import re
 from typing import Any
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, HTTPException, Response
 
 from app.http.dependencies import KEY, Services, ServicesDep, binary, problem_examples, reject_unknown_parameters
 from app.http.inference_protocol import metadata, schemas
@@ -18,6 +18,7 @@ from app.problems import ModelNotFound, ModelUnavailable
 _TAG = "Open Inference Protocol"
 _PIXELS = 28 * 28
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_PATHS = "GET /v1/models lists the models. A path of v2 contains a version as `/versions/{number}`."
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
 
@@ -33,8 +34,9 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-router = APIRouter(tags=[_TAG], dependencies=[KEY, Depends(reject_unknown_parameters)], responses=_errors(401))
-public = APIRouter(tags=[_TAG], dependencies=[Depends(reject_unknown_parameters)])
+_CHECKS = [Depends(reject_unknown_parameters)]
+router = APIRouter(tags=[_TAG], dependencies=[KEY, *_CHECKS], responses=_errors(400, 401, 403, 422))
+public = APIRouter(tags=[_TAG], dependencies=_CHECKS, responses=_errors(400, 403, 422))
 
 
 @public.get("/v2/health/live", summary="Is the process alive? (v2)")
@@ -156,6 +158,8 @@ async def v1_predict(services: ServicesDep, name: str) -> Response:
 @router.get("/v1/models/{name}", responses=_errors(404, 422, 503), summary="Is a model ready? (v1)")
 async def v1_model_ready(services: ServicesDep, name: str) -> schemas.ModelReady:
     """Return 200 if the current version of the model is loaded, else 503."""
+    if name.endswith(":predict"):
+        raise HTTPException(405, headers={"Allow": "POST"})
     return await _ready(services, name)
 
 
@@ -166,7 +170,7 @@ def _reference(name: str, version: str | None = None) -> str:
         ModelNotFound: no model or version can have that name.
     """
     if not _NAME.fullmatch(name) or (version is not None and not _NUMBER.fullmatch(version)):
-        raise ModelNotFound("the model store has no such model or version")
+        raise ModelNotFound("the model store has no such model or version", hint=_PATHS)
     return name if version is None else f"{name}@{version}"
 
 
@@ -178,12 +182,12 @@ async def _versions(services: Services, name: str, version: str | None) -> list[
     """
     _reference(name, version)
     if name not in services.registry.names():
-        raise ModelNotFound(f"the model store has no model {name}")
+        raise ModelNotFound(f"the model store has no model {name}", hint=_PATHS)
     versions = await asyncio.to_thread(services.registry.repository.versions, name)
     if version is None:
         return versions
     if int(version) not in versions:
-        raise ModelNotFound(f"the model store has no version {version} of {name}")
+        raise ModelNotFound(f"the model store has no version {version} of {name}", hint=_PATHS)
     return [int(version)]
 
 

@@ -108,6 +108,10 @@ async def test_invalid_instances_are_explained(client: httpx.AsyncClient) -> Non
         ({"instances": [{"b65": ""}]}, 422, "not all"),
         ({"instances": ["a"]}, 422, "not all"),
         ({"instances": [[0] * 783]}, 400, "783 values"),
+        ({"instances": image}, 400, "add an axis if there is one image"),
+        ({"instances": [[]]}, 400, "`instances` has 0 values"),
+        ({"instances": [np.zeros((56, 14), int).tolist()]}, 422, "the shape [1, 56, 14]"),
+        ({"instances": [image], "parameters": {"binary_data_output": True}}, 422, "parameters are `alpha` and `fit`."),
         ({"instances": [{"b64": "?"}]}, 422, "base64"),
         ({"instances": [png]}, 422, "image 0"),
         ({"instances": [image], "parameters": {"fit": "mnist"}}, 422, "encoded images"),
@@ -116,6 +120,10 @@ async def test_invalid_instances_are_explained(client: httpx.AsyncClient) -> Non
     for document, status, words in cases:
         assert_error(await client.post(PREDICT, json=document), status, words)
     assert_error(await client.post("/v1/models/none:predict", json={"instances": [image]}), 404)
+    refused = await client.get("/v1/models/zero-article:predict")
+    assert_error(refused, 405)
+    assert refused.headers["allow"] == "POST"
+    assert_error(await client.get("/v2/models/zero-article@1"), 404, "/versions/{number}")
 
 
 async def test_every_error_has_the_shape_of_the_protocol(
