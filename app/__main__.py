@@ -121,10 +121,6 @@ def _serve(settings: Settings, sockets: list[socket.socket], *, interruptible: b
     if ignored := service_links():
         event = "variables of Kubernetes Services ignored"
         logging.getLogger("app").info(event, extra={"variables": ignored})
-    # The server installs its own handlers, and after the shutdown lets these ones act.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if interruptible:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     config = uvicorn.Config(
         "app.main:from_environment",
         factory=True,
@@ -147,10 +143,14 @@ def _serve(settings: Settings, sockets: list[socket.socket], *, interruptible: b
         # batch replies late. While the supervisor waits for a dead worker, it starts no other and handles no signal.
         timeout_worker_healthcheck=15,
     )
+    server = _Server(config)
+    # The server installs its own handlers, and calls these ones again after the shutdown.
+    signal.signal(signal.SIGTERM, lambda number, frame: None if server.should_exit else _end(number, frame))
+    if interruptible:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if settings.workers > 1:
         Multiprocess(config, sockets).run()
         return 0
-    server = _Server(config)
     try:
         server.run(sockets)
     except KeyboardInterrupt:  # raised again after the shutdown

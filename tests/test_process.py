@@ -128,7 +128,7 @@ def test_a_graceful_stop_answers_what_was_accepted(
         barrier.wait()
         code = server.stop()
         statuses = [future.result(30) for future in futures]
-    assert code in (0, -15), server.log()
+    assert code == 0, server.log()
     assert all(status in (200, None) for status in statuses), statuses
     assert "Traceback" not in server.log()
 
@@ -140,7 +140,7 @@ def test_draining_serves_while_unready(make_server: Callable[..., Server], zero:
     with server.client() as client:
         wait_until(lambda: client.get("/readyz").status_code != 200, 8)
         assert client.post("/score", content=zero, headers=PNG).status_code == 200
-    assert server.process.wait(60) in (0, -15)
+    assert server.process.wait(60) == 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
@@ -505,7 +505,7 @@ def test_an_unread_standard_output_stops_nothing(make_server: Callable[..., Serv
                 )
             assert dropped > 0
             assert client.post("/score", content=zero, headers=long).status_code == 200
-        assert server.stop() == -signal.SIGTERM
+        assert server.stop() == 0
     finally:
         os.close(reads)
 
@@ -540,7 +540,7 @@ def test_without_proc_the_service_starts(make_server: Callable[..., Server], zer
     server = make_server().start(prefix=hide)
     assert server.post("/score", content=zero, headers=PNG).json()["id"] is not None
     assert "anomaly_start_duration_seconds 0.0" in server.get("/metrics").text
-    assert server.stop() == -signal.SIGTERM
+    assert server.stop() == 0
 
 
 def test_a_version_keeps_one_copy_of_its_weights(tmp_path: Path) -> None:
@@ -574,12 +574,13 @@ def test_a_slow_batch_does_not_delay_the_shutdown(make_server: Callable[..., Ser
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         connection.sendall(request[:-1000])
         answer = b"" if accept == "application/json" else connection.recv(65536)
+        wait_until(lambda: "anomaly_forward_pass_images_count 0.0" not in server.get("/metrics").text)
         began = time.monotonic()
         assert server.process is not None
         server.process.terminate()
         while piece := connection.recv(65536):
             answer += piece
-    assert server.process.wait(30) == -signal.SIGTERM
+    assert server.process.wait(30) == 0
     assert 7 < time.monotonic() - began < 20
     assert b"the service is shutting down" in answer.splitlines()[-1 if accept == "application/json" else -4]
     if accept == "application/json":
