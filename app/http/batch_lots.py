@@ -37,7 +37,8 @@ def lot_reply(
     """
     kind = _LOTS.get(plain)
     if kind is None:
-        raise InvalidParameter("fdr: a reply in npy contains scores only; accept application/json or x-ndjson")
+        hint = "Accept application/json or application/x-ndjson."
+        raise InvalidParameter("fdr: a reply in npy contains scores only", hint=hint)
     return functools.partial(kind, rate)
 
 

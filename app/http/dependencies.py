@@ -126,4 +126,5 @@ def protected_router(tag: str) -> APIRouter:
 
 def public_router(tag: str) -> APIRouter:
     """Return a router for routes that need no API key: `app.http.auth.is_public`."""
-    return APIRouter(tags=[tag], dependencies=[Depends(reject_unknown_parameters)])
+    dependencies = [Depends(reject_unknown_parameters)]
+    return APIRouter(tags=[tag], dependencies=dependencies, responses=problem_responses(400, 403, 422))

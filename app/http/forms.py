@@ -207,7 +207,8 @@ class _Parts:
             )
         if not part.is_file and name not in self._fields and name != "_charset_":
             known = ", ".join((self._field, *sorted(self._fields)))
-            raise InvalidParameter(f"the form has the field {part.shown}; the route reads {known}")
+            hint = "Send other parameters of the route in the query."
+            raise InvalidParameter(f"the form has the field {part.shown}; the route reads {known}", hint=hint)
         if self._streamed:
             self._check_order(part)
         self.file_begun = self.file_begun or part.is_file

@@ -66,10 +66,15 @@ def conformal_rank(n: int, alpha: float) -> int:
     above += (above + 1) / (n + 1) <= alpha
     rank = n + 1 - above
     if rank > n:
+        least = _rounded(needed(alpha))
         raise CalibrationError(
-            f"a false-positive rate of {alpha:g} needs at least {needed(alpha)} calibration images, and there are {n}"
+            f"a false-positive rate of {alpha:g} needs at least {least} calibration images, and there are {n}"
         )
     return rank
+
+
+def _rounded(count: int) -> str:
+    return str(count) if count < 10**12 else f"10^{len(str(count)) - 1}"
 
 
 def confident_rank(n: int, alpha: float, confidence: float) -> int:
@@ -87,7 +92,7 @@ def confident_rank(n: int, alpha: float, confidence: float) -> int:
     if n < needed(alpha, confidence):
         raise CalibrationError(
             f"a false-positive rate of {alpha:g} with confidence {confidence:g} needs at least "
-            f"{needed(alpha, confidence)} calibration images, and there are {n}"
+            f"{_rounded(needed(alpha, confidence))} calibration images, and there are {n}"
         )
     low, high = conformal_rank(n, alpha), n
     while low < high:

@@ -146,7 +146,7 @@ class ModelNotFound(NotFound):
     """The model version is not in the model store, or its files are damaged."""
 
     type, title = "/problems/model-not-found", "The model version does not exist"
-    hint = "GET /models lists the models and versions. Use `name` or `name@version`."
+    hint = "GET /models lists the models and versions. The parameter `model` is `name` or `name@version`."
 
 
 class ReconstructionNotFound(NotFound):

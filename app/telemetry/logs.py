@@ -22,6 +22,8 @@ from app.telemetry.writer import LineWriter
 
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
+_TRUSTED = frozenset(("app", "uvicorn"))
+"""Packages whose loggers may insert values into their messages."""
 
 REQUEST = "request"
 """Event of the access log."""
@@ -50,7 +52,8 @@ class RecordFormatter(logging.Formatter):
         line: dict[str, Any] = {
             "time": iso_time(record.created),
             "level": record.levelname.lower(),
-            "event": record.getMessage(),
+            # Other libraries insert addresses, headers for the collector and texts of exceptions.
+            "event": record.getMessage() if record.name.partition(".")[0] in _TRUSTED else str(record.msg),
             "logger": record.name,
         }
         line.update((key, value) for key, value in vars(record).items() if key not in _OWN)

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
-"""W3C Trace Context, 3.2. A later version may append fields."""
+_TRACEPARENT = re.compile(
+    rb"(?!ff|00-.{52}-)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?"
+)
+"""W3C Trace Context, 3.2. A version after 00 may append fields."""
 _ALWAYS = frozenset((None, "", "parentbased_always_on"))
 _SERVICE = "reconstruction-anomaly"
 _SAMPLED = 1
@@ -150,6 +152,12 @@ def check() -> None:
         raise TracesError(
             "the variables OTEL_... ask for traces; install the extra `otel`, or set OTEL_SDK_DISABLED=true"
         )
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
+
+    try:
+        BatchSpanProcessor(ConsoleSpanExporter()).shutdown()  # type: ignore[no-untyped-call]
+    except ValueError as error:
+        raise TracesError(f"a variable OTEL_BSP_... has a value that cannot be used: {error}") from None
 
 
 def from_environment(version: str) -> Traces | None:

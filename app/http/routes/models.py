@@ -103,6 +103,8 @@ async def _validity(services: Services, version: ModelVersion) -> tuple[str | No
     except StoreError:
         return None, ""
     images = "1 image" if found.images == 1 else f"{found.images:,} images"
+    if found.changed_after_images is not None:
+        images = f"{found.changed_after_images:,} of {images}"
     latest = {each.level: each.recent for each in found.quantiles if each.recent is not None}
     rows = [
         Row("Calibration images", {each.level: each.calibration for each in found.quantiles}),
@@ -189,7 +191,8 @@ _REPORT_TYPES = {"png": "image/png", "md": "text/markdown; charset=utf-8", "json
 
 def _known(services: Services, name: str) -> str:
     if name not in services.registry.names():
-        raise ModelNotFound("the model store has no model of that name")
+        hint = "GET /models lists the models. The path contains the name alone, without a version."
+        raise ModelNotFound(f"the model store has no model {name[:64]!r}", hint=hint)
     return name
 
 

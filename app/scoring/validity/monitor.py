@@ -198,7 +198,8 @@ class ValidityMonitor:
             stream.add(scores, now)
             changed_before, state = state.changed, stream.state(now)
             if changed_before is None and state.changed is not None:
-                facts = {"model": watched.manifest.name, "version": watched.manifest.version, "images": state.images}
+                manifest = watched.manifest
+                facts = {"model": manifest.name, "version": manifest.version, "images": state.changed_after}
                 _log.warning("the scores no longer resemble the calibration scores", extra=facts)
         return state, state.model_dump_json().encode()
 

@@ -68,8 +68,8 @@ class Validity(BaseModel):
         description="Probability of at least this maximum, at any time, if nothing has changed: valid at all times"
     )
     images: int = Field(description="Number of images since the start, without those that a guard decided")
-    since: datetime = Field(description="When the first images of the version were counted")
-    updated: datetime = Field(description="When images were last counted")
+    since: datetime | None = Field(description="When the first images were counted. Null before the first image")
+    updated: datetime | None = Field(description="When images were last counted. Null before the first image")
     changed_at: datetime | None = Field(description="When the status became `changed`")
     changed_after_images: int | None = Field(description="Number of images until then")
     anomalous: AnomalousShare
@@ -99,8 +99,8 @@ def describe(manifest: Manifest, reference: Reference, state: StreamState, limit
         limit_log10=math.log10(limit),
         p_value=math.exp(-state.log_peak),
         images=state.images,
-        since=_time(state.started),
-        updated=_time(state.updated),
+        since=_time(state.started) if state.images else None,
+        updated=_time(state.updated) if state.images else None,
         changed_at=None if state.changed is None else _time(state.changed),
         changed_after_images=state.changed_after,
         anomalous=AnomalousShare(

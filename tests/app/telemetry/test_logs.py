@@ -86,3 +86,13 @@ async def test_a_closed_or_full_non_blocking_pipe_raises_no_error() -> None:
     assert log.writer.flush(timeout=10)
     assert writer.dropped > 0
     os.close(writes)
+
+
+def test_other_libraries_insert_nothing_into_their_lines() -> None:
+    """A line of a library contains the template of its message: a value may be a secret header or an address."""
+    formatter = JsonFormatter()
+    events = [
+        json.loads(formatter.format(logging.LogRecord(name, logging.WARNING, "", 1, "%s failed", ("Bearer x",), None)))
+        for name in ("app.main", "uvicorn.error", "opentelemetry.util.re", "urllib3")
+    ]
+    assert [each["event"] for each in events] == ["Bearer x failed"] * 2 + ["%s failed"] * 2

@@ -172,6 +172,7 @@ def test_a_span_contains_only_its_own_values(receiver: Receiver) -> None:
     [
         ("00-" + "a" * 32 + "-" + "b" * 16 + "-01", True),
         ("01-" + "a" * 32 + "-" + "b" * 16 + "-01-later", True),
+        ("00-" + "a" * 32 + "-" + "b" * 16 + "-01-later", False),
         ("ff-" + "a" * 32 + "-" + "b" * 16 + "-01", False),
         ("00-" + "0" * 32 + "-" + "b" * 16 + "-01", False),
         ("00-" + "a" * 32 + "-" + "0" * 16 + "-01", False),
@@ -224,6 +225,8 @@ def test_traces_are_off_unless_variables_ask_for_them(
     [
         ({"OTEL_TRACES_EXPORTER": "jaeger"}, "OTEL_TRACES_EXPORTER=jaeger"),
         ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "grpc"),
+        ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "5000"}, "max_export_batch_size"),
+        ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_BSP_SCHEDULE_DELAY": "0"}, "OTEL_BSP_... has a value"),
     ],
 )
 def test_what_cannot_be_exported_stops_the_start(
