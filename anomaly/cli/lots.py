@@ -65,6 +65,8 @@ def summary(results: Sequence[Result], rate: float, calibration_size: int) -> st
     needed = max(1, math.ceil(size / (Fraction(repr(rate)) * (calibration_size + 1))))
     if count or needed == 1:
         return found
+    if needed > size:
+        return f"{found}; with {calibration_size} calibration images, no discovery is possible at this rate"
     return (
         f"{found}; with {calibration_size} calibration images, fewer than {needed} anomalies in {size} images cannot "
         "be discovered at this rate"

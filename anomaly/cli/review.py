@@ -50,19 +50,27 @@ def review(
     with plain_errors():
         try:
             found = ReviewFolder(folder, model)
+            if model is not None and not (found.pending() or found.labelled()):
+                raise ReviewFolderError(f"{folder} has no image of the model {printable(model)}")
             if sheet_file is not None:
                 _write_sheet(found, sheet_file)
             if labels is not None:
                 _apply(found, read_labels(labels))
             if labels is None and sheet_file is None:
                 _ask(found)
-        except (ReviewFolderError, OSError) as error:
+        except ReviewFolderError as error:
             write_message(f"error: {error}")
+            raise typer.Exit(ERROR) from error
+        except OSError as error:
+            write_message(f"error: {error.filename}: {error.strerror}")
             raise typer.Exit(ERROR) from error
 
 
 def _write_sheet(folder: ReviewFolder, path: Path) -> None:
     items = folder.pending()
+    if not items:
+        write_message("no image waits for a label; no contact sheet was written")
+        return
     path.touch(0o600)
     path.write_text(sheet(items), encoding="utf-8")
     write_message(

@@ -156,24 +156,39 @@ def read_labels(path: Path) -> dict[str, Label]:
     """Read a CSV file with the columns `id` and `label`. Rows with an empty label are left out.
 
     Raises:
-        ReviewFolderError: the file cannot be read, lacks a column, or contains another label.
+        ReviewFolderError: the file cannot be read, lacks a column or an id, contains another label, or two labels for
+            one image.
     """
     found: dict[str, Label] = {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
-            if not {"id", "label"} <= set(rows.fieldnames or ()):
-                raise ReviewFolderError(f"{path} has no columns `id` and `label` in its first line")
+            rows.fieldnames = [name.strip() for name in rows.fieldnames or ()]
+            if not {"id", "label"} <= set(rows.fieldnames):
+                raise ReviewFolderError(f"the first line of {path} is not `id,label`, separated by a comma")
             for row in rows:
-                text = (row["label"] or "").strip()
-                label = next((each for each in LABELS if each == text), None)
-                if label is not None:
-                    found[row["id"].strip()] = label
-                elif text:
-                    raise ReviewFolderError(f"{path}:{rows.line_num}: the label is {text!r}; write normal or anomalous")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+                _add(found, row, f"{path}:{rows.line_num}")
+    except OSError as error:
+        raise ReviewFolderError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ReviewFolderError(f"{path} is not text in UTF-8; save it as CSV in UTF-8") from error
+    except csv.Error as error:
         raise ReviewFolderError(f"{path} cannot be read: {error}") from error
     return found
+
+
+def _add(found: dict[str, Label], row: dict[str, str | None], place: str) -> None:
+    """Add the label of one row. Raise `ReviewFolderError`, which names the place, if it has none that can be used."""
+    id, text = ((row[name] or "").strip() for name in ("id", "label"))
+    if not text:
+        return
+    label = next((each for each in LABELS if each == text), None)
+    if label is None:
+        raise ReviewFolderError(f"{place}: the label is {text!r}; write normal or anomalous")
+    if not id:
+        raise ReviewFolderError(f"{place}: the id is missing")
+    if found.setdefault(id, label) != label:
+        raise ReviewFolderError(f"{place}: the image {id} has another label in an earlier line")
 
 
 def _item(path: Path, line_path: Path, folder: str | None = None) -> Item | None:

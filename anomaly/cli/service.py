@@ -49,6 +49,8 @@ def training(context: typer.Context) -> None:
     """Run the training command with the same name."""
     with plain_errors():
         name = str(context.info_name)
+        # The commands import their dependencies when they run.
         with service_code(f"`anomaly {name}`", "anomaly-train", "train"):
             from training.__main__ import app
-    app(args=[name, *context.args], prog_name="anomaly")
+
+            app(args=[name, *context.args], prog_name="anomaly")

@@ -31,13 +31,22 @@ def validity(
         try:
             with Client(url, api_key=api_key(key_file)) as service:
                 chosen = names or [each.name for each in service.models() if each.current is not None]
-                found = [service.validity(name) for name in chosen]
+                found = [_validity(service, name) for name in chosen]
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
         except ServiceError as error:
             raise explain(error) from error
         _show(found)
         raise typer.Exit(CHANGED if any(each.status == "changed" for each in found) else 0)
+
+
+def _validity(service: Client, reference: str) -> Validity:
+    """Return the validity of a model, named with or without its current version as in the table."""
+    name, _, number = reference.partition("@")
+    found = service.validity(name)
+    if number not in ("", str(found.version)):
+        raise typer.BadParameter(f"{printable(reference)} is not the current version, which is {name}@{found.version}")
+    return found
 
 
 def _show(found: list[Validity]) -> None:

@@ -82,3 +82,11 @@ def test_a_rate_that_is_none_is_refused(in_process: Anomaly, rate: str) -> None:
     done = in_process("score", EXAMPLES / "six.png", "--model-store", MODEL_STORE, "--fdr", rate)
     assert done.returncode == 2
     assert "--fdr must be at least 1e-9 and below 1" in done.stderr
+
+
+def test_a_lot_too_small_for_any_discovery_is_called_so() -> None:
+    """If more discoveries were needed than there are images, no discovery is possible."""
+    assert lots.summary(lots.with_discoveries(list(lot(0.001)), 0.0001), 0.0001, 1185) == (
+        "discoveries at a false-discovery rate of 0.0001: 0 of 1 images; with 1185 calibration images, no discovery is "
+        "possible at this rate"
+    )

@@ -61,6 +61,12 @@ def ids(review: Path, chosen: str) -> list[str]:
     return sorted(path.stem for path in review.glob(f"queue/*/{chosen}/*.png"))
 
 
+def ids_as_shown(review: Path, chosen: str) -> list[str]:
+    """Return the ids by the time of their lines: two images of one millisecond may have their ids in another order."""
+    paths = review.glob(f"queue/*/{chosen}/*.json")
+    return [path.stem for path in sorted(paths, key=lambda path: (json.loads(path.read_text())["time"], path.stem))]
+
+
 def content(review: Path) -> dict[str, list[str]]:
     """Return the ids of the labelled images by folder."""
     folders = sorted({path.parent.name for path in review.glob("labelled/*/*/*.png")})
@@ -102,20 +108,36 @@ def test_a_file_of_labels_with_errors_is_explained(review: Path, tmp_path: Path,
     assert content(review) == {"normal": drawn}
     for text, words in (
         ("id,label\na,bad\n", "labels.csv:2: the label is 'bad'; write normal or anomalous"),
-        ("name\na\n", "no columns `id` and `label`"),
+        ("name\na\n", "the first line of {path} is not `id,label`, separated by a comma"),
+        ("id;label\na;normal\n", "the first line of {path} is not `id,label`, separated by a comma"),
+        ("label,id\nnormal\n", "labels.csv:2: the id is missing"),
+        ("id, label\n,normal\n", "labels.csv:2: the id is missing"),
+        ("id,label\na,normal\na,anomalous\n", "labels.csv:3: the image a has another label in an earlier line"),
+        ("id,label\na,normal\0\n".encode("utf-16"), "is not text in UTF-8"),
     ):
-        (tmp_path / "labels.csv").write_text(text)
+        (tmp_path / "labels.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
         done = in_process("review", review, "--labels", tmp_path / "labels.csv")
         assert (done.returncode, done.stdout) == (2, "")
-        assert words in done.stderr
+        assert words.format(path=tmp_path / "labels.csv") in done.stderr
     for arguments, words in (
         ((tmp_path,), "is not a review folder"),
-        ((review, "--labels", tmp_path / "none.csv"), "cannot be read"),
+        ((review, "--model", "seven"), "has no image of the model seven"),
+        ((review, "--labels", tmp_path / "none.csv"), "none.csv cannot be read: No such file or directory\n"),
+        ((review, "--sheet", tmp_path / "none" / "sheet.html"), "none/sheet.html: No such file or directory\n"),
         ((review,), "there is no terminal for the keyboard"),
     ):
         done = in_process("review", *arguments)
         assert done.returncode == 2
         assert words in done.stderr
+
+
+def test_an_empty_queue_needs_no_sheet(review: Path, tmp_path: Path, in_process: Anomaly) -> None:
+    """Once all images are labelled, no contact sheet is written."""
+    every = [id for reason in ("random", "anomalous", "near") for id in ids(review, reason)]
+    in_process("review", review, "--labels", csv_of(tmp_path, normal=every))
+    done = in_process("review", review, "--sheet", tmp_path / "sheet.html")
+    assert (done.returncode, done.stderr) == (0, "no image waits for a label; no contact sheet was written\n")
+    assert not (tmp_path / "sheet.html").exists()
 
 
 def test_the_sheet_shows_all_images(review: Path, tmp_path: Path, in_process: Anomaly) -> None:
@@ -141,11 +163,11 @@ def test_only_images_of_one_model_are_shown(review: Path, tmp_path: Path, in_pro
 @pytest.mark.process
 def test_the_keyboard_labels_image_by_image(review: Path) -> None:
     """One key labels, skips, takes back or ends; a second run shows the images without a label."""
-    drawn, above, near = (ids(review, chosen) for chosen in ("random", "anomalous", "near"))
+    drawn, above, near = (ids_as_shown(review, chosen) for chosen in ("random", "anomalous", "near"))
     shown = by_keyboard(review, "nunnasnq")
     assert "1 of 6" in shown
     assert "▀" in shown
-    assert content(review) == {"anomalous": [above[0]], "normal": drawn, "normal-selected": [near[0]]}
+    assert content(review) == {"anomalous": [above[0]], "normal": sorted(drawn), "normal-selected": [near[0]]}
     assert "1 of 2" in by_keyboard(review, "aa")
     assert content(review)["anomalous"] == sorted([*above, near[1]])
     assert "0 images are left" in by_keyboard(review, "")

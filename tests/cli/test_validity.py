@@ -26,6 +26,10 @@ def test_it_shows_all_models_of_a_service(server: Server, in_process: Anomaly) -
         ["zero-article@1", "valid"],
     ]
     assert in_process("validity", "zero", "--url", server.url).stdout.count("@") == 1
+    assert in_process("validity", "zero@1", "--url", server.url).stdout.count("@") == 1
+    other = in_process("validity", "zero@2", "--url", server.url)
+    assert (other.returncode, other.stdout) == (2, "")
+    assert "zero@2 is not the current version, which is zero@1" in other.stderr
 
 
 def test_an_unknown_model_is_an_error(server: Server, in_process: Anomaly) -> None:
@@ -33,6 +37,7 @@ def test_an_unknown_model_is_an_error(server: Server, in_process: Anomaly) -> No
     done = in_process("validity", "seven", "--url", server.url)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
+    assert "'seven'" in done.stderr
 
 
 def test_a_change_has_its_own_exit_code(

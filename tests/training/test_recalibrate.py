@@ -80,6 +80,9 @@ def test_a_dry_run_tests_whether_it_is_needed(store, thin, draft, tmp_path):
     assert Repository(store).versions("small") == [1]
     code, _, err = run("calibrate", "small", "--model-store", store, "--dry-run")
     assert (code, "--data-dir" in err) == (2, True)
+    both = ("--dry-run", "--promote")
+    code, _, err = run("calibrate", "small", "--data-dir", thin[0], "--model-store", store, *both)
+    assert (code, "omit --promote" in err) == (2, True)
 
 
 def test_a_comparison_keeps_its_level():

@@ -79,6 +79,8 @@ def calibrate(
         origin = _find(repository, model)
         if dry_run and data_dir is None:
             raise DataError("--dry-run tests the images of --data-dir; add it")
+        if dry_run and promote:
+            raise DataError("--dry-run publishes no version; omit --promote")
         if not dry_run:
             check_writable(model_store, model_store / origin.name)
         folder, preparation = _read(data_dir, origin, fit, invert, crop)
