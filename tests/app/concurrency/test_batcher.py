@@ -167,6 +167,18 @@ async def test_batchers_of_one_thread_take_turns(worker: LaneWorker) -> None:
     assert order == ["a", "b", "a", "b", "a", "b"]
 
 
+async def test_a_long_queue_has_a_limit_too(worker: LaneWorker) -> None:
+    """The limit of a queue may be any number of items."""
+    run = Squares()
+    run.gate.clear()
+    batcher = batcher_of(run, worker, max_size=1, max_waiting=1000)
+    tasks = [asyncio.create_task(submit(batcher, item)) for item in range(1100)]
+    await until(lambda: sum(task.done() for task in tasks) >= 99)
+    run.gate.set()
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert sum(isinstance(each, Overloaded) for each in found) == 100
+
+
 async def test_full_queue_refuses_at_once(worker: LaneWorker) -> None:
     """An item above the limit of the queue is rejected, and the accepted items get their results."""
     run = Squares()
@@ -300,6 +312,20 @@ async def test_a_delay_gathers_company(worker: LaneWorker) -> None:
     tasks += [asyncio.create_task(submit(batcher, 6))]
     await asyncio.gather(*tasks)
     assert run.batches[1:] == [[0, 1, 2, 3], [4, 5, 6]]
+
+
+async def test_further_items_do_not_end_a_delay(worker: LaneWorker) -> None:
+    """Until a batch is full, an item that arrives during the delay waits for its end as well."""
+    run = Squares()
+    batcher = batcher_of(run, worker, max_delay=300, max_size=3)
+    tasks = []
+    for item in range(2):
+        tasks.append(asyncio.create_task(submit(batcher, item)))
+        for _ in range(3):  # each item arrives in another event-loop iteration
+            await asyncio.sleep(0)
+    assert await worker.run(lambda: len(run.batches)) == 0
+    async with asyncio.timeout(30):
+        assert await asyncio.gather(*tasks, submit(batcher, 2)) == [0, 1, 4]
 
 
 async def test_a_full_batch_waits_for_nobody(worker: LaneWorker) -> None:

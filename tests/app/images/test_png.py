@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from app import problems
+from app.images.chunks import check, has_low_bytes
 from app.images.pictures import encode, error_picture, panel
 from app.images.png import PREPARED, _usual, decode, decode_any, encode_prepared, is_prepared
 from tests import pngs
@@ -281,6 +282,61 @@ def test_everything_else_is_refused(name: str) -> None:
     with pytest.raises(expected) as caught:
         decode(png)
     assert type(caught.value) is expected
+
+
+_PASSES = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+"""First row and column of each pass of Adam7, and the steps to the next ones."""
+
+
+@pytest.mark.parametrize(("colour", "channels", "colours"), [(0, 1, 1), (2, 3, 3), (4, 2, 1), (6, 4, 3)])
+@pytest.mark.parametrize("interlace", [False, True])
+def test_each_low_byte_of_a_colour_is_found(colour: int, channels: int, colours: int, interlace: bool) -> None:
+    """A low byte other than 0 is found at each place of an image of any size, and one of the opacity is not."""
+    generator = np.random.default_rng(colour)
+    for side in (1, 2, 3, 5, 8, 11):
+        for channel in range(channels):
+            samples = np.zeros((side, side + 1, channels), ">u2")
+            samples[..., colours:] = 0xFFFF
+            assert not has_low_bytes(sixteen_bit(samples, colour, interlace=interlace))
+            row, column = generator.integers(side), generator.integers(side + 1)
+            samples[row, column, channel] ^= 1
+            assert has_low_bytes(sixteen_bit(samples, colour, interlace=interlace)) is (channel < colours)
+
+
+def test_each_place_of_an_interlaced_image_is_searched() -> None:
+    """The only low byte of an image is found wherever it is."""
+    for place in range(9 * 10):
+        samples = np.zeros((9, 10, 1), ">u2")
+        samples.reshape(-1)[place] = 7
+        assert has_low_bytes(sixteen_bit(samples, 0, interlace=True))
+
+
+def sixteen_bit(samples: np.ndarray, colour: int, *, interlace: bool) -> bytes:
+    """Return a 16-bit PNG with its pixels in two chunks."""
+    passes = _PASSES if interlace else [(0, 0, 1, 1)]
+    parts = [samples[top::down, left::right] for top, left, down, right in passes]
+    content = zlib.compress(b"".join(b"\0" + row.tobytes() for part in parts if part.size for row in part))
+    height, width = samples.shape[:2]
+    start = pngs.SIGNATURE + pngs.header(width, height, depth=16, colour=colour, interlace=int(interlace))
+    return start + pngs.chunk(b"IDAT", content[:7]) + pngs.chunk(b"IDAT", content[7:]) + END
+
+
+@pytest.mark.parametrize("kind", [b"IHDR", b"IDAT", b"IEND", *(bytes([first]) + b"BCD" for first in range(65, 91))])
+@pytest.mark.parametrize("crc", [0, 2**32 - 1])
+def test_a_wrong_checksum_of_a_critical_chunk_is_refused(kind: bytes, crc: int) -> None:
+    """A checksum that is too small or too large is found before the chunk itself is judged."""
+    parts = [(b"IHDR", pngs.header()[8:-4]), (b"IDAT", pngs.rows(GREY)), (b"IEND", b"")]
+    if kind not in (b"IHDR", b"IDAT", b"IEND"):
+        parts.insert(1, (kind, b"content"))
+    chunks = (pngs.chunk(name, content, crc=crc if name == kind else None) for name, content in parts)
+    with pytest.raises(problems.CorruptPng, match="checksum"):
+        decode(pngs.SIGNATURE + b"".join(chunks))
+
+
+def test_plain_pixels_in_several_chunks_need_no_reader_of_files() -> None:
+    """`check` returns the compressed pixels of a plain image, wherever they were split."""
+    compressed, _ = check(split_pixels(b""), lambda *_: None, "")
+    assert zlib.decompress(compressed) == zlib.decompress(pngs.rows(GREY))
 
 
 @pytest.mark.parametrize("interlace", [0, 1])

@@ -176,6 +176,33 @@ def test_a_valid_signature_of_another_statement_is_rejected(store, signed, alter
         Repository(store, Provenance("require", signed[2])).open(NAME, 1)
 
 
+def test_a_signature_has_one_form(store, public):
+    """Characters outside base64 are rejected, and so is a bundle whose first signature is another one."""
+    path = store / NAME / "1" / "model.sig"
+    bundle = json.loads(path.read_text())
+    (valid,) = bundle["dsseEnvelope"]["signatures"]
+    other = {**valid, "sig": base64.b64encode(b"another").decode()}
+    for signatures, message in (
+        ([{**valid, "sig": valid["sig"][:9] + "!" + valid["sig"][9:]}], "is not a model signature"),
+        ([other, valid], "is not a model signature|not made with the private key"),
+    ):
+        bundle["dsseEnvelope"]["signatures"] = signatures
+        path.write_text(json.dumps(bundle))
+        with pytest.raises(RepositoryError, match=message):
+            Repository(store, Provenance("require", public)).open(NAME, 1)
+
+
+def test_a_signature_has_a_maximum_size(store, public):
+    """A bundle of 1 MiB is read, one with a byte more is not."""
+    path = store / NAME / "1" / "model.sig"
+    content = path.read_bytes()
+    path.write_bytes(content + b" " * (2**20 - len(content)))
+    assert Repository(store, Provenance("require", public)).open(NAME, 1)
+    path.write_bytes(content + b" " * (2**20 + 1 - len(content)))
+    with pytest.raises(RepositoryError, match="larger than 1048576 bytes"):
+        Repository(store, Provenance("require", public)).open(NAME, 1)
+
+
 def test_a_changed_statement_breaks_the_signature(store, signed):
     """The statement cannot be changed without the private key."""
     forge(store / NAME / "1", signed[1], lambda statement: statement.update(extra=1), seal=False)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app.models import repository
 from app.models.repository import Repository, RepositoryError, sha256
 from tests.conftest import MODEL_STORE, unprivileged
 
@@ -196,6 +197,30 @@ def test_calibration_scores_that_are_none_are_refused(root, folder, scores):
     refused(root, r"calibration\.npy")
 
 
+@pytest.mark.parametrize("change", ["swapped", "a table", "lower threshold", "higher threshold"])
+def test_calibration_scores_of_the_right_number_are_checked(root, folder, change):
+    """Scores that are not sorted, or in a table, or that give another threshold, are rejected; equal scores are not."""
+    scores = np.load(folder / "calibration.npy")
+    equal = scores.copy()
+    equal[1] = equal[0]
+    replace(folder, "calibration.npy", array(equal))
+    assert Repository(root).open(NAME, 1)
+    changed = {
+        "swapped": np.concatenate([scores[1:2], scores[:1], scores[2:]]),
+        "a table": scores[:, None],
+        "lower threshold": scores * np.float32(0.9),
+        "higher threshold": scores * np.float32(1.1),
+    }[change]
+    replace(folder, "calibration.npy", array(changed))
+    refused(root, r"sorted scores|list of finite scores|threshold is not the one")
+
+
+def test_the_first_contradiction_of_a_manifest_is_named(root, folder):
+    """Of several wrong members, the message names the first one of the schema."""
+    edit(folder, lambda manifest: manifest.update(schema_version=2, alpha=1.5))
+    refused(root, r"manifest\.json is not valid: schema_version: ")
+
+
 @pytest.mark.parametrize("file", ["calibration.npy", "golden.npz"])
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 half an archive", array([{"a": "pickle"}])])
 def test_files_that_are_no_arrays_are_refused(root, folder, file, content):
@@ -242,6 +267,22 @@ def test_a_current_with_too_many_digits_is_refused(root):
     (root / NAME / "CURRENT").write_text("1" * 5000)
     with pytest.raises(RepositoryError, match="does not hold a version number"):
         Repository(root).current(NAME)
+    for digits, known in ((8, True), (9, True), (10, False)):
+        assert repository.is_version("1" * digits) is known
+
+
+def test_a_store_is_required_to_have_a_model(root, tmp_path):
+    """The message says whether the folder is missing, empty, or contains no model with a current version."""
+    Repository(root).require_models()
+    empty = tmp_path / "empty"
+    with pytest.raises(RepositoryError, match="there is no model store"):
+        Repository(empty).require_models()
+    empty.mkdir()
+    with pytest.raises(RepositoryError, match="empty is empty; set"):
+        Repository(empty).require_models()
+    (root / NAME / "CURRENT").unlink()
+    with pytest.raises(RepositoryError, match="contains no model with a current version"):
+        Repository(root).require_models()
 
 
 @pytest.mark.parametrize("reason", ['say "no"', "", "Ink", "a\nb"])
