@@ -312,10 +312,10 @@ def test_each_place_of_an_interlaced_image_is_searched() -> None:
 
 
 def sixteen_bit(samples: np.ndarray, colour: int, *, interlace: bool) -> bytes:
-    """Return a 16-bit PNG with its pixels in two chunks."""
+    """Return a 16-bit PNG of already filtered rows, in two chunks."""
     passes = _PASSES if interlace else [(0, 0, 1, 1)]
     parts = [samples[top::down, left::right] for top, left, down, right in passes]
-    content = zlib.compress(b"".join(b"\0" + row.tobytes() for part in parts if part.size for row in part))
+    content = zlib.compress(b"".join(b"\1" + row.tobytes() for part in parts if part.size for row in part))
     height, width = samples.shape[:2]
     start = pngs.SIGNATURE + pngs.header(width, height, depth=16, colour=colour, interlace=int(interlace))
     return start + pngs.chunk(b"IDAT", content[:7]) + pngs.chunk(b"IDAT", content[7:]) + END
