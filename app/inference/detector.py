@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -246,14 +245,12 @@ class Detector:
         """
         return float(self.score(image)[0][0])
 
-    def warm_up(self, batch_sizes: Iterable[int]) -> float:
-        """Score each batch size twice, because TorchScript optimises on the second call. Return the seconds taken."""
-        started = time.perf_counter()
+    def warm_up(self, batch_sizes: Iterable[int]) -> None:
+        """Score each batch size twice, because TorchScript optimises on the second call."""
         for size in batch_sizes:
             for _ in range(2):
                 self.draw(np.zeros((size, 1, 28, 28), np.uint8))
                 self.score(np.zeros((size, 1, 28, 28), np.uint8))
-        return time.perf_counter() - started
 
 
 def is_out_of_memory(error: BaseException) -> bool:
