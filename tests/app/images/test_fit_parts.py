@@ -1,0 +1,82 @@
+"""The parts of `fit`, each alone: placing, the crop of a reduced image, digits without a margin, the page's noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from app.images.components import components
+from app.images.digit import tight
+from app.images.fit import _centred
+from app.images.ink import _without_salt, ink_of, opening
+from tests.app.images.test_fit import fitted
+
+
+@pytest.mark.parametrize("edge", ["left", "right", "top", "bottom"])
+def test_strokes_with_their_mass_at_an_edge_are_not_cut_off(edge: str) -> None:
+    """Strokes of 20 pixels stay inside of the 28 pixels, although their centre of mass cannot be in the middle."""
+    strokes = np.zeros((20, 20), np.float32)
+    strokes[:, 0], strokes[5, :] = 1, 0.25
+    turned = np.rot90(strokes, {"left": 0, "bottom": 1, "right": 2, "top": 3}[edge])
+    placed = np.frombuffer(_centred(np.ascontiguousarray(turned)), np.uint8).reshape(28, 28)
+    assert placed.sum() == pytest.approx(255 * strokes.sum(), rel=0.01)
+    rows, columns = np.flatnonzero(placed.any(1)), np.flatnonzero(placed.any(0))
+    assert {rows[-1] - rows[0], columns[-1] - columns[0]} <= {19, 20}
+    assert {"left": columns[-1], "right": 27 - columns[0], "top": rows[-1], "bottom": 27 - rows[0]}[edge] == 27
+
+
+@pytest.mark.parametrize("side", [500, 700, 1400, 2000])
+def test_the_crop_is_in_pixels_of_the_image_that_was_sent(side: int) -> None:
+    """The crop of an image that was reduced is the box of the strokes, within two pixels of the reduced image."""
+    image = Image.new("L", (side, side * 3 // 4), 0)
+    box = (side // 4, side // 8, side // 2, side // 2)
+    ImageDraw.Draw(image).ellipse(box, outline=255, width=side // 20)
+    _, found = fitted(image)
+    assert np.abs(np.subtract(found.crop, box)).max() <= 2 * max(1, -(-side // 640)) + 1
+
+
+@pytest.mark.parametrize(("side", "margin", "taken"), [(10, 3, True), (10, 4, False), (16, 3, True), (40, 6, True)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_digit_without_a_margin_may_leave_three_pixels(side: int, margin: int, taken: bool, axis: int) -> None:
+    """The box of such a digit has 85 % of both sides of the image; in a small image it leaves three pixels at most."""
+    image = Image.new("L", (side, side))
+    ImageDraw.Draw(image).ellipse((0, 0, side - margin - 1, side - 1), outline=255, width=max(2, side // 6))
+    mask = np.asarray(image) > 0
+    found = tight(components(mask if axis else mask.T, np.ones(mask.shape, np.float32)))
+    assert (found is not None) is taken
+
+
+@pytest.mark.parametrize("shape", [(63, 80), (64, 80), (80, 64), (65, 65), (80, 63)])
+def test_bright_pixels_are_removed_from_large_images_only(shape: tuple[int, int]) -> None:
+    """Below 64 pixels a stroke may be as thin as a bright pixel, so nothing is removed."""
+    grey = np.zeros(shape, np.float32)
+    grey[20, 30] = 255
+    assert _without_salt(grey).max() == (255 if min(shape) < 64 else 0)
+
+
+@pytest.mark.parametrize("window", [3, 5, 21])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (4, 7), (30, 8)])
+def test_a_window_may_be_larger_than_the_image(window: int, shape: tuple[int, int]) -> None:
+    """An opening is the largest of the smallest values in reach, also if the window exceeds the image."""
+    plane = np.random.default_rng(0).random(shape).astype(np.float32)
+    reach = max(1, window // 2)
+
+    def spread(values: np.ndarray, best: np.ufunc) -> np.ndarray:
+        found = np.empty_like(values)
+        for row, column in np.ndindex(values.shape):
+            near = values[max(0, row - reach) : row + reach + 1, max(0, column - reach) : column + reach + 1]
+            found[row, column] = best.reduce(near, None)
+        return found
+
+    assert (opening(plane, window) == spread(spread(plane, np.minimum), np.maximum)).all()
+
+
+def test_the_noise_is_that_of_the_page() -> None:
+    """The texture of a dark table next to a page does not count as noise of the page."""
+    generator = np.random.default_rng(0)
+    page = 200 + generator.normal(0, 1, (200, 200))
+    table = 40 + generator.normal(0, 12, (200, 120))
+    _, _, alone = ink_of(page.astype(np.float32), 41, dark=True)
+    _, _, both = ink_of(np.concatenate([page, table], 1).astype(np.float32), 41, dark=True)
+    assert both < 1.5 * alone
