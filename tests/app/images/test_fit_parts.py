@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from app.images.components import components
-from app.images.digit import tight
+from app.images.digit import _with_parts, tight
 from app.images.fit import _centred
 from app.images.ink import _without_salt, ink_of, opening
 from tests.app.images.test_fit import fitted
@@ -80,3 +80,17 @@ def test_the_noise_is_that_of_the_page() -> None:
     _, _, alone = ink_of(page.astype(np.float32), 41, dark=True)
     _, _, both = ink_of(np.concatenate([page, table], 1).astype(np.float32), 41, dark=True)
     assert both < 1.5 * alone
+
+
+@pytest.mark.parametrize(("distance", "joined"), [(2, True), (7, True), (10, True), (11, False), (20, False)])
+@pytest.mark.parametrize("turns", range(4))
+def test_parts_within_a_quarter_of_the_extent_belong_to_a_digit(distance: int, joined: bool, turns: int) -> None:
+    """So do parts that are near such a part, in any direction; none is joined that is farther away."""
+    mask = np.zeros((60, 80), bool)
+    mask[10:50, 5:15] = True
+    mask[20:28, 14 + distance : 18 + distance] = True
+    mask[20:28, 17 + 2 * distance : 21 + 2 * distance] = True
+    found = components(np.rot90(mask, turns), np.ones((60, 80), np.float32) if turns % 2 == 0 else np.ones((80, 60)))
+    main = int(np.argmax(found.mass))
+    assert found.area.size == 3
+    assert _with_parts(found, main, np.ones(3, bool)).sum() == (3 if joined else 1)
