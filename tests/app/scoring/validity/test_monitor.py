@@ -62,6 +62,7 @@ async def test_a_version_without_images_is_valid(client: httpx.AsyncClient) -> N
     found = (await client.get(VALIDITY)).json()
     assert (found["status"], found["images"], found["p_value"], found["evidence_log10"]) == ("valid", 0, 1.0, 0.0)
     assert found["anomalous"]["share"] is None
+    assert (found["since"], found["updated"]) == (None, None)
     assert_problem(await client.get("/models/none/validity"), 404, "model-not-found")
     assert_problem(await client.get(f"{VALIDITY}?since=1"), 422, "invalid-parameter")
 
@@ -77,7 +78,10 @@ async def test_a_change_is_reported(client: httpx.AsyncClient, caplog: pytest.Lo
     assert 0 < found["changed_after_images"] < 4000
     assert found["changed_at"] is not None
     assert found["quantiles"][1]["recent"] > found["quantiles"][1]["calibration"]
-    assert "no longer resemble" in caplog.text
+    (line,) = [line for line in caplog.records if "no longer resemble" in line.message]
+    assert line.images == found["changed_after_images"]  # type: ignore[attr-defined]
+    page = (await client.get("/models/zero-article", headers={"accept": "text/html"})).text
+    assert f"changed after {found['changed_after_images']:,} of 4,000 images (p = " in page
     await until(lambda: b'validity_changed{model="zero-article"} 1.0' in services(client).metrics.exposition())
 
 
