@@ -7,9 +7,10 @@ import pytest
 from PIL import Image, ImageDraw
 
 from app.images.components import components
-from app.images.digit import _with_parts, tight
-from app.images.fit import _centred
-from app.images.ink import _without_salt, ink_of, opening
+from app.images.digit import Choice, _frames, _with_parts, tight
+from app.images.fit import _centred, _strength
+from app.images.ink import _beside, _without_salt, ink_of, opening
+from app.images.search import Digit
 from tests.app.images.test_fit import fitted
 
 
@@ -94,3 +95,37 @@ def test_parts_within_a_quarter_of_the_extent_belong_to_a_digit(distance: int, j
     main = int(np.argmax(found.mass))
     assert found.area.size == 3
     assert _with_parts(found, main, np.ones(3, bool)).sum() == (3 if joined else 1)
+
+
+def test_a_frame_surrounds_something_large_enough() -> None:
+    """A frame has a part inside with a tenth of the longer side of the image; a ring of ink alone is a digit."""
+    for inner, expected in ((0, False), (5, False), (30, True)):
+        mask = np.zeros((100, 100), bool)
+        mask[10:90, 10:90] = True
+        mask[14:86, 14:86] = False
+        mask[40 : 40 + inner, 48:52] = inner > 0
+        found = components(mask, np.ones(mask.shape, np.float32))
+        largest = int(np.argmax(found.mass))
+        assert bool(_frames(found, np.argsort(-found.mass))[largest]) is expected, inner
+
+
+def test_rows_beside_a_line_are_those_next_to_its_reach() -> None:
+    """The larger value of the two rows counts, and only rows that exist."""
+    profile = np.arange(20, dtype=np.float32)
+    assert _beside(profile, 10, 2) == 13
+    assert _beside(profile[::-1], 10, 2) == 12
+    assert _beside(profile, 18, 2) == 15
+    assert _beside(profile[::-1], 1, 2) == 15
+    assert _beside(profile[:3], 1, 2) == 0
+
+
+@pytest.mark.parametrize(("noise", "kept"), [(0.0, True), (0.02, True), (0.035, False), (0.1, False)])
+def test_ink_within_the_noise_is_not_part_of_strokes(noise: float, kept: bool) -> None:
+    """If three deviations of the noise exceed a tenth of the contrast, ink below them is removed."""
+    ink = np.zeros((40, 40), np.float32)
+    ink[10:30, 10:20], ink[10:30, 16:20] = 0.9, 0.1
+    found = components(ink > 0.05, ink)
+    digit = Digit(21, ink, noise, 0.9, found, Choice(np.ones(1, bool), 6.0))
+    strength, box = _strength(digit)
+    assert bool(strength[20, 18] > 0) is kept
+    assert box == ((10, 10, 20, 30) if kept else (10, 10, 16, 30))
