@@ -322,7 +322,10 @@ async def test_sqlite_keeps_what_it_said_it_kept_through_kill_9(tmp_path: Path) 
             keys += writer.stdout.readline().decode().split()
     for writer in writers:
         writer.kill()
-        said, _ = writer.communicate(timeout=20)
+        assert writer.stdout is not None
+        with writer.stdout as output:
+            said = output.read()  # `communicate` would skip what `readline` has buffered, and begin within a line
+        writer.wait(20)
         keys += [key for line in said.decode().splitlines(keepends=True) if line.endswith("\n") for key in line.split()]
     assert len(keys) > 100
     store = SqliteStore(path, ttl_seconds=600, max_entries=100_000)
