@@ -316,13 +316,12 @@ async def test_a_delay_gathers_company(worker: LaneWorker) -> None:
 
 async def test_further_items_do_not_end_a_delay(worker: LaneWorker) -> None:
     """Until a batch is full, an item that arrives during the delay waits for its end as well."""
-    run = Squares()
-    batcher = batcher_of(run, worker, max_delay=300, max_size=3)
+    run, queued = Squares(), list[Item]()
+    batcher = MicroBatcher(run, worker, prepare=queued.append, max_size=3, max_waiting=9, deadline=60.0, max_delay=300)
     tasks = []
-    for item in range(2):
-        tasks.append(asyncio.create_task(submit(batcher, item)))
-        for _ in range(3):  # each item arrives in another event-loop iteration
-            await asyncio.sleep(0)
+    for count in (1, 2):  # each item arrives in another event-loop iteration
+        tasks.append(asyncio.create_task(submit(batcher, count - 1)))
+        await until(lambda count=count: len(queued) == count)
     assert await worker.run(lambda: len(run.batches)) == 0
     async with asyncio.timeout(30):
         assert await asyncio.gather(*tasks, submit(batcher, 2)) == [0, 1, 4]
