@@ -84,7 +84,9 @@ def _cosmic_ray(command: str) -> list[str]:
 
 def _keep_sample(database: Path, count: int, seed: int) -> None:
     with sqlite3.connect(database) as connection:
-        found = connection.execute("SELECT job_id, operator_name FROM mutation_specs ORDER BY rowid").fetchall()
+        # cosmic-ray keeps the paths in a set, whose order differs between two runs.
+        query = "SELECT job_id, operator_name FROM mutation_specs ORDER BY module_path, rowid"
+        found = connection.execute(query).fetchall()
         eligible = [job for job, operator in found if _EXCLUDED not in operator]
         kept = set(random.Random(seed).sample(eligible, min(count, len(eligible))))
         for table in ("mutation_specs", "work_items"):
