@@ -1,4 +1,4 @@
-"""Mixed load with faults at random: `make soak`, or `python -m tests.soak --seconds 1800 --seed 7`.
+"""Put mixed load on a service while faults happen at random, and compare its answers with what must hold.
 
 The soak test checks these conditions: each accepted request is answered once, with the score of its own image. An id
 that was returned can be fetched, unless a fault has removed the store since, and an id is null only after such a fault.
@@ -8,20 +8,13 @@ as JSON. If one of these does not hold, it fails, and the report contains the la
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import contextlib
 import json
 import math
-import os
 import random
 import re
-import shutil
-import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +22,12 @@ import httpx
 import numpy as np
 import psutil
 
+from anomaly import NO_RETRY, AsyncClient, Problem, Score
 from tests import model_stores, pngs
 from tests.conftest import Server
+from tests.infer_requests import binary_request, json_request, outputs_of
+from tests.soak.faults import ABORTED, PNG, Faults
 
-PNG = {"content-type": "image/png"}
 IMAGES = 24
 MAX_SLOPE = 1e6
 """Maximum growth of the resident memory, in bytes per 10 minutes; judged from 10 minutes on."""
@@ -55,22 +50,10 @@ class Soak:
 
     def __init__(self, server: Server, folder: Path, seed: int) -> None:
         self.server = server
-        self.file = folder / "reconstructions.db"
-        self.versions = folder / "store" / "zero-article"
-        self.faults: dict[str, Callable[[httpx.AsyncClient], Awaitable[None]]] = {
-            "delete the store": self._delete,
-            "damage the store": self._damage,
-            "replace the store": self._replace,
-            "promote": self._promote,
-            "break CURRENT": self._break_current,
-            "abort requests": self._abort_requests,
-            "slow batch": self._slow_batch,
-            "unknown versions": self._unknown_versions,
-            "large fit": self._large_fit,
-        }
         self.random = random.Random(seed)
-        noise = np.random.default_rng(seed).integers(0, 256, (IMAGES, 28, 28), dtype=np.uint8)
-        self.images = [pngs.plain(image) for image in noise]
+        self.pixels = np.random.default_rng(seed).integers(0, 256, (IMAGES, 28, 28), dtype=np.uint8)
+        self.images = [pngs.plain(image) for image in self.pixels]
+        self.faults = Faults(server, folder, self.images[0], self.random).all
         self.batch = httpx.Request(
             "POST", "http://x", files=[("files", (f"{n}.png", png, "image/png")) for n, png in enumerate(self.images)]
         )
@@ -92,7 +75,10 @@ class Soak:
                 self.expected.append((await client.post("/score", content=image, headers=PNG)).json()["mse"])
             self.counts["scored"] = len(self.images)
             tasks = [asyncio.create_task(self._singles(client, end)) for _ in range(8)]
-            tasks += [asyncio.create_task(self._batches(client, end)), asyncio.create_task(self._faults(client, end))]
+            tasks += [
+                asyncio.create_task(each(client, end))
+                for each in (self._batches, self._tensors, self._arrays, self._faults)
+            ]
             assert self.server.process is not None
             process = psutil.Process(self.server.process.pid)
             while time.monotonic() < end and not self.wrong:
@@ -149,6 +135,38 @@ class Soak:
             self.counts["batches"] += 1
             await asyncio.sleep(0.2)
 
+    async def _tensors(self, client: httpx.AsyncClient, end: float) -> None:
+        content, headers = binary_request(self.pixels.tobytes(), list(self.pixels.shape))
+        binary = {"content": content, "headers": headers}
+        requests: tuple[dict[str, Any], ...] = ({"json": json_request(self.pixels)}, binary)
+        while time.monotonic() < end and not self.wrong:
+            reply = await client.post("/v2/models/zero-article/infer", **self.random.choice(requests))
+            if reply.status_code in (503, 504):
+                self.counts["tensors shed"] += 1
+                continue
+            self._check(reply.status_code == 200, f"tensor: {reply.status_code} {reply.text[:200]}")
+            for place, mse in enumerate(outputs_of(reply)["mse"]):
+                self._check_score(float(mse), place)
+            self.counts["scored"] += IMAGES
+            self.counts["tensors"] += 1
+            await asyncio.sleep(0.2)
+
+    async def _arrays(self, _: httpx.AsyncClient, end: float) -> None:
+        async with AsyncClient(self.server.url, timeout=30, retry=NO_RETRY) as client:
+            while time.monotonic() < end and not self.wrong:
+                try:
+                    scores = await client.score_array(self.pixels)
+                except Problem as problem:
+                    self._check(problem.status in (503, 504), f"array: {problem}")
+                    self.counts["arrays shed"] += 1
+                    continue
+                for place, score in enumerate(scores):
+                    assert isinstance(score, Score), score
+                    self._check_score(score.mse, place)
+                self.counts["scored"] += len(scores)
+                self.counts["arrays"] += 1
+                await asyncio.sleep(0.2)
+
     async def _faults(self, client: httpx.AsyncClient, end: float) -> None:
         while time.monotonic() < end and not self.wrong:
             fault = self.random.choice(tuple(self.faults))
@@ -163,60 +181,14 @@ class Soak:
                 self.epoch += 1
             await asyncio.sleep(self.random.uniform(0.1, 1.5))
 
-    async def _delete(self, _: httpx.AsyncClient) -> None:
-        for ending in ("", "-journal"):
-            self.file.with_name(self.file.name + ending).unlink(missing_ok=True)
-
-    async def _damage(self, _: httpx.AsyncClient) -> None:
-        if self.file.exists():
-            with self.file.open("r+b") as content:
-                content.write(os.urandom(20_000))
-
-    async def _replace(self, _: httpx.AsyncClient) -> None:
-        copy = self.file.with_suffix(".copy")
-        with contextlib.suppress(FileNotFoundError):  # the service has not created it again
-            shutil.copy(self.file, copy)
-            copy.replace(self.file)
-
-    async def _promote(self, _: httpx.AsyncClient) -> None:
-        model_stores.promote(self.versions.parent, self.random.choice((1, 2)))
-
-    async def _break_current(self, _: httpx.AsyncClient) -> None:
-        content = self.random.choice((b"", b"x" * 1000, b"99", b"\xff\xfe"))
-        self.versions.joinpath("CURRENT").write_bytes(content)
-
-    async def _abort_requests(self, _: httpx.AsyncClient) -> None:
-        await self._abort(100)
-
-    async def _slow_batch(self, _: httpx.AsyncClient) -> None:
-        await self._abort(1, b"POST /score/batch HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9999\r\n\r\n")
-
-    async def _unknown_versions(self, client: httpx.AsyncClient) -> None:
-        for number in (1, 2, 99):
-            await client.post(f"/score?model=zero-article@{number}", content=b"no image", headers=PNG)
-
-    async def _large_fit(self, client: httpx.AsyncClient) -> None:
-        large = pngs.plain(np.tile(pngs.gradient(), (30, 30)))
-        await client.post("/score?fit=mnist", content=large, headers=PNG)
-
-    async def _abort(self, count: int, request: bytes = b"") -> None:
-        head = b"POST /score HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n"
-        request = request or head % len(self.images[0]) + self.images[0][: self.random.randrange(len(self.images[0]))]
-        for _ in range(count):
-            with contextlib.suppress(OSError):
-                _, writer = await asyncio.open_connection("127.0.0.1", self.server.port)
-                writer.write(request)
-                await writer.drain()
-                writer.close()
-                await writer.wait_closed()
-
     async def _compare_counters(self, client: httpx.AsyncClient) -> None:
         text = (await client.get("/metrics")).text
         counted = sum(float(value) for value in re.findall(r"^anomaly_scores_total\{.*\} (.*)$", text, re.MULTILINE))
         # `fit=mnist` scores one image per fault, an aborted request may be complete, and a request that missed its
         # deadline or a batch that was rejected may have been scored.
-        extra = self.counts["fault: large fit"] + 100 * self.counts["fault: abort requests"]
-        extra += self.counts["status 504"] + IMAGES * self.counts["batches shed"]
+        extra = self.counts["fault: large fit"] + ABORTED * self.counts["fault: abort requests"]
+        shed = sum(self.counts[f"{each} shed"] for each in ("batches", "tensors", "arrays"))
+        extra += self.counts["status 504"] + IMAGES * shed
         lowest = self.counts["scored"]
         self._check(lowest <= counted <= lowest + extra, f"{counted} scores counted, {lowest} received")
         self.counts["scores by the metric"] = int(counted)
@@ -272,21 +244,3 @@ def soak(folder: Path, seconds: float, seed: int) -> dict[str, Any]:
     finally:
         if server.process is not None and server.process.poll() is None:
             server.kill()
-
-
-def main() -> int:
-    """Run a soak from the command line."""
-    parser = argparse.ArgumentParser(description="Mixed load with faults at random.")
-    parser.add_argument("--seconds", type=float, default=600, help="Duration. Default: 600.")
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="Random seed.")
-    given = parser.parse_args()
-    sys.stdout.write(f"seed {given.seed}\n")
-    sys.stdout.flush()
-    with tempfile.TemporaryDirectory() as folder:
-        report = soak(Path(folder), given.seconds, given.seed)
-    sys.stdout.write(f"{json.dumps(report, indent=1)}\n")
-    return 1 if report["wrong"] else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Mixed load with faults at random on a running service."""
