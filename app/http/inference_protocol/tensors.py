@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
@@ -250,6 +251,11 @@ def json_pixels(data: Any, count: int, member: str = "data", *, flat: bool = Tru
     # Lists in another order would be scored as another image.
     if not (flat and values.ndim == 1) and count_images(values.shape) != count:
         raise WrongArray(f"the lists of `{member}` are nested as {list(values.shape)}, not as {count} images of 28x28")
+    elements: Iterable[Any] = data
+    for _ in range(values.ndim - 1):
+        elements = itertools.chain.from_iterable(elements)
+    if bool in set(map(type, elements)):  # numpy reads them as 0 and 1 if there are numbers as well
+        raise WrongArray(f"`{member}` contains values of the type bool, not whole numbers from 0 to 255")
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 255:
         raise WrongArray(f"`{member}` has values from {low} to {high}, not from 0 to 255")
