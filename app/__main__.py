@@ -28,6 +28,7 @@ Exit codes: 0 after a shutdown, 2 if the service cannot start, 3 if the shutdown
 
 _BACKLOG = 4096
 """Maximum number of connections that wait to be accepted; Linux's own maximum (`net.core.somaxconn`)."""
+_CANNOT_START = 2
 _metrics_folder = ""
 """Folder of the metrics that the workers share; empty with one worker."""
 
@@ -134,7 +135,7 @@ def _serve(settings: Settings, sockets: list[socket.socket], *, interruptible: b
         log_config=None,
         server_header=False,
         date_header=False,
-        # The service does not use the client's address, so it needs no header of a proxy.
+        # Only a trusted proxy may name the client's address, and the service has no list of trusted proxies.
         proxy_headers=False,
         timeout_keep_alive=settings.keep_alive_seconds,
         # Batch requests end before (app.http.batch.SHUTDOWN_SECONDS), so that their replies say why.
@@ -149,8 +150,7 @@ def _serve(settings: Settings, sockets: list[socket.socket], *, interruptible: b
     if interruptible:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if settings.workers > 1:
-        Multiprocess(config, sockets).run()
-        return 0
+        return _run_workers(config, sockets)
     try:
         server.run(sockets)
     except KeyboardInterrupt:  # raised again after the shutdown
@@ -159,7 +159,16 @@ def _serve(settings: Settings, sockets: list[socket.socket], *, interruptible: b
         code = _refuse(error)
         logging.shutdown()
         os._exit(code)  # the threads of the models would prevent a normal exit
-    return 0 if server.started else uvicorn.config.STARTUP_FAILURE
+    return 0 if server.started else _CANNOT_START
+
+
+def _run_workers(config: uvicorn.Config, sockets: list[socket.socket]) -> int:
+    supervisor = Multiprocess(config, sockets)
+    supervisor.run()
+    codes = {worker.exitcode for worker in supervisor.processes}
+    if uvicorn.config.STARTUP_FAILURE in codes:
+        return _CANNOT_START
+    return process.EXIT_ABANDONED if process.EXIT_WORKER_ABANDONED in codes else 0
 
 
 class _Server(uvicorn.Server):
@@ -201,7 +210,7 @@ def _print_usage(arguments: list[str]) -> int:
 
 def _refuse(error: Exception) -> int:
     _write(2, f"cannot start: {error}\n")
-    return 2
+    return _CANNOT_START
 
 
 def _write(descriptor: int, text: str) -> None:

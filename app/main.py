@@ -6,7 +6,7 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
@@ -46,7 +46,8 @@ _log = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 5.0
 """How long a shutdown waits, after the server has closed its connections, for the model threads, and then for the
-store's."""
+store, the review queue and the traces together."""
+_STORE = "a write to the reconstruction store"
 
 
 class Application(RequestMiddleware):
@@ -287,13 +288,15 @@ async def _close(services: Services, traces: Traces | None) -> bool:
     finished = await services.registry.aclose(CLOSE_SECONDS)
     if not finished:
         _log.error("shutdown abandoned a forward pass or a version load that did not finish in time")
-    stored = await services.reconstructions.aclose(CLOSE_SECONDS)
-    if not stored:
-        _log.error("shutdown abandoned a write to the reconstruction store that did not finish in time")
-    if services.review is not None and not await asyncio.to_thread(services.review.close, CLOSE_SECONDS):
-        _log.warning("shutdown abandoned images of the review queue that were not written in time")
-    if traces is not None and not await asyncio.to_thread(traces.close, CLOSE_SECONDS):
-        _log.warning("shutdown abandoned spans that the collector did not accept in time")
+    closing: dict[str, Awaitable[bool]] = {_STORE: services.reconstructions.aclose(CLOSE_SECONDS)}
+    if services.review is not None:
+        closing["images of the review queue"] = asyncio.to_thread(services.review.close, CLOSE_SECONDS)
+    if traces is not None:
+        closing["spans that the collector did not accept"] = asyncio.to_thread(traces.close, CLOSE_SECONDS)
+    closed = zip(closing, await asyncio.gather(*closing.values()), strict=True)
+    abandoned = [work for work, in_time in closed if not in_time]
+    for work in abandoned:
+        _log.error("shutdown abandoned %s: it did not finish in time", work)
     process.remove_abandoned_metrics_folder()
     _log.info("stopped")
-    return finished and stored
+    return finished and _STORE not in abandoned

@@ -8,6 +8,7 @@ import fcntl
 import functools
 import gc
 import logging
+import multiprocessing
 import os
 import resource
 import shutil
@@ -24,9 +25,12 @@ _log = logging.getLogger(__name__)
 
 EXIT_ABANDONED = 3
 """Exit code of a shutdown that abandoned work which did not finish in time."""
+EXIT_WORKER_ABANDONED = 4
+"""The same of one of several workers: uvicorn's supervisor takes 3 for a failed start, and ends all workers."""
 _COLLECT_AFTER = 20_000, 20, 50
 """Thresholds of the garbage collector's generations, see `gc.set_threshold`."""
-_EXIT_SECONDS = 5.0
+EXIT_SECONDS = 5.0
+"""Maximum time between the end of a shutdown and the end of its process."""
 _MAX_DESCRIPTORS = 65536
 _METRICS_PREFIX = "anomaly-metrics-"
 _M_ARENA_MAX = -8
@@ -136,9 +140,10 @@ def drain_on_sigterm(begin: Callable[[], None], seconds: float) -> Iterator[None
 
 def exit_abandoned() -> None:
     """End the process at once, without joining the threads that did not finish in time."""
-    _log.error("shutdown did not finish in time: exit code %d", EXIT_ABANDONED)
+    code = EXIT_ABANDONED if multiprocessing.parent_process() is None else EXIT_WORKER_ABANDONED
+    _log.error("shutdown did not finish in time: exit code %d", code)
     logging.shutdown()
-    os._exit(EXIT_ABANDONED)
+    os._exit(code)
 
 
 def exit_unless_finished(finished: bool) -> None:
@@ -148,6 +153,6 @@ def exit_unless_finished(finished: bool) -> None:
     """
     if not finished:
         exit_abandoned()
-    timer = threading.Timer(_EXIT_SECONDS, exit_abandoned)
+    timer = threading.Timer(EXIT_SECONDS, exit_abandoned)
     timer.daemon = True
     timer.start()

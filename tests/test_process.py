@@ -25,7 +25,7 @@ import pytest
 import torch
 
 from app.inference.detector import torchscript_allowed
-from app.process import EXIT_ABANDONED
+from app.process import EXIT_ABANDONED, EXIT_WORKER_ABANDONED
 from app.stores import BACKENDS
 from benchmarks.open_loop import drive
 from tests import model_stores, pngs
@@ -510,26 +510,51 @@ def test_an_unread_standard_output_stops_nothing(make_server: Callable[..., Serv
         os.close(reads)
 
 
-def test_a_hanging_forward_pass_does_not_prevent_the_exit(
-    make_server: Callable[..., Server], tmp_path: Path, zero: bytes
-) -> None:
-    """After SIGTERM the process abandons a forward pass that never returns, logs it, and exits with code 3."""
+@pytest.fixture
+def hanging(make_server: Callable[..., Server], tmp_path: Path) -> Callable[..., Server]:
+    """Return a function that starts a service whose forward pass never returns for a white image."""
     store = model_stores.copy(tmp_path / "store", 1)
     folder = store / "zero-article" / "1"
     with torchscript_allowed():
         shipped = torch.jit.load(folder / "model.pt")
     model_stores.put_module(folder, model_stores.HangsOnWhite(shipped))
-    server = make_server(
-        ANOMALY_MODEL_STORE=str(store), ANOMALY_DEFAULT_MODEL="zero-article", ANOMALY_DEADLINE_MS="200"
-    ).start()
-    white = pngs.plain(np.full((28, 28), 255, np.uint8))
-    with server.client(timeout=10) as client:
-        assert client.post("/score", content=zero, headers=PNG).status_code == 200
-        assert client.post("/score", content=white, headers=PNG).status_code == 504
+    settings = {"MODEL_STORE": str(store), "DEFAULT_MODEL": "zero-article", "DEADLINE_MS": "200"}
+
+    def start(workers: int) -> Server:
+        chosen = {**settings, "WORKERS": str(workers)}
+        server = make_server(**{f"ANOMALY_{name}": value for name, value in chosen.items()}).start()
+        assert server.post("/score", content=pngs.plain(), headers=PNG).status_code == 200
+        white = pngs.plain(np.full((28, 28), 255, np.uint8))
+        assert server.post("/score", content=white, headers=PNG, timeout=10).status_code == 504
+        return server
+
+    return start
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_hanging_forward_pass_does_not_prevent_the_exit(hanging: Callable[..., Server], workers: int) -> None:
+    """After SIGTERM, a forward pass that never returns is abandoned and logged, and the exit code is 3."""
+    server = hanging(workers)
     began = time.monotonic()
     assert server.stop() == EXIT_ABANDONED
     assert time.monotonic() - began < 20
     assert "shutdown abandoned a forward pass" in server.log()
+
+
+@pytest.mark.long
+def test_a_worker_that_abandons_work_is_replaced(hanging: Callable[..., Server]) -> None:
+    """SIGTERM to the worker whose forward pass hangs ends this worker only: the supervisor starts another one."""
+    server = hanging(2)
+    assert server.process is not None
+    old = {
+        child.pid: child for child in psutil.Process(server.process.pid).children() if "spawn" in child.cmdline()[-2]
+    }
+    for worker in old.values():
+        worker.terminate()
+    wait_until(lambda: server.log().count('"event": "started"') == 4, 60)
+    assert f"exit code {EXIT_WORKER_ABANDONED}" in server.log()
+    assert server.post("/score", content=pngs.plain(), headers=PNG, timeout=10).status_code == 200
+    assert server.stop() == 0
 
 
 def test_without_proc_the_service_starts(make_server: Callable[..., Server], zero: bytes) -> None:

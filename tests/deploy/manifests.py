@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from app.main import CLOSE_SECONDS
+from app.process import EXIT_SECONDS
 from app.settings import PREFIX, Settings
 from tests.conftest import ROOT
 
@@ -20,8 +21,8 @@ FOLDERS = {path.name: path for path in [KUBERNETES / "base", *sorted((KUBERNETES
 COMPONENTS = sorted((KUBERNETES / "components").iterdir())
 USER = int(re.findall(r"^USER (\d+):\d+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[-1])
 REQUESTS_END = int(re.findall(r"timeout_graceful_shutdown=(\d+)", (ROOT / "app" / "__main__.py").read_text())[0])
-SHUTDOWN_LIMIT = REQUESTS_END + 3 * CLOSE_SECONDS
-"""Requests in flight, then forward passes and loads, then the store, then the traces."""
+SHUTDOWN_LIMIT = REQUESTS_END + 2 * CLOSE_SECONDS + EXIT_SECONDS
+"""Requests in flight, then forward passes and loads, then the store with review queue and traces, then the exit."""
 MARGIN = 5
 """Seconds of the grace period that nothing plans to use."""
 WORKER_BYTES = 320e6

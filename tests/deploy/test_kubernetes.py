@@ -25,6 +25,8 @@ from tests.deploy.manifests import (
     COMPONENTS,
     FOLDERS,
     KUBERNETES,
+    MARGIN,
+    SHUTDOWN_LIMIT,
     Document,
     environment,
     faults,
@@ -315,6 +317,17 @@ async def test_routes_are_those_of_the_service(rendered: dict[str, list[Document
     for rule in route["spec"]["rules"]:
         request, backend = (int(rule["timeouts"][key].removesuffix("s")) for key in ("request", "backendRequest"))
         assert request >= backend > (settings.deadline_ms + settings.store_timeout_ms) / 1000
+
+
+def test_compose_leaves_time_for_the_whole_shutdown() -> None:
+    """The engine kills a replica only after all phases of its shutdown could end."""
+    (service,) = [
+        each
+        for each in yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"].values()
+        if "ANOMALY_DRAIN_SECONDS" in each.get("environment", {})
+    ]
+    drain = float(service["environment"]["ANOMALY_DRAIN_SECONDS"])
+    assert float(service["stop_grace_period"].removesuffix("s")) >= drain + SHUTDOWN_LIMIT + MARGIN
 
 
 def test_the_job_fills_the_volume_as_compose_does(rendered: dict[str, list[Document]]) -> None:
