@@ -35,7 +35,8 @@ from app.scoring.score import Scorer
 from app.scoring.validity.monitor import ValidityMonitor
 from app.settings import Settings
 from app.stores import Store, open_store
-from app.stores.reconstructions import MAX_RECORD_BYTES, Reconstructions
+from app.stores.reconstructions import Reconstructions
+from app.stores.records import MAX_RECORD_BYTES
 from app.telemetry import traces as tracing
 from app.telemetry.logs import AccessLog, configure, text_renderer
 from app.telemetry.metrics import Metrics

@@ -86,6 +86,19 @@ class Failing:
         """Do nothing."""
 
 
+class Held(Failing):
+    """A store that is written when `gate` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered, self.gate = threading.Event(), threading.Event()
+
+    def put(self, _: object) -> None:
+        """Wait."""
+        self.entered.set()
+        assert self.gate.wait(30)
+
+
 def hold(work: Callable[..., Any], gate: threading.Event) -> Callable[..., Any]:
     """Return a function that waits for the gate and then calls `work`."""
 
@@ -161,9 +174,26 @@ async def test_the_cause_is_in_the_metric_and_in_the_log(
     lines = [line for line in log.lines if "status" in line]
     if cause in ("store_down", "store_slow"):
         assert set(statuses) == {200}
-        assert number > 0
         assert sum(line.get("without_id", 0) for line in lines) == 6
+        assert sum(line["without_id_cause"] == cause for line in lines) == number > 0
     else:
         shed = sum(status in (503, 504) for status in statuses)
         assert number == shed > 0
         assert sum(line.get("cause") == cause for line in lines) == shed
+
+
+async def test_a_store_whose_queue_is_full_is_a_cause(make_settings: Callable[..., Settings], zero: bytes) -> None:
+    """While a record waits for the store, a further score has no id, and the log line says why; batches as well."""
+    log, store = Lines(), Held()
+    given = make_settings(log_requests=True, queue_max_images=1, store_timeout_ms=30_000)
+    async with running(given, log_writer=log, store=store) as client:
+        first = asyncio.create_task(raw(client, zero))
+        assert await asyncio.to_thread(store.entered.wait, 30)
+        assert (await raw(client, zero)).json()["id"] is None
+        batch = await client.post("/score/batch?store=true", files=[("files", ("a.png", zero, "image/png"))] * 2)
+        assert [item["id"] for item in batch.json()["items"]] == [None, None]
+        store.gate.set()
+        assert (await first).json()["id"] is not None
+        assert await counted(client, "store_full") == 3
+    causes = [(line["without_id"], line["without_id_cause"]) for line in log.lines if "without_id" in line]
+    assert causes == [(1, "store_full"), (2, "store_full")]

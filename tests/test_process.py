@@ -374,6 +374,7 @@ def test_a_batch_client_that_never_reads_loses_its_place(make_server: Callable[.
         with socket.create_connection(("127.0.0.1", server.port), timeout=30) as other:
             other.sendall(small)
             assert other.recv(65536).startswith(b"HTTP/1.1 200 ")
+    assert 'anomaly_http_requests_total{route="/score/batch",status="499"} 1.0' in server.get("/metrics").text
     server.kill()
 
 

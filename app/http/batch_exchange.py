@@ -41,7 +41,7 @@ class BatchExchange:
     def facts(self) -> dict[str, Any]:
         """Return the members of the access log line."""
         manifest, tally = self.job.rule.manifest, self.job.tally
-        counts = {"count": tally.count, "anomalous": tally.anomalous, "failed": tally.failed}
+        counts: dict[str, Any] = {"count": tally.count, "anomalous": tally.anomalous, "failed": tally.failed}
         if tally.without_id:
-            counts["without_id"] = tally.without_id
+            counts |= {"without_id": tally.without_id, "without_id_cause": tally.without_id_cause}
         return {"model": manifest.name, "version": manifest.version, **counts, **stage_times(tally.seconds)[1]}

@@ -265,11 +265,11 @@ class Connection(HttpToolsProtocol):
         elif cycle.more_body or cycle.response_complete:
             self._send_rejection(problem)
 
-    def count_problem(self, problem: Problem) -> None:
-        """Count a problem that is sent without the application."""
+    def record_rejection(self, problem: Problem) -> str | None:  # noqa: ARG002
+        """Record a problem that is sent without the application, and return the id of the request."""
+        return None
 
     def _send_rejection(self, problem: Problem) -> None:
-        self.count_problem(problem)
-        status, headers, body = answer_problem(problem, close=True)
+        status, headers, body = answer_problem(problem, self.record_rejection(problem), close=True)
         self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[status], lines_of(headers), body))
         self.transport.close()

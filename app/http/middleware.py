@@ -40,7 +40,7 @@ Respond = Callable[[int, bytes, bytes, bool], object]
 
 SCORE = "/score"
 CLIENT_LEFT = 499
-"""Status in log and metrics of a request whose client disconnected before its response; nginx's convention."""
+"""Status in log and metrics of a request whose client left before the end of its response; nginx's convention."""
 _PROBES = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 _SCORE_HEADERS = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
 _SCORE_LINES = lines_of(
@@ -124,8 +124,7 @@ class RequestMiddleware:
 
         Args:
             scope: of the ASGI connection.
-            headers: of the request, names in lower case.
-            body: complete.
+            headers, body: of the request, names in lower case.
             respond: called once with the response, in a later event-loop iteration, unless the future is cancelled.
             started: when the request arrived, in `perf_counter` seconds.
 
@@ -148,9 +147,13 @@ class RequestMiddleware:
     def begin_shutdown(self) -> None:
         """End what would delay a shutdown. The server calls it once per connection."""
 
-    def count_problem(self, problem: Problem) -> None:
-        """Count a problem that the server has returned itself, because the request could not be parsed."""
+    def record_rejection(self, problem: Problem) -> str:
+        """Count and log a problem that the server returns itself, and return the id of the request."""
+        id, status = self._new_id().decode(), problem.status
+        self._metrics.rejection("rejected", status)
         self._metrics.problem(problem.type, problem.cause or None)
+        self._log.write({"request_id": id, "route": "rejected", "status": status, **problem_facts(problem)})
+        return id
 
     def _respond(self, request: RequestFacts, respond: Respond, future: asyncio.Future[Reply]) -> None:
         if future.cancelled():
@@ -195,12 +198,12 @@ class RequestMiddleware:
         try:
             await self._app(scope, receive, observe)
         except ClientLeft:
-            return status or CLIENT_LEFT
+            request.facts["client_left"] = True
         except Exception as error:
             answer = self._reject(error, request)
             if status == 0:
                 return await _send(send, answer)
-        return status or CLIENT_LEFT
+        return CLIENT_LEFT if "client_left" in request.facts else status or CLIENT_LEFT
 
     def _finish(self, request: RequestFacts, route: str, status: int) -> None:
         seconds = time.perf_counter() - request.started
@@ -252,9 +255,7 @@ class RequestMiddleware:
     def _preflight(self, request: RequestFacts) -> Answer | None:
         """Return the response to a preflight request (CORS), which browsers send without a key."""
         headers = None if self._cors is None else self._cors.preflight(request.headers)
-        if headers is None:
-            return None
-        return Answer(204, [*headers, *self._common(request)], b"")
+        return None if headers is None else Answer(204, [*headers, *self._common(request)], b"")
 
     def _common(self, request: RequestFacts) -> list[tuple[bytes, bytes]]:
         return [(b"x-request-id", request.id.encode()), NOSNIFF, *self._extra(request)]

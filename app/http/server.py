@@ -229,7 +229,6 @@ class ServerProtocol(Connection):
         self._end_pending()
         super().reject(problem)
 
-    def count_problem(self, problem: Problem) -> None:
-        """Count a problem that the server sends without calling the application."""
-        if self._middleware is not None:
-            self._middleware.count_problem(problem)
+    def record_rejection(self, problem: Problem) -> str | None:
+        """Count and log a problem that the server sends without calling the application."""
+        return None if self._middleware is None else self._middleware.record_rejection(problem)

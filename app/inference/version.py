@@ -107,7 +107,7 @@ class ModelVersion:
     Attributes:
         manifest, calibration: of the version.
         detector: the autoencoder.
-        failures: number of consecutive forward passes that failed.
+        failures: number of consecutive forward passes that failed, or returned a score that is not finite.
         queue: takes images of single scores; their futures get the results of `on_batch_done` or a problem.
     """
 
@@ -209,14 +209,19 @@ class ModelVersion:
             raise
 
     def _count_failure(self, detect: Callable[[], Result], count: int) -> Result:
+        extra = {"model": self.manifest.name, "images": count}
         try:
             found = detect()
         except Exception:
             self.failures += 1
             self._metrics.forward_pass_failures.inc()
-            _log.exception("forward pass failed", extra={"model": self.manifest.name, "images": count})
+            _log.exception("forward pass failed", extra=extra)
             raise
-        self.failures = 0
+        finite = _is_finite(found)
+        self.failures = 0 if finite else self.failures + 1
+        if not finite:
+            self._metrics.forward_pass_failures.inc()
+            _log.error("forward pass returned a score that is not finite", extra=extra)
         return found
 
     def _detect_many(self, pixels: memoryview, since: float, *, draw: bool) -> ChunkScores:
@@ -246,6 +251,11 @@ class ModelVersion:
             Detection(mse, reasons[code], planes.tobytes(), peak, started - request.queued_at, forward)
             for request, mse, code, peak, planes in rows
         ]
+
+
+def _is_finite(found: Any) -> bool:
+    mse = [each.mse for each in found] if isinstance(found, list) else getattr(found, "mse", found)
+    return bool(np.isfinite(mse).all())
 
 
 def _within_memory(detect: Callable[[NDArray[np.uint8]], Result], images: NDArray[np.uint8]) -> list[Result]:

@@ -24,7 +24,8 @@ from app.problems import InternalError, Problem
 from app.scoring.review.queue import ReviewQueue
 from app.scoring.validity.monitor import ValidityMonitor
 from app.scoring.verdict import DecisionRule, Verdict
-from app.stores.reconstructions import PIXELS, Reconstructions, Record, new_ids
+from app.stores.reconstructions import Reconstructions
+from app.stores.records import PIXELS, Record, new_ids
 from app.telemetry.metrics import STAGES, Metrics
 
 PASSES_AT_ONCE = 4
@@ -72,12 +73,16 @@ class ScoredChunk:
 
 @dataclass
 class Tally:
-    """Totals of a batch request so far: items, items whose record was dropped, and seconds in each of `STAGES`."""
+    """Totals of a batch request so far: items, items whose record was dropped, and seconds in each of `STAGES`.
+
+    `without_id_cause` is why the last of these records was dropped.
+    """
 
     count: int = 0
     anomalous: int = 0
     failed: int = 0
     without_id: int = 0
+    without_id_cause: str = ""
     seconds: list[float] = field(default_factory=lambda: [0.0] * len(STAGES))
 
     def add(self, scored: ScoredChunk) -> None:
@@ -229,9 +234,11 @@ class BatchScorer:
                 continue
             reply = job.rule.reply(verdict, id, self.prefix)
             records.append(Record(reply, found.planes[place].tobytes(), float(found.peak[place]), id, job.owner))
-        if await self._reconstructions.stored(records):
+        cause = await self._reconstructions.drop_cause(records)
+        if cause is None:
             return ids
         job.tally.without_id += len(records)
+        job.tally.without_id_cause = cause
         return [None] * len(ids)
 
 

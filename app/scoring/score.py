@@ -25,7 +25,8 @@ from app.problems import InternalError
 from app.scoring.review.queue import ReviewQueue
 from app.scoring.validity.monitor import ValidityMonitor
 from app.scoring.verdict import DecisionRule, Fitted, Verdict
-from app.stores.reconstructions import PIXELS, Reconstructions, Record, new_ids
+from app.stores.reconstructions import Reconstructions
+from app.stores.records import PIXELS, Record, new_ids
 from app.telemetry.metrics import Metrics, stage_times
 from app.telemetry.spans import TraceContext
 from app.telemetry.traces import Traces
@@ -195,7 +196,7 @@ class Scorer:
                 self._review.offer(version.manifest, each.request.image, each.verdict, each.document["id"])
         stored_ones = [scored for scored in batch if scored.request.store]
         if not stored_ones:
-            resolve(functools.partial(self._replies, len(requests), batch, 0.0, stored=True))
+            resolve(functools.partial(self._replies, len(requests), batch, 0.0, None))
             return
         self._reconstructions.put(
             [
@@ -208,20 +209,27 @@ class Scorer:
                 )
                 for scored in stored_ones
             ],
-            lambda stored: resolve(
-                functools.partial(self._replies, len(requests), batch, time.perf_counter() - began, stored=stored)
+            lambda cause: resolve(
+                functools.partial(self._replies, len(requests), batch, time.perf_counter() - began, cause)
             ),
         )
 
     def _replies(
-        self, size: int, batch: Sequence[_Scored], store_seconds: float, *, stored: bool
+        self, size: int, batch: Sequence[_Scored], store_seconds: float, dropped: str | None
     ) -> list[Reply | Exception]:
-        """Return a reply or an error for each of `size` requests. Runs on the event loop."""
+        """Return a reply or an error for each of `size` requests. Runs on the event loop.
+
+        Args:
+            size: number of images of the micro-batch.
+            batch: those with a finite score.
+            store_seconds: time that the store took.
+            dropped: why the records were dropped; None if they were stored.
+        """
         results: list[Any] = [None] * size
         for place in set(range(size)) - {scored.place for scored in batch} if len(batch) < size else ():
             results[place] = InternalError("the model returned a score that is not finite")
         for place, request, detection, verdict, document, body in batch:
-            if not stored and request.store:
+            if dropped is not None and request.store:
                 document["id"] = document["reconstruction"] = None
                 body = to_json(document)  # noqa: PLW2901
             if request.include_reconstruction:
@@ -235,8 +243,8 @@ class Scorer:
                 "mse": document["mse"],
                 **logged,
             }
-            if not stored and request.store:
-                facts["without_id"] = 1
+            if dropped is not None and request.store:
+                facts["without_id"], facts["without_id_cause"] = 1, dropped
             results[place] = Reply(body, timing, facts, verdict, detection)
         self._count(size, batch, store_seconds)
         if self._traces is not None and batch:

@@ -6,96 +6,30 @@ import asyncio
 import contextlib
 import functools
 import logging
-import os
-import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from app.concurrency.deadlines import Deadlines
 from app.concurrency.lanes import LaneWorker
 from app.stores.contract import Store, StoreError
+from app.stores.records import Record, owned, unpack
 from app.telemetry.metrics import Metrics
 
 Result = TypeVar("Result")
 
 _log = logging.getLogger(__name__)
 
-PIXELS = 28 * 28
-_HEADER = struct.Struct("<HfI")
-_FORMAT = 1
-MAX_RECORD_BYTES = _HEADER.size + 3 * PIXELS + 1024
-"""Upper bound of a record's size; a reply has a few hundred bytes."""
 _RETRY_SECONDS = 1.0
 _QUIET_SECONDS = 5.0
+_WARN_SECONDS = 10.0
+"""Minimum time between two log lines that say that the queue of the store is full."""
 
 
-class Record(NamedTuple):
-    """A scored image as it is stored: the reply and three pictures.
-
-    Attributes:
-        reply: the JSON document that `POST /score` returned.
-        pixels: input, reconstruction and error map, uint8 [3, 28, 28], as bytes.
-        error_peak: the squared error that 255 means in the error map.
-        id: names the record; empty once it has been read.
-        owner: name of the API key, or None; only keys of the same name find the record.
-    """
-
-    reply: bytes
-    pixels: bytes
-    error_peak: float
-    id: str = ""
-    owner: str | None = None
-
-    @property
-    def input(self) -> bytes:
-        """The image that was scored, uint8 [28, 28]."""
-        return self.pixels[:PIXELS]
-
-    @property
-    def reconstruction(self) -> bytes:
-        """The autoencoder's reconstruction, uint8 [28, 28]."""
-        return self.pixels[PIXELS : 2 * PIXELS]
-
-    @property
-    def error_map(self) -> bytes:
-        """Squared errors as shares of `error_peak`, uint8 [28, 28]."""
-        return self.pixels[2 * PIXELS :]
-
-    def pack(self) -> bytes:
-        """Return the record as bytes."""
-        return _HEADER.pack(_FORMAT, self.error_peak, len(self.reply)) + self.reply + self.pixels
-
-
-def unpack(content: bytes) -> Record:
-    """Read what `Record.pack` wrote.
-
-    Raises:
-        ValueError: the bytes are not a record of this format.
-    """
-    if len(content) < _HEADER.size:
-        raise ValueError("not a record")
-    version, peak, length = _HEADER.unpack_from(content)
-    reply_end = _HEADER.size + length
-    if version != _FORMAT or len(content) != reply_end + 3 * PIXELS:
-        raise ValueError("not a record of this format")
-    return Record(content[_HEADER.size : reply_end], content[reply_end:], peak)
-
-
-def new_ids(count: int) -> list[str]:
-    """Return new ids: 12 hexadecimal digits of the time in milliseconds, then 128 random bits that cannot be guessed.
-
-    With the time in front, the index of the store grows at its end.
-    """
-    now, random = f"{time.time_ns() // 1_000_000:012x}", os.urandom(16 * count).hex()
-    return [now + random[place : place + 32] for place in range(0, 32 * count, 32)]
-
-
-def owned(owner: str | None, id: str) -> str:
-    """Return the id under which an owner's reconstruction is stored: only keys of the same name find it again."""
-    return id if owner is None else f"{owner}/{id}"
+OnDone = Callable[[str | None], object]
+"""Gets None if records were stored, else why they were dropped: one of the metric's causes, `store_...`."""
 
 
 @dataclass(eq=False, slots=True)
@@ -103,7 +37,7 @@ class _Put:
     """Records that the store has been given."""
 
     size: int
-    on_stored: Callable[[bool], object]
+    on_done: OnDone
     expired: bool = False
 
 
@@ -137,6 +71,7 @@ class Reconstructions:
         self._worker = LaneWorker("store")
         self._retry_at = 0.0
         self._used_at = 0.0
+        self._warn_at = 0.0
         self._down = False
         self._max_waiting = max_waiting
         self._waiting = 0
@@ -150,32 +85,32 @@ class Reconstructions:
         """Whether the last write succeeded and no read has failed since."""
         return not self._down
 
-    def put(self, records: Sequence[Record], on_stored: Callable[[bool], object]) -> None:
+    def put(self, records: Sequence[Record], on_done: OnDone) -> None:
         """Store all records under their ids, or none. Any thread may call it; it does not block.
 
         Args:
             records: at least one.
-            on_stored: called once, in any thread: with False if the store is down or slow, and the records are counted
-                as dropped. A slow store may have stored them although the call timed out.
+            on_done: called once, in any thread. Dropped records are counted. A slow store may have stored them although
+                the call timed out.
         """
-        put = _Put(len(records), on_stored)
+        put = _Put(len(records), on_done)
         cause = self._admit(put)
         if cause is not None:
             self._drop(put.size, cause)
-            on_stored(False)
+            on_done(cause)
             return
         self._worker.submit(functools.partial(self._write, put, records))
 
-    async def stored(self, records: Sequence[Record]) -> bool:
-        """Store records as `put` does, and return whether they were stored."""
+    async def drop_cause(self, records: Sequence[Record]) -> str | None:
+        """Store records as `put` does, and return why they were dropped; None if they were stored."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[bool] = loop.create_future()
+        future: asyncio.Future[str | None] = loop.create_future()
 
-        def report(stored: bool) -> None:
+        def report(cause: str | None) -> None:
             if not future.done():
-                future.set_result(stored)
+                future.set_result(cause)
 
-        self.put(records, lambda stored: loop.call_soon_threadsafe(report, stored))
+        self.put(records, lambda cause: loop.call_soon_threadsafe(report, cause))
         return await future
 
     async def find(self, id: str, owner: str | None = None) -> Record | None:
@@ -227,6 +162,9 @@ class Reconstructions:
     def _drop(self, size: int, cause: str) -> None:
         self._metrics.reconstructions_dropped.inc(size)
         self._metrics.degraded(cause, size)
+        if cause == "store_full" and self._clock() >= self._warn_at:
+            self._warn_at = self._clock() + _WARN_SECONDS
+            _log.warning("reconstructions dropped: too many wait for the store", extra={"waiting": self._waiting})
 
     def _admit(self, put: _Put) -> str | None:
         """Return why the records are dropped, or None."""
@@ -265,9 +203,11 @@ class Reconstructions:
         with self._lock:
             self._waiting -= put.size
         self._note(error)
+        cause = None
         if error is not None:
-            self._drop(put.size, "store_slow" if isinstance(error, TimeoutError) else "store_down")
-        put.on_stored(error is None)
+            cause = "store_slow" if isinstance(error, TimeoutError) else "store_down"
+            self._drop(put.size, cause)
+        put.on_done(cause)
 
     def _close(self) -> None:
         with contextlib.suppress(StoreError):

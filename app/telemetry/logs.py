@@ -98,8 +98,9 @@ class TextRenderer:
         head = [self._paint("2", _local(str(at)))]
         if event == REQUEST and "status" in rest:
             method, route, status, seconds = (rest.pop(name, "") for name in ("method", "route", "status", "seconds"))
-            took = f"{1000 * float(seconds or 0):.1f} ms"
-            head += [self._paint(self._STATUSES.get(int(status) // 100, "31"), str(status)), f"{method} {route}", took]
+            took = [f"{1000 * float(seconds):.1f} ms"] if seconds != "" else []
+            shown_status = self._paint(self._STATUSES.get(int(status) // 100, "31"), str(status))
+            head += [shown_status, f"{method} {route}".strip(), *took]
         else:
             color = self._LEVELS.get(str(level), "")
             head += ([self._paint(color, str(level))] if color else []) + [self._paint("1", _plain(event))]

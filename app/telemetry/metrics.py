@@ -96,7 +96,9 @@ class Metrics:
         self.reconstruction_store_damaged = self._counter(
             "anomaly_reconstruction_store_damaged", "Times that the store's file was damaged, and moved aside."
         )
-        self.forward_pass_failures = self._counter("anomaly_forward_pass_failures", "Forward passes that failed.")
+        self.forward_pass_failures = self._counter(
+            "anomaly_forward_pass_failures", "Forward passes that failed, or returned a score that is not finite."
+        )
         self.log_lines_dropped = self._counter(
             "anomaly_log_lines_dropped", "Log lines dropped because standard output was not read."
         )
@@ -166,6 +168,10 @@ class Metrics:
             children[1].observe(seconds)
         else:
             children[1].observe(seconds, {"trace_id": trace_id})
+
+    def rejection(self, route: str, status: int) -> None:
+        """Count a request that was answered before its head was read, so that its duration is unknown."""
+        self._requests.labels(route, status).inc()
 
     def _needs_exemplar(self, route: str, seconds: float) -> bool:
         # Setting an exemplar takes longer than counting the request, and a scraper reads it every few seconds.

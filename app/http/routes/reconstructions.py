@@ -14,7 +14,7 @@ from app.http.schemas import ScoreResponse
 from app.images import pictures
 from app.problems import NO_STORE, ReconstructionNotFound, StoreUnavailable
 from app.stores import StoreError
-from app.stores.reconstructions import Record
+from app.stores.records import Record
 
 router = protected_router("Scores")
 

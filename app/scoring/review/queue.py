@@ -27,7 +27,7 @@ from app.images import png
 from app.models.manifest import Manifest
 from app.scoring.review.folder import Entry, ReviewFolder
 from app.scoring.verdict import Verdict
-from app.stores.reconstructions import new_ids
+from app.stores.records import new_ids
 from app.telemetry.metrics import Metrics
 
 _log = logging.getLogger(__name__)

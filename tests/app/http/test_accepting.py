@@ -115,7 +115,15 @@ def test_surplus_connections_get_503_and_probes_an_answer(make_server: Callable[
         assert "20 connections" in reply.json()["detail"]
     for path in ("/livez", "/readyz", "/metrics"):
         assert server.get(path).status_code == 200
-    assert 'anomaly_problems_total{type="overloaded"} 2.0' in server.get("/metrics").text
+    wait_until(lambda: reply.headers["x-request-id"] in server.log())
+    metrics = server.get("/metrics").text
+    assert 'anomaly_problems_total{type="overloaded"} 2.0' in metrics
+    assert 'anomaly_degraded_total{cause="connections"} 2.0' in metrics
+    assert 'anomaly_http_requests_total{route="rejected",status="503"} 2.0' in metrics
+    assert (
+        server.log().count('"route":"rejected","status":503,"problem":"/problems/overloaded","cause":"connections"')
+        == 2
+    )
     for client in clients:
         client.close()
     wait_until(lambda: server.post("/score", content=zero, headers=png).status_code == 200)

@@ -643,6 +643,7 @@ async def test_a_client_that_leaves_stops_the_work(make_settings: Callable[..., 
         await client.app(scope_of("application/x-npy"), receive, send)  # type: ignore[attr-defined]
         assert sum(size for _, size in counting.calls) <= 48
         assert services(client).batch.running == 0
+        assert 'requests_total{route="/score/batch",status="499"} 1.0' in (await client.get("/metrics")).text
         assert (await bulk(client, digits(1))).status_code == 200
 
 
@@ -678,6 +679,8 @@ async def test_a_chunk_that_fails_is_its_own_problem(make_settings: Callable[...
         failed = [item["index"] for item in reply.json()["items"] if "problem" in item]
         assert failed == [4, 5, 6, 7, 9, 10]
         assert {item["problem"]["status"] for item in reply.json()["items"] if "problem" in item} == {500}
+        # One pass that raised, and one with the images 9 and 10.
+        assert "anomaly_forward_pass_failures_total 2.0" in (await client.get("/metrics")).text
         scored = [item for item in reply.json()["items"] if "problem" not in item]
         assert reply.json()["anomalous"] == sum(item["is_anomaly"] for item in scored)
         again = await bulk(client, images, accept="application/x-npy")

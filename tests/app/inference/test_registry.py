@@ -401,11 +401,11 @@ def a_guard_without_a_name(found: Pictures) -> Pictures:
     return Pictures(found.mse, found.planes, found.peak, np.full_like(found.reason, 99))
 
 
-@pytest.mark.parametrize("fault", [out_of_memory, a_guard_without_a_name])
+@pytest.mark.parametrize("fault", [out_of_memory, a_guard_without_a_name, not_a_number])
 async def test_a_failing_model_gives_500_becomes_unready_and_heals(
     make_settings: Callable[..., Settings], zero: bytes, fault: Callable[[Pictures], Pictures]
 ) -> None:
-    """A failed pass or unknown guard code gets 500 without details; after three, /readyz returns 503 for a time."""
+    """A failed pass, NaN or an unknown guard code gets 500 without details; after three, /readyz returns 503."""
     async with running(make_settings(watch_seconds=0.2)) as client:
         faulty = break_model(client, fault)
         for _ in range(3):
@@ -448,10 +448,15 @@ async def test_the_log_of_a_failure_names_a_place_and_nothing_else(
         assert not re.search(r"secret|memory|/|Traceback|File", line), line
 
 
-async def test_a_score_that_is_not_a_number_is_never_normal(client: httpx.AsyncClient, zero: bytes) -> None:
-    """NaN is not above any threshold, so it is an error instead of the verdict normal."""
+async def test_a_score_that_is_not_a_number_is_never_normal(
+    client: httpx.AsyncClient, zero: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """NaN is above no threshold: it is an error instead of the verdict normal, and counts as a failed forward pass."""
     break_model(client, not_a_number)
     assert_problem(await raw(client, zero), 500, "internal-error")
+    assert "anomaly_forward_pass_failures_total 1.0" in (await client.get("/metrics")).text
+    (line,) = [record for record in caplog.records if "not finite" in record.getMessage()]
+    assert (line.levelname, line.__dict__["model"], line.__dict__["images"]) == ("ERROR", "zero-article", 1)
 
 
 async def test_a_hanging_model_is_504_and_unready(make_settings: Callable[..., Settings], zero: bytes) -> None:

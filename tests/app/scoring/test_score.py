@@ -19,7 +19,8 @@ from app.problems import InternalError
 from app.scoring.score import Reply, Scorer, ScoreRequest
 from app.scoring.validity.monitor import ValidityMonitor
 from app.scoring.verdict import DecisionRule, Fitted
-from app.stores.reconstructions import Reconstructions, new_ids, unpack
+from app.stores.reconstructions import Reconstructions
+from app.stores.records import new_ids, unpack
 from app.stores.sqlite import SqliteStore
 from app.telemetry.metrics import Metrics
 

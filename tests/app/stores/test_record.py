@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.stores.reconstructions import MAX_RECORD_BYTES, Record, unpack
+from app.stores.records import MAX_RECORD_BYTES, Record, unpack
 
 
 @given(

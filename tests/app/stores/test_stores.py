@@ -26,7 +26,8 @@ import redis
 from app.models.repository import Repository
 from app.scoring.validity.monitor import ValidityMonitor
 from app.stores import Store, StoreError, open_store
-from app.stores.reconstructions import Reconstructions, Record, new_ids
+from app.stores.reconstructions import Reconstructions
+from app.stores.records import Record, new_ids
 from app.stores.redis import RedisStore
 from app.stores.sqlite import SqliteStore
 from app.telemetry.metrics import Metrics
@@ -569,14 +570,14 @@ async def test_a_hanging_redis_costs_no_more_than_the_time_out(redis_server: Red
     store = RedisStore(redis_server.url, ttl_seconds=60, password_file=redis_server.password_file)
     kept = Reconstructions(store, Metrics(), timeout=0.3, max_waiting=64)
     record = Record(b"{}", bytes(3 * 784), 1.0)
-    assert await kept.stored([record._replace(id="a" * 32)])
+    assert await kept.drop_cause([record._replace(id="a" * 32)]) is None
     redis_server.process.send_signal(signal.SIGSTOP)
     began = time.monotonic()
-    assert not await kept.stored([record._replace(id="b" * 32)])
+    assert await kept.drop_cause([record._replace(id="b" * 32)]) is not None
     assert 0.2 < time.monotonic() - began < 1.0
     assert not kept.up
     began = time.monotonic()
-    assert not await kept.stored([record._replace(id="c" * 32)])
+    assert await kept.drop_cause([record._replace(id="c" * 32)]) is not None
     assert time.monotonic() - began < 0.1
     redis_server.process.send_signal(signal.SIGCONT)
 
@@ -585,7 +586,7 @@ async def test_a_hanging_redis_costs_no_more_than_the_time_out(redis_server: Red
         return kept.up
 
     await until(up_again, seconds=5)
-    assert await kept.stored([record._replace(id="d" * 32)])
+    assert await kept.drop_cause([record._replace(id="d" * 32)]) is None
     assert await kept.find("d" * 32) == record
     await kept.aclose()
 
@@ -595,22 +596,24 @@ async def test_a_locked_file_costs_no_more_than_the_time_out(tmp_path: Path) -> 
     store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=100)
     kept = Reconstructions(store, Metrics(), timeout=0.2, max_waiting=64)
     await kept.check()
-    record, said = Record(b"{}", bytes(3 * 784), 1.0), list[tuple[str, bool]]()
+    record, said = Record(b"{}", bytes(3 * 784), 1.0), list[tuple[str, str | None]]()
     with contextlib.closing(sqlite3.connect(tmp_path / "store.db", isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         began = time.monotonic()
         for key in "ab":
-            await asyncio.to_thread(kept.put, [record._replace(id=key)], lambda kept, key=key: said.append((key, kept)))
+            await asyncio.to_thread(
+                kept.put, [record._replace(id=key)], lambda cause, key=key: said.append((key, cause))
+            )
         await until(lambda: len(said) == 2)
         assert 0.1 < time.monotonic() - began < 1.5
         assert not kept.up
         other.execute("COMMIT")
     assert await kept.find("a") == record  # it was begun
     assert await kept.find("b") is None  # now the store's thread has finished both
-    assert said == [("a", False), ("b", False)]
+    assert said == [("a", "store_slow"), ("b", "store_slow")]
     await kept.check()
     assert kept.up
-    assert await kept.stored([record._replace(id="c")])
+    assert await kept.drop_cause([record._replace(id="c")]) is None
     assert (kept._waiting, len(kept._puts)) == (0, 0)
     await kept.aclose()
 
@@ -629,9 +632,9 @@ def no_file_larger_than(size: int) -> Iterator[None]:
 async def _full_and_then_not(kept: Reconstructions, fill: Callable[[], object], empty: Callable[[], object]) -> None:
     """A full store counts as down until it has room, although it still returns entries."""
     record = Record(b"{}", bytes(3 * 784), 1.0)
-    assert await kept.stored([record._replace(id="before")])
+    assert await kept.drop_cause([record._replace(id="before")]) is None
     fill()
-    while await kept.stored([record._replace(id=new_ids(1)[0])]):
+    while await kept.drop_cause([record._replace(id=new_ids(1)[0])]) is None:
         pass
     for _ in range(8):  # the rest of its room is smaller than a record
         await kept.check()
@@ -643,7 +646,7 @@ async def _full_and_then_not(kept: Reconstructions, fill: Callable[[], object], 
     empty()
     await kept.check()
     assert kept.up
-    assert await kept.stored([record._replace(id="after")])
+    assert await kept.drop_cause([record._replace(id="after")]) is None
     await kept.aclose()
 
 
@@ -751,10 +754,10 @@ async def test_a_record_that_cannot_be_packed_is_dropped(tmp_path: Path) -> None
     kept = Reconstructions(store, Metrics(), timeout=5, max_waiting=64)
     await kept.check()
     unpackable: Any = None
-    assert not await kept.stored([Record(b"{}", unpackable, 1.0, "a")])
+    assert await kept.drop_cause([Record(b"{}", unpackable, 1.0, "a")]) is not None
     assert (kept._waiting, len(kept._puts)) == (0, 0)
     await kept.check()
-    assert await kept.stored([Record(b"{}", bytes(3 * 784), 1.0, "b")])
+    assert await kept.drop_cause([Record(b"{}", bytes(3 * 784), 1.0, "b")]) is None
     await kept.aclose()
 
 
@@ -770,7 +773,7 @@ async def test_a_dead_disk_does_not_block_the_shutdown(tmp_path: Path) -> None:
         Dead(tmp_path / "store.db", ttl_seconds=60, max_entries=100), Metrics(), timeout=0.1, max_waiting=64
     )
     await kept.check()
-    assert not await kept.stored([Record(b"{}", bytes(3 * 784), 1.0, "a")])
+    assert await kept.drop_cause([Record(b"{}", bytes(3 * 784), 1.0, "a")]) is not None
     assert not await kept.aclose(timeout=0.1)
     gate.set()
 
@@ -781,28 +784,31 @@ async def test_any_thread_stores_records(tmp_path: Path) -> None:
     kept = Reconstructions(store, Metrics(), timeout=30, max_waiting=1000)
     await kept.check()
     groups = [[Record(b"{}", bytes(3 * 784), 1.0, f"{thread}-{n}") for n in range(3)] for thread in range(20)]
-    told: list[bool] = []
+    told: list[str | None] = []
     heard = threading.Semaphore(0)
 
-    def on_stored(stored: bool) -> None:
-        told.append(stored)
+    def on_done(cause: str | None) -> None:
+        told.append(cause)
         heard.release()
 
-    await asyncio.gather(*(asyncio.to_thread(kept.put, group, on_stored) for group in groups))
+    await asyncio.gather(*(asyncio.to_thread(kept.put, group, on_done) for group in groups))
     for _ in groups:
         assert await asyncio.to_thread(heard.acquire, timeout=30)
-    assert told == [True] * 20
+    assert told == [None] * 20
     assert all([await kept.find(record.id) is not None for group in groups for record in group])
     await kept.aclose()
 
 
-async def test_a_group_larger_than_the_bound_is_kept_when_none_waits(tmp_path: Path) -> None:
+async def test_a_group_larger_than_the_bound_is_kept_when_none_waits(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A chunk of a batch request may be larger than the queue of single images; a second one must wait its turn."""
     store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=1000)
     kept = Reconstructions(store, Metrics(), timeout=30, max_waiting=4)
     groups = [[Record(b"{}", bytes(3 * 784), 1.0, f"{group}-{n}") for n in range(8)] for group in range(2)]
-    assert await asyncio.gather(*(kept.stored(group) for group in groups)) == [True, False]
-    assert await kept.stored(groups[1])
+    assert await asyncio.gather(*(kept.drop_cause(group) for group in groups)) == [None, "store_full"]
+    assert caplog.text.count("wait for the store") == 1
+    assert await kept.drop_cause(groups[1]) is None
     await kept.aclose()
 
 

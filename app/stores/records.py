@@ -1,0 +1,80 @@
+"""A scored image as it is stored, and the id that names it."""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from typing import NamedTuple
+
+PIXELS = 28 * 28
+_HEADER = struct.Struct("<HfI")
+_FORMAT = 1
+MAX_RECORD_BYTES = _HEADER.size + 3 * PIXELS + 1024
+"""Upper bound of a record's size; a reply has a few hundred bytes."""
+
+
+class Record(NamedTuple):
+    """A scored image as it is stored: the reply and three pictures.
+
+    Attributes:
+        reply: the JSON document that `POST /score` returned.
+        pixels: input, reconstruction and error map, uint8 [3, 28, 28], as bytes.
+        error_peak: the squared error that 255 means in the error map.
+        id: names the record; empty once it has been read.
+        owner: name of the API key, or None; only keys of the same name find the record.
+    """
+
+    reply: bytes
+    pixels: bytes
+    error_peak: float
+    id: str = ""
+    owner: str | None = None
+
+    @property
+    def input(self) -> bytes:
+        """The image that was scored, uint8 [28, 28]."""
+        return self.pixels[:PIXELS]
+
+    @property
+    def reconstruction(self) -> bytes:
+        """The autoencoder's reconstruction, uint8 [28, 28]."""
+        return self.pixels[PIXELS : 2 * PIXELS]
+
+    @property
+    def error_map(self) -> bytes:
+        """Squared errors as shares of `error_peak`, uint8 [28, 28]."""
+        return self.pixels[2 * PIXELS :]
+
+    def pack(self) -> bytes:
+        """Return the record as bytes."""
+        return _HEADER.pack(_FORMAT, self.error_peak, len(self.reply)) + self.reply + self.pixels
+
+
+def unpack(content: bytes) -> Record:
+    """Read what `Record.pack` wrote.
+
+    Raises:
+        ValueError: the bytes are not a record of this format.
+    """
+    if len(content) < _HEADER.size:
+        raise ValueError("not a record")
+    version, peak, length = _HEADER.unpack_from(content)
+    reply_end = _HEADER.size + length
+    if version != _FORMAT or len(content) != reply_end + 3 * PIXELS:
+        raise ValueError("not a record of this format")
+    return Record(content[_HEADER.size : reply_end], content[reply_end:], peak)
+
+
+def new_ids(count: int) -> list[str]:
+    """Return new ids: 12 hexadecimal digits of the time in milliseconds, then 128 random bits that cannot be guessed.
+
+    With the time in front, the index of the store grows at its end.
+    """
+    now, random = f"{time.time_ns() // 1_000_000:012x}", os.urandom(16 * count).hex()
+    return [now + random[place : place + 32] for place in range(0, 32 * count, 32)]
+
+
+def owned(owner: str | None, id: str) -> str:
+    """Return the id under which an owner's reconstruction is stored: only keys of the same name find it again."""
+    return id if owner is None else f"{owner}/{id}"
