@@ -43,6 +43,19 @@ async def test_an_unknown_parameter_is_rejected_by_name(
     assert "`scal`" in reply.json().get("detail", reply.json().get("error")) and "4711" not in reply.text
 
 
+async def test_every_route_documents_the_statuses_of_any_request(client: httpx.AsyncClient) -> None:
+    """Each operation lists the problems that need no image: unknown parameters, a foreign host, a damaged head."""
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    documented = {(method, path): operation["responses"] for path in paths for method, operation in paths[path].items()}
+    probes = {"/livez", "/readyz", "/metrics"}
+    for method, path in ROUTES:
+        if (method.lower(), path) not in documented:
+            assert path == "/openapi.json"
+            continue
+        expected = {"400", "403", "413", "422", "500"} | (set() if path in probes else {"503"})
+        assert expected <= set(documented[method.lower(), path]), path
+
+
 async def test_the_detail_lists_the_parameters_of_the_route(client: httpx.AsyncClient) -> None:
     """The detail lists the parameters of the route, for general routes and for those of scores."""
     detail = (await client.get(f"/reconstruction/{'0' * 44}?scal=2")).json()["detail"]

@@ -50,6 +50,11 @@ def services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(services)]
 
 
+ANYWHERE = (400, 403, 413, 422, 500)
+"""Statuses of problems that any route may return; 503 besides, when too many connections are open, unless it is a probe
+of `app.http.connection`."""
+
+
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI description of problem replies with these statuses, with an example of each type."""
     return {
@@ -121,10 +126,10 @@ KEY: Any = Security(
 def protected_router(tag: str) -> APIRouter:
     """Return a router whose routes document the API key. The middleware checks the key before it calls a route."""
     dependencies = [KEY, Depends(reject_unknown_parameters)]
-    return APIRouter(tags=[tag], dependencies=dependencies, responses=problem_responses(400, 401, 403))
+    return APIRouter(tags=[tag], dependencies=dependencies, responses=problem_responses(401, *ANYWHERE, 503))
 
 
 def public_router(tag: str) -> APIRouter:
     """Return a router for routes that need no API key: `app.http.auth.is_public`."""
     dependencies = [Depends(reject_unknown_parameters)]
-    return APIRouter(tags=[tag], dependencies=dependencies, responses=problem_responses(400, 403, 422))
+    return APIRouter(tags=[tag], dependencies=dependencies, responses=problem_responses(*ANYWHERE))

@@ -9,7 +9,15 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, HTTPException, Response
 
-from app.http.dependencies import KEY, Services, ServicesDep, binary, problem_examples, reject_unknown_parameters
+from app.http.dependencies import (
+    ANYWHERE,
+    KEY,
+    Services,
+    ServicesDep,
+    binary,
+    problem_examples,
+    reject_unknown_parameters,
+)
 from app.http.inference_protocol import metadata, schemas
 from app.http.inference_protocol.errors import error_document
 from app.http.routes.scores import Direct
@@ -35,8 +43,8 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 _CHECKS = [Depends(reject_unknown_parameters)]
-router = APIRouter(tags=[_TAG], dependencies=[KEY, *_CHECKS], responses=_errors(400, 401, 403, 422))
-public = APIRouter(tags=[_TAG], dependencies=_CHECKS, responses=_errors(400, 403, 422))
+router = APIRouter(tags=[_TAG], dependencies=[KEY, *_CHECKS], responses=_errors(401, *ANYWHERE, 503))
+public = APIRouter(tags=[_TAG], dependencies=_CHECKS, responses=_errors(*ANYWHERE, 503))
 
 
 @public.get("/v2/health/live", summary="Is the process alive? (v2)")
@@ -59,21 +67,19 @@ async def v2_server() -> schemas.ServerMetadata:
     return schemas.ServerMetadata.model_validate(metadata.server())
 
 
-@router.get("/v2/models/{name}", responses=_errors(404, 422), summary="The tensors of a model (v2)")
+@router.get("/v2/models/{name}", responses=_errors(404), summary="The tensors of a model (v2)")
 async def v2_model(services: ServicesDep, name: str) -> schemas.ModelMetadata:
     """Return the names, datatypes and shapes of the tensors; -1 is the number of images."""
     return await _metadata(services, name)
 
 
-@router.get(
-    "/v2/models/{name}/versions/{version}", responses=_errors(404, 422), summary="The tensors of a version (v2)"
-)
+@router.get("/v2/models/{name}/versions/{version}", responses=_errors(404), summary="The tensors of a version (v2)")
 async def v2_model_version(services: ServicesDep, name: str, version: str) -> schemas.ModelMetadata:
     """Return the names, datatypes and shapes of the tensors, which all versions have in common."""
     return await _metadata(services, name, version)
 
 
-@router.get("/v2/models/{name}/config", responses=_errors(404, 422), summary="The configuration of a model (v2)")
+@router.get("/v2/models/{name}/config", responses=_errors(404), summary="The configuration of a model (v2)")
 async def v2_config(services: ServicesDep, name: str) -> schemas.ModelConfiguration:
     """Return the configuration in the form of Triton's, for tools such as perf_analyzer."""
     return await _configuration(services, name)
@@ -81,7 +87,7 @@ async def v2_config(services: ServicesDep, name: str) -> schemas.ModelConfigurat
 
 @router.get(
     "/v2/models/{name}/versions/{version}/config",
-    responses=_errors(404, 422),
+    responses=_errors(404),
     summary="The configuration of a version (v2)",
 )
 async def v2_version_config(services: ServicesDep, name: str, version: str) -> schemas.ModelConfiguration:
@@ -89,15 +95,13 @@ async def v2_version_config(services: ServicesDep, name: str, version: str) -> s
     return await _configuration(services, name, version)
 
 
-@router.get("/v2/models/{name}/ready", responses=_errors(404, 422, 503), summary="Is a model ready? (v2)")
+@router.get("/v2/models/{name}/ready", responses=_errors(404), summary="Is a model ready? (v2)")
 async def v2_model_ready(services: ServicesDep, name: str) -> schemas.ModelReady:
     """Return 200 if the current version is loaded, else 503."""
     return await _ready(services, name)
 
 
-@router.get(
-    "/v2/models/{name}/versions/{version}/ready", responses=_errors(404, 422, 503), summary="Is a version ready? (v2)"
-)
+@router.get("/v2/models/{name}/versions/{version}/ready", responses=_errors(404), summary="Is a version ready? (v2)")
 async def v2_version_ready(services: ServicesDep, name: str, version: str) -> schemas.ModelReady:
     """Return 200 if the version is loaded, else 503. A request that scores with the version loads it."""
     return await _ready(services, name, version)
@@ -109,7 +113,7 @@ async def v1_models(services: ServicesDep) -> schemas.ModelNames:
     return schemas.ModelNames(models=services.registry.names())
 
 
-_STATUSES = (400, 404, 408, 413, 415, 422, 500, 503, 504)
+_STATUSES = (404, 408, 415, 504)
 
 
 def _body(document: dict[str, Any]) -> dict[str, Any]:
@@ -155,7 +159,7 @@ async def v1_predict(services: ServicesDep, name: str) -> Response:
 
 
 # After `:predict`: a path matches the routes in their order, and `name` takes a colon as well.
-@router.get("/v1/models/{name}", responses=_errors(404, 422, 503), summary="Is a model ready? (v1)")
+@router.get("/v1/models/{name}", responses=_errors(404), summary="Is a model ready? (v1)")
 async def v1_model_ready(services: ServicesDep, name: str) -> schemas.ModelReady:
     """Return 200 if the current version of the model is loaded, else 503."""
     if name.endswith(":predict"):

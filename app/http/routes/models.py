@@ -39,7 +39,7 @@ async def models(services: ServicesDep) -> ModelList:
     response_model=Manifest,
     responses={
         200: {"content": {"text/html": {"schema": {"type": "string"}}}},
-        **problem_responses(404, 406, 422, 503),
+        **problem_responses(404, 406),
     },
     summary="The manifest of the current version, or its model card",
 )
@@ -66,7 +66,7 @@ async def model(name: str, request: Request, services: ServicesDep) -> Response:
 
 @router.get(
     "/models/{name}/versions/{version}/calibration",
-    responses=problem_responses(404, 422),
+    responses=problem_responses(404),
     summary="The calibration scores of a version",
 )
 async def calibration(name: str, version: VersionNumber, services: ServicesDep) -> CalibrationView:
@@ -84,7 +84,7 @@ async def calibration(name: str, version: VersionNumber, services: ServicesDep) 
 
 @router.get(
     "/models/{name}/validity",
-    responses=problem_responses(404, 422, 503),
+    responses=problem_responses(404),
     summary="Whether images still score like the calibration images",
 )
 async def validity(name: str, services: ServicesDep) -> Validity:
@@ -150,7 +150,7 @@ def _histogram(calibration: Calibration, bins: int = 40) -> ScoreHistogram:
 
 @router.get(
     "/models/{name}/versions/{version}",
-    responses=problem_responses(404, 422),
+    responses=problem_responses(404),
     summary="The manifest of a version",
 )
 async def model_version(name: str, version: VersionNumber, services: ServicesDep) -> Manifest:
@@ -169,7 +169,7 @@ async def model_version(name: str, version: VersionNumber, services: ServicesDep
                 "application/json": {"schema": {"type": "object"}},
             }
         },
-        **problem_responses(404, 422),
+        **problem_responses(404),
     },
     summary="A file of a version's report",
 )

@@ -34,7 +34,7 @@ _THRESHOLDS = 10.0
     response_class=Response,
     responses={
         200: {"model": ScoreResponse, "content": {"image/png": binary("A PNG of the chosen view")}},
-        **problem_responses(404, 406, 422, 503),
+        **problem_responses(404, 406),
     },
     summary="The reconstruction of a scored image",
 )

@@ -43,7 +43,7 @@ _SCORE_BODY = {
 @router.post(
     "/score",
     response_model=ScoreResponse,
-    responses=problem_responses(400, 404, 408, 413, 415, 422, 500, 503, 504),
+    responses=problem_responses(404, 408, 415, 504),
     openapi_extra=_SCORE_BODY,
     summary="Score one image",
 )
@@ -100,7 +100,7 @@ _BATCH_BODY = {
                 "application/x-npy": binary("A file of numpy.save with the scores: float32 [N]"),
             }
         },
-        **problem_responses(400, 404, 406, 408, 413, 415, 422, 500, 503, 504),
+        **problem_responses(404, 406, 408, 415, 504),
     },
     openapi_extra=_BATCH_BODY,
     summary="Score many images",
