@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(.+)")
 _SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
+_LOOPBACK = ipaddress.IPv4Network("127.0.0.0/8")
 
 
 class Hosts:
@@ -46,7 +47,7 @@ class Hosts:
         host = headers.get(b"host")
         if host is not None and not self.allows_host(host):
             return False
-        return method in _SAFE or (origin := headers.get(b"origin")) is None or self.allows_origin(origin)
+        return method in _SAFE or (origin := headers.get(b"origin")) is None or self.allows_origin(origin, host or b"")
 
     def _allows_host(self, header: bytes) -> bool:
         found = _HOST.fullmatch(header.decode("latin-1").lower())
@@ -54,18 +55,32 @@ class Hosts:
             return True
         return found is not None and self._is_known(found[1])
 
-    def _allows_origin(self, header: bytes) -> bool:
+    def _allows_origin(self, header: bytes, host: bytes) -> bool:
+        """Return whether a page of an origin may cause work: a page of this host, of this machine or of a listed name.
+
+        A page of another address or container may not, although such a host is allowed.
+        """
         origin = header.decode("latin-1").lower()
         if "*" in self._names or not self._origins.isdisjoint(("*", origin)):
             return True
         found = _ORIGIN.fullmatch(origin)
-        return found is not None and self._allows_host(found[1].encode("latin-1"))
+        its_host = found and _HOST.fullmatch(found[1])
+        if not its_host:
+            return False
+        name, own = its_host[1].removesuffix("."), _HOST.fullmatch(host.decode("latin-1").lower())
+        return _is_local(name) or name in self._names or (own is not None and its_host[1] == own[1])
 
     def _is_known(self, host: str) -> bool:
         name = host.removesuffix(".")
         if host.startswith("[") or _is_address(name):
             return True
         return "." not in name or name.endswith(".localhost") or name in self._names
+
+
+def _is_local(name: str) -> bool:
+    if name in ("localhost", "[::1]") or name.endswith(".localhost"):
+        return True
+    return _is_address(name) and ipaddress.IPv4Address(name) in _LOOPBACK
 
 
 def _is_address(name: str) -> bool:

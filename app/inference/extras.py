@@ -131,14 +131,15 @@ class ExtraVersions:
     async def _load_one(self, key: Key) -> ModelVersion | None:
         try:
             version = await self._load(*key)
-        except (RepositoryError, DetectorError) as error:
-            _log.error("version rejected: %s", error, extra={"model": key[0], "version": key[1]})
+        except Exception as error:
+            extra = {"model": key[0], "version": key[1]}
+            if isinstance(error, (RepositoryError, DetectorError)):
+                _log.error("version rejected: %s", error, extra=extra)
+            else:
+                _log.exception("version rejected, because its load failed", extra=extra)
             now = self._clock()
             self._rejected_until = {key: until for key, until in self._rejected_until.items() if now < until}
             self._rejected_until[key] = now + _REJECTED_SECONDS
-            return None
-        except Exception:
-            _log.exception("version not loaded", extra={"model": key[0], "version": key[1]})
             return None
         self._make_room()
         self._add(version, self._clock() + RESIDENCE_SECONDS)

@@ -54,10 +54,15 @@ def test_only_requests_that_cause_work_are_checked_for_their_origin() -> None:
     for origin, may_post in (
         (b"https://evil.example", False), (b"null", False), (b"", False), (b"http://localhost:3000", True),
         (b"https://page.example", True), (b"https://page.example:444", False), (b"http://127.0.0.1:8000", True),
+        (b"http://127.8.0.1", True), (b"http://[::1]:3000", True), (b"http://page.localhost", True),
+        (b"http://203.0.113.9", False), (b"http://[2001:db8::1]", False), (b"http://evil", False),
     ):  # fmt: skip
         assert hosts.allows("POST", dict((host, (b"origin", origin)))) == may_post, origin
         assert hosts.allows("GET", dict((host, (b"origin", origin))))
     assert Hosts([], ["*"]).allows("POST", {b"origin": b"https://evil.example"})
+    for own in (b"10.1.2.3", b"api", b"[2001:db8::1]"):
+        assert hosts.allows("POST", {b"host": own + b":8000", b"origin": b"http://" + own + b":8000"})
+        assert not hosts.allows("POST", {b"host": own + b":8000", b"origin": b"http://10.1.2.4:8000"})
 
 
 async def test_a_foreign_host_gets_a_problem_on_every_route(client: httpx.AsyncClient, zero: bytes) -> None:

@@ -323,6 +323,27 @@ async def test_a_refused_version_is_read_once(
         assert counting.opened == 1
 
 
+async def test_a_version_whose_load_fails_unexpectedly_is_read_once(
+    make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
+) -> None:
+    """An error that no check foresees is no reason to repeat the load for every request."""
+    store = model_stores.copy(tmp_path / "store", 1, 2, current=1)
+
+    class Odd(Repository):
+        opened = 0
+
+        def open(self, name: str, version: int) -> Artifact:
+            self.opened += 1
+            raise UnicodeError(f"of {name}@{version}")
+
+    async with running(make_settings(model_store=store)) as client:
+        its = services(client).registry
+        its.repository = its._loader.repository = odd = Odd(store)
+        for _ in range(3):
+            assert_problem(await raw(client, zero, "?model=zero-article@2"), 503, "model-unavailable")
+        assert odd.opened == 1
+
+
 async def test_waiting_for_a_version_is_bounded(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
 ) -> None:
