@@ -236,14 +236,10 @@ def _review(settings: Settings, metrics: Metrics | None) -> ReviewQueue | None:
 
 
 def _store(settings: Settings, metrics: Metrics | None) -> Store:
-    events = (
-        {}
-        if metrics is None
-        else {
-            "on_reopened": metrics.reconstruction_store_reopened.inc,
-            "on_damaged": metrics.reconstruction_store_damaged.inc,
-        }
-    )
+    events = {}
+    if metrics is not None:
+        events["on_reopened"] = metrics.reconstruction_store_reopened.inc
+        events["on_damaged"] = metrics.reconstruction_store_damaged.inc
     return open_store(
         settings.store_url,
         ttl_seconds=settings.store_ttl_seconds,

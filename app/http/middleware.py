@@ -25,7 +25,7 @@ from app.http.request_facts import RequestFacts
 from app.problems import HostNotAllowed, MalformedRequest, Problem, Unauthorized
 from app.scoring.score import Reply
 from app.telemetry.logs import AccessLog
-from app.telemetry.metrics import Metrics
+from app.telemetry.metrics import REJECTED, Metrics
 from app.telemetry.traces import Traces
 
 _log = logging.getLogger(__name__)
@@ -149,10 +149,9 @@ class RequestMiddleware:
 
     def record_rejection(self, problem: Problem) -> str:
         """Count and log a problem that the server returns itself, and return the id of the request."""
-        id, status = self._new_id().decode(), problem.status
-        self._metrics.rejection("rejected", status)
-        self._metrics.problem(problem.type, problem.cause or None)
-        self._log.write({"request_id": id, "route": "rejected", "status": status, **problem_facts(problem)})
+        id = self._new_id().decode()
+        self._metrics.rejection(problem)
+        self._log.write({"request_id": id, "route": REJECTED, "status": problem.status, **problem_facts(problem)})
         return id
 
     def _respond(self, request: RequestFacts, respond: Respond, future: asyncio.Future[Reply]) -> None:
