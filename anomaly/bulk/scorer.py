@@ -128,6 +128,9 @@ class BlockScorer:
             pictures = None
         scores = mse.astype(np.float64)
         refused = np.asarray(table.column("error").is_valid())
+        scores[refused] = np.nan  # of undefined pixels
+        for place in self._rule.near(scores):
+            scores[place] = self._detector.score_alone(pixels[place : place + 1])
         broken = ~np.isfinite(scores) & ~refused
         error, detail = table.column("error"), table.column("detail")
         if broken.any():

@@ -1,4 +1,4 @@
-"""Builds the verdict on an image, for single scores, batches, stored records and offline scoring alike."""
+"""Builds the verdict on an image, for single scores, batches, stored records, offline and bulk scoring alike."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import io
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,36 +16,8 @@ from app.scoring.verdict import NEAR, DecisionRule
 from app.settings import Settings
 from tests import pngs
 from tests.conftest import running, services
+from tests.near import Noisy, noise
 from tests.requests import raw
-
-RELATIVE_NOISE = 3e-7
-"""About the difference that the size of a forward pass makes for `zero-article`."""
-
-
-class Noisy:
-    """The detector of a version, whose scores of several images together are off by a known share."""
-
-    def __init__(self, detector: Any) -> None:
-        self._detector = detector
-        self.alone = 0
-
-    def _off(self, mse: np.ndarray) -> np.ndarray:
-        return mse if len(mse) == 1 else mse * np.float32(1 + RELATIVE_NOISE)
-
-    def draw(self, images: np.ndarray) -> Any:
-        """Score a micro-batch."""
-        found = self._detector.draw(images)
-        return dataclasses.replace(found, mse=self._off(found.mse))
-
-    def score(self, images: np.ndarray) -> Any:
-        """Score a chunk."""
-        mse, reason = self._detector.score(images)
-        return self._off(mse), reason
-
-    def score_alone(self, image: np.ndarray) -> float:
-        """Score one image."""
-        self.alone += 1
-        return float(self._detector.score_alone(image))
 
 
 def noisy(client: httpx.AsyncClient) -> Noisy:
@@ -54,10 +25,6 @@ def noisy(client: httpx.AsyncClient) -> Noisy:
     assert version is not None
     version.detector = detector = Noisy(version.detector)  # type: ignore[assignment]
     return detector
-
-
-def digits(count: int) -> np.ndarray:
-    return np.random.default_rng(9).integers(0, 256, (count, 28, 28), dtype=np.uint8)
 
 
 def npy(images: np.ndarray) -> bytes:
@@ -83,7 +50,7 @@ async def test_an_image_at_the_threshold_has_one_verdict(
     make_settings: Callable[..., Settings], with_threshold: Callable[[float], None]
 ) -> None:
     """The threshold is the image's own score: it is normal alone, in micro-batches of each size, and in a batch."""
-    images = digits(8)
+    images = noise(8)
     encoded = [pngs.plain(image) for image in images]
     async with running(make_settings(microbatch_max_size=8)) as client:
         mse = (await raw(client, encoded[0])).json()["mse"]
@@ -115,7 +82,7 @@ async def test_the_distance_covers_what_a_forward_pass_changes(client: httpx.Asy
     """The scores of an image in passes of 1 to 64 images differ by less than a tenth of the distance."""
     version: ModelVersion | None = services(client).registry.current("zero-article")
     assert version is not None
-    images = np.concatenate([digits(32), np.stack([pngs.gradient()] * 32)]).reshape(64, 1, 28, 28)
+    images = np.concatenate([noise(32), np.stack([pngs.gradient()] * 32)]).reshape(64, 1, 28, 28)
     alone = np.array([version.detector.score_alone(image[None]) for image in images])
 
     def largest(parts: Sequence[np.ndarray]) -> float:
