@@ -17,7 +17,7 @@ from tests.conftest import Server
 from tests.training.commands import run
 from tests.training.conftest import CPU, small_files, write_pngs
 from tests.waiting import wait_until
-from training.evaluation.calibrate import score
+from training.evaluation.calibrate import score_alone
 from training.evaluation.comparison import compare
 
 
@@ -52,7 +52,7 @@ def test_another_pen_gets_a_threshold_of_its_own(store, thin, draft):
     old, new = (repository.open("small", version) for version in (1, 2))
     assert new.model == old.model
     assert repository.read(new.manifest, "golden.npz") == repository.read(old.manifest, "golden.npz")
-    scores = np.sort(score(Detector.load(old, CPU), images))
+    scores = np.sort(score_alone(Detector.load(old, CPU), images)[0])
     assert list(new.calibration.scores) == scores.astype(float).tolist()
     summary = new.manifest.calibration
     assert (summary.n, summary.rank, new.manifest.alpha) == (500, 476, 0.05)

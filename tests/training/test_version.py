@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
+import torch
 
 from app.inference.detector import Detector
 from app.models.calibration import CalibrationError
 from app.models.repository import Artifact, Repository
+from tests.near import Noisy
 from tests.training.conftest import CPU, MODEL_STORE, small_job
 from training.data.dataset import DataError, Dataset
-from training.data.splits import article
-from training.evaluation.calibrate import count_band, score
+from training.data.splits import article, standard
+from training.evaluation.calibrate import count_band, score, score_alone
 from training.evaluation.figures import ranking
 from training.pipeline.make import make_version
 
@@ -47,10 +51,42 @@ def test_a_version_says_how_it_was_made(draft, digits):
 
 def test_the_threshold_is_of_scores_by_the_exported_bytes(draft, digits, detector):
     """The threshold is one of the exported module's scores of the calibration images."""
-    from training.data.splits import standard
-
-    scores = np.sort(score(detector, digits.images[standard(digits, (0,), 0).calibration]))
+    scores = np.sort(score_alone(detector, digits.images[standard(digits, (0,), 0).calibration])[0])
     assert draft.manifest.threshold == float(scores[draft.manifest.calibration.rank - 1])
+
+
+@pytest.mark.process  # a version records the commit, which comes from git
+def test_a_calibration_score_is_that_of_the_image_alone(monkeypatch, digits):
+    """If scores of several images together are off, the calibration scores and the threshold are not."""
+    opened: list[Noisy] = []
+
+    class NoisyDetector:
+        @staticmethod
+        def open(content: bytes, device: torch.device) -> Noisy:
+            opened.append(Noisy(Detector.open(content, device)))
+            return opened[0]
+
+    monkeypatch.setattr("training.pipeline.make.Detector", NoisyDetector)
+    draft = make_version(small_job(epochs=1), digits, progress=lambda *_: None)
+    images = digits.images[standard(digits, (0,), 0).calibration]
+    alone = sorted(opened[0].score_alone(np.ascontiguousarray(image[None, None])) for image in images)
+    assert np.load(io.BytesIO(draft.files["calibration.npy"])).tolist() == alone
+    assert draft.manifest.threshold == alone[draft.manifest.calibration.rank - 1]
+
+
+def test_the_number_of_threads_changes_no_calibration_score(digits):
+    """Training may use several threads and the service uses one, which rounds the scores of `zero` differently."""
+    detector = Detector.load(Repository(MODEL_STORE).open("zero", 1), CPU)
+    images = digits.images[digits.labels == 0][:50]
+    alone = [detector.score_alone(np.ascontiguousarray(image[None, None])) for image in images]
+    torch.set_num_threads(2)
+    try:
+        scores, reasons = score_alone(detector, images)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert (scores.tolist(), reasons.any()) == (alone, False)
+    assert score_alone(detector, images[:0])[0].shape == (0,)
 
 
 def test_too_few_images_are_said_before_training(digits):

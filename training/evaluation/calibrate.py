@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from app.inference.detector import Detector
+from app.inference.device import one_thread
 from app.models.calibration import Calibration, CalibrationError, needed
 from app.models.manifest import LOCAL, CalibrationSummary
 
@@ -35,6 +36,20 @@ def score_with_reasons(
     return (
         np.concatenate([np.zeros(0, np.float32), *(batch.mse for batch in batches)]),
         np.concatenate([np.zeros(0, np.int8), *(batch.reason for batch in batches)]),
+    )
+
+
+def score_alone(detector: Detector, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+    """Return the scores and codes of calibration images as `score_with_reasons` does, from a forward pass per image.
+
+    The service scores an image near the threshold in the same way, so the image whose score is the threshold is normal.
+    The number of threads of training changes no score.
+    """
+    with one_thread():
+        found = [detector.score(np.ascontiguousarray(image[None, None])) for image in images]
+    return (
+        np.concatenate([np.zeros(0, np.float32), *(mse for mse, _ in found)]),
+        np.concatenate([np.zeros(0, np.int8), *(reason for _, reason in found)]),
     )
 
 

@@ -26,7 +26,7 @@ from training.evaluation.calibrate import (
     check_guards,
     guard_error,
     score,
-    score_with_reasons,
+    score_alone,
     smallest_alpha,
 )
 from training.evaluation.figures import evaluate, probe_table
@@ -138,7 +138,7 @@ def make_version(
     detector = Detector.open(exported.model, torch.device("cpu"))
 
     log(f"calibrating on {len(split.calibration):,} held-out normal images, testing on {split.test_description}")
-    calibration_scores, reason = score_with_reasons(detector, dataset.images[split.calibration])
+    calibration_scores, reason = score_alone(detector, dataset.images[split.calibration])
     calibration, summary = calibrate(calibration_scores, job.alpha, job.confidence)
     threshold = calibration.threshold(job.alpha)
     counts = check_guards(

@@ -17,7 +17,7 @@ from app.inference.detector import Detector
 from app.models.calibration import CalibrationError
 from app.models.manifest import LOCAL, Manifest, Preparation, Recalibration
 from app.models.repository import Artifact, Repository, RepositoryError
-from training.evaluation.calibrate import BAND_LEVEL, calibrate, check_guards, guard_error, score_with_reasons
+from training.evaluation.calibrate import BAND_LEVEL, calibrate, check_guards, guard_error, score_alone
 from training.evaluation.figures import INTERVAL_LEVEL, proportion
 from training.evaluation.recall import recall_between
 from training.pipeline.make import DraftVersion, code_version
@@ -72,7 +72,7 @@ def recalibrate(
         _check_unseen(artifact, images)
     detector = Detector.load(artifact, torch.device("cpu"))
     scores, reason, guards = (
-        _own_scores(artifact) if images is None else (*score_with_reasons(detector, images), origin.reasons)
+        _own_scores(artifact) if images is None else (*score_alone(detector, images), origin.reasons)
     )
     calibration, summary = calibrate(scores, alpha, confidence)
     threshold = calibration.threshold(alpha)
