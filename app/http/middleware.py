@@ -25,7 +25,7 @@ from app.http.request_facts import RequestFacts
 from app.problems import HostNotAllowed, MalformedRequest, Problem, Unauthorized
 from app.scoring.score import Reply
 from app.telemetry.logs import AccessLog
-from app.telemetry.metrics import REJECTED, Metrics
+from app.telemetry.metrics import Metrics
 from app.telemetry.traces import Traces
 
 _log = logging.getLogger(__name__)
@@ -90,8 +90,7 @@ class RequestMiddleware:
         self.max_body_bytes = score.max_body_bytes
         self._app, self._score, self._metrics, self._log = app, score, metrics, log
         self._keys, self._cors, self._hosts, self._traces = keys, cors, hosts, traces
-        self._process = binascii.hexlify(os.urandom(6))
-        self._number = itertools.count()
+        self._process, self._number = binascii.hexlify(os.urandom(6)), itertools.count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
@@ -149,9 +148,10 @@ class RequestMiddleware:
 
     def record_rejection(self, problem: Problem) -> str:
         """Count and log a problem that the server returns itself, and return the id of the request."""
-        id = self._new_id().decode()
-        self._metrics.rejection(problem)
-        self._log.write({"request_id": id, "route": REJECTED, "status": problem.status, **problem_facts(problem)})
+        id, facts = self._new_id().decode(), problem_facts(problem)
+        self._metrics.request("rejected", problem.status, None)
+        self._metrics.problem(problem.type, facts.get("cause"))
+        self._log.write({"request_id": id, "route": "rejected", "status": problem.status, **facts})
         return id
 
     def _respond(self, request: RequestFacts, respond: Respond, future: asyncio.Future[Reply]) -> None:

@@ -20,7 +20,6 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.openmetrics import exposition as openmetrics
 
 from app import __version__
-from app.problems import Problem
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _BATCH_SECONDS = (0.001, 0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -36,8 +35,6 @@ CAUSES = (
     "store_down", "store_slow", "store_full",
 )  # fmt: skip
 """Causes of a 503 or 504, and, the last three, of a score without an id."""
-REJECTED = "rejected"
-"""Route of requests that the server answers before it reads their head."""
 STAGES = ("decode", "queue", "forward", "store")
 FORMATS: dict[str, Callable[[CollectorRegistry], bytes]] = {
     exposition.CONTENT_TYPE_LATEST: exposition.generate_latest,
@@ -160,22 +157,22 @@ class Metrics:
         self._next_exemplars: dict[tuple[str, int], float] = {}
         self._model_children: dict[str, tuple[Counter, Counter, Histogram]] = {}
 
-    def request(self, route: str, status: int, seconds: float, trace_id: str | None = None) -> None:
-        """Count one answered request. Once per second, the id of its trace becomes the exemplar of its bucket."""
+    def request(self, route: str, status: int, seconds: float | None, trace_id: str | None = None) -> None:
+        """Count one answered request. Once per second, the id of its trace becomes the exemplar of its bucket.
+
+        `seconds` is None if the server answered before it read the head.
+        """
         children = self._request_children.get((route, status))
         if children is None:
             children = self._requests.labels(route, status), self._seconds.labels(route)
             self._request_children[route, status] = children
         children[0].inc()
+        if seconds is None:
+            return
         if trace_id is None or not self._needs_exemplar(route, seconds):
             children[1].observe(seconds)
         else:
             children[1].observe(seconds, {"trace_id": trace_id})
-
-    def rejection(self, problem: Problem) -> None:
-        """Count a request that was answered before its head was read, so that its duration is unknown."""
-        self._requests.labels(REJECTED, problem.status).inc()
-        self.problem(problem.type, problem.cause or None)
 
     def _needs_exemplar(self, route: str, seconds: float) -> bool:
         # Setting an exemplar takes longer than counting the request, and a scraper reads it every few seconds.
