@@ -158,21 +158,15 @@ class Metrics:
         self._model_children: dict[str, tuple[Counter, Counter, Histogram]] = {}
 
     def request(self, route: str, status: int, seconds: float | None, trace_id: str | None = None) -> None:
-        """Count one answered request. Once per second, the id of its trace becomes the exemplar of its bucket.
-
-        `seconds` is None if the server answered before it read the head.
-        """
+        """Count one answered request, and its time if it is known: with its trace as an exemplar, once per second."""
         children = self._request_children.get((route, status))
         if children is None:
             children = self._requests.labels(route, status), self._seconds.labels(route)
             self._request_children[route, status] = children
         children[0].inc()
-        if seconds is None:
-            return
-        if trace_id is None or not self._needs_exemplar(route, seconds):
-            children[1].observe(seconds)
-        else:
-            children[1].observe(seconds, {"trace_id": trace_id})
+        if seconds is not None:
+            has_exemplar = trace_id is not None and self._needs_exemplar(route, seconds)
+            children[1].observe(seconds, {"trace_id": str(trace_id)} if has_exemplar else None)
 
     def _needs_exemplar(self, route: str, seconds: float) -> bool:
         # Setting an exemplar takes longer than counting the request, and a scraper reads it every few seconds.
