@@ -117,6 +117,7 @@ sbom: .venv/supply/installed ## write var/sbom.json, the packages of this enviro
 	mkdir -p var
 	.venv/supply/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible \
 		--output-format JSON --output-file var/sbom.json $(BIN)/python
+	$(BIN)/python -m tests.supply.sbom var/sbom.json
 
 audit: .venv/supply/installed ## look up constraints.txt in the advisory database; fails if it cannot be reached
 	$(BIN)/python -m tests.supply.audit

@@ -10,7 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from tests.supply import ages, audit
+from tests.supply import ages, audit, sbom
 
 ALLOWED = re.compile(
     r"MIT(-0|-CMU)?|BSD(-[23]-Clause)?|0BSD|Apache(-2\.0)?|PSF-2\.0|ISC|Zlib|CC0-1\.0|BSL-1\.0|Unlicense|MPL-2\.0|"
@@ -123,3 +123,10 @@ def test_every_bounded_package_has_its_age_checked():
     pins = ages.bounded()
     assert {"torch", "fastapi", "cryptography", "ruff", "pytest-asyncio"} <= pins.keys()
     assert all(Version(version) for version in pins.values())
+
+
+def test_a_package_without_an_entry_is_found() -> None:
+    """A package that the bill of materials lists in another version, or not at all, is named."""
+    document = {"components": [{"name": "Some_package", "version": "1.0"}, {"name": "other", "version": "2"}]}
+    assert sbom.missing(document, {("some-package", "1.0"), ("other", "2")}) == []
+    assert sbom.missing(document, {("some-package", "1.1"), ("third", "3")}) == ["some-package==1.1", "third==3"]

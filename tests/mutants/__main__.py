@@ -111,7 +111,7 @@ def _results(database: Path) -> list[tuple[str, str]]:
 
 
 def main() -> int:
-    """Run the modules in turn, and print the share of killed mutants; exit with 1 if it is below the minimum."""
+    """Run the modules in turn, and print the share of killed mutants; exit with 1 if one is below the minimum."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants")
     parser.add_argument("names", nargs="*", help=f"Modules: {', '.join(MODULES)}. Default: all.")
     parser.add_argument("--count", type=int, default=60, help="Maximum number of mutants per module. Default: 60.")
@@ -122,11 +122,10 @@ def main() -> int:
     arguments = parser.parse_args()
     if not TOOL.exists():
         sys.exit("cosmic-ray is not installed; run `make mutants`")
-    total = killed = 0
+    below = []
     for name in arguments.names or MODULES:
         began = time.monotonic()
         count, survivors = run(name, arguments.count, arguments.seed, arguments.limit)
-        total, killed = total + count, killed + count - len(survivors)
         share = 100 * (count - len(survivors)) / count
         sys.stdout.write(f"{name}: {count - len(survivors)} of {count} mutants killed ({share:.0f} %)\n")
         sys.stdout.write("".join(f"  survived: {each}\n" for each in survivors))
@@ -135,9 +134,10 @@ def main() -> int:
             killed_here = f"{count - len(survivors)} killed ({share:.0f} %)"
             amount = f"{count} mutants, seed {arguments.seed}"
             record(f"`make mutants`: {name}", amount, time.monotonic() - began, killed_here)
-    share = 100 * killed / total
-    sys.stdout.write(f"{killed} of {total} mutants killed ({share:.1f} %)\n")
-    return share < arguments.minimum
+        if share < arguments.minimum:
+            below.append(name)
+    sys.stdout.write(f"below {arguments.minimum:g} %: {', '.join(below) or 'none'}\n")
+    return bool(below)
 
 
 if __name__ == "__main__":
