@@ -1,56 +1,65 @@
-"""State machines: the SQLite store of two processes under faults, and the micro-batcher under load."""
+"""State machines: the SQLite and the Redis store of two processes under faults, and the micro-batcher under load."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import shutil
+import signal
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pytest
+import redis
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from app.concurrency.batcher import MicroBatcher
 from app.concurrency.lanes import LaneWorker
 from app.problems import InternalError, Overloaded
+from app.stores import Store, StoreError
+from app.stores.redis import PREFIX, RedisStore
 from app.stores.sqlite import SqliteStore
 from tests.app.concurrency.test_batcher import Item
+from tests.app.stores.test_stores import RedisServer, running_redis
+
+MAX_CONTENT = 9000
+"""Maximum size of an entry."""
+STATE = "machine"
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Two processes with one file. A fault may lose entries, never change them, and each put after it is found."""
+    """Two processes with one store. A fault may lose entries, never change them, and each put after it is found."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp())
         self.clock = 1000.0
-        self.stores = [self.opened(), self.opened()]
+        self.stores: list[Any] = [self.opened(), self.opened()]
         self.living: dict[str, tuple[bytes, float]] = {}
         self.lost: dict[str, bytes] = {}
+        self.states: set[bytes | None] = {None}
+        """The contents that the state may have: several after a fault."""
         self.number = 0
 
-    def opened(self) -> SqliteStore:
-        """Return a store of another worker process, which compares its file with each access."""
-        store = SqliteStore(
-            self.folder / "a.db", ttl_seconds=60, max_entries=100_000, shared=True, clock=lambda: self.clock
-        )
-        store._file._compare_at = 0.0
-        store._file._moved_aside_at = -1e9
-        return store
+    def opened(self) -> Store:
+        """Return a store of another worker process."""
+        raise NotImplementedError
 
     def _prepare(self) -> None:
-        for store in self.stores:
-            store._file._compare_at = 0.0
-            store._file._moved_aside_at = -1e9
+        """Make the stores notice a fault with the next access."""
 
     def _lose(self) -> None:
         self.lost |= {key: content for key, (content, _) in self.living.items()}
         self.living.clear()
+        self.states.add(None)
         self._prepare()
 
-    @rule(place=st.integers(0, 1), sizes=st.lists(st.integers(0, 9000), max_size=70))
+    @rule(place=st.integers(0, 1), sizes=st.lists(st.integers(0, MAX_CONTENT), max_size=70))
     def put(self, place: int, sizes: list[int]) -> None:
         """Store a group."""
         self._prepare()
@@ -72,6 +81,63 @@ class StoreMachine(RuleBasedStateMachine):
         """End a process and start another one."""
         self.stores[place].close()
         self.stores[place] = self.opened()
+
+    @rule(place=st.integers(0, 1), is_latest=st.booleans())
+    def swap(self, place: int, is_latest: bool) -> None:
+        """Replace the state, as the process that has read the latest one, or as one that has not."""
+        self._prepare()
+        latest = self.stores[place].read_state(STATE)
+        assert latest in self.states
+        self.number += 1
+        fresh = b"%d" % self.number
+        assert self.stores[place].swap_state(STATE, latest if is_latest else b"outdated", fresh) == is_latest
+        self.states = {fresh if is_latest else latest}
+
+    @invariant()
+    def entries_are_right(self) -> None:
+        """Both processes can read each valid entry; an entry that a fault removed is missing or unchanged."""
+        keys = [*list(self.living)[-3:], *list(self.living)[:2]]
+        for store in self.stores:
+            for key in keys:
+                content, expires = self.living[key]
+                if expires > self.clock:
+                    assert store.get(key) == content
+            for key in list(self.lost)[-2:]:
+                assert store.get(key) in (None, self.lost[key])
+
+    @invariant()
+    def both_read_one_state(self) -> None:
+        """Both processes read the same state; a fault may have removed it."""
+        found = {store.read_state(STATE) for store in self.stores}
+        assert len(found) == 1
+        assert found <= self.states
+
+    def teardown(self) -> None:
+        """Close the stores."""
+        for store in self.stores:
+            store.close()
+
+
+class SqliteMachine(StoreMachine):
+    """Two processes with one file, which is deleted, damaged and replaced while the wall clock jumps."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp())
+        super().__init__()
+
+    def opened(self) -> SqliteStore:
+        """Return a store of another worker process, which compares its file with each access."""
+        store = SqliteStore(
+            self.folder / "a.db", ttl_seconds=60, max_entries=100_000, shared=True, clock=lambda: self.clock
+        )
+        store._file._compare_at = 0.0
+        store._file._moved_aside_at = -1e9
+        return store
+
+    def _prepare(self) -> None:
+        for store in self.stores:
+            store._file._compare_at = 0.0
+            store._file._moved_aside_at = -1e9
 
     @rule(seconds=st.sampled_from([-500.0, 1.0, 30.0, 61.0]))
     def pass_time(self, seconds: float) -> None:
@@ -104,23 +170,68 @@ class StoreMachine(RuleBasedStateMachine):
         (self.folder / "copy").replace(self.folder / "a.db")
         self._prepare()
 
-    @invariant()
-    def entries_are_right(self) -> None:
-        """Both processes can read each valid entry; an entry of a damaged file is missing or unchanged."""
-        keys = [*list(self.living)[-3:], *list(self.living)[:2]]
-        for store in self.stores:
-            for key in keys:
-                content, expires = self.living[key]
-                if expires > self.clock:
-                    assert store.get(key) == content
-            for key in list(self.lost)[-2:]:
-                assert store.get(key) in (None, self.lost[key])
-
     def teardown(self) -> None:
-        """Close the files."""
-        for store in self.stores:
-            store.close()
+        """Close the file."""
+        super().teardown()
         shutil.rmtree(self.folder)
+
+
+class RedisMachine(StoreMachine):
+    """Two processes with one server, which is restarted, killed, emptied, and disconnects them.
+
+    Args:
+        server: running; the machine empties it first.
+    """
+
+    def __init__(self, server: RedisServer) -> None:
+        self.server = server
+        with self._client() as client:
+            client.flushall()
+        super().__init__()
+
+    def opened(self) -> RedisStore:
+        """Return a store of another worker process."""
+        return RedisStore(self.server.url, ttl_seconds=600, password_file=self.server.password_file, timeout=10)
+
+    @contextlib.contextmanager
+    def _client(self) -> Iterator[redis.Redis]:
+        password = self.server.password_file.read_text().strip()
+        with contextlib.closing(redis.Redis.from_url(self.server.url, password=password)) as client:
+            yield client
+
+    @rule()
+    def disconnect(self) -> None:
+        """Close the connections of both processes: the next call connects again."""
+        with self._client() as client:
+            client.client_kill_filter(_type="normal", skipme=True)
+
+    @rule()
+    def expire(self) -> None:
+        """Let the newest entry expire."""
+        if self.living:
+            key, _ = self.living.popitem()
+            with self._client() as client:
+                assert client.pexpire(PREFIX + key, 0)
+            assert [store.get(key) for store in self.stores] == [None, None]
+
+    @rule()
+    def empty(self) -> None:
+        """Delete all entries."""
+        with self._client() as client:
+            client.flushall()
+        self._lose()
+        self.states = {None}
+
+    @rule(number=st.sampled_from([signal.SIGTERM, signal.SIGKILL]))
+    def restart(self, number: int) -> None:
+        """Restart the server. It reads its log, so a graceful shutdown loses nothing, and a kill at most a second."""
+        self.server.end(number)
+        for store in self.stores:
+            with pytest.raises(StoreError):
+                store.get("any")
+        self.server.start()
+        if number == signal.SIGKILL:
+            self._lose()
 
 
 class BatcherMachine(RuleBasedStateMachine):
@@ -208,7 +319,15 @@ class BatcherMachine(RuleBasedStateMachine):
         self.loop.close()
 
 
-TestStoreMachine = StoreMachine.TestCase
-TestStoreMachine.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+TestSqliteMachine = SqliteMachine.TestCase
+TestSqliteMachine.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
 TestBatcherMachine = BatcherMachine.TestCase
 TestBatcherMachine.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+
+
+@pytest.mark.process
+def test_redis_machine(tmp_path: Path) -> None:
+    """No sequence of faults of a Redis server changes an entry, or loses one that was stored after the faults."""
+    with running_redis(tmp_path) as server:
+        chosen = settings(max_examples=20, stateful_step_count=20, deadline=None)
+        run_state_machine_as_test(functools.partial(RedisMachine, server), settings=chosen)

@@ -83,26 +83,31 @@ class RedisServer:
             self.process = None
 
 
+@contextlib.contextmanager
+def running_redis(folder: Path) -> Iterator[RedisServer]:
+    """Run a server during a block."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("needs redis-server (Debian: apt install redis-server)")
+    server = RedisServer(folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.end()
+
+
 @pytest.fixture(scope="module")
 def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """Yield one running server for the tests that do not end it."""
-    if shutil.which("redis-server") is None:
-        pytest.skip("needs redis-server (Debian: apt install redis-server)")
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
-    yield server
-    server.end()
+    with running_redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
 
 
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
     """Yield a running server of the test's own, to be ended and started again."""
-    if shutil.which("redis-server") is None:
-        pytest.skip("needs redis-server (Debian: apt install redis-server)")
-    server = RedisServer(tmp_path)
-    server.start()
-    yield server
-    server.end()
+    with running_redis(tmp_path) as server:
+        yield server
 
 
 class Cluster:
