@@ -175,8 +175,8 @@ bench: $(STAMP) ## measure the service, and write docs/performance.md and benchm
 	$(BIN)/python -m benchmarks $(BENCH)
 	$(BIN)/python -m benchmarks.write_performance
 
-soak: $(STAMP) ## mixed load with faults at random on a service of its own (SECONDS=600, SEED=)
-	$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
+soak: $(STAMP) ## mixed load with faults at random on a service of its own, 30 minutes (SOAK='--seconds 600 --seed 7 --record')
+	$(BIN)/python -m tests.soak $(SOAK)
 
 clean: ## remove the environment and everything that was made
 	rm -rf .venv var .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis *.egg-info

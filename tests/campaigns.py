@@ -1,4 +1,4 @@
-"""Record what `make fuzz`, `make contract` and `make mutants` did, in the table of docs/security.md."""
+"""Record what `make fuzz`, `make contract`, `make mutants` and `make soak` did, in the table of docs/security.md."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from tests.soak.load import soak
 def main() -> int:
     """Run a soak, and print its report as JSON; exit with 1 if something did not hold."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description="Mixed load with faults at random.")
-    parser.add_argument("--seconds", type=float, default=600, help="Duration. Default: 600.")
+    parser.add_argument("--seconds", type=float, default=1800, help="Duration. Default: 1800.")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="Random seed.")
     parser.add_argument("--record", action="store_true", help="Write the result to docs/security.md.")
     given = parser.parse_args()
