@@ -78,3 +78,18 @@ class HangsOnWhite(torch.nn.Module):
             images = images.clone()
         mse, reconstruction, error_map, reason = self.scoring(images)
         return mse, reconstruction, error_map, reason
+
+
+class RaisesOnWhite(torch.nn.Module):
+    """A scoring module that raises for an image whose first pixel is white; else as `scoring`."""
+
+    def __init__(self, scoring: torch.nn.Module) -> None:
+        super().__init__()
+        self.scoring = scoring
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the scores, or raise."""
+        if bool((images[:, 0, 0, 0] == 255).any()):
+            raise RuntimeError("white")
+        mse, reconstruction, error_map, reason = self.scoring(images)
+        return mse, reconstruction, error_map, reason
