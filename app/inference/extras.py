@@ -160,6 +160,8 @@ class ExtraVersions:
 
     def _add(self, version: ModelVersion, evictable_at: float) -> None:
         key = version.manifest.name, version.manifest.version
+        if key in self._loaded:  # a request has loaded it while it became the current one
+            self._evict(key)
         self._loaded[key] = version
         self._evictable_at[key] = evictable_at
 

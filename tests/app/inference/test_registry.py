@@ -344,6 +344,32 @@ async def test_a_version_whose_load_fails_unexpectedly_is_read_once(
         assert odd.opened == 1
 
 
+async def test_a_version_that_was_loaded_twice_is_retired_once(
+    make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
+) -> None:
+    """A request loads a version while the watcher loads it too: when it is replaced, one of the two is retired."""
+    store = model_stores.copy(tmp_path / "store", 1, 2, 3, current=1)
+    async with running(make_settings(model_store=store, deadline_ms=30_000, watch_seconds=300)) as client:
+        its, gate = services(client).registry, threading.Event()
+        counting = slowed(its, gate)
+        model_stores.promote(store, 2)
+        watched = asyncio.create_task(its.refresh())
+        await until(lambda: counting.opened == 1)
+        requested = asyncio.create_task(raw(client, zero, "?model=zero-article@2"))
+        await until(lambda: counting.opened == 2)
+        gate.set()
+        await watched
+        assert (await requested).json()["version"] == 2
+        second, first = its.extras.get("zero-article", 2), its.current("zero-article")
+        assert second is not None
+        assert first is not second
+        model_stores.promote(store, 3)
+        await its.refresh()
+        assert its.extras.versions()[-1] is first
+        await until(lambda: second.queue._closed is not None)
+        assert (await raw(client, zero, "?model=zero-article@2")).status_code == 200
+
+
 async def test_waiting_for_a_version_is_bounded(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
 ) -> None:
