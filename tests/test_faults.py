@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -165,21 +164,3 @@ def test_a_store_without_a_file_descriptor_is_down_and_recovers(tmp_path: Path) 
     assert store.get("a") == b"1"
     assert not (tmp_path / "a.db.damaged").exists()
     store.close()
-
-
-async def test_an_open_store_without_a_file_descriptor_recovers(
-    make_settings: Callable[..., Settings], zero: bytes
-) -> None:
-    """While no descriptor is left, scores are returned without an id; afterwards they have ids."""
-    async with running(make_settings()) as client:
-        assert (await raw(client, zero)).json()["id"]
-        before = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
-        try:
-            reply = await raw(client, zero)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, before)
-        assert reply.status_code == 200
-        await services(client).reconstructions.check()
-        assert (await raw(client, zero)).json()["id"]
-        assert json.loads(reply.content)["mse"] > 0

@@ -1,0 +1,151 @@
+"""Faults of clients and of the machine, injected into the service as a process."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import functools
+import random
+import re
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+
+from tests import pngs
+from tests.conftest import Server
+from tests.waiting import wait_until
+
+PNG = {"content-type": "image/png"}
+IMAGES = [pngs.plain(image) for image in np.random.default_rng(1).integers(0, 256, (8, 28, 28), dtype=np.uint8)]
+
+
+def request(content: bytes, path: str = "/score", kind: str = "image/png", accept: str = "*/*") -> tuple[bytes, bytes]:
+    """Return the head and the body of a request."""
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nAccept: {accept}\r\n"
+    return f"{head}Content-Length: {len(content)}\r\n\r\n".encode(), content
+
+
+def metric(server: Server, pattern: str) -> float:
+    """Return the sum of the metrics whose name and labels match `pattern`."""
+    text = server.get("/metrics", timeout=30).text
+    return sum(float(value) for value in re.findall(rf"(?m)^{pattern} (\S+)$", text))
+
+
+def scores_of(client: httpx.Client) -> list[float]:
+    """Return the score of each of `IMAGES`."""
+    replies = [client.post("/score", content=image, headers=PNG) for image in IMAGES]
+    assert {reply.status_code for reply in replies} == {200}
+    return [reply.json()["mse"] for reply in replies]
+
+
+def abort(connection: socket.socket, *, reset: bool) -> None:
+    """Close a connection, with RST or with FIN."""
+    if reset:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def abort_many(server: Server, count: int, expected: list[float], seed: int) -> None:
+    """Abort `count` requests at random places. Each 25 of them, a client with a new connection scores an image.
+
+    Half of the requests are aborted at once. The service has read the other half before they are aborted, because it
+    accepts connections in their order.
+    """
+    chance = random.Random(seed)
+    whole = request(IMAGES[0])
+    for number in range(count // 25):
+        held = []
+        for _ in range(25):
+            head, body = whole
+            place = chance.choice(
+                (chance.randrange(len(head)), len(head) + chance.randrange(len(body)), len(head + body))
+            )
+            connection = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+            connection.sendall((head + body)[:place])
+            if chance.random() < 0.5:
+                held.append(connection)
+            else:
+                abort(connection, reset=chance.random() < 0.8)
+        reply = server.post("/score", content=IMAGES[number % 8], headers=PNG, timeout=30)
+        assert reply.status_code == 200, reply.text
+        assert reply.json()["mse"] == pytest.approx(expected[number % 8], rel=1e-6)
+        for connection in held:
+            abort(connection, reset=chance.random() < 0.8)
+
+
+@contextlib.contextmanager
+def scoring(server: Server, expected: list[float], clients: int = 2) -> Iterator[list[float]]:
+    """Yield a growing list of scores of clients that score on kept connections, and compare each with `expected`."""
+    done, found = threading.Event(), list[float]()
+
+    def score() -> None:
+        with server.client(timeout=30) as client:
+            while not done.is_set():
+                scores = scores_of(client)
+                assert scores == pytest.approx(expected, rel=1e-6)
+                found.extend(scores)
+
+    with concurrent.futures.ThreadPoolExecutor(clients) as pool:
+        futures = [pool.submit(score) for _ in range(clients)]
+        try:
+            yield found
+        finally:
+            done.set()
+        for future in futures:
+            future.result(60)
+
+
+def test_ten_thousand_aborted_requests_leave_nothing(make_server: Callable[..., Server]) -> None:
+    """Requests aborted in the head, in the body and after it change no score, and leave no memory, socket or image."""
+    server = make_server(ANOMALY_DEFAULT_MODEL="zero-article", ANOMALY_LOG_REQUESTS="false").start()
+    assert server.process is not None
+    process = psutil.Process(server.process.pid)
+    with server.client(timeout=30) as client:
+        expected = scores_of(client)
+
+    def abort_in_threads(count: int, seed: int) -> None:
+        run = functools.partial(abort_many, server, count // 4, expected)
+        with concurrent.futures.ThreadPoolExecutor(4) as pool, scoring(server, expected) as found:
+            list(pool.map(run, range(seed, seed + 4)))
+        assert found
+
+    descriptors = process.num_fds()
+    abort_in_threads(1_000, seed=0)
+    level = process.memory_info().rss
+    abort_in_threads(10_000, seed=10)
+    assert metric(server, r'anomaly_http_requests_total\{.*status="499"\}') > 1_000
+    assert metric(server, r'anomaly_http_requests_total\{.*status="5..".*\}') == 0
+    wait_until(lambda: metric(server, "anomaly_queue_images") == 0)
+    wait_until(lambda: process.num_fds() <= descriptors, describe=process.num_fds)
+    assert process.memory_info().rss - level < 25e6
+    assert "Traceback" not in server.log()
+
+
+def test_without_descriptors_known_clients_are_scored(make_server: Callable[..., Server]) -> None:
+    """While held connections occupy all descriptors, a kept connection gets scores; afterwards new ones do as well."""
+    server = make_server(ANOMALY_DEFAULT_MODEL="zero-article", ANOMALY_WATCH_SECONDS="0.2")
+    server.start(prefix=["prlimit", "--nofile=100:100"])
+    assert server.process is not None
+    process = psutil.Process(server.process.pid)
+    with server.client(timeout=30) as client, contextlib.ExitStack() as held:
+        expected = scores_of(client)
+        for _ in range(150):
+            connection = held.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=30))
+            connection.sendall(b"POST /score HTTP/1.1\r\n")
+        for fault in ("cannot accept connections: Too many open files", "the model store could not be read"):
+            wait_until(lambda fault=fault: fault in server.log(), describe=server.log)
+            assert process.num_fds() == 100
+            assert scores_of(client) == pytest.approx(expected, rel=1e-6)
+            assert client.get("/readyz").status_code == 200
+        with pytest.raises(httpx.TimeoutException):
+            server.get("/livez", timeout=1)
+    server.wait_ready(seconds=20)
+    with server.client(timeout=30) as client:
+        assert scores_of(client) == pytest.approx(expected, rel=1e-6)
+        wait_until(lambda: client.post("/score", content=IMAGES[0], headers=PNG).json()["id"] is not None)
