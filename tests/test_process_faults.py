@@ -5,6 +5,9 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import functools
+import http.client
+import io
+import json
 import random
 import re
 import socket
@@ -22,7 +25,8 @@ from tests.conftest import Server
 from tests.waiting import wait_until
 
 PNG = {"content-type": "image/png"}
-IMAGES = [pngs.plain(image) for image in np.random.default_rng(1).integers(0, 256, (8, 28, 28), dtype=np.uint8)]
+PIXELS = np.random.default_rng(1).integers(0, 256, (8, 28, 28), dtype=np.uint8)
+IMAGES = [pngs.plain(image) for image in PIXELS]
 
 
 def request(content: bytes, path: str = "/score", kind: str = "image/png", accept: str = "*/*") -> tuple[bytes, bytes]:
@@ -149,3 +153,29 @@ def test_without_descriptors_known_clients_are_scored(make_server: Callable[...,
     with server.client(timeout=30) as client:
         assert scores_of(client) == pytest.approx(expected, rel=1e-6)
         wait_until(lambda: client.post("/score", content=IMAGES[0], headers=PNG).json()["id"] is not None)
+
+
+@pytest.mark.long
+def test_a_batch_that_is_sent_before_its_reply_is_read_is_complete(make_server: Callable[..., Server]) -> None:
+    """A client that sends 160,000 images and reads nothing before all are scored gets each line, in their order."""
+    count = 160_000
+    server = make_server(ANOMALY_DEFAULT_MODEL="zero-article").start()
+    with server.client(timeout=30) as client:
+        expected = np.array(scores_of(client))
+    order = np.random.default_rng(2).integers(0, len(PIXELS), count)
+    file = io.BytesIO()
+    np.save(file, PIXELS[order])
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(60)
+        connection.connect(("127.0.0.1", server.port))
+        for part in request(file.getvalue(), "/score/batch", "application/x-npy", "application/x-ndjson"):
+            connection.sendall(part)
+        wait_until(lambda: metric(server, r"anomaly_scores_total\{.*\}") == count + len(PIXELS), 60)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**20)
+        reply = http.client.HTTPResponse(connection)
+        reply.begin()
+        assert reply.status == 200
+        items = [json.loads(line) for line in reply.read().splitlines()]
+    assert [item["index"] for item in items] == list(range(count))
+    np.testing.assert_allclose([item["mse"] for item in items], expected[order], rtol=1e-6)

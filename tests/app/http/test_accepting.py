@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import errno
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -129,10 +132,8 @@ def test_surplus_connections_get_503_and_probes_an_answer(make_server: Callable[
     wait_until(lambda: server.post("/score", content=zero, headers=png).status_code == 200)
 
 
-@pytest.mark.process
-def test_probes_are_answered_beside_a_flood(make_server: Callable[..., Server], zero: bytes) -> None:
-    """While 600 clients connect and score without a pause, each probe on a new connection gets a quick reply."""
-    server = make_server(ANOMALY_MAX_CONNECTIONS="200", ANOMALY_LOG_REQUESTS="false").start()
+def flooder(zero: bytes) -> type[Any]:
+    """Return a protocol that scores without a pause, and counts the replies and the refusals."""
     request = (
         b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(zero) + zero
     )
@@ -150,12 +151,21 @@ def test_probes_are_answered_beside_a_flood(make_server: Callable[..., Server], 
             Flooder.refused += data.startswith(b"HTTP/1.1 503 ")
             self.transport.write(request)
 
+    return Flooder
+
+
+@pytest.mark.process
+def test_probes_are_answered_beside_a_flood(make_server: Callable[..., Server], zero: bytes) -> None:
+    """While 600 clients connect and score without a pause, each probe on a new connection gets a quick reply."""
+    server = make_server(ANOMALY_MAX_CONNECTIONS="200", ANOMALY_LOG_REQUESTS="false").start()
+    flood_of = flooder(zero)
+
     async def probes() -> list[float]:
         loop = asyncio.get_running_loop()
-        flood = [loop.create_task(loop.create_connection(Flooder, "127.0.0.1", server.port)) for _ in range(600)]
+        flood = [loop.create_task(loop.create_connection(flood_of, "127.0.0.1", server.port)) for _ in range(600)]
         taken = []
         async with httpx.AsyncClient() as client:
-            while len(taken) < 10 or Flooder.replies < 1000:
+            while len(taken) < 10 or flood_of.replies < 1000:
                 began = time.monotonic()
                 reply = await client.get(f"{server.url}/readyz", headers={"connection": "close"}, timeout=30)
                 assert reply.status_code == 200
@@ -166,9 +176,45 @@ def test_probes_are_answered_beside_a_flood(make_server: Callable[..., Server], 
         return taken
 
     taken = sorted(asyncio.run(probes()))
-    assert Flooder.refused > 0
+    assert flood_of.refused > 0
     # The client shares two cores with the service and with other tests, so the slowest probe may wait for the client.
     assert taken[len(taken) // 2] < 1, taken
+
+
+@pytest.mark.process
+def test_each_probe_on_its_port_is_answered_within_a_second(make_server: Callable[..., Server], zero: bytes) -> None:
+    """While 600 clients connect and score without a pause, the slowest of 50 probes is answered within a second."""
+    flood_of = flooder(zero)
+    ended = threading.Event()
+
+    async def flood(port: int) -> None:
+        loop = asyncio.get_running_loop()
+        made = await asyncio.gather(*(loop.create_connection(flood_of, "127.0.0.1", port) for _ in range(600)))
+        await until(ended.is_set, 120)
+        for transport, _ in made:
+            transport.close()
+
+    def probe(port: int) -> float:
+        began = time.monotonic()
+        with connect(port, "GET /readyz") as connection:
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+        return time.monotonic() - began
+
+    port = free_port()
+    server = make_server(
+        ANOMALY_MAX_CONNECTIONS="200", ANOMALY_LOG_REQUESTS="false", ANOMALY_PROBE_PORT=str(port)
+    ).start()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        flooding = pool.submit(asyncio.run, flood(server.port))
+        try:
+            taken = [probe(port)]
+            while len(taken) < 50 or flood_of.replies < 1000:
+                taken.append(probe(port))
+        finally:
+            ended.set()
+        flooding.result(30)
+    assert flood_of.refused > 0
+    assert max(taken) < 1, sorted(taken)
 
 
 @contextlib.contextmanager
