@@ -10,10 +10,12 @@ import io
 import json
 import random
 import re
+import signal
 import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -179,3 +181,32 @@ def test_a_batch_that_is_sent_before_its_reply_is_read_is_complete(make_server: 
         items = [json.loads(line) for line in reply.read().splitlines()]
     assert [item["index"] for item in items] == list(range(count))
     np.testing.assert_allclose([item["mse"] for item in items], expected[order], rtol=1e-6)
+
+
+def test_a_paused_service_answers_each_request_when_it_resumes(make_server: Callable[..., Server]) -> None:
+    """After SIGSTOP and SIGCONT, requests in progress and those that came during the pause get their scores."""
+    server = make_server(ANOMALY_DEFAULT_MODEL="zero-article", ANOMALY_DEADLINE_MS="60000").start()
+    assert server.process is not None
+    with server.client(timeout=30) as client:
+        expected = scores_of(client)
+    stat = Path(f"/proc/{server.process.pid}/stat")
+    with scoring(server, expected) as found, contextlib.ExitStack() as opened:
+        for _ in range(3):
+            before = len(found)
+            wait_until(lambda before=before: len(found) > before)
+            server.process.send_signal(signal.SIGSTOP)
+            wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
+            connections = []
+            for image in IMAGES * 8:
+                created = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+                connections.append(opened.enter_context(created))
+                created.sendall(b"".join(request(image)))
+            server.process.send_signal(signal.SIGCONT)
+            replies = [http.client.HTTPResponse(connection) for connection in connections]
+            for reply in replies:
+                reply.begin()
+            assert {reply.status for reply in replies} == {200}
+            scores = [json.loads(reply.read())["mse"] for reply in replies]
+            assert scores == pytest.approx(expected * 8, rel=1e-6)
+    assert server.get("/readyz").status_code == 200
+    assert server.stop() == 0

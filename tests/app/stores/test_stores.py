@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import os
 import resource
@@ -31,7 +32,7 @@ from app.stores.records import Record, new_ids
 from app.stores.redis import RedisStore
 from app.stores.sqlite import SqliteStore
 from app.telemetry.metrics import Metrics
-from tests.conftest import MODEL_STORE, ROOT, free_port
+from tests.conftest import MODEL_STORE, ROOT, Server, free_port
 from tests.waiting import until, wait_until
 
 ENTRY = 4096
@@ -350,6 +351,35 @@ async def test_redis_comes_back_by_itself(redis_server: RedisServer) -> None:
     redis_server.start()
     assert store.get(entry[0]) == entry[1]
     store.close()
+
+
+def test_a_redis_that_is_killed_costs_ids_only(
+    redis_server: RedisServer, make_server: Callable[..., Server], zero: bytes
+) -> None:
+    """`kill -9` of Redis while the service scores: each score is right, without an id until Redis runs again."""
+    service = make_server(
+        ANOMALY_DEFAULT_MODEL="zero-article",
+        ANOMALY_STORE_URL=redis_server.url,
+        ANOMALY_STORE_PASSWORD_FILE=str(redis_server.password_file),
+    ).start()
+    png = {"content-type": "image/png"}
+    with service.client(timeout=30) as client:
+        expected = client.post("/score", content=zero, headers=png).json()["mse"]
+
+        def score() -> bool:
+            reply = client.post("/score", content=zero, headers=png)
+            assert reply.status_code == 200
+            assert reply.json()["mse"] == pytest.approx(expected, rel=1e-6)
+            return reply.json()["id"] is not None
+
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            killed = pool.submit(redis_server.end, signal.SIGKILL)
+            wait_until(lambda: not score())
+            killed.result(20)
+        ready = client.get("/readyz")
+        assert (ready.status_code, ready.json()["store"]) == (200, "down")
+        redis_server.start()
+        wait_until(score)
 
 
 async def test_a_wrong_password_is_an_error_that_does_not_tell_it(shared_redis: RedisServer, tmp_path: Path) -> None:
@@ -725,6 +755,29 @@ async def test_a_full_redis_is_seen_although_it_answers(
             kept, lambda: other.config_set("maxmemory", 1), lambda: other.config_set("maxmemory", 0)
         )
     assert caplog.messages == ["reconstruction store down: Redis: OutOfMemoryError", "reconstruction store up again"]
+
+
+async def test_a_read_only_replica_is_seen_although_it_answers(
+    redis_server: RedisServer, shared_redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A replica rejects writes but serves reads: the store is down until the replica is promoted."""
+    store = RedisStore(redis_server.url, ttl_seconds=60, password_file=redis_server.password_file)
+    kept = Reconstructions(store, Metrics(), timeout=2, max_waiting=64)
+    await kept.check()
+    password = redis_server.password_file.read_text().strip()
+    with contextlib.closing(redis.Redis.from_url(redis_server.url, password=password)) as replica:
+        replica.config_set("masterauth", password)
+        replica.config_set("appendonly", "no")  # Redis does not end while it writes its first file after a sync
+
+        def follow() -> None:
+            with contextlib.closing(redis.Redis.from_url(shared_redis.url, password=password)) as primary:
+                (key,) = replica.keys("*before*")
+                primary.restore(key, 60_000, replica.dump(key))
+            replica.replicaof("127.0.0.1", shared_redis.port)
+            wait_until(lambda: replica.info("replication")["master_link_status"] == "up")
+
+        await _full_and_then_not(kept, follow, lambda: replica.replicaof("NO", "ONE"))
+    assert caplog.messages == ["reconstruction store down: Redis: ReadOnlyError", "reconstruction store up again"]
 
 
 async def test_a_locked_file_is_not_taken_for_a_damaged_one(tmp_path: Path) -> None:
