@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import io
+import textwrap
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -69,27 +72,20 @@ _SCORED = np.dtype([("mse", np.float32), ("reason", np.float32)])
 """One output row per image, without padding."""
 
 
-class _Served(torch.nn.Module):
-    """A scoring module with one method per use in the service. All methods share one copy of the weights.
+class _Served:
+    """The methods that the service adds to a scoring module, in TorchScript: one per use, with one copy of the weights.
 
-    The methods `draw` and `score` write their output rows into given memory. `numbers` is a view of the bytes of `rows`
-    as float32: TorchScript has no reinterpreting view.
+    They write their output rows into given memory on the device. `numbers` is a view of the bytes of `rows` as float32:
+    TorchScript has no reinterpreting view.
     """
 
-    def __init__(self, scoring: torch.jit.ScriptModule, device: torch.device, step: int) -> None:
-        super().__init__()
-        self.scoring = scoring
-        self.device = device
-        self.step = step
+    forward: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        mse, reconstruction, error_map, reason = self.scoring(images.to(self.device))
-        return mse, reconstruction, error_map, reason
-
-    @torch.jit.export
-    def draw(self, images: torch.Tensor, count: int, rows: torch.Tensor, numbers: torch.Tensor, _: torch.Tensor) -> int:
-        given = images[:count].to(self.device, non_blocking=True)
-        mse, reconstruction, error_map, reason = self.scoring(given)
+    def draw_rows(
+        self, images: torch.Tensor, count: int, rows: torch.Tensor, numbers: torch.Tensor, _: torch.Tensor
+    ) -> int:
+        given = images[:count].to(rows.device, non_blocking=True)
+        mse, reconstruction, error_map, reason = self.forward(given)
         peak = error_map.flatten(1).amax(1).clamp_min(1e-12)
         shares = error_map.unsqueeze(1) / peak.view(-1, 1, 1, 1)
         planes = rows[:count, : 3 * 28 * 28].view(count, 3, 28, 28)
@@ -98,21 +94,23 @@ class _Served(torch.nn.Module):
         numbers[:count, 3 * 28 * 28 // 4 :].copy_(torch.stack([mse, peak, reason.to(torch.float32)], 1))
         return count
 
-    @torch.jit.export
-    def score(
-        self, images: torch.Tensor, count: int, _: torch.Tensor, numbers: torch.Tensor, others_waiting: torch.Tensor
+    def score_rows(
+        self, images: torch.Tensor, count: int, _: torch.Tensor, numbers: torch.Tensor, flag: torch.Tensor, *, step: int
     ) -> int:
         # Many passes run without reacquiring the GIL, yet a single score waits for one pass at most. A GPU queues its
         # passes faster than it runs them: there the limit is the number of `images`.
         done = 0
         while done < count:
-            end = min(done + self.step, count)
-            mse, _, _, reason = self.scoring(images[done:end].to(self.device, non_blocking=True))
+            end = min(done + step, count)
+            mse, _, _, reason = self.forward(images[done:end].to(numbers.device, non_blocking=True))
             numbers[done:end].copy_(torch.stack([mse, reason.to(torch.float32)], 1))
             done = end
-            if bool(others_waiting):
+            if bool(flag):
                 break
         return done
+
+
+_METHODS = tuple(textwrap.dedent(inspect.getsource(method)) for method in (_Served.draw_rows, _Served.score_rows))
 
 
 class Detector:
@@ -137,15 +135,20 @@ class Detector:
     ) -> None:
         flag = torch.frombuffer(bytearray(1) if others_waiting is None else others_waiting, dtype=torch.uint8)
         with torchscript_allowed():
-            # A frozen module has no parameters to move, so it is moved first. Torch never frees the weights of a module
-            # that was scripted and frozen in the same process, but frees those of a module that was saved and loaded.
+            # `torch.jit.script` would keep each module that it has scripted, as a part of another one, for ever.
+            for method in _METHODS:
+                module.eval().define(method)
+            # A frozen module has no parameters to move, so it is moved first.
             content = io.BytesIO()
-            torch.jit.save(torch.jit.script(_Served(module.eval(), device, step)), content)
+            torch.jit.save(module, content)
             content.seek(0)
             served = torch.jit.load(content, map_location=device)  # type: ignore[no-untyped-call]
-            self._module: torch.jit.ScriptModule = torch.jit.freeze(served.eval(), preserved_attrs=["draw", "score"])
-        self._draw = Buffers(self._module.draw, _DRAWN, device, flag)
-        self._score = Buffers(self._module.score, _SCORED, device, flag)
+            self._module: torch.jit.ScriptModule = torch.jit.freeze(
+                served.eval(), preserved_attrs=["draw_rows", "score_rows"]
+            )
+        self._device = device
+        self._draw = Buffers(self._module.draw_rows, _DRAWN, device, flag)
+        self._score = Buffers(functools.partial(self._module.score_rows, step=step), _SCORED, device, flag)
 
     @classmethod
     def load(
@@ -218,7 +221,7 @@ class Detector:
             RuntimeError: the module failed on this device, for example because memory ran out.
         """
         with torch.inference_mode():
-            found = self._module(torch.from_numpy(images))
+            found = self._module(torch.from_numpy(images).to(self._device))
             return Detections(*(tensor.cpu().numpy() for tensor in found))
 
     def score(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
