@@ -135,9 +135,10 @@ class Detector:
     ) -> None:
         flag = torch.frombuffer(bytearray(1) if others_waiting is None else others_waiting, dtype=torch.uint8)
         with torchscript_allowed():
-            # `torch.jit.script` would keep each module that it has scripted, as a part of another one, for ever.
+            # `torch.jit.script` never frees the code of a module of which another scripted module is a part.
             for method in _METHODS:
-                module.eval().define(method)
+                # `define` itself leaves a reference cycle, which keeps the module until the next garbage collection.
+                module.eval()._c._define(module._concrete_type, method, {"torch": torch}.get)
             # A frozen module has no parameters to move, so it is moved first.
             content = io.BytesIO()
             torch.jit.save(module, content)
