@@ -53,6 +53,10 @@ def sixteen_bit_rgb(*extra: bytes) -> bytes:
     return pngs.SIGNATURE + pngs.header(depth=16, colour=2) + b"".join(extra) + pixels + pngs.chunk(b"IEND")
 
 
+NOISE = np.random.default_rng(1).integers(0, 2**16, (28, 28))
+"""Samples that deflate cannot shorten."""
+
+
 def deep(samples: np.ndarray, colour: int = 0, *extra: bytes) -> bytes:
     """Return a 16-bit PNG of samples [28, 28 times the samples per pixel]."""
     content = pngs.chunk(b"IDAT", pngs.rows(samples.astype(">u2")))
@@ -125,6 +129,7 @@ ACCEPTED = {
     "RGBA, opaque": (pngs.saved(rgb(GREY, np.full_like(GREY, 255))), GREY),
     "grey and alpha, opaque": (pngs.saved(Image.fromarray(GREY).convert("LA")), GREY),
     "16-bit": (sixteen_bit(), GREY),
+    "16-bit, incompressible": (deep(NOISE), NOISE >> 8),
     "interlaced": (interlaced(), GREY),
     "grey with a transparent level that no pixel has": (
         pngs.plain(np.where(GREY == 7, 8, GREY).astype(np.uint8), pngs.chunk(b"tRNS", b"\0\7")),

@@ -114,9 +114,9 @@ def test_many_are_scored_until_somebody_waits() -> None:
     others[0] = 0
     many = np.concatenate([images] * 300)
     assert len(detector.score(many)[0]) == len(many)
-    for _ in range(50):  # repeat until other work arrives between the first and the last pass
+    for attempt in range(60):  # repeat, later each time, until other work arrives between the first and the last pass
         others[0] = 0
-        timer = threading.Timer(0.02, others.__setitem__, (0, 1))
+        timer = threading.Timer(0.001 * 1.15**attempt, others.__setitem__, (0, 1))
         timer.start()
         found, _ = detector.score(many)
         timer.join()
