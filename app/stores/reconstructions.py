@@ -15,7 +15,7 @@ from typing import TypeVar
 from app.concurrency.deadlines import Deadlines
 from app.concurrency.lanes import LaneWorker
 from app.stores.contract import Store, StoreError
-from app.stores.records import Record, owned, unpack
+from app.stores.records import DamagedRecord, Record, owned, unpack
 from app.telemetry.metrics import Metrics
 
 Result = TypeVar("Result")
@@ -119,9 +119,14 @@ class Reconstructions:
         Raises:
             StoreError: the store did not answer in time.
         """
-        content = await self._within_timeout(lambda: self._store.get(owned(owner, id)))
+        key = owned(owner, id)
+        content = await self._within_timeout(lambda: self._store.get(key))
         try:
-            return None if content is None else unpack(content)
+            return None if content is None else unpack(content, key)
+        except DamagedRecord:
+            self._metrics.reconstruction_store_damaged.inc()
+            _log.error("a damaged record was found and ignored")
+            return None
         except ValueError:
             _log.warning("a record of another format was found and ignored")
             return None

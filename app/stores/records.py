@@ -5,13 +5,20 @@ from __future__ import annotations
 import os
 import struct
 import time
+import zlib
 from typing import NamedTuple
 
 PIXELS = 28 * 28
 _HEADER = struct.Struct("<HfI")
-_FORMAT = 1
-MAX_RECORD_BYTES = _HEADER.size + 3 * PIXELS + 1024
+_CHECKSUM = struct.Struct("<I")
+_BODY_AT = _HEADER.size + _CHECKSUM.size
+_FORMAT = 2
+MAX_RECORD_BYTES = _BODY_AT + 3 * PIXELS + 1024
 """Upper bound of a record's size; a reply has a few hundred bytes."""
+
+
+class DamagedRecord(ValueError):
+    """The checksum of a record does not match: its bytes have changed, or it is the record of another id."""
 
 
 class Record(NamedTuple):
@@ -47,23 +54,36 @@ class Record(NamedTuple):
         return self.pixels[2 * PIXELS :]
 
     def pack(self) -> bytes:
-        """Return the record as bytes."""
-        return _HEADER.pack(_FORMAT, self.error_peak, len(self.reply)) + self.reply + self.pixels
+        """Return the record as bytes, with a checksum: SQLite and Redis do not notice each damage of a file."""
+        head, body = _HEADER.pack(_FORMAT, self.error_peak, len(self.reply)), self.reply + self.pixels
+        return head + _CHECKSUM.pack(_checksum(owned(self.owner, self.id), head, body)) + body
 
 
-def unpack(content: bytes) -> Record:
+def unpack(content: bytes, key: str) -> Record:
     """Read what `Record.pack` wrote.
 
+    Args:
+        content: the bytes.
+        key: under which they were stored: `owned`.
+
     Raises:
+        DamagedRecord: the bytes are not those that were stored under the key.
         ValueError: the bytes are not a record of this format.
     """
-    if len(content) < _HEADER.size:
+    if len(content) < _BODY_AT:
         raise ValueError("not a record")
     version, peak, length = _HEADER.unpack_from(content)
-    reply_end = _HEADER.size + length
+    reply_end = _BODY_AT + length
     if version != _FORMAT or len(content) != reply_end + 3 * PIXELS:
         raise ValueError("not a record of this format")
-    return Record(content[_HEADER.size : reply_end], content[reply_end:], peak)
+    (checksum,) = _CHECKSUM.unpack_from(content, _HEADER.size)
+    if checksum != _checksum(key, content[: _HEADER.size], content[_BODY_AT:]):
+        raise DamagedRecord("not a record: its checksum does not match")
+    return Record(content[_BODY_AT:reply_end], content[reply_end:], peak)
+
+
+def _checksum(key: str, head: bytes, body: bytes) -> int:
+    return zlib.crc32(body, zlib.crc32(head, zlib.crc32(key.encode())))
 
 
 def new_ids(count: int) -> list[str]:

@@ -94,7 +94,8 @@ class Metrics:
             "Times that the store's file was deleted or replaced, and reopened.",
         )
         self.reconstruction_store_damaged = self._counter(
-            "anomaly_reconstruction_store_damaged", "Times that the store's file was damaged, and moved aside."
+            "anomaly_reconstruction_store_damaged",
+            "Times that the store's file was damaged and moved aside, or that a damaged record was ignored.",
         )
         self.forward_pass_failures = self._counter(
             "anomaly_forward_pass_failures", "Forward passes that failed, or returned a score that is not finite."

@@ -135,7 +135,7 @@ async def test_a_record_is_the_image_and_its_reply(kept):
     """Packed and unpacked, a record is the same."""
     ((reply,)) = await finished(kept, (PLAIN, detection(0.3)))
     record = await kept.find(json.loads(reply.body)["id"])
-    assert unpack(record.pack()) == record
+    assert unpack(record.pack(), "") == record
     assert isinstance(reply, Reply)
     assert reply.timing.startswith("decode;dur=0.000, queue;dur=1.000, forward;dur=2.000, store;dur=")
 

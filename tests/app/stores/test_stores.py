@@ -626,6 +626,29 @@ async def test_a_hanging_redis_costs_no_more_than_the_time_out(redis_server: Red
     await kept.aclose()
 
 
+async def test_a_damaged_record_is_never_returned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A changed byte that SQLite does not notice makes the id unknown; the event is logged and counted."""
+    store, metrics = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=100), Metrics()
+    kept = Reconstructions(store, metrics, timeout=5, max_waiting=64)
+    pixels = b"the pixels of an image".ljust(3 * 784)
+    damaged, other = (Record(b"{}", pixels, 1.0, letter * 44) for letter in "ab")
+    await kept.check()
+    assert await kept.drop_cause([damaged, other]) is None
+    await kept.aclose()
+    content = (tmp_path / "store.db").read_bytes()
+    assert content.count(b"pixels of an image") == 2
+    (tmp_path / "store.db").write_bytes(content.replace(b"pixels of an image", b"Pixels of an image", 1))
+    store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=100)
+    kept = Reconstructions(store, metrics, timeout=5, max_waiting=64)
+    await kept.check()
+    found = [await kept.find(record.id) for record in (damaged, other)]
+    assert found.count(None) == 1
+    assert {None, other._replace(id="")} == set(found)
+    assert caplog.text.count("a damaged record was found") == 1
+    assert b"anomaly_reconstruction_store_damaged_total 1.0" in metrics.exposition()
+    await kept.aclose()
+
+
 async def test_a_locked_file_costs_no_more_than_the_time_out(tmp_path: Path) -> None:
     """While another program locks the file, each write fails after the timeout; afterwards writes work again."""
     store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=100)
