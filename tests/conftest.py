@@ -23,11 +23,15 @@ import hypothesis
 import psutil
 import pytest
 import pytest_asyncio
+import torch
 
 from app.http.dependencies import Services
 from app.main import Application, create_app
 from app.settings import Settings
 from tests.waiting import wait_until
+
+# The workers share the cores: OpenMP threads that wait for each other in busy loops take 50 times as long.
+torch.set_num_threads(1)
 
 # No test fails because a machine is slow: Hypothesis' own limit of 200 ms an example is one.
 hypothesis.settings.register_profile("unhurried", deadline=None)
