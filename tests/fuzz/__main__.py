@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -30,7 +31,9 @@ def run(name: str, options: list[str]) -> int:
 
     target = TARGETS[name]
     # The seeds are executed once, uninstrumented code included, before the loop begins.
-    atheris.Setup([sys.argv[0], *options], lambda data: target(bytes(data)))
+    # To merge, libFuzzer passes its arguments, the first one as the program, to a shell.
+    program = shlex.join([sys.executable, "-m", "tests.fuzz", "--one", name])
+    atheris.Setup([program, *options], lambda data: target(bytes(data)))
     atheris.Fuzz()
     return 0
 
@@ -71,7 +74,8 @@ def main() -> int:
         with log.open("wb") as output:
             code = subprocess.run(command, check=False, cwd=ROOT, stdout=output, stderr=output).returncode
         executed = re.findall(r"^stat::number_of_executed_units: *(\d+)", log.read_text(errors="replace"), re.MULTILINE)
-        print(f"{executed[-1] if executed else 0} inputs; log: {log}", flush=True)  # noqa: T201
+        said = f"{len(list(kept.iterdir()))} kept" if arguments.keep else f"{executed[-1] if executed else 0}"
+        print(f"{said} inputs; log: {log}", flush=True)  # noqa: T201
         if code:
             failed.append(name)
         if arguments.record and executed:

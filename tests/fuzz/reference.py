@@ -50,7 +50,8 @@ def grey_by_pillow(png: bytes) -> np.ndarray:
         image.load()
         if image.mode in ("I;16", "I;16B", "I"):
             return (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
-        return _median(np.asarray(image.convert("RGB")))
+        # By way of RGBA: Pillow warns of a palette whose transparency it drops.
+    return _median(np.asarray(image.convert("RGBA").convert("RGB")))
 
 
 def grey_by_numpy(png: bytes) -> np.ndarray | None:
