@@ -28,7 +28,6 @@ Exit codes: 0 after a shutdown, 2 if the service cannot start, 3 if the shutdown
 
 _BACKLOG = 4096
 """Maximum number of connections that wait to be accepted; Linux's own maximum (`net.core.somaxconn`)."""
-_CANNOT_START = 2
 _metrics_folder = ""
 """Folder of the metrics that the workers share; empty with one worker."""
 
@@ -155,11 +154,13 @@ def _serve(settings: Settings, sockets: list[socket.socket], *, interruptible: b
         server.run(sockets)
     except KeyboardInterrupt:  # raised again after the shutdown
         pass
+    except SystemExit as error:
+        return process.EXIT_CANNOT_START if error.code == uvicorn.config.STARTUP_FAILURE else 0
     except listening.ListenError as error:
         code = _refuse(error)
         logging.shutdown()
         os._exit(code)  # the threads of the models would prevent a normal exit
-    return 0 if server.started else _CANNOT_START
+    return 0 if server.started else process.EXIT_CANNOT_START
 
 
 def _run_workers(config: uvicorn.Config, sockets: list[socket.socket]) -> int:
@@ -167,8 +168,9 @@ def _run_workers(config: uvicorn.Config, sockets: list[socket.socket]) -> int:
     supervisor.run()
     codes = {worker.exitcode for worker in supervisor.processes}
     if uvicorn.config.STARTUP_FAILURE in codes:
-        return _CANNOT_START
-    return process.EXIT_ABANDONED if process.EXIT_WORKER_ABANDONED in codes else 0
+        return process.EXIT_CANNOT_START
+    # A worker that was killed has abandoned its work too.
+    return 0 if codes <= {0, -signal.SIGTERM, 128 + signal.SIGTERM, 128 + signal.SIGINT} else process.EXIT_ABANDONED
 
 
 class _Server(uvicorn.Server):
@@ -210,7 +212,7 @@ def _print_usage(arguments: list[str]) -> int:
 
 def _refuse(error: Exception) -> int:
     _write(2, f"cannot start: {error}\n")
-    return _CANNOT_START
+    return process.EXIT_CANNOT_START
 
 
 def _write(descriptor: int, text: str) -> None:

@@ -100,7 +100,7 @@ def create_app(
     *,
     store: Store | None = None,
     log_writer: LineWriter | None = None,
-    on_stopped: Callable[[bool], object] = lambda _: None,
+    on_stopped: Callable[[bool, bool], object] = lambda *_: None,
     clock: Callable[[], float] = time.monotonic,
     traces: Traces | None = None,
 ) -> Application:
@@ -110,7 +110,7 @@ def create_app(
         settings: of the operator.
         store: backend of the reconstruction store. Default: the one that `settings.store_url` names.
         log_writer: writes the access log. Default: standard output.
-        on_stopped: called at the end of the shutdown with whether all work was finished.
+        on_stopped: called at the end of the shutdown with whether all work was finished, and whether the start was.
         clock: monotonic seconds.
         traces: records spans, and is closed by the shutdown. None: no traces.
 
@@ -257,9 +257,10 @@ async def _lifespan(
     _: FastAPI,
     services: Services,
     settings: Settings,
-    on_stopped: Callable[[bool], object],
+    on_stopped: Callable[[bool, bool], object],
     traces: Traces | None,
 ) -> AsyncIterator[None]:
+    started = False
     try:
         async with AsyncExitStack() as stack:
             await services.reconstructions.check()
@@ -270,13 +271,13 @@ async def _lifespan(
             seconds = process.process_age()
             if seconds is not None:
                 services.metrics.start_duration.set(seconds)
-            readiness = services.health.readiness()
             facts = {"url": listening.url(settings.host, settings.port), "seconds": seconds and round(seconds, 3)}
-            _log.info("started", extra={**facts, **readiness.model_dump()})
+            _log.info("started", extra={**facts, **services.health.readiness().model_dump()})
             process.tune_garbage_collector()
+            started = True
             yield
     finally:
-        on_stopped(await _close(services, traces))
+        on_stopped(await _close(services, traces), started)
 
 
 async def _close(services: Services, traces: Traces | None) -> bool:
@@ -290,10 +291,10 @@ async def _close(services: Services, traces: Traces | None) -> bool:
         closing["images of the review queue"] = asyncio.to_thread(services.review.close, CLOSE_SECONDS)
     if traces is not None:
         closing["spans that the collector did not accept"] = asyncio.to_thread(traces.close, CLOSE_SECONDS)
-    closed = zip(closing, await asyncio.gather(*closing.values()), strict=True)
-    abandoned = [work for work, in_time in closed if not in_time]
-    for work in abandoned:
-        _log.error("shutdown abandoned %s: it did not finish in time", work)
+    closed = zip(closing, await asyncio.gather(*closing.values(), return_exceptions=True), strict=True)
+    abandoned = {work: found for work, found in closed if found is not True}
+    for work, found in abandoned.items():
+        _log.error("shutdown abandoned %s: it failed or took too long", work, exc_info=found or None)
     process.remove_abandoned_metrics_folder()
     _log.info("stopped")
     return finished and _STORE not in abandoned

@@ -21,8 +21,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from uvicorn.config import STARTUP_FAILURE
+
 _log = logging.getLogger(__name__)
 
+EXIT_CANNOT_START = 2
+"""Exit code of a start that failed."""
 EXIT_ABANDONED = 3
 """Exit code of a shutdown that abandoned work which did not finish in time."""
 EXIT_WORKER_ABANDONED = 4
@@ -138,21 +142,30 @@ def drain_on_sigterm(begin: Callable[[], None], seconds: float) -> Iterator[None
         signal.signal(signal.SIGTERM, previous)
 
 
+def _failed_start() -> int:
+    return EXIT_CANNOT_START if multiprocessing.parent_process() is None else STARTUP_FAILURE
+
+
 def exit_abandoned() -> None:
     """End the process at once, without joining the threads that did not finish in time."""
-    code = EXIT_ABANDONED if multiprocessing.parent_process() is None else EXIT_WORKER_ABANDONED
+    _exit(EXIT_ABANDONED if multiprocessing.parent_process() is None else EXIT_WORKER_ABANDONED)
+
+
+def _exit(code: int) -> None:
     _log.error("shutdown did not finish in time: exit code %d", code)
     logging.shutdown()
     os._exit(code)
 
 
-def exit_unless_finished(finished: bool) -> None:
+def exit_unless_finished(finished: bool, started: bool) -> None:
     """End the process at once if its shutdown abandoned work, else in five seconds if it has not ended by itself.
 
-    Python joins some threads before it exits, so a thread that hangs would prevent the exit.
+    Python joins some threads before it exits, so a thread that hangs would prevent the exit. After a failed start, the
+    server still has to log the reason. With another exit code, a supervisor would repeat the start without end.
     """
-    if not finished:
+    if started and not finished:
         exit_abandoned()
-    timer = threading.Timer(EXIT_SECONDS, exit_abandoned)
+    end = exit_abandoned if started else functools.partial(_exit, _failed_start())
+    timer = threading.Timer(EXIT_SECONDS, end)
     timer.daemon = True
     timer.start()

@@ -544,7 +544,7 @@ def test_a_hanging_forward_pass_does_not_prevent_the_exit(hanging: Callable[...,
 
 @pytest.mark.long
 def test_a_worker_that_abandons_work_is_replaced(hanging: Callable[..., Server]) -> None:
-    """SIGTERM to the worker whose forward pass hangs ends this worker only: the supervisor starts another one."""
+    """After SIGTERM to all workers, of which one hangs, the supervisor starts others and does not end."""
     server = hanging(2)
     assert server.process is not None
     old = {

@@ -632,3 +632,23 @@ def test_the_metrics_folder_of_a_killed_supervisor_is_removed(tmp_path: Path, mo
     started[1].kill()
     for each in started:
         each.communicate()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("stuck", [False, True])
+def test_a_failed_start_of_the_application_is_exit_code_2(
+    make_server: MakeServer, tmp_path: Path, workers: str, stuck: bool
+) -> None:
+    """If loading the models fails for a reason that no check foresees, the process ends with 2, and logs the error."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "from app.inference.registry import Registry\n"
+        "async def start(self):\n    raise OSError\n"
+        "async def aclose(self, timeout=None):\n    return False\n"
+        f"Registry.start = start\nif {stuck}:\n    Registry.aclose = aclose\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    server = make_server(ANOMALY_WORKERS=workers, PYTHONPATH=path).start(wait=False)
+    assert server.process is not None
+    assert server.process.wait(60) == process.EXIT_CANNOT_START
+    assert "the service failed to start or to stop" in server.log()

@@ -263,13 +263,18 @@ class Connection(HttpToolsProtocol):
         elif cycle.more_body and cycle.response_started:
             self.transport.close()  # its response has begun
         elif cycle.more_body or cycle.response_complete:
-            self._send_rejection(problem)
+            self._send_rejection(problem, begun=cycle.more_body)
 
-    def record_rejection(self, problem: Problem) -> str | None:  # noqa: ARG002
-        """Record a problem that is sent without the application, and return the id of the request."""
+    def record_rejection(self, problem: Problem, *, begun: bool) -> str | None:  # noqa: ARG002
+        """Record a problem that is sent without the application, and return the id of the request.
+
+        Args:
+            problem: the reply.
+            begun: whether the application handles the request already, and records that it ends.
+        """
         return None
 
-    def _send_rejection(self, problem: Problem) -> None:
-        status, headers, body = answer_problem(problem, self.record_rejection(problem), close=True)
+    def _send_rejection(self, problem: Problem, *, begun: bool = False) -> None:
+        status, headers, body = answer_problem(problem, self.record_rejection(problem, begun=begun), close=True)
         self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[status], lines_of(headers), body))
         self.transport.close()

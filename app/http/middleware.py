@@ -128,8 +128,7 @@ class RequestMiddleware:
             started: when the request arrived, in `perf_counter` seconds.
 
         Returns:
-            The future reply, to be cancelled if the client disconnects. None if an ASGI call must handle the request:
-            then nothing has been done.
+            The future reply, to be cancelled if the client leaves. None, with nothing done: an ASGI call must follow.
         """
         request = RequestFacts(scope, headers, self._new_id, started, self._traces)
         if self._refusal(scope, request) is not None:
@@ -146,13 +145,14 @@ class RequestMiddleware:
     def begin_shutdown(self) -> None:
         """End what would delay a shutdown. The server calls it once per connection."""
 
-    def record_rejection(self, problem: Problem) -> str:
-        """Count and log a problem that the server returns itself, and return the id of the request."""
+    def record_rejection(self, problem: Problem, *, begun: bool) -> str | None:
+        """Count and log a problem that the server returns itself; a request that has `begun` is logged when it ends."""
         id, facts = self._new_id().decode(), problem_facts(problem)
-        self._metrics.request("rejected", problem.status, None)
         self._metrics.problem(problem.type, facts.get("cause"))
-        self._log.write({"request_id": id, "route": "rejected", "status": problem.status, **facts})
-        return id
+        if not begun:
+            self._metrics.request("rejected", problem.status, None)
+            self._log.write({"request_id": id, "route": "rejected", "status": problem.status, **facts})
+        return None if begun else id
 
     def _respond(self, request: RequestFacts, respond: Respond, future: asyncio.Future[Reply]) -> None:
         if future.cancelled():

@@ -229,6 +229,6 @@ class ServerProtocol(Connection):
         self._end_pending()
         super().reject(problem)
 
-    def record_rejection(self, problem: Problem) -> str | None:
+    def record_rejection(self, problem: Problem, *, begun: bool) -> str | None:
         """Count and log a problem that the server sends without calling the application."""
-        return None if self._middleware is None else self._middleware.record_rejection(problem)
+        return None if self._middleware is None else self._middleware.record_rejection(problem, begun=begun)

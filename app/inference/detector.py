@@ -114,7 +114,7 @@ _METHODS = tuple(textwrap.dedent(inspect.getsource(method)) for method in (_Serv
 
 
 class Detector:
-    """A scoring module on its device.
+    """A scoring module on its device. The constructor adds methods to the module, so it takes a module once.
 
     Build it with `Detector.load`, which rejects a module that does not reproduce its golden scores.
 
@@ -274,7 +274,7 @@ def torchscript_allowed() -> Iterator[None]:
 def _failures_of(label: str) -> Iterator[None]:
     try:
         yield
-    except (RuntimeError, ValueError, TypeError) as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise DetectorError(f"{label}: model.pt is not a scoring module: {_first_line(error)}") from error
 
 

@@ -161,6 +161,7 @@ class ExtraVersions:
     def _add(self, version: ModelVersion, evictable_at: float) -> None:
         key = version.manifest.name, version.manifest.version
         if key in self._loaded:  # a request has loaded it while it became the current one
+            evictable_at = max(evictable_at, self._evictable_at[key])
             self._evict(key)
         self._loaded[key] = version
         self._evictable_at[key] = evictable_at

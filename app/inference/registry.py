@@ -227,7 +227,7 @@ class Registry:
             try:
                 await self.refresh()
                 for version in self._all():
-                    if version.failures:
+                    if version.failures or version.suspect:
                         await version.probe()
             except Exception:  # without its watcher, the service would never load a new version
                 _log.exception("the model store could not be read")

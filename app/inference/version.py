@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from app.concurrency.batcher import HasFuture, MicroBatcher, Resolve
 from app.concurrency.lanes import LaneWorker
-from app.inference.detector import Detector, Pictures, is_out_of_memory
+from app.inference.detector import Detector
+from app.inference.passes import is_finite, join_pictures, within_memory
 from app.models.repository import Artifact
 from app.problems import InternalError
 from app.settings import Settings
@@ -107,7 +108,9 @@ class ModelVersion:
     Attributes:
         manifest, calibration: of the version.
         detector: the autoencoder.
-        failures: number of consecutive forward passes that failed, or returned a score that is not finite.
+        failures: number of consecutive forward passes that failed.
+        suspect: whether a score was not finite since the last probe. One image can be the reason, so only a probe shows
+            whether the version has failed.
         queue: takes images of single scores; their futures get the results of `on_batch_done` or a problem.
     """
 
@@ -125,7 +128,7 @@ class ModelVersion:
     ) -> None:
         self.manifest = artifact.manifest
         self.calibration = artifact.calibration
-        self.failures = 0
+        self.failures, self.suspect = 0, False
         self._golden = np.ascontiguousarray(artifact.golden.images[:1])
         self.detector = detector
         self._worker = worker
@@ -166,8 +169,7 @@ class ModelVersion:
     async def probe(self) -> None:
         """Score one golden image outside the queue; a success clears the count of failures."""
         with contextlib.suppress(Exception):
-            detect = functools.partial(self.detector.draw, self._golden)
-            await self._worker.run(functools.partial(self._count_failure, detect, 1), lane=self)
+            await self._worker.run(self._probe, lane=self)
 
     async def score_alone(self, pixels: memoryview) -> float:
         """Return the score of one image of a batch request, uint8 [28, 28], in a separate forward pass.
@@ -217,22 +219,28 @@ class ModelVersion:
             self._metrics.forward_pass_failures.inc()
             _log.exception("forward pass failed", extra=extra)
             raise
-        finite = _is_finite(found)
-        self.failures = 0 if finite else self.failures + 1
-        if not finite:
+        if is_finite(found):
+            self.failures = 0
+        else:
+            self.suspect = True
             self._metrics.forward_pass_failures.inc()
             _log.error("forward pass returned a score that is not finite", extra=extra)
         return found
+
+    def _probe(self) -> None:
+        self.suspect = False
+        self._count_failure(functools.partial(self.detector.draw, self._golden), 1)
+        self.failures += self.suspect
 
     def _detect_many(self, pixels: memoryview, since: float, *, draw: bool) -> ChunkScores:
         started = time.perf_counter()
         images = np.frombuffer(pixels, np.uint8).reshape(-1, 1, 28, 28)
         planes, peak = _NO_PLANES, _NO_PEAKS
         if draw:
-            found = _join_pictures(_within_memory(self.detector.draw, images))
+            found = join_pictures(within_memory(self.detector.draw, images))
             mse, codes, planes, peak = found.mse, found.reason, found.planes, found.peak
         else:
-            parts = _within_memory(self.detector.score, images)
+            parts = within_memory(self.detector.score, images)
             mse, codes = np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
         reasons: list[str | None] = [None] * len(codes)
         for place in np.flatnonzero(codes).tolist():
@@ -243,7 +251,7 @@ class ModelVersion:
         started = time.perf_counter()
         pixels = bytearray().join([request.image for request in requests])
         images = np.frombuffer(pixels, np.uint8).reshape(len(requests), 1, 28, 28)
-        found = _join_pictures(_within_memory(self.detector.draw, images))
+        found = join_pictures(within_memory(self.detector.draw, images))
         forward = time.perf_counter() - started
         reasons = (None, *self.manifest.reasons)
         rows = zip(requests, found.mse.tolist(), found.reason.tolist(), found.peak.tolist(), found.planes, strict=True)
@@ -251,40 +259,6 @@ class ModelVersion:
             Detection(mse, reasons[code], planes.tobytes(), peak, started - request.queued_at, forward)
             for request, mse, code, peak, planes in rows
         ]
-
-
-def _is_finite(found: Any) -> bool:
-    mse = [each.mse for each in found] if isinstance(found, list) else getattr(found, "mse", found)
-    return bool(np.isfinite(mse).all())
-
-
-def _within_memory(detect: Callable[[NDArray[np.uint8]], Result], images: NDArray[np.uint8]) -> list[Result]:
-    """Return the results of N images in order; if memory runs out, halve the forward pass until one image is left.
-
-    `detect` may return fewer results than it is given images: then only its first part is used.
-    """
-    try:
-        return [detect(images)]
-    except (RuntimeError, MemoryError) as error:
-        if len(images) == 1 or not is_out_of_memory(error):
-            raise
-        _log.warning("out of memory: the forward pass is split", extra={"images": len(images)})
-    half = len(images) // 2
-    first = _within_memory(detect, images[:half])
-    if sum(map(_count, first)) < half:
-        return first
-    return [*first, *_within_memory(detect, images[half:])]
-
-
-def _count(found: Any) -> int:
-    return len(found.mse if isinstance(found, Pictures) else found[0])
-
-
-def _join_pictures(parts: Sequence[Pictures]) -> Pictures:
-    if len(parts) == 1:
-        return parts[0]
-    names = ("mse", "planes", "peak", "reason")
-    return Pictures(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 def _join(parts: Sequence[ChunkScores]) -> ChunkScores:

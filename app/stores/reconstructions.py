@@ -127,9 +127,6 @@ class Reconstructions:
             self._metrics.reconstruction_store_damaged.inc()
             _log.error("a damaged record was found and ignored")
             return None
-        except ValueError:
-            _log.warning("a record of another format was found and ignored")
-            return None
 
     async def read_state(self, key: str) -> bytes | None:
         """Return the state under a key; None if there is none. Errors as for `find`."""

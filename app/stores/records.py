@@ -18,7 +18,7 @@ MAX_RECORD_BYTES = _BODY_AT + 3 * PIXELS + 1024
 
 
 class DamagedRecord(ValueError):
-    """The checksum of a record does not match: its bytes have changed, or it is the record of another id."""
+    """The bytes of a record have changed, it is the record of another id, or an earlier commit has written it."""
 
 
 class Record(NamedTuple):
@@ -68,17 +68,14 @@ def unpack(content: bytes, key: str) -> Record:
 
     Raises:
         DamagedRecord: the bytes are not those that were stored under the key.
-        ValueError: the bytes are not a record of this format.
     """
     if len(content) < _BODY_AT:
-        raise ValueError("not a record")
+        raise DamagedRecord("the record is too short")
     version, peak, length = _HEADER.unpack_from(content)
-    reply_end = _BODY_AT + length
-    if version != _FORMAT or len(content) != reply_end + 3 * PIXELS:
-        raise ValueError("not a record of this format")
     (checksum,) = _CHECKSUM.unpack_from(content, _HEADER.size)
-    if checksum != _checksum(key, content[: _HEADER.size], content[_BODY_AT:]):
-        raise DamagedRecord("not a record: its checksum does not match")
+    if version != _FORMAT or checksum != _checksum(key, content[: _HEADER.size], content[_BODY_AT:]):
+        raise DamagedRecord("the format or the checksum of the record does not match")
+    reply_end = _BODY_AT + length
     return Record(content[_BODY_AT:reply_end], content[reply_end:], peak)
 
 

@@ -31,8 +31,9 @@ def main() -> int:
     document = json.loads(Path(sys.argv[1]).read_text())
     own = document["metadata"]["component"]["name"]
     found = {(each.metadata["Name"], each.version) for each in importlib.metadata.distributions()}
-    lacking = missing(document, {(name, version) for name, version in found if _key(name) != _key(own)})
-    sys.stdout.write(f"{len(found) - len(lacking)} packages listed, missing: {', '.join(lacking) or 'none'}\n")
+    installed = {(name, version) for name, version in found if _key(name) != _key(own)}
+    lacking = missing(document, installed)
+    sys.stdout.write(f"{len(installed) - len(lacking)} packages listed, missing: {', '.join(lacking) or 'none'}\n")
     return 1 if lacking else 0
 
 

@@ -448,11 +448,11 @@ def a_guard_without_a_name(found: Pictures) -> Pictures:
     return Pictures(found.mse, found.planes, found.peak, np.full_like(found.reason, 99))
 
 
-@pytest.mark.parametrize("fault", [out_of_memory, a_guard_without_a_name, not_a_number])
+@pytest.mark.parametrize("fault", [out_of_memory, a_guard_without_a_name])
 async def test_a_failing_model_gives_500_becomes_unready_and_heals(
     make_settings: Callable[..., Settings], zero: bytes, fault: Callable[[Pictures], Pictures]
 ) -> None:
-    """A failed pass, NaN or an unknown guard code gets 500 without details; after three, /readyz returns 503."""
+    """A failed pass or unknown guard code gets 500 without details; after three, /readyz returns 503 for a time."""
     async with running(make_settings(watch_seconds=0.2)) as client:
         faulty = break_model(client, fault)
         for _ in range(3):
@@ -504,6 +504,40 @@ async def test_a_score_that_is_not_a_number_is_never_normal(
     assert "anomaly_forward_pass_failures_total 1.0" in (await client.get("/metrics")).text
     (line,) = [record for record in caplog.records if "not finite" in record.getMessage()]
     assert (line.levelname, line.__dict__["model"], line.__dict__["images"]) == ("ERROR", "zero-article", 1)
+
+
+async def test_only_a_version_that_fails_for_its_golden_image_becomes_unready(
+    make_settings: Callable[..., Settings], zero: bytes
+) -> None:
+    """An image whose score is NaN makes no version unready; a version whose probes give NaN becomes so, and heals."""
+    async with running(make_settings(watch_seconds=0.05)) as client:
+        serving = services(client).registry.current("zero-article")
+        assert serving is not None
+        golden = serving._golden.tobytes()
+
+        def not_a_number_unless_golden(found: Pictures) -> Pictures:
+            return found if found.planes[0, 0].tobytes() == golden else not_a_number(found)
+
+        faulty = break_model(client, not_a_number_unless_golden)
+        for _ in range(5):
+            assert_problem(await raw(client, zero), 500, "internal-error")
+        await until(lambda: not serving.suspect)
+        assert (await client.get("/readyz")).status_code == 200
+        faulty._fault = not_a_number
+        assert_problem(await raw(client, zero), 500, "internal-error")
+
+        async def status() -> int:
+            return (await client.get("/readyz")).status_code
+
+        async def unready() -> bool:
+            return await status() == 503
+
+        async def ready() -> bool:
+            return await status() == 200
+
+        await until(unready)
+        faulty.heal()
+        await until(ready)
 
 
 async def test_a_hanging_model_is_504_and_unready(make_settings: Callable[..., Settings], zero: bytes) -> None:
