@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import shutil
 import tempfile
 import weakref
@@ -61,6 +62,7 @@ class RegistryMachine(RuleBasedStateMachine):
         self.client = self._run(self.stack.enter_async_context(running(self._settings(), clock=lambda: self.clock)))
         self.registry = services(self.client).registry
         gc.disable()
+        logging.disable()  # pytest keeps the records, and with their tracebacks the versions
 
     def _settings(self) -> Settings:
         return Settings(
@@ -282,6 +284,7 @@ class RegistryMachine(RuleBasedStateMachine):
             self._run(self.stack.aclose())
         finally:
             gc.enable()
+            logging.disable(logging.NOTSET)
             self.loop.run_until_complete(self.loop.shutdown_default_executor())
             self.loop.close()
             shutil.rmtree(self.folder)
