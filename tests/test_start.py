@@ -635,8 +635,7 @@ def test_the_metrics_folder_of_a_killed_supervisor_is_removed(tmp_path: Path, mo
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("workers", ["1", "2"])
-@pytest.mark.parametrize("stuck", [False, True])
+@pytest.mark.parametrize(("workers", "stuck"), [("1", False), ("1", True), ("2", True)])
 def test_a_failed_start_of_the_application_is_exit_code_2(
     make_server: MakeServer, tmp_path: Path, workers: str, stuck: bool
 ) -> None:

@@ -66,7 +66,7 @@ def test_a_calibration_score_is_that_of_the_image_alone(monkeypatch, digits):
             opened.append(Noisy(Detector.open(content, device)))
             return opened[0]
 
-    monkeypatch.setattr("training.pipeline.make.Detector", NoisyDetector)
+    monkeypatch.setitem(make_version.__globals__, "Detector", NoisyDetector)
     draft = make_version(small_job(epochs=1), digits, progress=lambda *_: None)
     images = digits.images[standard(digits, (0,), 0).calibration]
     alone = sorted(opened[0].score_alone(np.ascontiguousarray(image[None, None])) for image in images)
