@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -18,8 +19,9 @@ Result = TypeVar("Result")
 
 def is_finite(found: Any) -> bool:
     """Return whether all scores are finite: of a list of detections, of an array of scores, or a single score."""
-    mse = [each.mse for each in found] if isinstance(found, list) else getattr(found, "mse", found)
-    return bool(np.isfinite(mse).all())
+    if isinstance(found, list):  # a few scores: numpy would take longer
+        return all(math.isfinite(each.mse) for each in found)
+    return bool(np.isfinite(getattr(found, "mse", found)).all())
 
 
 def within_memory(detect: Callable[[NDArray[np.uint8]], Result], images: NDArray[np.uint8]) -> list[Result]:

@@ -11,9 +11,8 @@ from typing import NamedTuple
 PIXELS = 28 * 28
 _HEADER = struct.Struct("<HfI")
 _CHECKSUM = struct.Struct("<I")
-_BODY_AT = _HEADER.size + _CHECKSUM.size
 _FORMAT = 2
-MAX_RECORD_BYTES = _BODY_AT + 3 * PIXELS + 1024
+MAX_RECORD_BYTES = _HEADER.size + _CHECKSUM.size + 3 * PIXELS + 1024
 """Upper bound of a record's size; a reply has a few hundred bytes."""
 
 
@@ -55,8 +54,8 @@ class Record(NamedTuple):
 
     def pack(self) -> bytes:
         """Return the record as bytes, with a checksum: SQLite and Redis do not notice each damage of a file."""
-        head, body = _HEADER.pack(_FORMAT, self.error_peak, len(self.reply)), self.reply + self.pixels
-        return head + _CHECKSUM.pack(_checksum(owned(self.owner, self.id), head, body)) + body
+        content = b"".join((_HEADER.pack(_FORMAT, self.error_peak, len(self.reply)), self.reply, self.pixels))
+        return content + _CHECKSUM.pack(_checksum(owned(self.owner, self.id), content))
 
 
 def unpack(content: bytes, key: str) -> Record:
@@ -69,18 +68,19 @@ def unpack(content: bytes, key: str) -> Record:
     Raises:
         DamagedRecord: the bytes are not those that were stored under the key.
     """
-    if len(content) < _BODY_AT:
+    if len(content) < _HEADER.size + _CHECKSUM.size:
         raise DamagedRecord("the record is too short")
+    end = len(content) - _CHECKSUM.size
     version, peak, length = _HEADER.unpack_from(content)
-    (checksum,) = _CHECKSUM.unpack_from(content, _HEADER.size)
-    if version != _FORMAT or checksum != _checksum(key, content[: _HEADER.size], content[_BODY_AT:]):
+    (checksum,) = _CHECKSUM.unpack_from(content, end)
+    if version != _FORMAT or checksum != _checksum(key, content[:end]):
         raise DamagedRecord("the format or the checksum of the record does not match")
-    reply_end = _BODY_AT + length
-    return Record(content[_BODY_AT:reply_end], content[reply_end:], peak)
+    reply_end = _HEADER.size + length
+    return Record(content[_HEADER.size : reply_end], content[reply_end:end], peak)
 
 
-def _checksum(key: str, head: bytes, body: bytes) -> int:
-    return zlib.crc32(body, zlib.crc32(head, zlib.crc32(key.encode())))
+def _checksum(key: str, content: bytes) -> int:
+    return zlib.crc32(key.encode(), zlib.crc32(content))
 
 
 def new_ids(count: int) -> list[str]:
