@@ -121,14 +121,11 @@ def anomaly_process(request: pytest.FixtureRequest) -> Anomaly:
     return runner
 
 
-def test_a_missing_dependency_of_the_training_is_explained(
-    in_process: Anomaly, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_dependency_of_the_training_is_explained(anomaly_process: Anomaly, tmp_path: Path) -> None:
     """After `make serve`, which installs less, the line names the package, the extra and the command that helps."""
-    monkeypatch.setitem(sys.modules, "scipy", None)
-    for name in [each for each in sys.modules if each.startswith(("training.", "scipy."))]:
-        monkeypatch.delitem(sys.modules, name)
-    done = in_process("calibrate", "zero", "--data-dir", EXAMPLES, "--dry-run")
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['scipy'] = None\n")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = anomaly_process("calibrate", "zero", "--data-dir", EXAMPLES, "--dry-run", PYTHONPATH=path)
     assert (done.returncode, done.stdout) == (2, "")
     for words in ("`anomaly calibrate` needs the package scipy", "`train`", "make install"):
         assert words in done.stderr
