@@ -62,6 +62,10 @@ REPAIR_SECONDS = 30.0
 SQLite may read the damaged pages from its cache for some seconds more."""
 
 
+PACE_SECONDS = 0.2
+"""Time between two batches of a client: without it, batches would leave no processor time for single images."""
+
+
 class Fetched(NamedTuple):
     """A reconstruction that has been fetched, and the epoch of its score."""
 
@@ -197,7 +201,7 @@ class Soak:
                 self._check_score(item["mse"], item["index"])
             self.counts["scored"] += len(items)
             self.counts["batches"] += 1
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(PACE_SECONDS)
 
     async def _tensors(self, client: httpx.AsyncClient, end: float) -> None:
         content, headers = binary_request(self.pixels.tobytes(), list(self.pixels.shape))
@@ -213,7 +217,7 @@ class Soak:
                 self._check_score(float(mse), place)
             self.counts["scored"] += IMAGES
             self.counts["tensors"] += 1
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(PACE_SECONDS)
 
     async def _arrays(self, _: httpx.AsyncClient, end: float) -> None:
         async with AsyncClient(self.server.url, timeout=30, retry=NO_RETRY) as client:
@@ -231,7 +235,7 @@ class Soak:
                     self._check_score(score.mse, place)
                 self.counts["scored"] += len(scores)
                 self.counts["arrays"] += 1
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(PACE_SECONDS)
 
     async def _slow_reader(self, _: httpx.AsyncClient, end: float) -> None:
         """Read the replies of large batches more slowly than the service writes them."""
@@ -239,7 +243,7 @@ class Soak:
         np.save(content, np.tile(self.pixels, (REPEATS, 1, 1)))
         headers = {"content-type": "application/x-npy", "accept": "application/x-ndjson"}
         while time.monotonic() < end and not self.wrong:
-            await asyncio.sleep(1)
+            await asyncio.sleep(5 * PACE_SECONDS)
             try:
                 status, reply = await slow_reader.post(self.server.port, "/score/batch", headers, content.getvalue())
             except ConnectionError:  # the service rejects a batch, and closes, before it has read the whole body

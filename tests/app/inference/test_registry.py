@@ -326,7 +326,7 @@ async def test_a_refused_version_is_read_once(
 async def test_a_version_whose_load_fails_unexpectedly_is_read_once(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
 ) -> None:
-    """An error that no check foresees is no reason to repeat the load for every request."""
+    """After an unexpected error, the registry rejects further requests for the version without loading it again."""
     store = model_stores.copy(tmp_path / "store", 1, 2, current=1)
 
     class Odd(Repository):

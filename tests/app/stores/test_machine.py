@@ -9,6 +9,7 @@ import shutil
 import signal
 import tempfile
 import threading
+from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,9 @@ class StoreMachine(RuleBasedStateMachine):
         """The contents that the state may have: several after a fault."""
         self.number = 0
 
+    @abstractmethod
     def opened(self) -> Store:
         """Return a store of another worker process."""
-        raise NotImplementedError
 
     def _prepare(self) -> None:
         """Make the stores notice a fault with the next access."""
