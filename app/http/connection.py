@@ -36,6 +36,7 @@ class CoalescingTransport:
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
+        self.is_closing = transport.is_closing  # called per response, and `__getattr__` is slow
         self._loop = loop
         self._pieces: list[bytes] = []
         self._size = 0
@@ -79,7 +80,7 @@ class CoalescingTransport:
     def _flush(self) -> None:
         data = b"".join(self._pieces)
         self._pieces, self._size = [], 0
-        if data and not self._transport.is_closing():
+        if data and not self.is_closing():
             self._transport.write(data)
 
 

@@ -223,7 +223,7 @@ class RequestMiddleware:
                 "method": request.method,
                 "route": route,
                 "status": status,
-                "seconds": round(seconds, 6),
+                "seconds": int(1e6 * seconds) / 1e6,
                 **facts,
             }
         )

@@ -59,7 +59,7 @@ class FastExchange:
             return
         if not closes:
             lines += protocol.keep_alive_line if self.keep_alive else b"connection: close\r\n"
-        protocol.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[status], lines, body))
+        protocol.transport.write(b"".join((STATUS_LINE[status], lines, b"\r\n", body)))
         if closes or not self.keep_alive:
             protocol.transport.close()
         protocol.on_response_complete()

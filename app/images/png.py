@@ -55,6 +55,7 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 _USUAL_START = SIGNATURE + _chunk(b"IHDR", IHDR.pack(SIDE, SIDE, *PLAIN))
 _PREPARED_START = _USUAL_START + _chunk(b"tEXt", "\0".join(PREPARED).encode())
 _USUAL_END = _chunk(b"IEND", b"")
+_IDAT_CRC = zlib.crc32(b"IDAT")
 _UNWRITTEN = 1
 """A level that few images have in their last pixel."""
 _MOST_COMPRESSED = chunks.most_compressed(SIDE, SIDE)
@@ -142,14 +143,15 @@ def _usual(png: bytes) -> bytes:
     length, kind = CHUNK.unpack_from(png, start)
     if kind != b"IDAT" or length != end - start - 12 or length > _MOST_COMPRESSED:
         return b""
-    if CRC.unpack_from(png, end - 4)[0] != zlib.crc32(png[start + 4 : end - 4]):
+    compressed = png[start + 8 : end - 4]
+    if CRC.unpack_from(png, end - 4)[0] != zlib.crc32(compressed, _IDAT_CRC):
         return b""
     canvas = _canvas
     pixels = canvas.pixels
     # Pillow decodes rows in order and accepts data without the last ones. Then it does not write the last pixel.
     pixels[-1] = _UNWRITTEN
     try:
-        canvas.image.frombytes(png[start + 8 : end - 4], "zip", "L", 0)
+        canvas.image.frombytes(compressed, "zip", "L", 0)
     except _UNREADABLE:
         return b""
     return b"" if pixels[-1] == _UNWRITTEN else bytes(pixels)

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, ClassVar
 
@@ -28,12 +29,17 @@ _TRUSTED = frozenset(("app", "uvicorn"))
 REQUEST = "request"
 """Event of the access log."""
 _REQUEST_MEMBERS = {"level": "info", "event": REQUEST, "logger": "app.access"}
-_REQUEST_JSON = b'Z",%s,' % to_json(_REQUEST_MEMBERS)[1:-1]
+_REQUEST_JSON = to_json(_REQUEST_MEMBERS)[1:-1]
 
 
 def iso_time(seconds: float) -> str:
     """Return a time in seconds since 1970 as ISO 8601 in UTC with milliseconds."""
     return f"{datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
+
+
+@lru_cache(maxsize=1)
+def _to_the_second(second: int) -> bytes:
+    return iso_time(second)[:19].encode()
 
 
 class RecordFormatter(logging.Formatter):
@@ -219,7 +225,7 @@ class AccessLog:
         self._enabled = enabled
         self._text = text
         self._lines: list[bytes] = []
-        self._second, self._head = -1, b""
+        self._millisecond, self._head = -1, b""
 
     def write(self, members: dict[str, Any]) -> None:
         """Log one request after its response; the members are JSON values."""
@@ -231,11 +237,13 @@ class AccessLog:
         if self._text is not None:
             self._lines.append(self._text({"time": iso_time(now), **_REQUEST_MEMBERS, **members}))
             return
-        # Formatting the full time for each request would take longer than the rest of the line.
-        second = int(now)
-        if second != self._second:
-            self._second, self._head = second, b'{"time":"%s.' % iso_time(second)[:19].encode()
-        self._lines.append(b"%s%03d%s%s" % (self._head, (now - second) * 1000, _REQUEST_JSON, to_json(members)[1:]))
+        # The requests of a micro-batch are logged together, and formatting a time takes longer than the rest of a line.
+        millisecond = int(1000 * now)
+        if millisecond != self._millisecond:
+            self._millisecond = millisecond
+            second, rest = divmod(millisecond, 1000)
+            self._head = b'{"time":"%b.%03dZ",%b,' % (_to_the_second(second), rest, _REQUEST_JSON)
+        self._lines.append(self._head + to_json(members)[1:])
 
     def flush(self) -> bool:
         """Queue what was collected and wait, within a limit, until it is written. Return whether it was."""
