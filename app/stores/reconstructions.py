@@ -216,12 +216,16 @@ class Reconstructions:
             self._store.close()
 
     async def _within_timeout(self, work: Callable[[], Result]) -> Result:
+        results: list[Result] = []
         try:
             async with asyncio.timeout(self._timeout):
-                return await self._worker.run(work)
+                await self._worker.run(lambda: results.append(work()))
         except (StoreError, TimeoutError) as error:
+            if results:  # the event loop paused, for example with the machine, and then saw the time limit first
+                return results[0]
             self._note(error)
             raise StoreError("the store did not answer") from error
+        return results[0]
 
     def _note(self, error: Exception | None) -> None:
         """Record the result of a write or a failed read. A successful read proves nothing: the store may be full."""

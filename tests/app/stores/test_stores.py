@@ -649,6 +649,22 @@ async def test_a_damaged_record_is_never_returned(tmp_path: Path, caplog: pytest
     await kept.aclose()
 
 
+async def test_a_pause_of_the_event_loop_is_no_fault_of_the_store(tmp_path: Path) -> None:
+    """A read whose time limit passes while the event loop is paused returns what the store has answered meanwhile."""
+    store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=100)
+    kept = Reconstructions(store, Metrics(), timeout=0.2, max_waiting=64)
+    await kept.check()
+    record = Record(b"{}", bytes(3 * 784), 1.0, "a" * 44)
+    assert await kept.drop_cause([record]) is None
+    for _ in range(5):
+        reading = asyncio.create_task(kept.find(record.id))
+        await asyncio.sleep(0)
+        time.sleep(0.3)  # noqa: ASYNC251 - the pause
+        assert await reading == record._replace(id="")
+        assert kept.up
+    await kept.aclose()
+
+
 async def test_a_locked_file_costs_no_more_than_the_time_out(tmp_path: Path) -> None:
     """While another program locks the file, each write fails after the timeout; afterwards writes work again."""
     store = SqliteStore(tmp_path / "store.db", ttl_seconds=60, max_entries=100)
