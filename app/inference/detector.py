@@ -147,7 +147,7 @@ class Detector:
             self._module: torch.jit.ScriptModule = torch.jit.freeze(
                 served.eval(), preserved_attrs=["draw_rows", "score_rows"]
             )
-        self._device = device
+        self._device, self._step = device, step
         self._draw = Buffers(self._module.draw_rows, _DRAWN, device, flag)
         self._score = Buffers(functools.partial(self._module.score_rows, step=step), _SCORED, device, flag)
 
@@ -206,10 +206,10 @@ class Detector:
     def _served_scores(self, images: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
         """Yield the scores of N images by every path of the service: with and without pictures, together and alone."""
         images = np.ascontiguousarray(images)
-        alone = np.split(images, len(images))
+        alone, steps = np.split(images, len(images)), np.split(images, range(self._step, len(images), self._step))
         yield self.draw(images).mse
         yield np.concatenate([self.draw(image).mse for image in alone])
-        yield self.score(images)[0]
+        yield np.concatenate([self.score(step)[0] for step in steps])
         yield np.concatenate([self.score(image)[0] for image in alone])
 
     def detect(self, images: NDArray[np.uint8]) -> Detections:

@@ -33,6 +33,11 @@ def refused(artifact: Artifact, message: str) -> None:
     assert str(caught.value).startswith("zero-article@1: ")
 
 
+def test_other_work_does_not_reject_a_version(artifact):
+    """While other work waits, `score` returns early; the golden scores are compared all the same."""
+    assert Detector.load(artifact, CPU, step=4, others_waiting=bytearray(b"\1"))
+
+
 def test_the_shipped_version_reproduces_its_golden_scores(artifact):
     """The shipped module loads, and gives its golden images their golden scores and reconstructions."""
     found = Detector.load(artifact, CPU).detect(artifact.golden.images)
