@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from app.concurrency.places import FairPlaces
@@ -120,7 +120,8 @@ class BatchHandler:
             raise
         except Exception:
             if reply is not None and reply.begun:
-                await reply.fail(InternalError())
+                with suppress(ClientLeft):
+                    await reply.fail(InternalError())
             raise  # the middleware logs it
         finally:
             if reply is not None:

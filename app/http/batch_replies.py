@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from app.http.batch_exchange import BatchExchange
+from app.http.bodies import ClientLeft
 from app.http.negotiation import negotiate
 from app.problems import BodyTimeout, Problem
 from app.scoring.batch import BatchJob, ScoredChunk
@@ -121,10 +122,10 @@ class NdjsonReply:
 class _ReplyWithLength(ABC):
     """A reply that is sent when all images are scored: JSON, or npy of the scores. `_pieces` contains it in pieces."""
 
-    begun = False
     _kind: bytes
 
     def __init__(self, exchange: BatchExchange, send: Send) -> None:
+        self.begun = False
         self.exchange = exchange
         self._send = send
         self._pieces: deque[bytes] = deque()
@@ -138,6 +139,7 @@ class _ReplyWithLength(ABC):
     async def finish(self) -> None:
         self._complete()
         length = sum(map(len, self._pieces))
+        self.begun = True
         async with self.exchange.sending(length):
             await self._send(_start(self.exchange.job, self._kind, length))
             while self._pieces:
@@ -145,7 +147,8 @@ class _ReplyWithLength(ABC):
                 await self._send({"type": "http.response.body", "body": piece, "more_body": bool(self._pieces)})
 
     async def fail(self, problem: Problem) -> None:
-        raise problem
+        # The announced length leaves no place for a problem: the connection ends, and the log has its cause.
+        raise ClientLeft from problem
 
     def close(self) -> None:
         return

@@ -538,6 +538,46 @@ async def test_a_request_that_loses_its_place_ends_with_the_reason(make_settings
         await asyncio.gather(first, return_exceptions=True)
 
 
+async def test_a_begun_json_reply_that_loses_its_place_is_no_internal_error(
+    make_settings: Callable[..., Settings],
+) -> None:
+    """A reply with a length has no place for the problem: it ends early, and the metrics have the cause."""
+    async with running(make_settings(batch_max_connections=2)) as client:
+        scope = {**scope_of("application/x-npy", "application/json"), "client": ("192.0.2.7", 1)}
+        begun, never = list[Any](), asyncio.Event()
+
+        def request(body: bytes, *, complete: bool) -> asyncio.Task[None]:
+            pieces = [body]
+
+            async def receive() -> dict[str, Any]:
+                if not pieces:
+                    await never.wait()
+                return {"type": "http.request", "body": pieces.pop(), "more_body": not complete}
+
+            async def send(message: Any) -> None:
+                begun.append(message)
+                if message["type"] == "http.response.body":
+                    await never.wait()
+
+            return asyncio.create_task(client.app(dict(scope), receive, send))  # type: ignore[attr-defined]
+
+        first = request(npy(digits(400))[:500], complete=False)
+        await until(lambda: services(client).batch.running == 1)
+        second = request(npy(digits(5)), complete=True)
+        await until(lambda: len(begun) == 2)
+        transport = httpx.ASGITransport(client.app, client=("192.0.2.8", 1))  # type: ignore[attr-defined]
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as other:
+            assert (await bulk(other, digits(5))).json()["count"] == 5
+        await second
+        assert [message["type"] for message in begun] == ["http.response.start", "http.response.body"]
+        metrics = (await client.get("/metrics")).text
+        assert 'anomaly_http_requests_total{route="/score/batch",status="499"} 1.0' in metrics
+        assert 'anomaly_degraded_total{cause="batch_places"} 1.0' in metrics
+        assert 'anomaly_problems_total{type="internal-error"} 0.0' in metrics
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+
+
 async def test_a_client_that_reads_nothing_stops_the_body_with_a_reason(
     make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
