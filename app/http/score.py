@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping, MutableMapping
 from typing import Any, NamedTuple
@@ -114,9 +115,9 @@ class ScoreHandler:
         is_form = _content_type(headers).lower().startswith("multipart/form-data")
         if await self._default_fit(query) != "strict" or (is_form and self._is_large(headers)):
             with self.fitter.place(scope):  # a form may set `fit` in a field after a large image
-                received = await self._receive(scope, query, headers, receive, self._fit_max_bytes)
+                received = await self._receive(scope, query, headers, receive, has_place=True)
         else:
-            received = await self._receive(scope, query, headers, receive, self.max_body_bytes)
+            received = await self._receive(scope, query, headers, receive, has_place=False)
         version, image, query, fitted, seconds = received
         return await _unless_disconnected(
             self._scorer.submit(
@@ -164,9 +165,11 @@ class ScoreHandler:
         query: ScoreQuery,
         headers: Mapping[bytes, bytes],
         receive: Receive,
-        limit: int,
+        *,
+        has_place: bool,
     ) -> _Received:
-        """Read a body of at most `limit` bytes, and prepare its image."""
+        """Read a body, and prepare its image. Only a request that has a place of the fitter may have a large body."""
+        limit = self._fit_max_bytes if has_place else self.max_body_bytes
         body = await self._bodies.read(receive, declared=headers.get(b"content-length"), limit=limit)
         began = time.perf_counter()
         body = decoded(headers.get(b"content-encoding"), body, limit=limit)
@@ -180,7 +183,8 @@ class ScoreHandler:
             if len(body) > self.max_body_bytes:
                 raise BodyTooLarge(f"the body has {len(body)} bytes, the limit is {self.max_body_bytes}")
             return _Received(version, form.image, query, None, 0.0)
-        found = await self.fitter.fit(scope, form.image, preparation)
+        with contextlib.nullcontext() if has_place else self.fitter.place(scope):
+            found = await self.fitter.fit(scope, form.image, preparation)
         fitted = Fitted.of(found, preparation.fit, "model" if query.fit is None else "request")
         return _Received(version, found.pixels, query, fitted, time.perf_counter() - began)
 

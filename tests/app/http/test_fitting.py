@@ -75,3 +75,13 @@ async def test_a_flood_of_large_images_does_not_deny_fit_to_others(
         await asyncio.gather(*floods)
     assert replies == [200] * 4
     assert 503 in statuses
+
+
+async def test_a_field_of_a_form_needs_a_place_too(make_settings: Callable[..., Settings], zero: bytes) -> None:
+    """The limit of concurrent requests holds for `fit=mnist` as a field of a small form, as in the query."""
+    async with running(make_settings(fit_max_waiting=1)) as client:
+        file = {"file": ("a.png", zero, "image/png")}
+        posts = (client.post("/score", data={"fit": "mnist"}, files=file) for _ in range(6))
+        statuses = [reply.status_code for reply in await asyncio.gather(*posts)]
+        assert (await client.post("/score", data={"fit": "mnist"}, files=file)).status_code == 200
+    assert set(statuses) == {200, 503}
