@@ -123,7 +123,7 @@ class ServerProtocol(Connection):
     def on_message_begin(self) -> None:
         """Note that a request has begun to arrive."""
         super().on_message_begin()
-        self._request_incomplete = True
+        self._request_incomplete, self._idle_since = True, self.loop.time()
 
     def on_headers_complete(self) -> None:
         """Begin a request, or hold it until its body is complete."""
