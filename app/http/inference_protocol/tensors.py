@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import itertools
@@ -20,6 +21,9 @@ Decode = Callable[[bytes], Awaitable[bytes]]
 """Returns the pixels of an encoded image, uint8 [28, 28], or raises `InvalidImage`."""
 
 _KINDS = "Send the datatype UINT8 of shape [N, 1, 28, 28] or [N, 28, 28], or BYTES of shape [N] with encoded PNGs."
+_MOST_AXES = 4
+_UNINTERRUPTED = 16
+"""Number of images that are decoded in one event-loop iteration."""
 _PREFIX = 4
 """Number of bytes of the length before an element of type BYTES."""
 
@@ -150,6 +154,8 @@ async def encoded_chunks(
     """
     chunk, index = Chunk(), 0
     async for element in elements:
+        if index % _UNINTERRUPTED == 0:  # a compressed body can have thousands of images that have arrived
+            await asyncio.sleep(0)
         began = time.perf_counter()
         try:
             if not element:
@@ -238,28 +244,37 @@ def json_pixels(data: Any, count: int, member: str = "data", *, flat: bool = Tru
         WrongArray: the values are not whole numbers from 0 to 255, or their lists are not nested like images.
         MalformedRequest: the number of elements differs from that of the images.
     """
+    size = _count_integers(data, member)
+    if size != count * PIXELS:
+        hint = "Each image is a list: add an axis if there is one image." if member != "data" else None
+        raise MalformedRequest(f"`{member}` has {size} values, {count} images have {count * PIXELS}", hint=hint)
     try:
         values = np.array(data)
     except (ValueError, OverflowError):
         raise WrongArray(f"the lists of `{member}` differ in length, or are nested too deeply") from None
-    if values.size and values.dtype.kind not in "iu":
-        kind = values.dtype.name[:20]
-        raise WrongArray(f"`{member}` contains values of the type {kind}, not whole numbers from 0 to 255")
-    if values.size != count * PIXELS:
-        hint = "Each image is a list: add an axis if there is one image." if member != "data" else None
-        raise MalformedRequest(f"`{member}` has {values.size} values, {count} images have {count * PIXELS}", hint=hint)
+    if values.dtype.kind not in "iu":
+        raise WrongArray(f"`{member}` contains values of more than 64 bits, not whole numbers from 0 to 255")
     # Lists in another order would be scored as another image.
     if not (flat and values.ndim == 1) and count_images(values.shape) != count:
         raise WrongArray(f"the lists of `{member}` are nested as {list(values.shape)}, not as {count} images of 28x28")
-    elements: Iterable[Any] = data
-    for _ in range(values.ndim - 1):
-        elements = itertools.chain.from_iterable(elements)
-    if bool in set(map(type, elements)):  # numpy reads them as 0 and 1 if there are numbers as well
-        raise WrongArray(f"`{member}` contains values of the type bool, not whole numbers from 0 to 255")
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 255:
         raise WrongArray(f"`{member}` has values from {low} to {high}, not from 0 to 255")
     return values.astype(np.uint8).tobytes()
+
+
+def _count_integers(data: Any, member: str) -> int:
+    # numpy gives each element the size of the longest text, and reads booleans among numbers as 0 and 1.
+    elements, types, axes = [data], {type(data)}, 0
+    while types == {list} and axes <= _MOST_AXES:
+        elements = list(itertools.chain.from_iterable(elements))
+        types, axes = set(map(type, elements)), axes + 1
+    if list in types:
+        raise WrongArray(f"the lists of `{member}` differ in length, or are nested too deeply")
+    others = " and ".join(sorted(kind.__name__ for kind in types - {int}))
+    if others:
+        raise WrongArray(f"`{member}` contains values of the type {others}, not whole numbers from 0 to 255")
+    return len(elements)
 
 
 def instances(values: list[Any]) -> tuple[bytes, list[str]]:
