@@ -21,6 +21,9 @@ from app.problems import DeadlineExceeded, InternalError, ModelUnavailable, Over
 
 _log = logging.getLogger(__name__)
 
+_ADMISSION_SECONDS = 0.005
+"""Time after which the preparation of arrived items continues in the next event-loop iteration."""
+
 
 class HasFuture(Protocol):
     """An item of the queue; its future receives the result or the error."""
@@ -128,7 +131,12 @@ class MicroBatcher(Generic[Item]):
         """Prepare and queue the items that arrived in one event-loop iteration."""
         arrivals, self._arrivals = self._arrivals, []
         accepted: list[Item] = []
-        for item in arrivals:
+        until = self._clock() + _ADMISSION_SECONDS
+        for place, item in enumerate(arrivals):
+            if place and self._clock() > until:
+                self._arrivals = arrivals[place:]
+                loop.call_soon(self._admit, loop)
+                break
             try:
                 if item.future.done():  # cancelled
                     raise asyncio.CancelledError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -63,9 +64,7 @@ def worker() -> Iterator[LaneWorker]:
     worker.close()
 
 
-def batcher_of(
-    work: Callable[[list[Item], Resolve], object], worker: LaneWorker, **options: float
-) -> MicroBatcher[Item]:
+def batcher_of(work: Callable[[list[Item], Resolve], object], worker: LaneWorker, **options: Any) -> MicroBatcher[Item]:
     return MicroBatcher(work, worker, **{"max_size": 4, "max_waiting": 100, "deadline": 60.0, **options})
 
 
@@ -144,6 +143,30 @@ async def test_a_busy_loop_holds_up_no_batch(worker: LaneWorker) -> None:
     assert not any(future.done() for future in futures)
     assert await asyncio.gather(*futures) == [0, 1, 4, 9, 16, 25, 36]
     assert run.batches == [[0, 1], [2, 3], [4, 5], [6]]
+
+
+async def test_slow_preparation_lets_others_run(worker: LaneWorker) -> None:
+    """Items that arrived together and take long to prepare are prepared in several event-loop iterations, in order."""
+    run, now = Squares(), 0.0
+    prepared: list[int] = []
+
+    def prepare(item: Item) -> None:
+        nonlocal now
+        now += 0.002
+        prepared.append(item)
+
+    batcher = batcher_of(run, worker, max_waiting=100, prepare=prepare, clock=lambda: now, deadline=1e6)
+    futures = [asyncio.get_running_loop().create_future() for _ in range(20)]
+    for item, future in enumerate(futures):
+        batcher.enqueue(Item(item, future))
+    counts = []
+    while not counts or counts[-1] < 20:
+        await asyncio.sleep(0)
+        counts.append(len(prepared))
+    assert counts[0] == 3
+    assert len(counts) >= 7
+    assert await asyncio.gather(*futures) == [item * item for item in range(20)]
+    assert prepared == list(range(20))
 
 
 async def test_batchers_of_one_thread_take_turns(worker: LaneWorker) -> None:
