@@ -28,12 +28,16 @@ PLAIN = (8, 0, 0, 0, 0)
 """Bit depth, colour type, compression, filter, interlace of a plain 8-bit grey PNG."""
 _KEPT = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
 _ORDER = re.compile(rb"IHDR(PLTE)?(tRNS)?(IDAT)+IEND")
+_MANY_CHUNKS = "Save the image again with a common program: it writes few, large chunks."
 _PALETTE = 3
 """The colour type of pixels that are indices into PLTE."""
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """Samples per pixel, by colour type."""
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """First column and row of each pass over an interlaced image, and the steps to the next ones."""
+_FEW_CHUNKS = 64
+_BYTES_PER_CHUNK = 256
+"""Minimum mean size of the chunks of a file that has more than a few. Programs write chunks of kilobytes."""
 _PIECE = 64 * 1024
 """Number of bytes inflated at a time where only their count matters."""
 
@@ -153,8 +157,12 @@ def _chunks(png: bytes) -> Iterator[tuple[bytes, int, int]]:
 
     A wrong checksum in a chunk that the service drops is ignored, as browsers do.
     """
-    start, kind = len(SIGNATURE), b""
+    start, kind, count = len(SIGNATURE), b"", 0
+    most = _FEW_CHUNKS + len(png) // _BYTES_PER_CHUNK
     while kind != b"IEND":
+        count += 1
+        if count > most:
+            raise CorruptPng(f"the file has more than {most} chunks", hint=_MANY_CHUNKS)
         if start + 12 > len(png):
             raise TruncatedPng("the file ends before the chunk IEND")
         length, kind = CHUNK.unpack_from(png, start)

@@ -58,7 +58,7 @@ _OTHERS = (
 _HEIF_BRANDS = {b"avif": "an AVIF image", b"avis": "an AVIF image"}
 _TEXTS = (
     (
-        re.compile(rb'"?data:[\w.+-]*/?[\w.+-]*[;,]'),
+        re.compile(rb'"?data:[\w.+-]*+(?:/[\w.+-]*+)?[;,]'),
         "the body is a data URL",
         "Decode the base64 text after the comma, and send the bytes.",
     ),

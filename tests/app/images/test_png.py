@@ -6,6 +6,7 @@ import base64
 import gzip
 import io
 import struct
+import time
 import tracemalloc
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -336,6 +337,31 @@ def test_a_wrong_checksum_of_a_critical_chunk_is_refused(kind: bytes, crc: int) 
     chunks = (pngs.chunk(name, content, crc=crc if name == kind else None) for name, content in parts)
     with pytest.raises(problems.CorruptPng, match="checksum"):
         decode(pngs.SIGNATURE + b"".join(chunks))
+
+
+@pytest.mark.parametrize(("kind", "most"), [(b"IDAT", 64), (b"teXt", 64)])
+def test_thousands_of_chunks_are_refused(kind: bytes, most: int) -> None:
+    """A file may have 64 chunks, and one more for each 256 bytes: empty ones take time, and mean nothing."""
+    head, pixels = pngs.SIGNATURE + pngs.header(), pngs.chunk(b"IDAT", pngs.rows(GREY))
+
+    def file(count: int) -> bytes:
+        return head + pngs.chunk(kind) * (count - 3) + pixels + END
+
+    while most < 64 + len(file(most + 1)) // 256:
+        most += 1
+    assert decode(file(most)) == GREY.tobytes()
+    with pytest.raises(problems.CorruptPng, match=f"more than {most} chunks"):
+        decode(file(most + 1))
+
+
+@pytest.mark.parametrize("content", [b"data:" + b"a" * 1019, b'"data:' + b"/" * 1018, b"data:a/" + b"b" * 1017])
+def test_no_description_of_a_file_takes_long(content: bytes) -> None:
+    """Hundreds of files that almost begin like a data URL are described within a fraction of a second."""
+    began = time.perf_counter()
+    for _ in range(300):
+        with pytest.raises(problems.NotAPng):
+            decode(content)
+    assert time.perf_counter() - began < 1.5
 
 
 def test_plain_pixels_in_several_chunks_need_no_reader_of_files() -> None:
