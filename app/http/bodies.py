@@ -16,6 +16,11 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _GZIP = 16 + zlib.MAX_WBITS
 _PIECE = 64 * 1024
 """Maximum number of bytes that are decoded at a time."""
+_SLICE = 16 * 1024
+"""Maximum number of encoded bytes that are decoded at a time: each member of a gzip file copies the rest of them."""
+_FEW_MEMBERS = 64
+_BYTES_PER_MEMBER = 4096
+"""Minimum mean size of the members of a gzip file that has more than a few."""
 
 
 class ClientLeft(Exception):
@@ -180,9 +185,14 @@ class _Decoder:
         self._size = 0
         self._inflater = zlib.decompressobj(_GZIP) if name == "gzip" else None
         self._start = b""
+        self._members = 1
 
     def decode(self, data: bytes) -> Iterator[bytes]:
         """Yield what the next bytes of the body decode to."""
+        for start in range(0, len(data), _SLICE):
+            yield from self._decode_slice(data[start : start + _SLICE])
+
+    def _decode_slice(self, data: bytes) -> Iterator[bytes]:
         full = False
         while data or full:
             if self._inflater is None:
@@ -193,7 +203,10 @@ class _Decoder:
             elif self._inflater.eof:
                 if self._name != "gzip":
                     raise self._malformed()
-                self._inflater = zlib.decompressobj(_GZIP)  # A gzip file may have several members.
+                self._members += 1  # A gzip file may have several.
+                if self._members > _FEW_MEMBERS + self._size // _BYTES_PER_MEMBER:
+                    raise MalformedRequest(f"the body has {self._members} gzip members for {self._size} bytes")
+                self._inflater = zlib.decompressobj(_GZIP)
             most = min(_PIECE, self._limit - self._size + 1)
             try:
                 content = self._inflater.decompress(data, most)

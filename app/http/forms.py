@@ -14,9 +14,11 @@ from app.problems import BodyTooLarge, InvalidParameter, MalformedMultipart, Mis
 if TYPE_CHECKING:  # The package defines this name for type checkers only.
     from python_multipart.multipart import MultipartCallbacks
 
-_PARAMETER = re.compile(rb';[ \t]*([^\s;="]+)[ \t]*=[ \t]*("(?:\\.|[^\\])*?"|[^;"]*?)[ \t]*(?=;|\Z)')
+_PARAMETER = re.compile(rb';[ \t]*+([^\s;="]++)[ \t]*+=[ \t]*+("(?:\\.|[^\\])*?"[ \t]*+|[^;"]*+)(?=;|\Z)')
+"""Name and value; the value may have blanks at its end."""
 _IDENTITY_ENCODINGS = frozenset((b"", b"binary", b"8bit", b"7bit"))
 _FILE_TYPES = (b"image/", b"application/octet-stream")
+_LONGEST_TYPE = 1024
 _LONGEST_BOUNDARY = 200
 _LONGEST_PADDING = 16
 _LONGEST_FIELD = 1024
@@ -26,6 +28,8 @@ _MOST_FIELDS = 16
 
 def boundary_of(content_type: str) -> bytes:
     """Return the boundary of a form, or raise `MalformedMultipart`."""
+    if len(content_type) > _LONGEST_TYPE:
+        raise MalformedMultipart(f"the header Content-Type has more than {_LONGEST_TYPE} characters")
     boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
     if not boundary:
         hint = "Let the HTTP library set Content-Type for forms, because only the library knows the boundary."
@@ -255,7 +259,7 @@ def _disposition(value: bytes) -> tuple[str, bool]:
         name = found[1].lower()
         if name in parameters:
             raise MalformedMultipart("a part has a parameter twice in Content-Disposition")
-        parameters[name] = found[2]
+        parameters[name] = found[2].rstrip(b" \t")
         at = found.end()
     if kind.strip().lower() != b"form-data" or b"name" not in parameters or value[at:].strip(b"; \t"):
         raise MalformedMultipart("a part has no header `Content-Disposition: form-data` with a name")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -261,6 +262,7 @@ class _FormChunks:
                     yield self._reader.taken()
                     raise
                 yield self._reader.taken()
+                await asyncio.sleep(0)  # a compressed form can have thousands of files that have arrived
         if empty:
             raise EmptyBody("the form has no bytes")
         self._reader.finish()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -9,7 +10,8 @@ from typing import NamedTuple
 from app.problems import NotAcceptable
 
 _ELEMENT = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*+"?)+')
-_QUALITY = re.compile(r"[qQ]\s*=\s*(\d*\.?\d*)")
+_QUALITY = re.compile(r"[qQ]\s*+=\s*+(\d*+\.?\d*+)")
+_MOST_RANGES = 100
 
 
 class _Range(NamedTuple):
@@ -34,7 +36,7 @@ def choose(accept: str, offered: Sequence[str]) -> str | None:
 
     The most specific range that matches a type gives its quality. Between types of the same quality, the order of the
     header decides if the header names all of them, else the order of the offer: `application/json, */*` does not
-    prefer JSON to the default of the route. Parameters other than `q` are ignored.
+    prefer JSON to the default of the route. Parameters other than `q` are ignored, and all ranges after the first 100.
 
     A header with a bare `*`, which the grammar does not have, is the default of Java's HttpURLConnection (`text/html,
     image/gif, image/jpeg, *; q=.2, */*; q=.2`). It names no type that the program prefers, so it counts as `*/*`.
@@ -71,8 +73,8 @@ def negotiate(headers: Iterable[tuple[bytes, bytes]], offered: Sequence[str]) ->
 
 def _ranges(accept: str) -> list[_Range]:
     ranges = []
-    for place, element in enumerate(_ELEMENT.findall(accept)):
-        name, *parameters = (part.strip() for part in element.split(";"))
+    for place, element in enumerate(itertools.islice(_ELEMENT.finditer(accept), _MOST_RANGES)):
+        name, *parameters = (part.strip() for part in element[0].split(";"))
         if name:
             ranges.append(_Range(name.lower(), _quality(parameters), place))
     return ranges

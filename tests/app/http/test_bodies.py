@@ -268,6 +268,58 @@ def test_hostile_forms_take_linear_time(unit: bytes) -> None:
         assert time.perf_counter() - began < 4
 
 
+@pytest.mark.parametrize(
+    "value", [b" " * 4000 + b'"', b'"' + b" " * 4000, b"a " * 2000 + b'"', b'" ' * 2000, b'\\"' * 2000]
+)
+def test_a_long_header_of_a_part_takes_linear_time(value: bytes) -> None:
+    """A header that is almost as long as the parser accepts is rejected within a fraction of a second."""
+    began = time.perf_counter()
+    with pytest.raises(Problem):
+        read_form(KIND, part(DISPOSITION + b"name=" + value))
+    assert time.perf_counter() - began < 2
+
+
+@pytest.mark.parametrize("blanks", [b"", b" ", b"\t  "])
+def test_blanks_around_a_parameter_do_not_belong_to_it(blanks: bytes) -> None:
+    """Names and values are read without the blanks around them, with and without quotes."""
+    for value in (b"file", b'"file"'):
+        head = DISPOSITION + blanks + b"name" + blanks + b"=" + blanks + value + blanks + b'; filename="a"' + blanks
+        assert read_form(KIND, part(head, pngs.plain()) + b"--B--\r\n").image == pngs.plain()
+
+
+def test_a_long_content_type_is_rejected() -> None:
+    """A header Content-Type of 60 kB is rejected before it is parsed."""
+    began = time.perf_counter()
+    with pytest.raises(MalformedMultipart, match="more than 1024"):
+        read_form("multipart/form-data" + ";" * 60_000, b"x")
+    assert time.perf_counter() - began < 0.1
+
+
+async def test_a_form_that_has_arrived_lets_others_run() -> None:
+    """While thousands of files of a compressed form are decoded, the event loop serves others."""
+    count = 3000
+    form = part(HEAD.replace(b'"file"', b'"files"'), pngs.plain()) * count + b"--B--\r\n"
+
+    async def arrives() -> AsyncIterator[bytes]:
+        yield gzip.compress(form)
+
+    turns, more = 0, True
+
+    async def others() -> None:
+        nonlocal turns
+        while more:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(others())
+    body = decoded_pieces(b"gzip", arrives(), limit=len(form))
+    found = [chunk.count async for chunk in chunks(KIND, body, size=count, largest_file=65536, most_files=count)]
+    more = False
+    await task
+    assert found == [count]
+    assert turns > len(form) / 20_000
+
+
 def test_both_routes_read_a_form_alike() -> None:
     """What `/score` accepts as `file`, `/score/batch` accepts as `files`."""
     for head in (HEAD, DISPOSITION + b'name="file"', HEAD + b"\r\nContent-Transfer-Encoding: binary"):
@@ -312,6 +364,23 @@ async def test_content_encodings_are_decoded(name: str) -> None:
     assert decoded(encoding, body, limit=len(CONTENT)) == CONTENT
     for size in (1, 1000, 10**6):
         assert await decoded_in_pieces(encoding, body, size, len(CONTENT)) == CONTENT
+
+
+@pytest.mark.parametrize("content", [b"", b"x"])
+async def test_many_small_gzip_members_are_rejected(content: bytes) -> None:
+    """Members take longer than the bytes in them: 100,000 tiny ones are rejected within a fraction of a second."""
+    body, began = gzip.compress(content) * 100_000, time.perf_counter()
+    with pytest.raises(MalformedRequest, match="65 gzip members"):
+        decoded(b"gzip", body, limit=10**6)
+    with pytest.raises(MalformedRequest, match="65 gzip members"):
+        await decoded_in_pieces(b"gzip", body, 65536, 10**6)
+    assert time.perf_counter() - began < 2
+
+
+def test_files_of_blocks_are_decoded() -> None:
+    """A file of many members with content is read, as parallel compressors write it."""
+    block = random.Random(0).randbytes(5000)
+    assert decoded(b"gzip", gzip.compress(block) * 200, limit=10**6) == block * 200
 
 
 @pytest.mark.parametrize("name", [name for name in ENCODED if name not in ("none", "identity")])

@@ -69,6 +69,19 @@ def test_hostile_headers_take_linear_time() -> None:
         assert time.perf_counter() - began < 2
 
 
+def test_a_long_number_takes_linear_time() -> None:
+    """A quality of 60,000 digits, with a letter at its end, is read within a fraction of a second."""
+    began = time.perf_counter()
+    assert choose("text/html;q=" + "1" * 60_000 + "x", CARD) == "text/html"
+    assert time.perf_counter() - began < 2
+
+
+def test_only_the_first_hundred_ranges_are_read() -> None:
+    """A range after them neither selects a type nor takes time."""
+    assert choose(",".join(["a/b"] * 99 + ["text/html"]), CARD) == "text/html"
+    assert choose(",".join(["a/b"] * 100 + ["text/html"]), CARD) is None
+
+
 @pytest.mark.parametrize("path", ["/reconstruction/" + "0" * 44, "/models/zero-article"])
 async def test_nothing_acceptable_is_406(client: httpx.AsyncClient, path: str) -> None:
     """If the client accepts none of the offered types, the reply is 406 and lists them."""
