@@ -383,6 +383,17 @@ async def test_a_connection_is_not_idle_while_its_client_waits(monkeypatch: pyte
             assert await said(reader) == "POST /first b'abc'"
 
 
+async def test_a_request_that_arrives_after_a_long_pause_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The idle check leaves a client the full time for its request, however long the connection was idle before."""
+    monkeypatch.setattr(connection, "STALLED_SECONDS", 5.0)
+    async with connected(echo, timeout_keep_alive=30) as (side, reader):
+        side._idle_since -= 20
+        side.data_received(ASKED[:20])
+        side.check_idle()
+        side.data_received(ASKED[20:])
+        assert await said(reader) == "POST /first b'abc'"
+
+
 async def test_closing_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """If the client does not read the last bytes before a close, the connection ends after the timeout."""
     monkeypatch.setattr(connection, "STALLED_SECONDS", 0.2)
