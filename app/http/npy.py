@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ SIDE = 28
 PIXELS = SIDE * SIDE
 _KEYS = frozenset(("descr", "fortran_order", "shape"))
 MAGIC = b"\x93NUMPY"
+_TYPE = re.compile(r"[<>|=]?[A-Za-z?][0-9]{0,9}(\[[A-Za-z]{1,2}\])?")
+"""The types that numpy writes, without structured ones."""
 _LONGEST_HEADER = 4096
 _LONGEST_START = _LONGEST_HEADER + 12
 _TOO_MANY = 2**63
@@ -154,6 +157,9 @@ def parse_header(content: bytes) -> Header | None:
     if not isinstance(kind, str):
         raise WrongArray("the array has a structured type")
     try:
+        # numpy divides by the number in a unit of time: `M8[s/0]` ends the process.
+        if not _TYPE.fullmatch(kind):
+            raise ValueError
         dtype = np.dtype(kind)
     except (TypeError, ValueError, SyntaxError):
         raise WrongArray("the type of the array is unknown") from None
