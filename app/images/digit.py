@@ -47,6 +47,8 @@ _FRAME_DEPTH, _FRAME_COVER = 0.1, 0.9
 """Maximum distance of a frame from each side of its box, and minimum share of the side that it follows."""
 _MOST_CANDIDATES = 64
 _MOST_POINTS = 600
+_MOST_PAIRS = 64 * _MOST_POINTS**2
+"""Number of pairs of points whose distances are computed at most, which takes a tenth of a second."""
 
 MARGIN_HINT = "Send the whole digit, with a margin around it."
 ONE_HINT = "Send one digit per image; crop the image to the digit, with a margin around it."
@@ -201,24 +203,29 @@ def _with_parts(found: Components, main: int, eligible: Mask) -> Mask:
     group = np.zeros(found.area.size, np.bool_)
     group[main] = True
     size = float(found.extent[main])
-    points = {main: _points(found, main)}
     waiting = [
         int(each)
         for each in np.argsort(-found.mass)[:_MOST_CANDIDATES]
         if each != main and eligible[each] and found.extent[each] >= _PART_EXTENT * size
     ]
-    grown = True
-    while grown:
-        grown = False
+    points, pairs = {main: _points(found, main)}, 0
+    joined = [main]
+    while joined:
+        other = joined.pop()
+        alone = np.arange(len(group)) == other
         for each in list(waiting):
             rival = found.extent[each] >= _RIVAL_EXTENT * size and found.mass[each] >= _RIVAL_MASS * found.mass[main]
             gap = (_RIVAL_GAP if rival and not _above(found, main, each) else _PART_GAP) * size
-            if _box_gap(found, group, each) > gap:
+            if _box_gap(found, alone, each) > gap:
                 continue
             points.setdefault(each, _points(found, each))
-            if min(_distance(points[each], points[other]) for other in np.flatnonzero(group).tolist()) <= gap:
-                group[each] = grown = True
+            pairs += len(points[each]) * len(points[other])
+            if pairs > _MOST_PAIRS:
+                raise AmbiguousImage("more strokes are near each other than a digit has", ONE_HINT)
+            if _distance(points[each], points[other]) <= gap:
+                group[each] = True
                 waiting.remove(each)
+                joined.append(each)
     return group
 
 

@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from app.images import digit
 from app.images.components import components
 from app.images.digit import Choice, _frames, _with_parts, tight
 from app.images.fit import _centred, _strength
 from app.images.ink import _beside, _without_salt, ink_of, opening
 from app.images.search import Digit
+from app.problems import InvalidImage
 from tests.app.images.test_fit import fitted
+
+
+@pytest.mark.parametrize("step", [3, 4, 5, 7])
+def test_many_nested_strokes_take_bounded_time(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each pair of strokes is compared once per search, and a search with too many pairs ends."""
+    pairs, distance = 0, digit._distance
+
+    def counted(one: np.ndarray, other: np.ndarray) -> float:
+        nonlocal pairs
+        pairs += len(one) * len(other)
+        return distance(one, other)
+
+    monkeypatch.setattr(digit, "_distance", counted)
+    rings = np.zeros((640, 640), np.uint8)
+    for place in range(30, 310, step):
+        rings[place, place : 640 - place] = rings[place : 640 - place, place] = 255
+        rings[639 - place, place : 640 - place] = rings[place : 640 - place, 639 - place] = 255
+    with contextlib.suppress(InvalidImage):
+        fitted(Image.fromarray(rings))
+    assert 0 < pairs <= 6 * digit._MOST_PAIRS
 
 
 @pytest.mark.parametrize("edge", ["left", "right", "top", "bottom"])
