@@ -25,8 +25,10 @@ FORMATS = ("PNG", "JPEG", "WebP")
 
 _MAX_SCANS = 40
 """Scans of a progressive JPEG. Encoders write 10 or fewer; each one costs a pass over all pixels."""
+_MAX_METADATA = 256
+"""Segments of EXIF and XMP in a JPEG. Cameras write a few."""
 _PNG, _JPEG, _RIFF = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF"
-_SCAN, _EXIF = b"\xff\xda", b"Exif\0\0"
+_SCAN, _METADATA, _EXIF = b"\xff\xda", b"\xff\xe1", b"Exif\0\0"
 _FOREIGN = (
     (4, b"ftyphei", "HEIC"),
     (4, b"ftyphev", "HEIC"),
@@ -108,6 +110,8 @@ def _foreign(content: bytes) -> UnsupportedFormat:
 def _jpeg(content: bytes, max_pixels: int, least_side: int) -> tuple[Image.Image, int, tuple[int, int]]:
     if content.count(_SCAN) > _MAX_SCANS:
         raise CorruptImage(f"the JPEG has more than {_MAX_SCANS} scans")
+    if content.count(_METADATA) > _MAX_METADATA:  # Pillow copies all of it once per segment
+        raise CorruptImage(f"the JPEG has more than {_MAX_METADATA} segments of metadata")
     try:
         with JpegImagePlugin.JpegImageFile(io.BytesIO(content)) as image:
             size = image.size

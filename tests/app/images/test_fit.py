@@ -361,6 +361,11 @@ FILES: dict[str, tuple[Callable[[], bytes], type[Exception], str]] = {
     "JPEG cut short": (lambda: _jpeg()[:-200], CorruptImage, "cannot be decoded"),
     "JPEG of 65535x65535": (lambda: _declaring(65535, 65535), ImageTooLarge, "65535x65535"),
     "JPEG of 40x9000": (lambda: _declaring(40, 9000), ExtremeShape, "40x9000"),
+    "JPEG of much metadata": (
+        lambda: b"\xff\xd8" + b"\xff\xe1\x00\x08Exif\0\0" * 300 + _jpeg()[2:],
+        CorruptImage,
+        "segments of metadata",
+    ),
     "JPEG of too many scans": (lambda: _jpeg() + b"\xff\xda" * 50, CorruptImage, "scans"),
     "WebP of 16383x16383": (lambda: _webp_header(16383, 16383), ImageTooLarge, "16383x16383"),
     "WebP without content": (lambda: _webp_header(40, 40), CorruptImage, "decoded"),
