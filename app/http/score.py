@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Mapping, MutableMapping
 from typing import Any, NamedTuple
@@ -172,21 +173,29 @@ class ScoreHandler:
         limit = self._fit_max_bytes if has_place else self.max_body_bytes
         body = await self._bodies.read(receive, declared=headers.get(b"content-length"), limit=limit)
         began = time.perf_counter()
-        body = decoded(headers.get(b"content-encoding"), body, limit=limit)
         kind = _content_type(headers).partition(";")[0].strip().lower()
-        is_picture = kind in _FIT_TYPES and body and await self._default_fit(query) != "strict"
-        form = Form(body, {}) if is_picture else read_form(_content_type(headers), body)
+        pictures = kind in _FIT_TYPES and await self._default_fit(query) != "strict"
+        encoding = headers.get(b"content-encoding")
+        read = functools.partial(_form_of, _content_type(headers), encoding, body, limit=limit, pictures=pictures)
+        # A body of some megabytes can take half a second, so the event loop does not read it.
+        size, form = await asyncio.to_thread(read) if has_place else read()
         query = with_fields(query, form.fields)
         version = await self._registry.select(query.model)
         preparation = choose(query.fit, version.manifest)
         if preparation.fit == "strict":
-            if len(body) > self.max_body_bytes:
-                raise BodyTooLarge(f"the body has {len(body)} bytes, the limit is {self.max_body_bytes}")
+            if size > self.max_body_bytes:
+                raise BodyTooLarge(f"the body has {size} bytes, the limit is {self.max_body_bytes}")
             return _Received(version, form.image, query, None, 0.0)
         with contextlib.nullcontext() if has_place else self.fitter.place(scope):
             found = await self.fitter.fit(scope, form.image, preparation)
         fitted = Fitted.of(found, preparation.fit, "model" if query.fit is None else "request")
         return _Received(version, found.pixels, query, fitted, time.perf_counter() - began)
+
+
+def _form_of(content_type: str, encoding: bytes | None, body: bytes, *, limit: int, pictures: bool) -> tuple[int, Form]:
+    """Return the number of bytes of the decoded body, and its content."""
+    body = decoded(encoding, body, limit=limit)
+    return len(body), Form(body, {}) if pictures and body else read_form(content_type, body)
 
 
 async def _unless_disconnected(future: asyncio.Future[Reply], receive: Receive) -> Reply:

@@ -85,3 +85,18 @@ async def test_a_field_of_a_form_needs_a_place_too(make_settings: Callable[..., 
         statuses = [reply.status_code for reply in await asyncio.gather(*posts)]
         assert (await client.post("/score", data={"fit": "mnist"}, files=file)).status_code == 200
     assert set(statuses) == {200, 503}
+
+
+async def test_a_large_form_lets_others_run(make_settings: Callable[..., Settings]) -> None:
+    """A form of 2 MB with thousands of almost-delimiters is read beside the event loop, which serves others."""
+    head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
+    form = head + b"\r\n--bx" * 300_000 + b"\r\n--b--\r\n"
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    async with running(make_settings()) as client:
+        request = asyncio.create_task(client.post("/score?fit=mnist", content=form, headers=headers))
+        turns = 0
+        while not request.done():
+            turns += 1
+            await asyncio.sleep(0.001)
+        assert (await request).status_code == 422
+    assert turns > 30
