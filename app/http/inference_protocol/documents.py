@@ -14,7 +14,7 @@ from app.problems import BodyTooLarge, InvalidParameter, MalformedRequest
 
 INPUT = "images"
 MAX_DOCUMENT_BYTES = 1024 * 1024
-"""Maximum number of bytes of JSON. The event loop parses a document in one step, which takes 20 ms per MiB."""
+"""Maximum number of bytes of JSON. The event loop parses a document in one step, which takes up to 50 ms per MiB."""
 BINARY_HINT = "Send the tensor as binary data after the JSON, with the header Inference-Header-Content-Length."
 
 _RAW_HINT = "Send a JSON document with the shape before the tensor, and its length in Inference-Header-Content-Length."
@@ -172,15 +172,17 @@ def score_parameters(
     Raises:
         InvalidParameter: a parameter is unknown or has an invalid value.
     """
-    own = {name: value for name, value in parameters.items() if name not in also | _IGNORED_PARAMETERS}
+    read_elsewhere, hint = also | _IGNORED_PARAMETERS, f"The parameters are {known}."
+    own = {name: value for name, value in parameters.items() if name not in read_elsewhere}
+    for name in own:
+        if name not in ScoreParameters.model_fields:
+            raise InvalidParameter(f"{name[:40]}: unknown parameter", hint=hint)
     try:
         return ScoreParameters.model_validate(own)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name = ".".join(str(part) for part in first["loc"])[:40]
-        hint = f"The parameters are {known}."
-        cause = "unknown parameter" if first["type"] == "extra_forbidden" else first["msg"]
-        raise InvalidParameter(f"{name}: {cause}", hint=hint) from None
+        raise InvalidParameter(f"{name}: {first['msg']}", hint=hint) from None
 
 
 def flag(parameters: Mapping[str, Any], name: str) -> bool | None:
