@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from PIL import Image
 
 from app.inference.detector import torchscript_allowed
 from app.process import EXIT_ABANDONED, EXIT_WORKER_ABANDONED
@@ -211,6 +213,11 @@ def test_every_log_line_is_json_and_gives_nothing_away(make_server: Callable[...
     server = make_server().start()
     server.post("/score", content=zero, headers={**PNG, "x-request-id": "find-me"})
     server.get("/secret/path")
+    entry = struct.pack("<HHII", 0x10E, 2, 100_000, 50)  # Pillow warns about a tag that is larger than its block
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4)
+    jpeg = pngs.saved(Image.fromarray(pngs.gradient(64)), format="JPEG")
+    jpeg = jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
+    server.post("/score?fit=mnist", content=jpeg, headers={"content-type": "image/jpeg"})
     server.stop()
     lines = [json.loads(line) for line in server.log().splitlines()]
     (scored,) = [line for line in lines if line.get("request_id") == "find-me"]

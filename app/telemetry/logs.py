@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import time
+import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -199,6 +200,7 @@ def configure(level: str, log_format: str = "auto") -> LineWriter:
     text = text_renderer(log_format, handler.writer)
     handler.setFormatter(JsonFormatter() if text is None else RecordFormatter(text))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # about images of clients, with a path of the machine
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
