@@ -70,7 +70,7 @@ def check(png: bytes, check_size: Callable[[int, int], None], conversion: str) -
     kinds: list[bytes] = []
     pixels: list[bytes] = []
     before = b""
-    for kind, start, end in _chunks(png):
+    for kind, start, end in _chunks(png, most=_FEW_CHUNKS + len(png) // _BYTES_PER_CHUNK):
         if kind == b"acTL":
             raise AnimatedPng("the chunk acTL declares several frames")
         if kind in _KEPT:
@@ -137,7 +137,7 @@ def has_low_bytes(png: bytes) -> bool:
     every filter. So the filtered rows answer the question, which Pillow cannot: it drops the low bytes.
     """
     width, height, _, colour, _, _, interlace = IHDR.unpack_from(png, HEADER_AT)
-    compressed = b"".join(png[start + 8 : end - 4] for kind, start, end in _chunks(png) if kind == b"IDAT")
+    compressed = b"".join(png[start + 8 : end - 4] for kind, start, end in _chunks(png, len(png)) if kind == b"IDAT")
     size = _inflated_size(*IHDR.unpack_from(png, HEADER_AT))
     content = zlib.decompressobj().decompress(compressed, size)
     step = 2 * _CHANNELS[colour]
@@ -152,13 +152,12 @@ def has_low_bytes(png: bytes) -> bool:
     return False
 
 
-def _chunks(png: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield kind, start and end of each chunk, and check that nothing follows IEND.
+def _chunks(png: bytes, most: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yield kind, start and end of each of at most `most` chunks, and check that nothing follows IEND.
 
     A wrong checksum in a chunk that the service drops is ignored, as browsers do.
     """
     start, kind, count = len(SIGNATURE), b"", 0
-    most = _FEW_CHUNKS + len(png) // _BYTES_PER_CHUNK
     while kind != b"IEND":
         count += 1
         if count > most:
