@@ -89,7 +89,7 @@ def ink_of(grey: Floats, window: int, *, dark: bool) -> tuple[Floats, float, flo
         ground = 255 - closing(_without_salt(255 - grey), window)
         ink = (grey - ground) / 255
         bare = ink[::3, ::3]
-    level, noise = _level_and_noise(bare)
+    level, noise = _level_and_noise(bare if bare.size else ink)
     return np.maximum(ink - level, 0), level, noise
 
 

@@ -3,7 +3,8 @@
 Scope: file formats, orientation, declared sizes. Independent of digits, models and HTTP.
 
 The format is found by the first bytes, never by a media type or a name. Every size is checked in the header, before
-memory for the pixels exists. PNG is checked chunk by chunk by `app.images.png`.
+memory for the pixels exists. PNG is checked chunk by chunk by `app.images.png`, and JPEG segment by segment by
+`app.images.jpeg`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import io
 import struct
 from typing import NamedTuple
 
-from PIL import Image, JpegImagePlugin, WebPImagePlugin
+from PIL import Image, WebPImagePlugin
 
-from app.images import png
+from app.images import jpeg, png
 from app.images.background import compose
 from app.images.limits import check_shape
 from app.images.orientation import exif_orientation, orientation_of
@@ -23,12 +24,8 @@ from app.problems import AnimatedImage, CorruptImage, EmptyBody, UnsupportedForm
 FORMATS = ("PNG", "JPEG", "WebP")
 """Formats that `read` decodes."""
 
-_MAX_SCANS = 40
-"""Scans of a progressive JPEG. Encoders write 10 or fewer; each one costs a pass over all pixels."""
-_MAX_METADATA = 256
-"""Segments of EXIF and XMP in a JPEG. Cameras write a few."""
 _PNG, _JPEG, _RIFF = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF"
-_SCAN, _METADATA, _EXIF = b"\xff\xda", b"\xff\xe1", b"Exif\0\0"
+_EXIF = b"Exif\0\0"
 _FOREIGN = (
     (4, b"ftyphei", "HEIC"),
     (4, b"ftyphev", "HEIC"),
@@ -87,7 +84,7 @@ def read(content: bytes, max_pixels: int, least_side: int) -> Picture:
         image, orientation = png.decode_any(content, max_pixels), orientation_of(content)
         width, height = image.size
     elif content.startswith(_JPEG):
-        image, orientation, (width, height) = _jpeg(content, max_pixels, least_side)
+        image, orientation, (width, height) = jpeg.decode(content, max_pixels, least_side)
     elif content.startswith(_RIFF) and content[8:12] == b"WEBP":
         image, orientation = _webp(content, max_pixels)
         width, height = image.size
@@ -105,23 +102,6 @@ def _foreign(content: bytes) -> UnsupportedFormat:
         if content[at : at + len(start)] == start:
             return UnsupportedFormat(f"the file is {name}; fit=mnist decodes {', '.join(FORMATS)}")
     return UnsupportedFormat(f"the first bytes are not those of {', '.join(FORMATS)}")
-
-
-def _jpeg(content: bytes, max_pixels: int, least_side: int) -> tuple[Image.Image, int, tuple[int, int]]:
-    if content.count(_SCAN) > _MAX_SCANS:
-        raise CorruptImage(f"the JPEG has more than {_MAX_SCANS} scans")
-    if content.count(_METADATA) > _MAX_METADATA:  # Pillow copies all of it once per segment
-        raise CorruptImage(f"the JPEG has more than {_MAX_METADATA} segments of metadata")
-    try:
-        with JpegImagePlugin.JpegImageFile(io.BytesIO(content)) as image:
-            size = image.size
-            check_shape(*size, max_pixels)
-            exif = image.info.get("exif", b"")
-            # libjpeg decodes only the luma, at 1/2, 1/4 or 1/8 of the size, for a fraction of the time and memory.
-            image.draft("L", (least_side, least_side))
-            return image.convert("L"), exif_orientation(exif.removeprefix(_EXIF)), size
-    except _UNREADABLE as error:
-        raise CorruptImage("the JPEG cannot be decoded") from error
 
 
 def _webp(content: bytes, max_pixels: int) -> tuple[Image.Image, int]:

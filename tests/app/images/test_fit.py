@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import struct
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ from PIL import Image, ImageOps
 
 from app.images.fit import Fitted, fit
 from app.images.limits import MAX_LENGTH, MAX_RATIO
+from app.images.reading import read
 from app.problems import (
     AmbiguousImage,
     AnimatedImage,
@@ -364,7 +367,7 @@ FILES: dict[str, tuple[Callable[[], bytes], type[Exception], str]] = {
     "JPEG of much metadata": (
         lambda: b"\xff\xd8" + b"\xff\xe1\x00\x08Exif\0\0" * 300 + _jpeg()[2:],
         CorruptImage,
-        "segments of metadata",
+        "segments",
     ),
     "JPEG of too many scans": (lambda: _jpeg() + b"\xff\xda" * 50, CorruptImage, "scans"),
     "WebP of 16383x16383": (lambda: _webp_header(16383, 16383), ImageTooLarge, "16383x16383"),
@@ -372,6 +375,48 @@ FILES: dict[str, tuple[Callable[[], bytes], type[Exception], str]] = {
     "WebP cut short": (lambda: b"RIFF\0\0\0\0WEBPVP8 ", CorruptImage, "header"),
     "animated WebP": (_animated, AnimatedImage, "frames"),
 }
+
+
+def _segment(code: int, content: bytes) -> bytes:
+    return b"\xff" + bytes([code]) + struct.pack(">H", len(content) + 2) + content
+
+
+def _many_exif_entries() -> bytes:
+    entries = b"".join(struct.pack("<HHLL", tag % 65535, 7, 100_000, 8) for tag in range(5_400))
+    return _segment(0xE1, b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 5_400) + entries)
+
+
+FILL = 2_000_000
+SLOW_HEADERS = {
+    "fill bytes": (b"\xff" * FILL, False),
+    "escaped bytes": (b"\xff\0" * (FILL // 2), False),
+    "bytes between segments": (b"\xff" + bytes(FILL), False),
+    "a few fill bytes": (b"\xff" * 1000 + bytes(3000), True),
+    "comments": (_segment(0xFE, b"") * (FILL // 4), False),
+    "JFIF headers": (_segment(0xE0, b"JFIF\0\1\1\1\0\1\0\1") * (FILL // 18), False),
+    "EXIF entries": (_many_exif_entries() * 30, True),
+    "quantization tables": (_segment(0xDB, (b"\0" + bytes([1] * 64)) * 1008) * 30, False),
+    "only fill bytes": (b"\xff\xd8" + b"\xff" * FILL, False),
+}
+
+
+@pytest.mark.parametrize("name", SLOW_HEADERS)
+def test_the_header_of_a_jpeg_costs_little(name: str) -> None:
+    """2 MB before the first scan take few steps of Python, whether the file is decoded or rejected."""
+    header, is_decoded = SLOW_HEADERS[name]
+    content = header if name == "only fill bytes" else b"\xff\xd8" + header + _jpeg()[2:]
+    calls = itertools.count()
+    sys.setprofile(lambda *_: next(calls))
+    try:
+        picture = read(content, LARGEST, 28)
+    except CorruptImage:
+        picture = None
+    finally:
+        sys.setprofile(None)
+    assert next(calls) < 20_000
+    assert (picture is not None) == is_decoded
+    if picture is not None:
+        assert np.array_equal(picture.image, read(_jpeg(), LARGEST, 28).image)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -386,6 +431,15 @@ def test_other_files_are_refused_by_a_typed_problem(name: str) -> None:
         assert tracemalloc.get_traced_memory()[1] < 4_000_000
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_image_without_a_page_gives_no_warning() -> None:
+    """An image of which each sampled ground is dim is judged without a warning of numpy."""
+    image = np.zeros((3, 16), np.uint8)
+    image[0, 4] = image[2, 15] = 255
+    with pytest.raises(InvalidImage):
+        fit(pngs.plain(image), LARGEST)
 
 
 def test_memory_is_bounded_by_the_working_size(digits: Digits) -> None:

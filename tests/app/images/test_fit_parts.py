@@ -10,11 +10,11 @@ from PIL import Image, ImageDraw
 
 from app.images import digit
 from app.images.components import components
-from app.images.digit import Choice, _frames, _with_parts, tight
+from app.images.digit import Choice, _check_rivals, _frames, _with_parts, tight
 from app.images.fit import _centred, _strength
-from app.images.ink import _beside, _without_salt, ink_of, opening
+from app.images.ink import _beside, _coverage, _thin_rows, _without_salt, ink_of, opening, without_lines
 from app.images.search import Digit
-from app.problems import InvalidImage
+from app.problems import AmbiguousImage, InvalidImage
 from tests.app.images.test_fit import fitted
 
 
@@ -131,6 +131,94 @@ def test_a_frame_surrounds_something_large_enough() -> None:
         found = components(mask, np.ones(mask.shape, np.float32))
         largest = int(np.argmax(found.mass))
         assert bool(_frames(found, np.argsort(-found.mass))[largest]) is expected, inner
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_a_frame_has_half_of_both_sides(turns: int) -> None:
+    """A ring that is narrower is no frame, wherever in the image it is."""
+    for wide, expected in ((40, False), (60, True)):
+        mask = np.zeros((100, 100), bool)
+        mask[10:90, 95 - wide : 95] = True
+        mask[14:86, 99 - wide : 91] = False
+        mask[30:70, 80:84] = True
+        found = components(np.rot90(mask, turns), np.ones(mask.shape, np.float32))
+        largest = int(np.argmax(found.mass))
+        assert bool(_frames(found, np.argsort(-found.mass))[largest]) is expected, wide
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_a_frame_follows_all_four_sides(turns: int) -> None:
+    """A shape with a bar in the middle that is open on one side is no frame, whichever side it is."""
+    for open_rows, expected in ((0, True), (4, False)):
+        mask = np.zeros((100, 100), bool)
+        mask[10:90, 10:90] = True
+        mask[14 : 86 + open_rows, 14:86] = False
+        mask[56:60] = mask[12]
+        mask[20:50, 48:52] = True
+        found = components(np.rot90(mask, turns), np.ones(mask.shape, np.float32))
+        frame = int(np.argmax(found.extent))
+        assert bool(_frames(found, np.argsort(-found.mass))[frame]) is expected, open_rows
+
+
+@pytest.mark.parametrize(("others", "taken"), [(14, True), (16, False)])
+def test_a_digit_has_two_fifths_of_the_ink(others: int, taken: bool) -> None:
+    """The rest of the ink, in parts that are too small to be digits, is at most one and a half times the digit's."""
+    mask = np.zeros((100, 100), bool)
+    mask[5:45, 10:20] = True
+    for each in range(others):
+        mask[60 + 8 * (each % 4) : 65 + 8 * (each % 4), 10 + 10 * (each // 4) : 18 + 10 * (each // 4)] = True
+    found = components(mask, np.ones(mask.shape, np.float32))
+    group = np.arange(found.area.size) == np.argmax(found.mass)
+    assert found.mass[~group].sum() == others / 10 * found.mass[group].sum()
+    with contextlib.nullcontext() if taken else pytest.raises(AmbiguousImage, match="small part of the ink"):
+        _check_rivals(found, group, np.ones(found.area.size, bool))
+
+
+def test_the_compared_pairs_of_points_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search compares as many pairs as the limit, and no more."""
+    mask = np.zeros((60, 60), bool)
+    mask[10:50, 10:20] = mask[20:40, 22:28] = True
+    found = components(mask, np.ones(mask.shape, np.float32))
+    main = int(np.argmax(found.mass))
+    pairs = len(digit._points(found, 0)) * len(digit._points(found, 1))
+    monkeypatch.setattr(digit, "_MOST_PAIRS", pairs)
+    assert _with_parts(found, main, np.ones(2, bool)).all()
+    monkeypatch.setattr(digit, "_MOST_PAIRS", pairs - 1)
+    with pytest.raises(AmbiguousImage, match="more strokes"):
+        _with_parts(found, main, np.ones(2, bool))
+
+
+@pytest.mark.parametrize("dark", [True, False])
+@pytest.mark.parametrize(("thick", "widest"), [(3, 4), (4, 6), (10, 12)])
+def test_a_thin_row_has_ground_within_a_line_width(thick: int, widest: int, dark: bool) -> None:
+    """Rows of ink are thin up to twice the distance to the ground, rounded down."""
+    for rows in (1, widest, widest + 1):
+        grey = np.full((60, 70), 200 if dark else 55, np.float32)
+        grey[20 : 20 + rows] = 100 if dark else 155
+        assert (_thin_rows(grey, thick, dark=dark)[20 : 20 + rows] > 0).all() == (rows <= widest), rows
+
+
+@pytest.mark.parametrize("slope", [-0.07, -0.03, 0.0, 0.03, 0.07])
+def test_the_slope_of_a_line_is_found(slope: float) -> None:
+    """The coverage of a complete line is 1 at its slope and at its row in the middle of the image."""
+    there = np.zeros((120, 201), bool)
+    columns = np.arange(201)
+    there[np.rint(60 + slope * (columns - 100)).astype(int), columns] = True
+    coverage, slopes = _coverage(there)
+    best = slopes[coverage[:, 60] >= 0.97 * coverage[:, 60].max()]
+    assert coverage[:, 60].max() == 1
+    assert abs(best.mean() - slope) < 0.005
+
+
+@pytest.mark.parametrize("dark", [True, False])
+@pytest.mark.parametrize(("contrast", "found"), [(0.03, 0), (0.06, 1)])
+def test_a_faint_row_is_no_line(contrast: float, found: int, dark: bool) -> None:
+    """A printed line is darker than its surroundings by 4.5 % at least."""
+    grey = np.full((100, 120), 200 if dark else 0, np.float32)
+    grey[50] = 200 * (1 - contrast) if dark else 255 * contrast
+    painted, lines = without_lines(grey, dark=dark)
+    assert lines == found
+    assert (painted == grey).all() == (found == 0)
 
 
 def test_rows_beside_a_line_are_those_next_to_its_reach() -> None:

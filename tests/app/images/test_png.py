@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import io
+import itertools
 import struct
 import time
 import tracemalloc
@@ -230,6 +231,8 @@ REFUSED = {
     "no width": (declared(0, 28), problems.WrongSize),
     "a large photograph": (declared(640, 480), problems.WrongSize),
     "65535x65535": (declared(65535, 65535), problems.ImageTooLarge),
+    "a row above the maximum": (declared(4096, 4097), problems.ImageTooLarge),
+    "the maximum": (declared(4096, 4096), problems.WrongSize),
     "animated": (pngs.plain(GREY, pngs.chunk(b"acTL", struct.pack(">II", 2, 0))), problems.AnimatedPng),
     "coloured": (pngs.saved(coloured()), problems.NotGrey),
     "half transparent": (pngs.saved(with_alpha(128)), problems.Transparent),
@@ -357,11 +360,11 @@ def test_thousands_of_chunks_are_refused(kind: bytes, most: int) -> None:
 @pytest.mark.parametrize("content", [b"data:" + b"a" * 1019, b'"data:' + b"/" * 1018, b"data:a/" + b"b" * 1017])
 def test_no_description_of_a_file_takes_long(content: bytes) -> None:
     """Hundreds of files that almost begin like a data URL are described within a fraction of a second."""
-    began = time.perf_counter()
+    began = time.thread_time()
     for _ in range(300):
         with pytest.raises(problems.NotAPng):
             decode(content)
-    assert time.perf_counter() - began < 1.5
+    assert time.thread_time() - began < 1.5
 
 
 def test_plain_pixels_in_several_chunks_need_no_reader_of_files() -> None:
@@ -398,6 +401,21 @@ def test_missing_pixels_are_no_black_ones(colour: int, depths: tuple[int, ...], 
                 decode(png(missing))
             with pytest.raises(problems.CorruptPng):
                 decode_any(png(missing), 784)
+
+
+@pytest.mark.parametrize("interlace", [0, 1])
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_the_last_byte_is_needed_at_any_size(depth: int, interlace: int) -> None:
+    """For each width and height up to 9, pixel data is complete or lacks its last byte."""
+    for width, height in itertools.product(range(1, 10), repeat=2):
+        content = bytes(_size(width, height, depth, interlace))
+        start = pngs.SIGNATURE + pngs.header(width, height, depth, interlace=interlace)
+        complete, cut = (
+            start + pngs.chunk(b"IDAT", zlib.compress(data)) + pngs.chunk(b"IEND") for data in (content, content[:-1])
+        )
+        check(complete, lambda *_: None, "")
+        with pytest.raises(problems.CorruptPng, match="fewer"):
+            check(cut, lambda *_: None, "")
 
 
 def _size(width: int, height: int, bits: int, interlace: int) -> int:
