@@ -16,7 +16,8 @@ from app.problems import MEDIA_TYPE, InternalError, InvalidParameter, Problem, f
 from app.web import pages
 
 _log = logging.getLogger(__name__)
-
+_DEEPEST = 8
+"""Maximum depth of a path whose problem is shown as a page: the links of the page repeat `../` for each folder."""
 
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 """Forbids browsers to guess another media type than the one of Content-Type."""
@@ -90,7 +91,8 @@ async def _on_problem(request: Request, problem: Exception) -> Response:
     assert isinstance(problem, Problem)
     facts: dict[str, Any] = request.scope.get("facts", {})
     facts.update(problem_facts(problem))
-    if request.method == "GET" and _prefers_html(request) and not is_protocol_request(request.scope):
+    is_page = request.method == "GET" and _depth(request) <= _DEEPEST and not is_protocol_request(request.scope)
+    if is_page and _prefers_html(request):
         return _page(request, problem)
     answer = answer_problem(problem, request.scope.get("request_id"), scope=request.scope)
     response = Response(answer.body, answer.status)
@@ -105,9 +107,14 @@ def _prefers_html(request: Request) -> bool:
     return choose(request.headers.get("accept", ""), (MEDIA_TYPE, "text/html")) == "text/html"
 
 
+def _depth(request: Request) -> int:
+    """Return how many folders the path of a request has."""
+    path: str = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    return path.count("/") - 1
+
+
 def _page(request: Request, problem: Problem) -> Response:
-    depth = request.scope["path"].removeprefix(request.scope.get("root_path", "")).count("/") - 1
-    content = pages.error(problem, request.scope.get("request_id"), root="../" * max(0, depth))
+    content = pages.error(problem, request.scope.get("request_id"), root="../" * max(0, _depth(request)))
     headers = {name: value for name, value in problem.headers().items() if name != "content-type"}
     return Response(content, problem.status, {**headers, **pages.HEADERS, "vary": "accept"}, "text/html")
 

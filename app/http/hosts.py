@@ -14,6 +14,8 @@ from collections.abc import Collection, Mapping
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(.+)")
+_LONGEST = 300
+"""Characters of a host or an origin with scheme and port: a name has 255 or fewer (RFC 1035, 2.3.4)."""
 _SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
 _LOOPBACK = ipaddress.IPv4Network("127.0.0.0/8")
 
@@ -44,10 +46,14 @@ class Hosts:
                 read the reply of another origin.
             headers: names in lower case. A request without Host does not come from a browser.
         """
-        host = headers.get(b"host")
-        if host is not None and not self.allows_host(host):
+        host, origin = headers.get(b"host"), headers.get(b"origin")
+        if "*" in self._names:
+            return True
+        if host is not None and (len(host) > _LONGEST or not self.allows_host(host)):
             return False
-        return method in _SAFE or (origin := headers.get(b"origin")) is None or self.allows_origin(origin, host or b"")
+        if method in _SAFE or origin is None:
+            return True
+        return len(origin) <= _LONGEST and self.allows_origin(origin, host or b"")
 
     def _allows_host(self, header: bytes) -> bool:
         found = _HOST.fullmatch(header.decode("latin-1").lower())

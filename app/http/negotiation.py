@@ -12,6 +12,7 @@ from app.problems import NotAcceptable
 _ELEMENT = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*+"?)+')
 _QUALITY = re.compile(r"[qQ]\s*+=\s*+(\d*+\.?\d*+)")
 _MOST_RANGES = 100
+_MOST_PARAMETERS = 16
 
 
 class _Range(NamedTuple):
@@ -36,7 +37,8 @@ def choose(accept: str, offered: Sequence[str]) -> str | None:
 
     The most specific range that matches a type gives its quality. Between types of the same quality, the order of the
     header decides if the header names all of them, else the order of the offer: `application/json, */*` does not
-    prefer JSON to the default of the route. Parameters other than `q` are ignored, and all ranges after the first 100.
+    prefer JSON to the default of the route. Parameters other than `q` are ignored, and all ranges after the first 100
+    and all parameters of a range after the first 16.
 
     A header with a bare `*`, which the grammar does not have, is the default of Java's HttpURLConnection (`text/html,
     image/gif, image/jpeg, *; q=.2, */*; q=.2`). It names no type that the program prefers, so it counts as `*/*`.
@@ -74,7 +76,7 @@ def negotiate(headers: Iterable[tuple[bytes, bytes]], offered: Sequence[str]) ->
 def _ranges(accept: str) -> list[_Range]:
     ranges = []
     for place, element in enumerate(itertools.islice(_ELEMENT.finditer(accept), _MOST_RANGES)):
-        name, *parameters = (part.strip() for part in element[0].split(";"))
+        name, *parameters = (part.strip() for part in element[0].split(";", _MOST_PARAMETERS))
         if name:
             ranges.append(_Range(name.lower(), _quality(parameters), place))
     return ranges

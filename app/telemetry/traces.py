@@ -34,6 +34,8 @@ _TRACEPARENT = re.compile(
 _ALWAYS = frozenset((None, "", "parentbased_always_on"))
 _SERVICE = "reconstruction-anomaly"
 _SAMPLED = 1
+_LONGEST_STATE = 512
+"""Characters of a `tracestate` that are kept with a span, as W3C Trace Context, 3.3.1.5, asks for at least."""
 
 
 class TracesError(Exception):
@@ -69,6 +71,8 @@ class Traces:
         else:
             trace_id, parent_id, (flags,) = (bytes.fromhex(part.decode()) for part in found.groups())
             state = headers.get(b"tracestate", b"")
+            if len(state) > _LONGEST_STATE:
+                state = b""
         if self._sampler is None:
             is_sampled = bool(flags & _SAMPLED)
         else:

@@ -40,6 +40,18 @@ def test_other_names_are_rejected(host: str) -> None:
     assert not Hosts(["other.example"]).allows("GET", {b"host": host.encode()})
 
 
+def test_long_names_are_rejected_and_not_kept() -> None:
+    """No host or origin that is longer than a name takes memory."""
+    hosts, local = Hosts([]), b"localhost"
+    for size in (400, 60_000):
+        name = b"a" * size
+        assert not hosts.allows("GET", {b"host": name})
+        assert not hosts.allows("POST", {b"host": local, b"origin": b"http://" + name})
+    assert hosts.allows("POST", {b"host": local, b"origin": b"http://localhost:3000"})
+    assert hosts.allows_host.cache_info().currsize == hosts.allows_origin.cache_info().currsize == 1
+    assert Hosts(["*"]).allows("POST", {b"host": b"a" * 400})
+
+
 def test_listed_names_are_allowed() -> None:
     """A listed name is allowed with any port and in any case, and its subdomains are not."""
     hosts = Hosts(["a.example"])

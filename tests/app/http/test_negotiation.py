@@ -64,22 +64,29 @@ def test_no_header_breaks_the_choice(accept: str) -> None:
 def test_hostile_headers_take_linear_time() -> None:
     """A header of 64 KiB is read within a fraction of a second."""
     for unit in ('"', ",", ";q=", '"\\', "a/b;", '",'):
-        began = time.perf_counter()
+        began = time.thread_time()
         choose((unit * 65536)[:65536], PICTURE)
-        assert time.perf_counter() - began < 2
+        assert time.thread_time() - began < 2
 
 
 def test_a_long_number_takes_linear_time() -> None:
     """A quality of 60,000 digits, with a letter at its end, is read within a fraction of a second."""
-    began = time.perf_counter()
+    began = time.thread_time()
     assert choose("text/html;q=" + "1" * 60_000 + "x", CARD) == "text/html"
-    assert time.perf_counter() - began < 2
+    assert time.thread_time() - began < 2
 
 
 def test_only_the_first_hundred_ranges_are_read() -> None:
     """A range after them neither selects a type nor takes time."""
     assert choose(",".join(["a/b"] * 99 + ["text/html"]), CARD) == "text/html"
     assert choose(",".join(["a/b"] * 100 + ["text/html"]), CARD) is None
+
+
+def test_only_the_first_sixteen_parameters_are_read() -> None:
+    """The quality may be one of them; a range of 60,000 parameters takes no time."""
+    assert choose("text/html" + ";a=b" * 15 + ";q=0.5,application/json;q=0.7", CARD) == "application/json"
+    assert choose("text/html" + ";a=b" * 16 + ";q=0.5,application/json;q=0.7", CARD) == "text/html"
+    assert choose("text/html" + ";" * 60_000, CARD) == "text/html"
 
 
 @pytest.mark.parametrize("path", ["/reconstruction/" + "0" * 44, "/models/zero-article"])

@@ -189,6 +189,17 @@ def test_a_trace_begins_here_unless_the_header_is_valid(receiver: Receiver, head
     assert recorded.close(5)
 
 
+def test_a_long_trace_state_is_not_kept(receiver: Receiver) -> None:
+    """A `tracestate` above 512 characters takes no memory until its span is exported."""
+    recorded = Traces(OTLPSpanExporter(f"{receiver.endpoint}/v1/traces"), Resource.create(), None, "1")
+    parent = ("00-" + "a" * 32 + "-" + "b" * 16 + "-01").encode()
+    for size, kept in ((512, 512), (513, 0), (60_000, 0)):
+        found = recorded.begin({b"traceparent": parent, b"tracestate": b"v=" + b"t" * (size - 2)})
+        assert found is not None
+        assert len(found.state) == kept
+    assert recorded.close(5)
+
+
 def test_a_sampler_decides(receiver: Receiver) -> None:
     """A request that the sampler drops has no context, and so costs nothing further."""
     recorded = Traces(OTLPSpanExporter(f"{receiver.endpoint}/v1/traces"), Resource.create(), ALWAYS_OFF, "1")
