@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -97,7 +99,7 @@ class Settings(BaseSettings):
     records that wait for the reconstruction store, and to requests that wait for a version to be loaded."""
     deadline_ms: float = Field(2000.0, gt=0)
     """Maximum time in milliseconds from queuing an image to its reply; then the response is 504. Fitting an image and
-    loading a version have the same limit each."""
+    loading a version have the same limit each. It must be greater than the batching delay."""
 
     max_body_bytes: int = Field(64 * 1024, ge=1024)
     """Maximum number of bytes of a body of `POST /score`, and of each file of `POST /score/batch`."""
@@ -142,7 +144,8 @@ class Settings(BaseSettings):
     has its own limit, `maxmemory`."""
     store_timeout_ms: float = Field(500.0, gt=0)
     """Maximum time in milliseconds that a score waits for its reconstruction to be stored; then the id is null. The
-    same limit applies to connecting to Redis, to each reply of Redis, and to a lock of the SQLite file."""
+    same limit applies to connecting to Redis, to each reply of Redis, and to a lock of the SQLite file. It must be less
+    than `ANOMALY_DEADLINE_MS`."""
 
     validity_limit: float = Field(100.0, ge=10, le=1e9)
     """Evidence at which the validity of a model version becomes `changed`. If nothing has changed, the probability that
@@ -215,12 +218,12 @@ class Settings(BaseSettings):
                 raise ValueError(f"{name!r} is not a host name; write it without scheme, port and path: example.org")
         return ",".join(names)
 
-    @field_validator("probe_port")
+    @field_validator("probe_port", "deadline_ms", "store_timeout_ms")
     @classmethod
-    def _not_the_other_port(cls, port: int | None, info: ValidationInfo) -> int | None:
-        if port is not None and port == info.data.get("port"):
-            raise ValueError(f"must not be the port {port} of {PREFIX}PORT")
-        return port
+    def _no_contradiction(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None:
+            _check_combination(info.field_name, value, info.data)
+        return value
 
     @field_validator("root_path")
     @classmethod
@@ -229,6 +232,23 @@ class Settings(BaseSettings):
         if not _FIRST_SEGMENTS.isdisjoint(prefix.split("/")[1:2]):
             raise ValueError("must not begin with a path of the service, such as /score")
         return prefix
+
+
+def _check_combination(name: str | None, value: float, earlier: Mapping[str, Any]) -> None:
+    """Check a value against the valid ones among the settings that the class defines before it.
+
+    Raises:
+        ValueError: it contradicts one of them.
+    """
+    if name == "probe_port" and value == earlier.get("port"):
+        raise ValueError(f"must not be the port {value} of {PREFIX}PORT")
+    delay, deadline = earlier.get("microbatch_max_delay_ms", 0.0), earlier.get("deadline_ms", math.inf)
+    # A single image waits for the whole delay.
+    if name == "deadline_ms" and value <= delay:
+        raise ValueError(f"must be greater than {PREFIX}MICROBATCH_MAX_DELAY_MS={delay:g}, not {value:g}")
+    # The deadline of a score includes the wait for the store: with a longer wait, no score would get a null id.
+    if name == "store_timeout_ms" and value >= deadline:
+        raise ValueError(f"must be less than {PREFIX}DEADLINE_MS={deadline:g}, not {value:g}")
 
 
 def service_links() -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import httpx
 import pytest
 from pydantic import ValidationError
@@ -66,6 +68,43 @@ def test_values_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv(f"ANOMALY_{name}", value)
     with pytest.raises(SettingsError, match=f"^ANOMALY_{name}"):
         settings.from_environment()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"MICROBATCH_MAX_DELAY_MS": "2500"},
+            "ANOMALY_DEADLINE_MS: must be greater than ANOMALY_MICROBATCH_MAX_DELAY_MS=2500, not 2000",
+        ),
+        (
+            {"MICROBATCH_MAX_DELAY_MS": "700", "DEADLINE_MS": "700"},
+            "ANOMALY_DEADLINE_MS: must be greater than ANOMALY_MICROBATCH_MAX_DELAY_MS=700, not 700",
+        ),
+        (
+            {"STORE_TIMEOUT_MS": "3000"},
+            "ANOMALY_STORE_TIMEOUT_MS: must be less than ANOMALY_DEADLINE_MS=2000, not 3000",
+        ),
+        ({"DEADLINE_MS": "500"}, "ANOMALY_STORE_TIMEOUT_MS: must be less than ANOMALY_DEADLINE_MS=500, not 500"),
+        ({"DEADLINE_MS": "no", "STORE_TIMEOUT_MS": "3000"}, "ANOMALY_DEADLINE_MS: Input should be a valid number"),
+    ],
+    ids=["delay", "equal delay", "store", "default of the store", "invalid deadline"],
+)
+def test_settings_that_contradict_each_other_are_refused(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], message: str
+) -> None:
+    """The deadline exceeds the batching delay and the time-out of the store, also if one of them is a default."""
+    for name, value in given.items():
+        monkeypatch.setenv(f"ANOMALY_{name}", value)
+    with pytest.raises(SettingsError, match=f"^{re.escape(message)}"):
+        settings.from_environment()
+
+
+def test_the_deadline_may_be_just_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deadline above both other times is accepted."""
+    for name, value in {"DEADLINE_MS": "501", "MICROBATCH_MAX_DELAY_MS": "500"}.items():
+        monkeypatch.setenv(f"ANOMALY_{name}", value)
+    assert settings.from_environment().deadline_ms == 501
 
 
 @pytest.mark.parametrize("prefix", ["", "/anomaly", "/pages", "/of/page"])
