@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 SIGNATURE_FILE = "model.sig"
+MANIFEST_FILE = "manifest.json"
 Mode = Literal["require", "warn", "off"]
 
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -90,7 +91,7 @@ class Provenance:
         if self._key is None:
             return
         try:
-            _check_signature(self._key, folder, {**files, "manifest.json": digest})
+            _check_signature(self._key, folder, {**files, MANIFEST_FILE: digest})
         except ProvenanceError as error:
             if self.mode == "require":
                 raise
@@ -139,7 +140,24 @@ class _Statement(_Lenient):
 
 
 def _check_signature(key: EllipticCurvePublicKey, folder: Path, expected: Mapping[str, str]) -> None:
-    payload = _verified_payload(key, _read_signature(folder))
+    check_signed(key, _read_signature(folder), expected)
+    for file in files(folder):
+        if file not in expected:
+            raise ProvenanceError(f"{file} was not signed")
+
+
+def check_signed(key: EllipticCurvePublicKey, signature: bytes, expected: Mapping[str, str]) -> None:
+    """Check that a signature was made with the private key of `key`, and that it covers the expected files alone.
+
+    Args:
+        key: the public key.
+        signature: content of the signature.
+        expected: SHA-256 by relative path, of all files of the version but its signature.
+
+    Raises:
+        ProvenanceError: the signature is invalid, or covers other files.
+    """
+    payload = _verified_payload(key, signature)
     try:
         resources = _Statement.model_validate_json(payload).predicate.resources
     except ValidationError as error:
@@ -150,9 +168,6 @@ def _check_signature(key: EllipticCurvePublicKey, folder: Path, expected: Mappin
     for file in sorted(signed.keys() | expected.keys()):
         if signed.get(file) != expected.get(file):
             raise ProvenanceError(f"{file} is not the file that was signed")
-    for file in files(folder):
-        if file not in signed:
-            raise ProvenanceError(f"{file} was not signed")
 
 
 def _read_signature(folder: Path) -> bytes:

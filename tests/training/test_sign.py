@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.app.models.test_provenance import NAME, flip, write_keys
-from tests.model_stores import copy
+from tests.model_stores import change, copy
 from tests.training.commands import TRAIN, run
+from training.publishing import sign as signing
 
 
 def signature_options(public: Path) -> tuple[str, ...]:
@@ -66,6 +69,37 @@ def test_a_damaged_version_is_not_signed(tmp_path, damage):
     assert code == 2
     assert ("SHA-256 differs" if damage == "byte" else "notes.txt is not in manifest.json") in errors
     assert not (folder / "model.sig").exists()
+
+
+@pytest.mark.parametrize("replaced", ["manifest", "module", "extra"])
+def test_what_was_not_verified_is_not_signed(tmp_path, monkeypatch, replaced):
+    """A version that is replaced between the checks and the signature gets none, and no signature leaves `sign`."""
+    private, _ = write_keys(tmp_path, "publisher")
+    store, other = copy(tmp_path / "store", 1), copy(tmp_path / "other", 1) / NAME / "1"
+    if replaced == "manifest":
+        change(other, normal_class="another class")
+    elif replaced == "module":
+        flip(other / "model.pt")
+    else:
+        (other / "notes.txt").write_text("later")
+    verify = signing.verify
+
+    def verify_and_replace(*given):
+        lock = os.open(store, os.O_RDONLY | os.O_DIRECTORY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(lock)
+        found = verify(*given)
+        (store / NAME / "1").rename(tmp_path / "verified")
+        other.rename(store / NAME / "1")
+        return found
+
+    monkeypatch.setattr(signing, "verify", verify_and_replace)
+    code, _, errors = run("sign", NAME, 1, "--private-key", private, "--model-store", store)
+    assert code == 2
+    words = {"manifest": "manifest.json is not the file that was signed", "module": "model.pt is not the file that was"}
+    assert words.get(replaced, "notes.txt is not in manifest.json") in " ".join(errors.split())
+    assert not [*tmp_path.rglob("model.sig"), *store.glob(".staging-*")]
 
 
 def test_a_key_that_cannot_sign_is_rejected(tmp_path):

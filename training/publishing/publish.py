@@ -18,7 +18,7 @@ from app.inference.detector import Detector, DetectorError
 from app.inference.device import one_thread
 from app.models.manifest import Manifest
 from app.models.provenance import SIGNATURE_FILE, Provenance
-from app.models.repository import MODEL_NAME, Repository, RepositoryError, is_version, sha256
+from app.models.repository import MODEL_NAME, Artifact, Repository, RepositoryError, is_version, sha256
 from training.publishing.files import (
     PublishError,
     locked,
@@ -160,7 +160,7 @@ def promote(root: Path, name: str, version: int, provenance: Provenance | None =
     Raises:
         PublishError: the version is missing, or the service's code rejects it.
     """
-    with locked(_existing(root)):
+    with locked(existing(root)):
         check_exists(root, name, version)
         _verify(root, name, version, provenance)
         write_current(root / name, version)
@@ -178,7 +178,7 @@ def rollback(root: Path, name: str, to: int | None = None, provenance: Provenanc
     Raises:
         PublishError: there is no older version, `to` is not older, or the service's code rejects the version.
     """
-    with locked(_existing(root)):
+    with locked(existing(root)):
         repository = Repository(root)
         current = _current(repository, name)
         older = [version for version in repository.versions(name) if current is not None and version < current]
@@ -192,13 +192,13 @@ def rollback(root: Path, name: str, to: int | None = None, provenance: Provenanc
         return version
 
 
-def verify(root: Path, name: str, version: int, provenance: Provenance | None = None) -> Manifest:
+def verify(root: Path, name: str, version: int, provenance: Provenance | None = None) -> Artifact:
     """Load a version as the service does, and compare every checksum and the golden scores on the CPU.
 
     Raises:
         PublishError: the version is missing or differs from its manifest, or `provenance` rejects it.
     """
-    check_exists(_existing(root), name, version)
+    check_exists(existing(root), name, version)
     return _verify(root, name, version, provenance)
 
 
@@ -239,7 +239,7 @@ def check_name(name: str) -> str:
     return name
 
 
-def _verify(root: Path, name: str, version: int, provenance: Provenance | None = None) -> Manifest:
+def _verify(root: Path, name: str, version: int, provenance: Provenance | None = None) -> Artifact:
     repository = Repository(root, provenance)
     try:
         artifact = repository.open(name, version)
@@ -249,10 +249,15 @@ def _verify(root: Path, name: str, version: int, provenance: Provenance | None =
             Detector.load(artifact, torch.device("cpu"))
     except (RepositoryError, DetectorError) as error:
         raise PublishError(str(error)) from error
-    return artifact.manifest
+    return artifact
 
 
-def _existing(root: Path) -> Path:
+def existing(root: Path) -> Path:
+    """Return `root` if there is a folder.
+
+    Raises:
+        PublishError: there is no model store.
+    """
     if not root.is_dir():
         raise PublishError(f"there is no model store {root}")
     return root

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 
-from app.models.provenance import SIGNATURE_FILE, ProvenanceError
+from app.models.provenance import MANIFEST_FILE, SIGNATURE_FILE, ProvenanceError, check_signed
 from app.models.provenance import files as files_of
-from training.publishing.files import PublishError, locked, sync
-from training.publishing.publish import verify
+from training.publishing.files import PublishError, locked, staging_folder, sync, write_folder
+from training.publishing.publish import existing, verify
 
 
 def sign(root: Path, name: str, version: int, private_key: Path) -> Path:
@@ -21,8 +20,8 @@ def sign(root: Path, name: str, version: int, private_key: Path) -> Path:
         private_key: PEM file, not encrypted.
 
     Raises:
-        PublishError: the key cannot be used, the service's code rejects the version, or the version contains a file
-            that its manifest does not list.
+        PublishError: the key cannot be used, the service's code rejects the version, the version contains a file that
+            its manifest does not list, or the version changed while it was signed. No signature is written.
     """
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -33,27 +32,39 @@ def sign(root: Path, name: str, version: int, private_key: Path) -> Path:
         key = None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise PublishError(f"{private_key} is not a PEM file with an unencrypted private key of the curve P-256")
-    manifest = verify(root, name, version)
     folder = root / name / str(version)
-    try:
-        found = files_of(folder)
-    except ProvenanceError as error:
-        raise PublishError(f"{name}@{version}: {error}") from error
-    for file in found:
-        if file != "manifest.json" and file not in manifest.files:
-            raise PublishError(f"{name}@{version}: {file} is not in manifest.json; delete it before you sign")
+    with locked(existing(root)):
+        artifact = verify(root, name, version)
+        expected = {**artifact.manifest.files, MANIFEST_FILE: artifact.digest}
+        try:
+            found = files_of(folder)
+        except ProvenanceError as error:
+            raise PublishError(f"{name}@{version}: {error}") from error
+        for file in found:
+            if file not in expected:
+                raise PublishError(f"{name}@{version}: {file} is not in manifest.json; delete it before you sign")
+        # Programs that do not take the lock may have replaced files since `verify` read them.
+        signature = _signature(folder, private_key)
+        try:
+            check_signed(key.public_key(), signature, expected)
+        except ProvenanceError as error:
+            raise PublishError(f"{name}@{version} changed between its checks and its signature: {error}") from error
+        with staging_folder(root) as staging:
+            write_folder(staging, {SIGNATURE_FILE: signature})
+            (staging / SIGNATURE_FILE).chmod(0o644)
+            (staging / SIGNATURE_FILE).replace(folder / SIGNATURE_FILE)
+        sync(folder)
+    return folder / SIGNATURE_FILE
 
+
+def _signature(folder: Path, private_key: Path) -> bytes:
+    """Return a signature of all files of a folder but its signature. It is not written to the model store."""
     from model_signing import hashing, signing
 
-    target = folder / SIGNATURE_FILE
-    with locked(root), tempfile.TemporaryDirectory(dir=root, prefix=".staging-") as staging:
-        draft = Path(staging) / SIGNATURE_FILE
-        files = hashing.Config().set_ignored_paths(paths=[target], ignore_git_paths=False)  # type: ignore[no-untyped-call]
+    with tempfile.TemporaryDirectory() as outside:
+        draft = Path(outside) / SIGNATURE_FILE
+        ignored = [folder / SIGNATURE_FILE]
+        files = hashing.Config().set_ignored_paths(paths=ignored, ignore_git_paths=False)  # type: ignore[no-untyped-call]
         signer = signing.Config().use_elliptic_key_signer(private_key=private_key)  # type: ignore[no-untyped-call]
         signer.set_hashing_config(files).sign(folder, draft)
-        draft.chmod(0o644)
-        with draft.open("rb") as written:
-            os.fsync(written.fileno())
-        draft.replace(target)
-        sync(folder)
-    return target
+        return draft.read_bytes()
