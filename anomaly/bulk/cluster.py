@@ -118,6 +118,7 @@ def run(
             min_rows_per_file=ROWS_PER_FILE,
             ray_remote_args={"num_cpus": _SMALL_TASK},
             compression="zstd",
+            write_page_checksum=True,
         )
     except RayError as error:
         cause = getattr(error, "cause", None) or error

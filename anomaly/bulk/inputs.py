@@ -6,8 +6,10 @@ file follow, counted from 0, and in an archive also the name of the member: `dig
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -37,6 +39,11 @@ UNIT_IMAGES = 16_384
 _UNIT_BYTES = UNIT_IMAGES * PIXELS
 _FILE_COST = 4096
 """Bytes that opening a file is worth: a folder of small images is divided by their number."""
+UNREADABLE_ERRORS = frozenset(
+    (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+)
+"""Numbers of errors of one file or folder. Any other error of a file system or network ends the run, which can be
+resumed."""
 
 
 class Piece(NamedTuple):
@@ -101,8 +108,7 @@ class Listing:
 
     def _pieces(self) -> Iterator[tuple[Piece, int]]:
         """Yield each piece with its cost in bytes."""
-        for path, name, size in self._files():
-            kind = kind_of(name)
+        for path, name, kind, size in self._files():
             if kind is None:
                 self.ignored += 1
             elif kind == "image":
@@ -114,8 +120,11 @@ class Listing:
             else:
                 yield Piece(path, name, kind), size
 
-    def _files(self) -> Iterator[tuple[str, str, int]]:
-        """Yield path, name in ids and size of each file."""
+    def _files(self) -> Iterator[tuple[str, str, Kind | None, int]]:
+        """Yield path, name in ids, format and size of each file.
+
+        A subfolder that cannot be listed is yielded as an image, so that it becomes a row with the reason.
+        """
         files, root = self.source.files, self.source.path
         try:
             info = files.get_file_info(root)
@@ -125,28 +134,41 @@ class Listing:
             raise BulkError(f"{self.source.url} does not exist")
         if info.type != fs.FileType.Directory:
             name = _printable(info.base_name)
-            if kind_of(name) is None:
+            kind = kind_of(name)
+            if kind is None:
                 endings = ".png, .jpg, .webp, .tar, .zip, .parquet, .npy or -idx3-ubyte"
                 raise BulkError(f"{self.source.url} is not a folder, and its name does not end with {endings}")
-            yield root, name, info.size or 0
+            yield root, name, kind, info.size or 0
             return
         folders = [root]
         while folders:
             folder = folders.pop()
-            for path, is_folder, size in _entries(self.source, folder):
-                if is_hidden(path.rpartition("/")[2]):
-                    continue
-                if is_folder:
-                    folders.append(path)
-                else:
-                    yield path, _printable(path[len(root) :].lstrip("/")), size
+            try:
+                for path, is_folder, size in _entries(self.source, folder):
+                    if is_hidden(path.rpartition("/")[2]):
+                        continue
+                    if is_folder:
+                        folders.append(path)
+                    else:
+                        name = self._name(path)
+                        yield path, name, kind_of(name), size
+            except OSError as error:
+                if folder == root or error.errno not in UNREADABLE_ERRORS:
+                    raise BulkError(f"the folder {folder} cannot be listed: {error}") from error
+                yield folder, self._name(folder), "image", 0
+
+    def _name(self, path: str) -> str:
+        """Return the name of a file in ids."""
+        return _printable(path[len(self.source.path) :].lstrip("/"))
 
     def _ranges(self, piece: Piece, size: int) -> Iterator[tuple[Piece, int]]:
-        """Divide an array that is not compressed. A damaged header is reported when the piece is read."""
+        """Divide an array that is not compressed. Damage is reported when the piece is read."""
         try:
             with self.source.files.open_input_file(piece.path) as stream:
-                count = arrays.header(piece.kind, stream.read(arrays.LONGEST_START))[0]
+                count, offset = arrays.header(piece.kind, stream.read(arrays.LONGEST_START))
         except (OSError, Problem):
+            count, offset = 0, -1
+        if offset + count * PIXELS != size:  # a damaged header may declare any number of images
             yield piece, size
             return
         for start in range(0, max(count, 1), UNIT_IMAGES):
@@ -188,18 +210,28 @@ def _entries(source: Location, folder: str) -> Iterator[tuple[str, bool, int]]:
     A local folder is not listed completely first, because it may contain millions of files. Links to folders are not
     followed, because a link may lead in a circle.
     """
+    if not source.is_local:
+        infos: list[Any] = source.files.get_file_info(fs.FileSelector(folder))
+        for info in sorted(infos, key=lambda info: info.path):
+            yield info.path, info.type == fs.FileType.Directory, info.size or 0
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield entry.path, True, 0
+            elif entry.is_file(follow_symlinks=False) and kind_of(entry.name) in ("image", None):
+                yield entry.path, False, 0  # without a system call per image
+            elif (size := _size(entry)) is not None:
+                yield entry.path, False, size
+
+
+def _size(entry: os.DirEntry[str]) -> int | None:
+    """Return the size of a file, or of the file that a link leads to; None for something else, such as a FIFO.
+
+    A file that has been removed and a link that leads nowhere have the size 0: they are reported when they are read.
+    """
     try:
-        if not source.is_local:
-            infos: list[Any] = source.files.get_file_info(fs.FileSelector(folder))
-            for info in sorted(infos, key=lambda info: info.path):
-                yield info.path, info.type == fs.FileType.Directory, info.size or 0
-            return
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    yield entry.path, True, 0
-                elif entry.is_file() or (entry.is_symlink() and not entry.is_dir()):
-                    needs_size = kind_of(entry.name) not in ("image", None) and entry.is_file()
-                    yield entry.path, False, entry.stat().st_size if needs_size else 0
-    except OSError as error:
-        raise BulkError(f"the folder {folder} cannot be listed: {error}") from error
+        found = entry.stat()
+    except OSError:
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else None

@@ -51,6 +51,7 @@ def run(
 
     Raises:
         BulkError: the version cannot be used here, or the input contains nothing.
+        DamagedRowsError: a file of rows is damaged.
         OSError: a file system failed.
     """
     remove_unfinished(output)

@@ -26,6 +26,10 @@ ROWS_PER_FILE = 65_536
 _DIGEST = 16
 
 
+class DamagedRowsError(Exception):
+    """A file of rows is damaged. The message contains its path and the reason."""
+
+
 def begin(output: Location, run: dict[str, Any]) -> bool:
     """Create the output folder with the description of a run, or check that the folder belongs to the same run.
 
@@ -95,15 +99,51 @@ def remove_unfinished(output: Location) -> None:
             output.files.delete_file(info.path)
 
 
-def count_rows(output: Location) -> dict[str, int]:
-    """Return the number of rows per verdict."""
+@contextmanager
+def opened(output: Location, path: str) -> Iterator[Any]:
+    """Open a file of rows as `pyarrow.parquet.ParquetFile`.
+
+    Raises:
+        DamagedRowsError: the file is damaged.
+        OSError: the file system failed.
+    """
+    try:
+        with output.files.open_input_file(path) as stream:
+            yield pq.ParquetFile(stream, page_checksum_verification=True)
+    except (pa.ArrowInvalid, pa.lib.ArrowIndexError, OSError) as error:
+        # pyarrow raises `OSError` without a number for damaged pages, and for networks that fail.
+        if isinstance(error, OSError) and (error.errno is not None or not output.is_local):
+            raise
+        raise DamagedRowsError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from error
+
+
+def count_rows(output: Location, *, skip_damaged: bool = False) -> dict[str, int]:
+    """Return the number of rows per verdict.
+
+    Args:
+        output: folder of the rows.
+        skip_damaged: whether damaged files count as empty.
+
+    Raises:
+        DamagedRowsError: a file is damaged.
+    """
     counts: Counter[str] = Counter()
     for path in parts(output):
-        with output.files.open_input_file(path) as stream:
-            for batch in pq.ParquetFile(stream).iter_batches(columns=["verdict"]):
-                for pair in pc.value_counts(batch.column(0)).to_pylist():
-                    counts[pair["values"]] += pair["counts"]
+        try:
+            counts += _verdicts(output, path)
+        except DamagedRowsError:
+            if not skip_damaged:
+                raise
     return dict(counts)
+
+
+def _verdicts(output: Location, path: str) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    with opened(output, path) as rows:
+        for batch in rows.iter_batches(columns=["verdict"]):
+            for pair in pc.value_counts(batch.column(0)).to_pylist():
+                counts[pair["values"]] += pair["counts"]
+    return counts
 
 
 class Done:
@@ -111,13 +151,16 @@ class Done:
 
     Args:
         output: folder of the rows.
+
+    Raises:
+        DamagedRowsError: a file is damaged.
     """
 
     def __init__(self, output: Location) -> None:
         found = bytearray()
         for path in parts(output):
-            with output.files.open_input_file(path) as stream:
-                for batch in pq.ParquetFile(stream).iter_batches(columns=["id"]):
+            with opened(output, path) as rows:
+                for batch in rows.iter_batches(columns=["id"]):
                     found += b"".join(map(_digest, batch.column(0).to_pylist()))
         self._ids = np.sort(_keys(found))
 
@@ -177,5 +220,5 @@ def write_part(output: Location, path: str, table: Any) -> None:
     """Write a Parquet file under a hidden name, then rename it."""
     hidden = output.inside(f".{path.rpartition('/')[2]}.new")
     with output.files.open_output_stream(hidden) as stream:
-        pq.write_table(table, stream, compression="zstd")
+        pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
     output.files.move(hidden, path)

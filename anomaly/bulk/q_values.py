@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from anomaly.bulk.locations import Location
-from anomaly.bulk.outputs import parts, write_part
+from anomaly.bulk.outputs import opened, parts, write_part
 
 
 def adjust(counts: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -44,17 +43,20 @@ def add(output: Location, calibration_size: int) -> None:
     Args:
         output: folder of the rows.
         calibration_size: number of calibration scores, n.
+
+    Raises:
+        DamagedRowsError: a file is damaged.
     """
     size = calibration_size + 1
     counts = np.zeros(size, np.int64)
     for path in parts(output):
-        with output.files.open_input_file(path) as stream:
-            for batch in pq.ParquetFile(stream).iter_batches(columns=["p_value"]):
+        with opened(output, path) as rows:
+            for batch in rows.iter_batches(columns=["p_value"]):
                 counts += np.bincount(_places(batch.column(0).drop_null(), size), minlength=size)
     q_values = adjust(counts)
     for path in parts(output):
-        with output.files.open_input_file(path) as stream:
-            table = pq.ParquetFile(stream).read()
+        with opened(output, path) as rows:
+            table = rows.read()
         p_values = table.column("p_value").combine_chunks()
         absent = np.asarray(p_values.is_null())
         found = pa.array(q_values[_places(p_values.fill_null(1.0), size)], mask=absent)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from anomaly.bulk import arrays
-from anomaly.bulk.inputs import Piece, Unit, kind_of
+from anomaly.bulk.inputs import UNREADABLE_ERRORS, Piece, Unit, kind_of
 from anomaly.bulk.locations import Location
 from anomaly.bulk.rows import BLOCK, PIXELS, BlockBuilder, Refusal, block
 from anomaly.image_files import is_hidden
@@ -26,12 +26,11 @@ from app.models.manifest import Preparation
 from app.problems import BodyTooLarge, EmptyBody, MalformedArray, Problem, WrongArray
 
 UNREADABLE = "unreadable-file"
-"""The file does not exist any more, or may not be read."""
+"""The file does not exist any more, or may not be read; or a folder cannot be listed."""
 MALFORMED = "malformed-file"
 """The archive or the Parquet file is damaged."""
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, pa.ArrowInvalid)
-_AWAY = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-"""Errors of one file. Any other `OSError`, for example of a network, ends the run, which can be resumed."""
+"""Errors that the readers of archives and of Parquet raise for damaged files, besides `OSError`."""
 
 
 def read_all(ids: list[str]) -> list[bool]:
@@ -94,12 +93,34 @@ class Reader:
                 yield from self._archive(piece, wanted)
         except Problem as problem:
             reason = Refusal.of(problem)
-        except _AWAY as error:
-            reason = Refusal(UNREADABLE, error.strerror or str(error))
+        except OSError as error:
+            if error.errno in UNREADABLE_ERRORS:
+                reason = Refusal(UNREADABLE, error.strerror or str(error))
+            elif self._can_be_read(error, piece.path):
+                reason = Refusal(MALFORMED, f"the file is damaged: {' '.join(str(error).split())[:200]}")
+            else:
+                raise
         except _DAMAGED as error:
             reason = Refusal(MALFORMED, f"the file is damaged: {' '.join(str(error).split())[:200]}")
-        if reason is not None and wanted([piece.name])[0]:
-            yield piece.name, reason
+        # Each row group of a Parquet file is a piece.
+        id = piece.name if piece.stop is None else f"{piece.name}#row-group-{piece.start}"
+        if reason is not None and wanted([id])[0]:
+            yield id, reason
+
+    def _can_be_read(self, error: OSError, path: str) -> bool:
+        """Return whether an error concerns the content of a file: its bytes can be read.
+
+        The readers of bzip2 and of Parquet raise `OSError` for damage, as pyarrow does for a network that fails.
+        """
+        if error.errno is not None:
+            return False
+        try:
+            with self.source.files.open_input_stream(path, compression=None) as stream:
+                while stream.read(1 << 20):
+                    pass
+        except OSError:
+            return False
+        return True
 
     def _file(self, path: str) -> bytes:
         if self.source.is_local:
@@ -122,9 +143,8 @@ class Reader:
     def _archive(
         self, piece: Piece, wanted: Callable[[list[str]], list[bool]]
     ) -> Iterator[tuple[str, bytes | Refusal]]:
-        members = self._tar(piece) if piece.kind == "tar" else self._zip(piece)
         place = 0
-        for name, read in members:
+        for name, read in self._members(piece):
             if kind_of(name) != "image" or any(is_hidden(part) for part in name.split("/")):
                 continue
             id = f"{piece.name}#{place}/{name}"
@@ -132,6 +152,13 @@ class Reader:
             if wanted([id])[0]:
                 content = read()
                 yield id, content if isinstance(content, Refusal) else self._decoded(content)
+
+    def _members(self, piece: Piece) -> Iterator[tuple[str, Callable[[], bytes | Refusal]]]:
+        """Yield the name of each member, and what reads it. Other errors of the archive's format become `TarError`."""
+        try:
+            yield from self._tar(piece) if piece.kind == "tar" else self._zip(piece)
+        except (ValueError, NotImplementedError) as error:  # sparse headers, names that are not UTF-8, later versions
+            raise tarfile.TarError(str(error)) from error
 
     def _tar(self, piece: Piece) -> Iterator[tuple[str, Callable[[], bytes | Refusal]]]:
         with (
@@ -148,13 +175,17 @@ class Reader:
         with self.source.files.open_input_file(piece.path) as stream, zipfile.ZipFile(stream) as archive:
             for member in archive.infolist():
                 if not member.is_dir():
-                    yield member.filename, lambda member=member: self._member(archive, member)  # type: ignore[misc]
+                    yield member.filename, lambda member=member: self._member(piece, archive, member)  # type: ignore[misc]
 
-    def _member(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes | Refusal:
+    def _member(self, piece: Piece, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes | Refusal:
         try:
             with archive.open(member) as stream:
                 return stream.read(self.max_bytes + 1)
         except (zipfile.BadZipFile, zlib.error, EOFError, lzma.LZMAError) as error:
+            return Refusal(MALFORMED, f"the member of the archive is damaged: {error}")
+        except OSError as error:
+            if not self._can_be_read(error, piece.path):
+                raise
             return Refusal(MALFORMED, f"the member of the archive is damaged: {error}")
         except (RuntimeError, NotImplementedError) as error:  # what zipfile raises without a password or a method
             return Refusal(MALFORMED, f"the member of the archive is encrypted or has an unknown compression: {error}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from anomaly.bulk import local, outputs, q_values
 from anomaly.bulk.inputs import Listing
-from anomaly.bulk.locations import BulkError, locate
+from anomaly.bulk.locations import BulkError, Location, locate
 from anomaly.bulk.readers import Reader
 from anomaly.bulk.rows import ANOMALOUS, NORMAL, NOT_SCORED
 from anomaly.bulk.scorer import open_job
@@ -139,7 +139,8 @@ def execute(request: Request, on_rows: Callable[[int], object] = lambda _: None)
     began = time.perf_counter()
     try:
         with outputs.exclusive(output):
-            before = sum(outputs.count_rows(output).values())
+            # On Ray, a killed run leaves files that were being written. Ray replaces them.
+            before = sum(outputs.count_rows(output, skip_damaged=request.address is not None).values())
             if request.address is None:
                 workers = request.workers or available_cores()
                 local.run(job, listing, reader, output, workers=workers, on_rows=progress.add)
@@ -151,12 +152,22 @@ def execute(request: Request, on_rows: Callable[[int], object] = lambda _: None)
             if request.q_values:
                 q_values.add(output, len(job.artifact.calibration.scores))
             counts: dict[str, Any] = outputs.count_rows(output)
+    except outputs.DamagedRowsError as error:
+        raise BulkError(f"{error}; {_remedy(request, output)}") from error
     except OSError as error:
         raise BulkError(f"{error}; run the command again to go on") from error
     return Summary(
         counts.get(NORMAL, 0), counts.get(ANOMALOUS, 0), counts.get(NOT_SCORED, 0),
         sum(counts.values()) - before, seconds, listing.ignored,
     )  # fmt: skip
+
+
+def _remedy(request: Request, output: Location) -> str:
+    """Return what to do if a file of rows is damaged."""
+    if request.address is None:
+        return "delete this file and run the command again, which scores its images again"
+    # The checkpoint contains the ids of the file, so Ray would not score its images again.
+    return f"delete {output.url} and {output.url}.checkpoint, and run the command again, which scores all images again"
 
 
 def available_cores() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import re
 import tarfile
 import zipfile
@@ -64,9 +65,10 @@ def by_id(table: pa.Table) -> dict[str, dict[str, Any]]:
     return found
 
 
-def add_member(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    """Add a file to an archive."""
+def add_member(archive: tarfile.TarFile, name: str, content: bytes, headers: dict[str, str] | None = None) -> None:
+    """Add a file to an archive, with PAX headers if there are any."""
     member = tarfile.TarInfo(name)
+    member.pax_headers = headers or {}
     member.size = len(content)
     archive.addfile(member, io.BytesIO(content))
 
@@ -192,6 +194,63 @@ def test_bad_images_and_files_become_rows(tmp_path: Path, digits: np.ndarray) ->
         assert (row["mse"], row["p_value"], row["reason"]) == (None, None, None)
     assert {f"short.npy#{place}" for place in range(4)} | {f"long.npy#{place}" for place in range(5)} <= set(found)
     assert {"good.png", "mixed.tar#1/good.png", "mixed.parquet#0", "lengths.parquet#0"} <= set(found)
+
+
+def test_damage_within_files_becomes_rows(tmp_path: Path, digits: np.ndarray) -> None:
+    """Damage that the readers of archives and arrays meet only later costs one row per file, and the run goes on."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    good = plain(digits[0])
+    (folder / "good.png").write_bytes(good)
+    with zipfile.ZipFile(folder / "bzip2.zip", "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("a.png", good + bytes(3000))
+        archive.writestr("b.png", good)
+    overwrite(folder / "bzip2.zip", 60, b"\xaa" * 20)
+    for name in ("name.zip", "version.zip"):
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            archive.writestr("caf\xe9.png", good)
+    content = (folder / "name.zip").read_bytes()
+    (folder / "name.zip").write_bytes(content.replace("caf\xe9".encode(), b"caf\xff\xff"))
+    overwrite(folder / "version.zip", content.index(b"PK\1\2") + 6, b"\x63")
+    for name, sparse in {
+        "major.tar": {"major": "1", "minor": "0", "name": "x.png", "realsize": "abc"}, "map.tar": {"map": "a,b"},
+    }.items():  # fmt: skip
+        with tarfile.open(folder / name, "w", format=tarfile.PAX_FORMAT) as archive:
+            headers = {f"GNU.sparse.{key}": value for key, value in sparse.items()}
+            add_member(archive, "a.png", good, headers)
+    pq.write_table(pa.table({"image": [good] * 90}), folder / "pages.parquet", row_group_size=30, compression="none")
+    for group in range(2):
+        at = pq.ParquetFile(folder / "pages.parquet").metadata.row_group(group).column(0).dictionary_page_offset
+        overwrite(folder / "pages.parquet", at, b"\xff" * 50)
+    np.save(folder / "count.npy", digits[:3])
+    content = (folder / "count.npy").read_bytes()
+    (folder / "count.npy").write_bytes(content.replace(b"(3, 28, 28), }" + b" " * 12, b"(3000000000000, 28, 28), }"))
+    (folder / "count.idx").write_bytes(idx(digits[:3])[:4] + b"\xff" * 4 + idx(digits[:3])[8:])
+    os.mkfifo(tmp_path / "pipe")
+    (folder / "pipe.png").symlink_to(tmp_path / "pipe")
+    (folder / "loop.png").symlink_to(folder / "loop.png")
+    (folder / "loop.tar").symlink_to(folder / "loop.tar")
+    found = by_id(score(folder, tmp_path / "out"))
+    assert {id: row["error"] for id, row in found.items() if row["error"] is not None} == {
+        "bzip2.zip#0/a.png": "malformed-file", "name.zip": "malformed-file", "version.zip": "malformed-file",
+        "major.tar": "malformed-file", "map.tar": "malformed-file",
+        "pages.parquet#row-group-0": "malformed-file", "pages.parquet#row-group-1": "malformed-file",
+        "count.npy": "malformed-array", "count.idx": "malformed-array",
+        "loop.png": "unreadable-file", "loop.tar": "unreadable-file",
+    }  # fmt: skip
+    arrays = {f"count.{kind}#{place}" for kind in ("npy", "idx") for place in range(3)}
+    rows = {f"pages.parquet#{place}" for place in range(60, 90)}
+    assert {id for id, row in found.items() if row["error"] is None} == {
+        "good.png",
+        "bzip2.zip#1/b.png",
+    } | arrays | rows
+
+
+def overwrite(path: Path, at: int, content: bytes) -> None:
+    """Overwrite a part of a file."""
+    with path.open("r+b") as stream:
+        stream.seek(at)
+        stream.write(content)
 
 
 def test_fit_scores_photos(tmp_path: Path, digits: np.ndarray) -> None:
