@@ -83,6 +83,8 @@ class ValidityMonitor:
         # Guards the waiting images: the inference thread and the event loop both add some.
         self._lock = threading.Lock()
         self._flushing = asyncio.Lock()
+        self._flushes: set[asyncio.Task[None]] = set()
+        self._failing = False
 
     def add(self, version: ModelVersion, scores: Sequence[float] | NDArray[np.floating]) -> None:
         """Add scores in order, to be counted within a second. Any thread may call it; it does not block.
@@ -109,7 +111,10 @@ class ValidityMonitor:
             StoreError: the store did not answer in time.
         """
         watched = self._watched_of(version)
-        await self._flush(watched)
+        flush = asyncio.create_task(self._flush(watched))
+        self._flushes.add(flush)  # the event loop keeps only weak references to tasks
+        flush.add_done_callback(self._flushes.discard)
+        await asyncio.shield(flush)  # if the client leaves, the images must not be lost
         content = await self._reconstructions.read_state(watched.key)
         state = StreamState.read(content, self._clock())
         return describe(watched.manifest, watched.reference, state, self._limit)
@@ -121,7 +126,8 @@ class ValidityMonitor:
         try:
             yield
         finally:
-            task.cancel()
+            async with self._flushing:  # the images of a flush that is cancelled would be lost
+                task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
             await self.flush()
@@ -154,15 +160,19 @@ class ValidityMonitor:
             await self.flush()
 
     async def _flush(self, watched: _Watched) -> None:
-        now = time.monotonic()
-        if not self._reconstructions.up or (not watched.count and now < watched.refresh_at):
-            return
-        async with self._flushing:
+        async with self._flushing:  # also without waiting images: those that are being stored must count in a report
+            now = time.monotonic()
+            if not self._reconstructions.up or (not watched.count and now < watched.refresh_at):
+                return
             watched.refresh_at = now + _REFRESH_SECONDS
             with self._lock:
                 parts, watched.waiting, watched.count = watched.waiting, [], 0
             scores = np.concatenate([np.zeros(0), *parts]).astype(np.float32)
-            left = await self._append(watched, scores)
+            try:
+                left = await self._append(watched, scores)
+            except Exception:
+                self._metrics.validity_images_dropped.inc(len(scores))
+                raise
             if len(left):
                 with self._lock:
                     watched.waiting.insert(0, left)
@@ -175,14 +185,19 @@ class ValidityMonitor:
             for _ in range(_ATTEMPTS):
                 old = await self._reconstructions.read_state(watched.key)
                 state, new = await asyncio.to_thread(self._continued, watched, old, scores)
-                if len(scores):
+                if new is not None:
                     may_be_stored = True
                     if not await self._reconstructions.swap_state(watched.key, old, new):
                         may_be_stored = False
                         continue
+                    self._failing = False
                 self._export(watched, state)
                 return scores[:0]
-        except StoreError:
+        except StoreError as error:
+            if not self._failing:
+                cause = error.__cause__ or error
+                _log.warning("streams of scores cannot be stored: %s", str(cause) or type(cause).__name__)
+            self._failing = True
             if may_be_stored:  # a second attempt could count the images twice
                 self._metrics.validity_images_dropped.inc(len(scores))
                 return scores[:0]
@@ -190,18 +205,24 @@ class ValidityMonitor:
 
     def _continued(
         self, watched: _Watched, content: bytes | None, scores: NDArray[np.float32]
-    ) -> tuple[StreamState, bytes]:
+    ) -> tuple[StreamState, bytes | None]:
+        """Return the stream with the scores, and the bytes to store if it has changed."""
         now = self._clock()
         state = StreamState.read(content, now)
-        if len(scores):
-            stream = Stream(watched.reference, state, self._limit, self._generator)
-            stream.add(scores, now)
-            changed_before, state = state.changed, stream.state(now)
-            if changed_before is None and state.changed is not None:
-                manifest = watched.manifest
-                facts = {"model": manifest.name, "version": manifest.version, "images": state.changed_after}
-                _log.warning("the scores no longer resemble the calibration scores", extra=facts)
-        return state, state.model_dump_json().encode()
+        damaged = content is not None and not state.token
+        if damaged:
+            self._metrics.reconstruction_store_damaged.inc()
+            _log.error("a damaged stream of scores was found: a new one begins")
+        if not (len(scores) or damaged):
+            return state, None
+        stream = Stream(watched.reference, state, self._limit, self._generator)
+        stream.add(scores, now)
+        changed_before, state = state.changed, stream.state(now)
+        if changed_before is None and state.changed is not None:
+            manifest = watched.manifest
+            facts = {"model": manifest.name, "version": manifest.version, "images": state.changed_after}
+            _log.warning("the scores no longer resemble the calibration scores", extra=facts)
+        return state, state.pack()
 
     def _export(self, watched: _Watched, state: StreamState) -> None:
         manifest = watched.manifest

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 import time
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,9 @@ BLOCK = 256
 """Number of images whose p-values are computed together."""
 RECENT = 1000
 """The score quantiles describe the latest `RECENT` to 2 * `RECENT` images."""
+
+
+_CHECKSUM_BYTES = 9
 
 
 class JumperState(BaseModel):
@@ -43,7 +47,7 @@ class StreamState(BaseModel):
     started: float
     updated: float
     token: str = ""
-    """Random, so that no two processes write the same state."""
+    """Random, so that no two processes write the same state. Empty before the first images."""
     images: int = 0
     anomalous: int = 0
     accepted: dict[int, int] = Field(default_factory=dict)
@@ -65,12 +69,18 @@ class StreamState(BaseModel):
         """Return the state of a stream without images."""
         return cls(started=now, updated=now)
 
+    def pack(self) -> bytes:
+        """Return the state as JSON and a checksum: SQLite and Redis do not notice each damage of a file."""
+        content = self.model_dump_json().encode()
+        return content + _checksum(content)
+
     @classmethod
     def read(cls, content: bytes | None, now: float) -> StreamState:
-        """Return a stored state. A missing state, and one that cannot be read, begins a new stream."""
+        """Return a state that `pack` wrote. A missing or damaged state begins a new stream, which has no token."""
+        document, checksum = (content or b"")[:-_CHECKSUM_BYTES], (content or b"")[-_CHECKSUM_BYTES:]
         try:
-            return cls.new(now) if content is None else cls.model_validate_json(content)
-        except ValidationError:
+            return cls.model_validate_json(document) if checksum == _checksum(document) else cls.new(now)
+        except ValidationError:  # another format
             return cls.new(now)
 
 
@@ -184,6 +194,10 @@ class Stream:
         if self._changed is None and highest >= self._log_limit:
             self._changed = now
             self._changed_after = self._images + int(places[np.argmax(logs >= self._log_limit)]) + 1
+
+
+def _checksum(content: bytes) -> bytes:
+    return f"\n{zlib.crc32(content):08x}".encode()
 
 
 def dense(counts: dict[int, int]) -> NDArray[np.int64]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 import pytest
 from crepes.martingales import EpsilonBettingFunction, SimpleJumper, semi_online_p_values
@@ -150,7 +152,7 @@ def test_a_stream_continues_from_its_state() -> None:
     for part in np.split(stream, 4):
         follower = Stream(against, StreamState.read(content, 0.0), LIMIT, generator)
         follower.add(part, 5.0)
-        content = follower.state(5.0).model_dump_json().encode()
+        content = follower.state(5.0).pack()
     found, expected = StreamState.read(content, 1.0), whole.state(5.0)
     close = {"token", "log_evidence", "log_peak", "jumpers"}
     assert found.model_dump(exclude=close) == expected.model_dump(exclude=close)
@@ -160,9 +162,20 @@ def test_a_stream_continues_from_its_state() -> None:
 
 
 def test_a_damaged_state_begins_a_new_stream() -> None:
-    """A state that cannot be read, or that has another format, is not used."""
+    """A state that cannot be read, that has another format, or of which a bit has changed, is not used."""
     for content in (b"", b"{", b'{"format":2,"started":1,"updated":1}', b"\xff"):
         assert StreamState.read(content, 7.0) == StreamState.new(7.0)
+        with_checksum = content + f"\n{zlib.crc32(content):08x}".encode()
+        assert StreamState.read(with_checksum, 7.0) == StreamState.new(7.0)
+    rng = np.random.default_rng(11)
+    follower = Stream(reference(rng), StreamState.new(0.0), LIMIT, rng)
+    follower.add(scores(rng.random(300)), 5.0)
+    packed = follower.state(5.0).pack()
+    assert StreamState.read(packed, 7.0).images == 300
+    for bit in range(8 * len(packed)):
+        damaged = bytearray(packed)
+        damaged[bit // 8] ^= 1 << bit % 8
+        assert StreamState.read(bytes(damaged), 7.0) == StreamState.new(7.0)
 
 
 def test_scores_equal_to_the_threshold_are_not_compared() -> None:

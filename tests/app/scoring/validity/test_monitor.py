@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import httpx
@@ -11,6 +13,8 @@ import numpy as np
 import pytest
 
 from app.inference.version import ModelVersion
+from app.scoring.validity.monitor import ValidityMonitor
+from app.scoring.validity.stream import Stream
 from app.settings import Settings
 from app.stores import StoreError
 from app.stores.sqlite import SqliteStore
@@ -35,6 +39,19 @@ def like_calibration(version: ModelVersion, count: int, power: float = 1.0) -> n
     calibration = np.asarray(version.calibration.scores)
     ranks = np.random.default_rng(0).beta(power, 1, count)
     return calibration[(ranks * len(calibration)).astype(int)]
+
+
+def hold_up_streams(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Hold up each call that adds scores to a stream. The events say that one has begun, and that it may go on."""
+    add, has_begun, may_go_on = Stream.add, threading.Event(), threading.Event()
+
+    def held_up(stream: Stream, scores: np.ndarray, now: float) -> None:
+        has_begun.set()
+        assert may_go_on.wait(10)
+        add(stream, scores, now)
+
+    monkeypatch.setattr(Stream, "add", held_up)
+    return has_begun, may_go_on
 
 
 async def test_single_and_batch_scores_count(make_settings: Callable[..., Settings], zero: bytes, six: bytes) -> None:
@@ -162,6 +179,71 @@ async def test_images_are_counted_within_a_second(client: httpx.AsyncClient) -> 
     """The monitor stores waiting images by itself."""
     await bulk(client, digits(30))
     await until(lambda: b'validity_images{model="zero-article"} 30.0' in services(client).metrics.exposition())
+
+
+async def test_a_report_counts_images_that_are_being_stored(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report that begins while the monitor stores images waits for them."""
+    monitor, version, reconstructions = services(client).validity, version_of(client), services(client).reconstructions
+    has_begun, may_go_on = hold_up_streams(monkeypatch)
+    monitor.add(version, like_calibration(version, 7))
+    flush = asyncio.create_task(monitor.flush())
+    assert await asyncio.to_thread(has_begun.wait, 10)
+    report = asyncio.create_task(monitor.report(version))
+    for _ in range(3):
+        await reconstructions.read_state("none")  # the report begins, and would read the stream if it did not wait
+    may_go_on.set()
+    assert (await report).images == 7
+    await flush
+
+
+async def test_the_end_loses_no_images_that_are_being_stored(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the service ends while the monitor stores images, they are stored, once."""
+    found, version = services(client), version_of(client)
+    monitor = ValidityMonitor(found.reconstructions, found.metrics, limit=100.0)
+    has_begun, may_go_on = hold_up_streams(monkeypatch)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(monitor.watch(found.registry))
+        monitor.add(version, like_calibration(version, 7))
+        assert await asyncio.to_thread(has_begun.wait, 10)
+        end = asyncio.create_task(stack.aclose())
+        await found.reconstructions.read_state("none")  # meanwhile, the end begins
+        may_go_on.set()
+        await end
+    assert (await monitor.report(version)).images == 7
+
+
+async def test_a_client_that_leaves_loses_no_images(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a report is cancelled while it stores images, they are stored, once."""
+    monitor, version = services(client).validity, version_of(client)
+    has_begun, may_go_on = hold_up_streams(monkeypatch)
+    monitor.add(version, like_calibration(version, 7))
+    report = asyncio.create_task(monitor.report(version))
+    assert await asyncio.to_thread(has_begun.wait, 10)
+    report.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await report
+    may_go_on.set()
+    assert (await monitor.report(version)).images == 7
+
+
+async def test_a_damaged_stream_begins_again(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
+    """A changed bit of a stored stream is noticed once, and the next images are counted from zero."""
+    monitor, version, reconstructions = services(client).validity, version_of(client), services(client).reconstructions
+    monitor.add(version, like_calibration(version, 20))
+    assert (await monitor.report(version)).images == 20
+    (watched,) = monitor._watched.values()
+    stored = await reconstructions.read_state(watched.key)
+    assert stored is not None
+    assert await reconstructions.swap_state(watched.key, stored, stored.replace(b'"images":20', b'"images":28'))
+    monitor.add(version, like_calibration(version, 3))
+    for _ in range(2):
+        assert (await client.get(VALIDITY)).json()["images"] == 3
+    assert caplog.text.count("a damaged stream of scores was found") == 1
+    assert b"anomaly_reconstruction_store_damaged_total 1.0" in services(client).metrics.exposition()
 
 
 async def test_a_failing_store_counts_no_image_twice(
