@@ -134,8 +134,11 @@ class ReviewQueue:
             if group is None:
                 if self._closing:
                     return
+                if not self._has_thread():
+                    self._metrics.review_images_dropped.inc()
+                    return
                 group = self._groups[key] = _Group(manifest, chosen)
-                self._wake()
+                self._changed.notify_all()
             place = len(group.reservoir)
             group.seen += 1
             if place == RESERVOIR:
@@ -157,11 +160,23 @@ class ReviewQueue:
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    def _wake(self) -> None:
+    def _has_thread(self) -> bool:
+        """Start the thread if it does not run. Return False if the system cannot start it now."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="review", daemon=True)
-            self._thread.start()
-        self._changed.notify_all()
+            thread = threading.Thread(target=self._run, name="review", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                self._warn({"error": str(error), "images": 1})
+                return False
+            self._thread = thread
+        return True
+
+    def _warn(self, facts: dict[str, object]) -> None:
+        """Log the first of several failures in a row."""
+        if not self._failing:
+            _log.warning("images could not be written to the review queue", extra=facts)
+        self._failing = True
 
     def _run(self) -> None:
         closing = False
@@ -178,14 +193,15 @@ class ReviewQueue:
     def _write(self, groups: list[_Group]) -> None:
         entries = [self._entry(group, each) for group in groups for each in group.reservoir]
         written, error = self._folder.add(entries)
-        for entry in entries[:written]:
+        for entry in written:
             self._metrics.review_images.labels(entry.chosen).inc()
-        if error is not None:
-            self._metrics.review_images_dropped.inc(len(entries) - written)
-            if not self._failing:
-                facts = {"error": error.strerror or str(error), "images": len(entries) - written}
-                _log.warning("images could not be written to the review queue", extra=facts)
-        self._failing = error is not None
+        if error is None:
+            self._failing = False
+            return
+        dropped = len(entries) - len(written)
+        self._metrics.review_images_dropped.inc(dropped)
+        file = self._folder.name_of(error)
+        self._warn({"error": error.strerror or str(error), "file": file, "images": dropped})
 
     def _entry(self, group: _Group, candidate: Candidate) -> Entry:
         manifest, verdict, id = group.manifest, candidate.verdict, candidate.id or new_ids(1)[0]

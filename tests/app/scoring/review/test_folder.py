@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from app.scoring.review import folder as module
 from app.scoring.review.folder import Entry, ReviewError, ReviewFolder
+from tests import model_stores
 from tests.conftest import ROOT, unprivileged
 from tests.waiting import wait_until
 
@@ -29,6 +35,12 @@ def names(root: Path, group: str) -> list[int]:
     return found
 
 
+def add(folder: ReviewFolder, chosen: str, numbers: range, **options: Any) -> None:
+    """Add images, and check that all of them were written."""
+    wanted = entries(chosen, numbers, **options)
+    assert folder.add(wanted) == (wanted, None)
+
+
 def size_of(root: Path) -> int:
     return sum(path.stat().st_size for path in (root / "queue").rglob("*") if path.is_file())
 
@@ -37,7 +49,7 @@ def test_only_the_user_can_read_the_images(tmp_path: Path) -> None:
     """Folders have mode 0700 and files have mode 0600, for any umask."""
     before = os.umask(0)
     try:
-        assert ReviewFolder(tmp_path / "review", 10, 10_000).add(entries("near", range(1))) == (1, None)
+        add(ReviewFolder(tmp_path / "review", 10, 10_000), "near", range(1))
     finally:
         os.umask(before)
     for path in [tmp_path / "review", *(tmp_path / "review").rglob("*")]:
@@ -47,9 +59,9 @@ def test_only_the_user_can_read_the_images(tmp_path: Path) -> None:
 def test_the_oldest_image_of_the_largest_group_goes(tmp_path: Path) -> None:
     """A flood of anomalies replaces anomalies, not the few images that were drawn at random."""
     folder = ReviewFolder(tmp_path / "review", 10, 100_000)
-    assert folder.add(entries("random", range(3))) == (3, None)
+    add(folder, "random", range(3))
     for start in range(100, 200, 20):
-        assert folder.add(entries("anomalous", range(start, start + 20))) == (20, None)
+        add(folder, "anomalous", range(start, start + 20))
     assert names(tmp_path / "review", "zero/random") == [0, 1, 2]
     assert names(tmp_path / "review", "zero/anomalous") == list(range(193, 200))
 
@@ -58,7 +70,7 @@ def test_bytes_are_bounded(tmp_path: Path) -> None:
     """The files of the queue never have more bytes than the maximum."""
     folder = ReviewFolder(tmp_path / "review", 1000, 1000)
     for start in range(0, 40, 4):
-        assert folder.add(entries("near", range(start, start + 4), size=150)) == (4, None)
+        add(folder, "near", range(start, start + 4), size=150)
         assert size_of(tmp_path / "review") <= 1000
     assert names(tmp_path / "review", "zero/near") == list(range(34, 40))
 
@@ -97,28 +109,170 @@ def test_processes_share_the_folder(tmp_path: Path) -> None:
             process.kill()
             process.wait(30)
     folder = ReviewFolder(root, 50, 100_000)
-    assert folder.add(entries("last", range(1))) == (1, None)
+    add(folder, "last", range(1))
     complete = [names(root, f"zero/{path.name}") for path in (root / "queue" / "zero").iterdir()]
     assert sum(map(len, complete)) <= 50
     assert size_of(root) == 100 * sum(map(len, complete))
 
 
 def test_a_full_disk_is_reported(tmp_path: Path) -> None:
-    """A file that cannot be written completely is removed; files that were written before it remain."""
+    """A file that cannot be written completely is removed; the files before it and after it remain."""
     folder = ReviewFolder(tmp_path / "review", 10, 1_000_000)
-    small, large = entries("near", range(1)), entries("near", range(1, 2), size=100_000)
+    small, large = entries("near", range(2)), entries("near", range(2, 3), size=100_000)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
-        written, error = folder.add([*small, *large, *entries("near", range(2, 3))])
+        written, error = folder.add([small[0], *large, small[1]])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, previous)
-    assert written == 1
+    assert written == small
     assert isinstance(error, OSError)
-    assert names(tmp_path / "review", "zero/near") == [0]
-    assert len(list((tmp_path / "review" / "queue" / "zero" / "near").iterdir())) == 2
+    assert names(tmp_path / "review", "zero/near") == [0, 1]
+    assert len(list((tmp_path / "review" / "queue" / "zero" / "near").iterdir())) == 4
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_no_image_is_tried_after_the_disk_was_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """After ENOSPC or EDQUOT, the other images of the window are dropped without further calls."""
+    folder = ReviewFolder(tmp_path / "review", 10, 10_000)
+    write, paths = module._write, []
+
+    def fail_later(path: Path, content: bytes) -> None:
+        paths.append(path)
+        if len(paths) > 2:
+            raise OSError(number, os.strerror(number))
+        write(path, content)
+
+    monkeypatch.setattr(module, "_write", fail_later)
+    wanted = entries("near", range(3))
+    written, error = folder.add(wanted)
+    assert written == wanted[:1]
+    assert error is not None and error.errno == number
+    assert len(paths) == 3
+    assert folder.name_of(error) is None
+
+
+def test_entries_of_other_programs_are_ignored(tmp_path: Path) -> None:
+    """Folders, links and files that the service did not write stay as they are, and do not prevent new images."""
+    root = tmp_path / "review"
+    folder = ReviewFolder(root, 3, 10_000)
+    add(folder, "near", range(1))
+    group = root / "queue" / "zero" / "near"
+    for place in (group, group.parent, group.parent.parent):
+        (place / "@eaDir" / "near").mkdir(parents=True)
+        (place / "@eaDir" / "a.png").touch()
+        (place / "@eaDir" / "near" / "a.png").touch()
+        (place / "notes.txt").touch()
+    (group / "folder.png").mkdir()
+    (group / "folder.json").mkdir()
+    for name in ("a.json", "a.png"):
+        (group / name).symlink_to(tmp_path / "nowhere")
+    (group / "unreadable.json").symlink_to(model_stores.UNREADABLE)
+    before = set((root / "queue").rglob("*"))
+    add(folder, "near", range(1, 6))
+    assert {int(path.stem, 16) for path in group.glob("0*.png")} == {3, 4, 5}
+    assert before - set((root / "queue").rglob("*")) == {group / f"{0:044x}{suffix}" for suffix in (".png", ".json")}
+
+
+@pytest.mark.parametrize("place", ["zero", "zero/near"])
+def test_links_are_not_followed(tmp_path: Path, place: str) -> None:
+    """No file is removed from a folder behind a link or written to it, and other groups get their images."""
+    root, elsewhere = tmp_path / "review", tmp_path / "elsewhere"
+    folder = ReviewFolder(root, 10, 10_000)
+    files = [elsewhere / "photo.png", elsewhere / "near" / "photo.png", elsewhere / "near" / "text.png.new"]
+    (elsewhere / "near").mkdir(parents=True)
+    for path in files:
+        path.touch()
+    link = root / "queue" / place
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(elsewhere if place == "zero" else elsewhere / "near")
+    linked, others = entries("near", range(2)), entries("near", range(2, 4), model="other")
+    written, error = folder.add([*linked, *others])
+    assert written == others
+    assert error is not None and error.errno == errno.ENOTDIR
+    assert folder.name_of(error) == f"queue/{place}"
+    assert sorted(path for path in elsewhere.rglob("*") if path.is_file()) == sorted(files)
+
+
+def owned(root: Path) -> None:
+    """Give a folder to the user of `unprivileged`. As another user, a test is that user already."""
+    if os.geteuid() == 0:
+        for path in (root, *root.rglob("*")):
+            os.chown(path, 65534, 65534)
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """Yield a folder that the user of `unprivileged` can reach: those of pytest have the mode 0700."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.mark.parametrize(("place", "mode"), [("near", 0o300), ("near", 0o500), ("near", 0o000), ("", 0o000)])
+def test_a_group_that_cannot_be_used_costs_its_own_images(shared: Path, place: str, mode: int) -> None:
+    """If a group or a model cannot be listed, or not be written, all images of the other groups are written."""
+    root = shared / "review"
+    root.mkdir()
+    owned(root)
+    with unprivileged():
+        folder = ReviewFolder(root, 10, 10_000)
+        add(folder, "near", range(2))
+        (root / "queue" / "zero" / place).chmod(mode)
+        others = entries("random", range(4, 6), model="other")
+        written, error = folder.add([*entries("near", range(2, 4)), *others])
+        assert written == others
+        assert error is not None and error.errno == errno.EACCES
+        assert str(folder.name_of(error)).startswith("queue/zero/near")
+        (root / "queue" / "zero" / place).chmod(0o700)
+    assert names(root, "zero/near") == [0, 1]
+    assert names(root, "other/random") == [4, 5]
+
+
+@pytest.mark.parametrize("unlisted", range(4))
+def test_a_group_that_cannot_be_listed_leaves_the_others_bounded(shared: Path, unlisted: int) -> None:
+    """The images of all groups of a model that can be listed count."""
+    root = shared / "review"
+    root.mkdir()
+    owned(root)
+    groups = [f"group-{number}" for number in range(4)]
+    with unprivileged():
+        folder = ReviewFolder(root, 8, 10_000)
+        for group in groups:
+            add(folder, group, range(2))
+        (root / "queue" / "zero" / groups.pop(unlisted)).chmod(0o000)
+        add(folder, "near", range(10))
+        assert sum(len(names(root, f"zero/{group}")) for group in [*groups, "near"]) == 8
+
+
+def test_images_that_cannot_be_removed_count(shared: Path) -> None:
+    """If the images of the largest group cannot be removed, those of the next group are replaced; the bound holds."""
+    root = shared / "review"
+    root.mkdir()
+    owned(root)
+    with unprivileged():
+        folder = ReviewFolder(root, 5, 10_000)
+        add(folder, "near", range(3))
+        add(folder, "random", range(2))
+        (root / "queue" / "zero" / "near").chmod(0o500)
+        add(folder, "random", range(2, 6))
+        (root / "queue" / "zero" / "random").chmod(0o500)
+        written, error = folder.add(entries("anomalous", range(2)))
+        assert (written, error and error.errno) == ([], errno.EACCES)
+    assert names(root, "zero/near") == [0, 1, 2]
+    assert names(root, "zero/random") == [4, 5]
+
+
+def test_a_start_that_was_killed_does_not_prevent_the_next(tmp_path: Path) -> None:
+    """The file of the check at the start may remain of a process that was killed."""
+    (tmp_path / "review" / "queue").mkdir(parents=True)
+    (tmp_path / "review" / "queue" / "start.new").touch()
+    add(ReviewFolder(tmp_path / "review", 10, 10_000), "near", range(1))
+    assert not (tmp_path / "review" / "queue" / "start.new").exists()
 
 
 def test_a_deleted_folder_is_made_again(tmp_path: Path) -> None:
@@ -126,7 +280,7 @@ def test_a_deleted_folder_is_made_again(tmp_path: Path) -> None:
     folder = ReviewFolder(tmp_path / "review", 10, 10_000)
     folder.add(entries("near", range(1)))
     (tmp_path / "review").rename(tmp_path / "moved")
-    assert folder.add(entries("near", range(1, 2))) == (1, None)
+    add(folder, "near", range(1, 2))
     assert names(tmp_path / "review", "zero/near") == [1]
 
 

@@ -146,6 +146,48 @@ def test_a_folder_that_fails_costs_images_only(
     assert [record.message for record in caplog.records] == ["images could not be written to the review queue"]
 
 
+def test_only_the_images_that_failed_are_dropped(
+    tmp_path: Path, manifest: Manifest, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If one group cannot be written, the images of the other groups are counted as written; the log names the file."""
+    metrics = Metrics()
+    queue = queue_at(tmp_path, metrics, share=0)
+    (tmp_path / "queue" / "zero").mkdir()
+    (tmp_path / "queue" / "zero" / "anomalous").touch()
+    for mse, p_value in ((1e3, 0.001), (0.0, manifest.alpha), (0.0, manifest.alpha)):
+        queue.offer(manifest, IMAGE, Verdict(mse, p_value, True, None))
+    assert queue.close(30)
+    sample = metrics.registry.get_sample_value
+    assert sample("anomaly_review_images_total", {"chosen": "near"}) == 2
+    assert sample("anomaly_review_images_total", {"chosen": "anomalous"}) is None
+    assert sample("anomaly_review_images_dropped_total") == 1
+    [record] = caplog.records
+    assert (record.error, record.file, record.images) == ("Not a directory", "queue/zero/anomalous", 1)  # type: ignore[attr-defined]
+
+
+def test_a_thread_that_cannot_be_started_costs_images_only(
+    tmp_path: Path, manifest: Manifest, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the system starts no thread, images are counted, one warning is logged, and a later image is written."""
+    metrics = Metrics()
+    queue = queue_at(tmp_path, metrics, share=0)
+
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", fail)
+        for _ in range(3):
+            queue.offer(manifest, IMAGE, Verdict(1e3, 0.001, True, None))
+    assert metrics.registry.get_sample_value("anomaly_review_images_dropped_total") == 3
+    queue.offer(manifest, IMAGE, Verdict(1e3, 0.001, True, None))
+    assert queue.close(30)
+    assert len(lines(tmp_path)) == 1
+    [record] = caplog.records
+    assert record.message == "images could not be written to the review queue"
+    assert record.error == "can't start new thread"  # type: ignore[attr-defined]
+
+
 async def test_all_routes_offer_their_images(make_settings: Callable[..., Settings], tmp_path: Path) -> None:
     """The queue gets the pixels of single scores, batches and the inference protocol, and nothing else."""
     images = digits(16)
