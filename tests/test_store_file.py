@@ -16,8 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from app.main import check
 from app.settings import Settings
 from app.stores import StoreError, open_store
+from app.stores.file_users import FileUsers
 from app.stores.sqlite import SqliteStore
 from app.stores.sqlite_file import PAGE_BYTES
 from tests.conftest import ROOT, running
@@ -139,6 +141,21 @@ def test_urls_that_would_name_another_file_are_refused(url: str, words: str) -> 
     """The message contains the form of the URL."""
     with pytest.raises(StoreError, match=words):
         open_store(url, ttl_seconds=60, max_bytes=1 << 20, entry_bytes=4096)
+
+
+def test_a_store_in_memory_is_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With several workers, each would have its own store: the service does not start, and names both settings."""
+    limits = {"ttl_seconds": 60.0, "max_bytes": 1 << 20, "entry_bytes": 4096}
+    monkeypatch.chdir(tmp_path)  # the store creates the files of its lock
+    stores = [open_store("sqlite:///:memory:", **limits) for _ in range(2)]
+    stores[0].put([("id", b"content")])
+    assert [store.get("id") for store in stores] == [b"content", None]
+    for store in stores:
+        store.close()
+    check(Settings(store_url="sqlite:///:memory:", workers=1))
+    for url in ("sqlite:///:memory:", "sqlite:///./:memory:"):
+        with pytest.raises(StoreError, match=r"ANOMALY_STORE_URL.* ANOMALY_WORKERS=1"):
+            check(Settings(store_url=url, workers=2))
 
 
 INDEX_DAMAGE = """
@@ -339,3 +356,43 @@ def test_a_second_process_gets_in_and_outlives_the_first(tmp_path: Path) -> None
     own.put([("last", b"1")])
     assert is_locked(path)
     own.close()
+
+
+def delete_locks(path: Path) -> None:
+    """Delete the files by which processes find each other, as a program that deletes old files does."""
+    for ending in (".users", ".lock"):
+        path.with_name(path.name + ending).unlink()
+
+
+def test_a_second_process_gets_in_after_the_locks_were_deleted(store: SqliteStore, tmp_path: Path) -> None:
+    """A process that keeps the lock finds others although `.users` and `.lock` were deleted. Both store each entry."""
+    path = tmp_path / "a.db"
+    store.put([("kept", b"1")])
+    assert is_locked(path)
+    delete_locks(path)
+    users = FileUsers(path)
+    with users.locked():
+        users.join()  # as each process does before it opens the file
+    store.put([("given back", b"2")])
+    assert not is_locked(path)
+    with contextlib.closing(SqliteStore(path, ttl_seconds=60, max_entries=1000)) as second:
+        for number in range(10):
+            second.put([(f"second-{number}", b"3")])
+            store.put([(f"first-{number}", b"4")])
+        assert store.get("second-9") == b"3"
+        assert second.get("first-9") == b"4"
+    users.leave()
+    store.put([("alone", b"5")])
+    assert is_locked(path)
+
+
+def test_a_worker_is_found_after_the_locks_were_deleted(store: SqliteStore, tmp_path: Path) -> None:
+    """A process that never keeps the lock joins again too, so a process that keeps it gives it back."""
+    store.close()
+    with contextlib.closing(SqliteStore(tmp_path / "a.db", ttl_seconds=60, max_entries=1000, shared=True)) as worker:
+        worker.put([("worker", b"1")])
+        delete_locks(tmp_path / "a.db")
+        store.put([("alone", b"2")])
+        assert worker.get("alone") == b"2"
+        store.put([("found", b"3")])
+        assert not is_locked(tmp_path / "a.db")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -31,8 +32,7 @@ class FileUsers:
     def join(self) -> None:
         """Count this process. The caller has `locked` the file."""
         if self._users is None:
-            self._users = self._users_path.open("a")
-            fcntl.flock(self._users, fcntl.LOCK_SH)
+            self._users = self._held()
 
     def leave(self) -> None:
         """Count this process no longer."""
@@ -41,16 +41,33 @@ class FileUsers:
             self._users = None
 
     def alone(self) -> bool:
-        """Return whether this process has joined and no other one has, without waiting."""
+        """Return whether this process has joined and no other one has, without waiting.
+
+        If `<name>.users` was deleted, other processes lock a new file, so this one joins again there.
+        """
         if self._users is None:
             return False
         with self._lock_path.open("a+") as lock:
             try:
                 # A failed conversion of a `flock` loses the lock, so only one process at a time converts its own.
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not self._has_name(self._users):
+                    deleted, self._users = self._users, self._held()
+                    deleted.close()
                 fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return False
             finally:
                 fcntl.flock(self._users, fcntl.LOCK_SH)
         return True
+
+    def _held(self) -> TextIO:
+        users = self._users_path.open("a")
+        fcntl.flock(users, fcntl.LOCK_SH)
+        return users
+
+    def _has_name(self, users: TextIO) -> bool:
+        try:
+            return os.path.samestat(os.fstat(users.fileno()), self._users_path.stat())
+        except FileNotFoundError:
+            return False

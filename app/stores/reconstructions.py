@@ -34,24 +34,100 @@ OnDone = Callable[[str | None], object]
 
 @dataclass(eq=False, slots=True)
 class _Put:
-    """Records that the store has been given."""
+    """Records that the store has been given. None: they have expired, and their scores were returned without ids."""
 
+    records: Sequence[Record] | None
     size: int
     on_done: OnDone
-    expired: bool = False
+
+
+class _Breaker:
+    """Decides whether the store is given records, and knows whether it works. Any thread may call it.
+
+    Args:
+        metrics: whether the store works.
+        max_waiting: maximum number of records that wait for the store.
+        clock: monotonic seconds.
+
+    Attributes:
+        down: whether the last write failed, or a read after it.
+        waiting: number of records that wait for the store.
+        writes: number of writes that the store's thread has been given and that have not returned, expired ones
+            included.
+    """
+
+    def __init__(self, metrics: Metrics, max_waiting: int, clock: Callable[[], float]) -> None:
+        self._metrics = metrics
+        self._max_waiting = max_waiting
+        self._clock = clock
+        self._retry_at = 0.0
+        self._used_at = 0.0
+        self._lock = threading.Lock()
+        self.down = False
+        self.waiting = 0
+        self.writes = 0
+
+    def admit(self, size: int) -> str | None:
+        """Begin a write of `size` records, or return why they are dropped."""
+        with self._lock:
+            if self.down and (self.writes or self._clock() < self._retry_at):
+                return "store_down"
+            if self.waiting > 0 and self.waiting + size > self._max_waiting:
+                return "store_full"
+            self.waiting += size
+            self._begin()  # while the store is down, this write is the probe
+        return None
+
+    def begin_check(self) -> None:
+        """Begin a health check, which counts as a write without records."""
+        with self._lock:
+            self._begin()
+
+    def _begin(self) -> None:
+        self._used_at = self._clock()
+        self._retry_at = self._used_at + _RETRY_SECONDS
+        self.writes += 1
+
+    def end_wait(self, size: int) -> None:
+        """Note that `size` records wait no longer: they are stored, or have expired."""
+        with self._lock:
+            self.waiting -= size
+
+    def end_write(self) -> None:
+        """Note that a write has returned."""
+        with self._lock:
+            self.writes -= 1
+
+    def is_quiet(self) -> bool:
+        """Return whether no write has been begun for a while and all have returned."""
+        return not self.writes and self._clock() >= (self._retry_at if self.down else self._used_at + _QUIET_SECONDS)
+
+    def note(self, error: Exception | None) -> None:
+        """Record the result of a write, or a failed read. A successful read proves nothing: the store may be full."""
+        with self._lock:
+            changed, self.down = self.down != (error is not None), error is not None
+            if error is not None:
+                self._retry_at = self._clock() + _RETRY_SECONDS
+            self._metrics.reconstruction_store_up.set(error is None)
+        if changed and error is not None:
+            _log.error("reconstruction store down: %s", str(error) or type(error).__name__)
+        elif changed:
+            _log.warning("reconstruction store up again")
 
 
 class Reconstructions:
     """The reconstruction store behind a circuit breaker. The event loop must call `check` before the first `put`.
 
     The store runs in its own thread. While it fails, records are dropped at once instead of waiting for its
-    timeout; about once per second one write probes whether the store works again.
+    timeout; about once per second one write probes whether the store works again. While a write hangs, no further one
+    begins.
 
     Args:
         store: the backend.
         metrics: counts dropped records.
         timeout: seconds that a score waits for its record to be stored.
-        max_waiting: maximum number of records that wait for the store; more are dropped.
+        max_waiting: maximum number of records that wait for the store; more are dropped. It also limits the reads that
+            wait while the store is down.
         clock: monotonic seconds.
     """
 
@@ -69,21 +145,16 @@ class Reconstructions:
         self._timeout = timeout
         self._clock = clock
         self._worker = LaneWorker("store")
-        self._retry_at = 0.0
-        self._used_at = 0.0
         self._warn_at = 0.0
-        self._down = False
         self._max_waiting = max_waiting
-        self._waiting = 0
-        # Guards the state of the breaker: the store's thread and the inference thread both change it.
-        self._lock = threading.Lock()
+        self._breaker = _Breaker(metrics, max_waiting, clock)
         self._puts: Deadlines[_Put] = Deadlines(timeout, self._expire, clock)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def up(self) -> bool:
-        """Whether the last write succeeded and no read has failed since."""
-        return not self._down
+        """Whether the last write of records succeeded and no read of them has failed since."""
+        return not self._breaker.down
 
     def put(self, records: Sequence[Record], on_done: OnDone) -> None:
         """Store all records under their ids, or none. Any thread may call it; it does not block.
@@ -93,13 +164,16 @@ class Reconstructions:
             on_done: called once, in any thread. Dropped records are counted. A slow store may have stored them although
                 the call timed out.
         """
-        put = _Put(len(records), on_done)
-        cause = self._admit(put)
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        put = _Put(records, len(records), on_done)
+        cause = self._breaker.admit(put.size)
         if cause is not None:
             self._drop(put.size, cause)
             on_done(cause)
             return
-        self._worker.submit(functools.partial(self._write, put, records))
+        self._puts.begin(put, loop=self._loop)
+        self._worker.submit(functools.partial(self._write, put))
 
     async def drop_cause(self, records: Sequence[Record]) -> str | None:
         """Store records as `put` does, and return why they were dropped; None if they were stored."""
@@ -130,7 +204,7 @@ class Reconstructions:
 
     async def read_state(self, key: str) -> bytes | None:
         """Return the state under a key; None if there is none. Errors as for `find`."""
-        return await self._within_timeout(lambda: self._store.read_state(key))
+        return await self._within_timeout(lambda: self._store.read_state(key), of_records=False)
 
     async def swap_state(self, key: str, old: bytes | None, new: bytes) -> bool:
         """Replace the state under a key if it still is `old`, and return whether it was.
@@ -138,22 +212,22 @@ class Reconstructions:
         Raises:
             StoreError: the store did not answer in time. It may have replaced the state although the call timed out.
         """
-        return await self._within_timeout(lambda: self._store.swap_state(key, old, new))
+        return await self._within_timeout(lambda: self._store.swap_state(key, old, new), of_records=False)
 
     async def check(self) -> None:
         """Probe whether the store can be written; `up` has the result."""
         self._loop = asyncio.get_running_loop()
-        with self._lock:
-            self._used_at = self._clock()
-            self._retry_at = self._used_at + _RETRY_SECONDS
-        with contextlib.suppress(StoreError):
-            await self._within_timeout(self._store.ping)
-            self._note(None)
+        self._breaker.begin_check()
+        try:
+            with contextlib.suppress(StoreError):
+                await self._within_timeout(self._store.ping)
+                self._breaker.note(None)
+        finally:
+            self._worker.submit(self._breaker.end_write)  # its turn comes when the write has returned, or was skipped
 
     async def check_when_quiet(self) -> None:
-        """Probe the store unless requests have used it a moment ago."""
-        now = self._clock()
-        if now >= (self._retry_at if self._down else self._used_at + _QUIET_SECONDS):
+        """Probe the store unless requests have used it a moment ago, or a write has not returned."""
+        if self._breaker.is_quiet():
             await self.check()
 
     async def aclose(self, timeout: float | None = None) -> bool:
@@ -166,45 +240,34 @@ class Reconstructions:
         self._metrics.degraded(cause, size)
         if cause == "store_full" and self._clock() >= self._warn_at:
             self._warn_at = self._clock() + _WARN_SECONDS
-            _log.warning("reconstructions dropped: too many wait for the store", extra={"waiting": self._waiting})
-
-    def _admit(self, put: _Put) -> str | None:
-        """Return why the records are dropped, or None."""
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()
-        with self._lock:
-            now = self._clock()
-            if self._down and now < self._retry_at:
-                return "store_down"
-            if self._waiting > 0 and self._waiting + put.size > self._max_waiting:
-                return "store_full"
-            # While the store is down, this write is the probe.
-            self._retry_at = now + _RETRY_SECONDS
-            self._used_at = now
-            self._waiting += put.size
-        self._puts.begin(put, loop=self._loop)
-        return None
+            _log.warning(
+                "reconstructions dropped: too many wait for the store", extra={"waiting": self._breaker.waiting}
+            )
 
     def _expire(self, put: _Put) -> None:
-        put.expired = True
+        # The store's thread may hang, and then keeps the object: without the records and the micro-batch.
+        put.records = None
         self._report(put, TimeoutError())
+        put.on_done = lambda _: None
 
-    def _write(self, put: _Put, records: Sequence[Record]) -> None:
-        if put.expired:  # its scores have been returned without ids
-            return
+    def _write(self, put: _Put) -> None:
         try:
+            records = put.records
+            if records is None:
+                return
             self._store.put([(owned(record.owner, record.id), record.pack()) for record in records])
         except Exception as error:
             if self._puts.end(put):
                 self._report(put, error)
-            return
-        if self._puts.end(put):
-            self._report(put, None)
+        else:
+            if self._puts.end(put):
+                self._report(put, None)
+        finally:
+            self._breaker.end_write()
 
     def _report(self, put: _Put, error: Exception | None) -> None:
-        with self._lock:
-            self._waiting -= put.size
-        self._note(error)
+        self._breaker.end_wait(put.size)
+        self._breaker.note(error)
         cause = None
         if error is not None:
             cause = "store_slow" if isinstance(error, TimeoutError) else "store_down"
@@ -215,7 +278,9 @@ class Reconstructions:
         with contextlib.suppress(StoreError):
             self._store.close()
 
-    async def _within_timeout(self, work: Callable[[], Result]) -> Result:
+    async def _within_timeout(self, work: Callable[[], Result], *, of_records: bool = True) -> Result:
+        if self._breaker.down and self._worker.waiting >= self._max_waiting:
+            raise StoreError("too many accesses wait for the store")
         results: list[Result] = []
         try:
             async with asyncio.timeout(self._timeout):
@@ -223,18 +288,7 @@ class Reconstructions:
         except (StoreError, TimeoutError) as error:
             if results:  # the event loop paused, for example with the machine, and then saw the time limit first
                 return results[0]
-            self._note(error)
+            if of_records:  # a store that rejects the states only, by its permissions for example, stores records
+                self._breaker.note(error)
             raise StoreError("the store did not answer") from error
         return results[0]
-
-    def _note(self, error: Exception | None) -> None:
-        """Record the result of a write or a failed read. A successful read proves nothing: the store may be full."""
-        with self._lock:
-            changed, self._down = self._down != (error is not None), error is not None
-            if error is not None:
-                self._retry_at = self._clock() + _RETRY_SECONDS
-            self._metrics.reconstruction_store_up.set(error is None)
-        if changed and error is not None:
-            _log.error("reconstruction store down: %s", str(error) or type(error).__name__)
-        elif changed:
-            _log.warning("reconstruction store up again")

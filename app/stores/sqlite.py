@@ -11,7 +11,7 @@ from pathlib import Path
 
 from app.stores import states
 from app.stores.contract import StoreError, StoreLimits
-from app.stores.sqlite_file import PAGE_BYTES, StoreFile, check_tables
+from app.stores.sqlite_file import PAGE_BYTES, StoreFile, check_tables, give_way
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
@@ -27,15 +27,25 @@ _MOST_ROWS = 64
 """Maximum number of rows per statement. One statement of each length stays prepared."""
 
 _PING_BYTES = 2 * PAGE_BYTES
+_IN_MEMORY = ":memory:"
 
 
 def open_url(url: str, limits: StoreLimits) -> SqliteStore:
-    """Build the store for `sqlite:///relative/path` or `sqlite:////absolute/path`."""
+    """Build the store for `sqlite:///relative/path` or `sqlite:////absolute/path`.
+
+    SQLite keeps a store with the path `:memory:` in memory. Such a store belongs to one process.
+    """
     if limits.password_file is not None:
         raise StoreError("a SQLite file has no password: unset ANOMALY_STORE_PASSWORD_FILE")
+    path = _path_of(url)
+    if limits.shared and str(path) == _IN_MEMORY:
+        raise StoreError(
+            "a SQLite store in memory cannot be shared by workers: name a file in ANOMALY_STORE_URL, or set "
+            "ANOMALY_WORKERS=1"
+        )
     max_entries = max(1, limits.max_bytes // limits.entry_bytes)
     return SqliteStore(
-        _path_of(url),
+        path,
         ttl_seconds=limits.ttl_seconds,
         max_entries=max_entries,
         timeout=limits.timeout,
@@ -119,6 +129,7 @@ class SqliteStore:
     def put(self, entries: Sequence[tuple[str, bytes]]) -> None:
         """Store all entries in one transaction, or none of them."""
         self._file.run(lambda connection: self._put(connection, entries))
+        give_way(self._file)
 
     def get(self, id: str) -> bytes | None:
         """Return the content under an id; None if it was never stored or has expired."""

@@ -22,6 +22,8 @@ PAGE_BYTES = 8192
 _MAX_JOURNAL_BYTES = 4 * 1024 * 1024
 _COMPARE_SECONDS = 0.25
 """Time between two checks that the open file is still the one under its name, and that no other process uses it."""
+_TURN_SECONDS = 0.0002
+"""Pause after a write while other processes use the file."""
 _REPAIR_SECONDS = 10.0
 """Minimum time between two damaged files that are moved aside: a disk that damages each file is not written forever."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -147,7 +149,7 @@ class StoreFile:
                 # SQLite itself reads on from a file that no longer has a name, and all entries would be lost.
                 self.close()
             self._hold(exclusive=False)
-            self._hold(exclusive=not self._shared and self._users.alone())
+            self._hold(exclusive=self._users.alone() and not self._shared)  # `alone` may join again, so it comes first
         if self._connection is None:
             replaced = self._opened is not None and self._identity() != self._opened
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -259,6 +261,12 @@ def _is_suspect(error: Exception) -> bool:
 
 def _is_damage(error: Exception) -> bool:
     return isinstance(error, UnicodeDecodeError) or getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
+
+
+def give_way(file: StoreFile) -> None:
+    """Let other processes write. SQLite's lock is not fair: a process that writes without a pause would keep it."""
+    if not file._exclusive:
+        time.sleep(_TURN_SECONDS)
 
 
 def _is_sound(path: Path, timeout: float) -> bool:

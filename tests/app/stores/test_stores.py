@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -603,17 +604,17 @@ async def test_a_hanging_redis_costs_no_more_than_the_time_out(redis_server: Red
     """While Redis hangs, a write first times out, later writes fail at once, and writes work again after it resumes."""
     assert redis_server.process is not None
     store = RedisStore(redis_server.url, ttl_seconds=60, password_file=redis_server.password_file)
-    kept = Reconstructions(store, Metrics(), timeout=0.3, max_waiting=64)
+    kept = Reconstructions(store, Metrics(), timeout=1.5, max_waiting=64)
     record = Record(b"{}", bytes(3 * 784), 1.0)
     assert await kept.drop_cause([record._replace(id="a" * 32)]) is None
     redis_server.process.send_signal(signal.SIGSTOP)
     began = time.monotonic()
-    assert await kept.drop_cause([record._replace(id="b" * 32)]) is not None
-    assert 0.2 < time.monotonic() - began < 1.0
+    assert await kept.drop_cause([record._replace(id="b" * 32)]) == "store_slow"
+    assert 1.0 < time.monotonic() - began < 5.0
     assert not kept.up
     began = time.monotonic()
-    assert await kept.drop_cause([record._replace(id="c" * 32)]) is not None
-    assert time.monotonic() - began < 0.1
+    assert await kept.drop_cause([record._replace(id="c" * 32)]) == "store_down"
+    assert time.monotonic() - began < 0.5
     redis_server.process.send_signal(signal.SIGCONT)
 
     async def up_again() -> bool:
@@ -688,7 +689,7 @@ async def test_a_locked_file_costs_no_more_than_the_time_out(tmp_path: Path) -> 
     await kept.check()
     assert kept.up
     assert await kept.drop_cause([record._replace(id="c")]) is None
-    assert (kept._waiting, len(kept._puts)) == (0, 0)
+    assert (kept._breaker.waiting, len(kept._puts)) == (0, 0)
     await kept.aclose()
 
 
@@ -852,7 +853,7 @@ async def test_a_record_that_cannot_be_packed_is_dropped(tmp_path: Path) -> None
     await kept.check()
     unpackable: Any = None
     assert await kept.drop_cause([Record(b"{}", unpackable, 1.0, "a")]) is not None
-    assert (kept._waiting, len(kept._puts)) == (0, 0)
+    assert (kept._breaker.waiting, len(kept._puts)) == (0, 0)
     await kept.check()
     assert await kept.drop_cause([Record(b"{}", bytes(3 * 784), 1.0, "b")]) is None
     await kept.aclose()
@@ -873,6 +874,84 @@ async def test_a_dead_disk_does_not_block_the_shutdown(tmp_path: Path) -> None:
     assert await kept.drop_cause([Record(b"{}", bytes(3 * 784), 1.0, "a")]) is not None
     assert not await kept.aclose(timeout=0.1)
     gate.set()
+
+
+class Hanging:
+    """A backend whose methods return when the test opens the gate."""
+
+    def __init__(self) -> None:
+        self.gate, self.entered = threading.Event(), threading.Semaphore(0)
+
+    def put(self, _: Sequence[tuple[str, bytes]]) -> None:
+        """Wait."""
+        self.entered.release()
+        assert self.gate.wait(30)
+
+    def get(self, _: str) -> bytes | None:
+        """Wait, and find nothing."""
+        assert self.gate.wait(30)
+        return None
+
+    def ping(self) -> None:
+        """Wait."""
+        self.put([])
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class Group(list[Record]):
+    """Records to which a weak reference can be made."""
+
+
+async def test_a_hanging_store_keeps_no_records() -> None:
+    """Records that expire are freed although the store's thread hangs, and no probe begins until it returns."""
+    store, now = Hanging(), [0.0]
+    kept = Reconstructions(store, Metrics(), timeout=0.01, max_waiting=8, clock=lambda: now[0])
+    kept._loop = asyncio.get_running_loop()
+    causes: list[str | None] = []
+    groups: list[weakref.ref[Group]] = []
+    for number in range(8):
+        group = Group([Record(b"{}", bytes(3 * 784), 1.0, str(number))])
+        groups.append(weakref.ref(group))
+        kept.put(group, lambda cause, _=group: causes.append(cause))  # type: ignore[misc]
+        del group
+    assert await asyncio.to_thread(store.entered.acquire, timeout=30)
+    now[0] += 0.02
+    await until(lambda: len(causes) == 8)
+    assert causes == ["store_slow"] * 8
+    assert [number for number, group in enumerate(groups) if group() is not None] == [0]  # it is being written
+    for _ in range(20):
+        now[0] += 2
+        assert await kept.drop_cause([Record(b"{}", b"", 1.0, "a")]) == "store_down"
+        await kept.check_when_quiet()
+    assert kept._worker.waiting == 7
+    assert not await asyncio.to_thread(store.entered.acquire, blocking=False)
+    store.gate.set()
+    await until(lambda: kept._breaker.writes == 0)
+    await until(lambda: groups[0]() is None)
+    assert await kept.drop_cause([Record(b"{}", b"", 1.0, "a")]) is None
+    assert kept.up
+    assert await kept.aclose()
+
+
+async def test_reads_that_wait_for_a_hanging_store_are_bounded() -> None:
+    """While the store hangs, at most `max_waiting` reads wait; further ones fail at once. Afterwards reads work."""
+    store = Hanging()
+    kept = Reconstructions(store, Metrics(), timeout=0.01, max_waiting=8)
+    await kept.check()  # it does not return in time
+    assert not kept.up
+    for _ in range(20):
+        with pytest.raises(StoreError):
+            await kept.find("a")
+    assert kept._worker.waiting == 8
+    store.gate.set()
+    await until(lambda: kept._worker.waiting == 0)
+    kept._timeout = 30
+    assert await kept.find("a") is None
+    await kept.check()
+    assert kept.up
+    assert await kept.aclose()
 
 
 async def test_any_thread_stores_records(tmp_path: Path) -> None:
@@ -945,14 +1024,18 @@ async def test_concurrent_swaps_lose_nothing(make_store: OpenStore) -> None:
     assert (make_store().read_state(key) or b"").startswith(b"200 ")
 
 
-async def test_replicas_continue_one_stream(make_store: OpenStore) -> None:
-    """Two replicas with one store add their images to one stream, at the same time, and none counts twice."""
+def version_with_a_stream_of_its_own() -> Any:
+    """Return what `ValidityMonitor` reads of a version, with a calibration that no other stream has."""
     repository = Repository(MODEL_STORE)
     manifest = repository.manifest("zero-article", 1)
+    calibration = repository.calibration(manifest)
     manifest = manifest.model_copy(update={"files": {**manifest.files, "calibration.npy": os.urandom(8).hex()}})
-    version: Any = SimpleNamespace(
-        manifest=manifest, calibration=repository.calibration(repository.manifest("zero-article", 1))
-    )
+    return SimpleNamespace(manifest=manifest, calibration=calibration)
+
+
+async def test_replicas_continue_one_stream(make_store: OpenStore) -> None:
+    """Two replicas with one store add their images to one stream, at the same time, and none counts twice."""
+    version = version_with_a_stream_of_its_own()
     kept = [Reconstructions(make_store(), Metrics(), timeout=20, max_waiting=100) for _ in range(2)]
     replicas = [ValidityMonitor(each, Metrics(), 100) for each in kept]
     for each in kept:
@@ -967,3 +1050,37 @@ async def test_replicas_continue_one_stream(make_store: OpenStore) -> None:
     assert reports[0] == reports[1]
     for each in kept:
         await each.aclose()
+
+
+async def test_a_redis_user_without_the_states_costs_no_ids(
+    redis_server: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If the user may not use the keys of the states, records are stored; only the validity fails, with one line."""
+    words, version = tmp_path / "words", version_with_a_stream_of_its_own()
+    words.write_text("of-the-user")
+    administrator = redis.Redis(port=redis_server.port, password=redis_server.password_file.read_text().strip())
+
+    def allow(*keys: str) -> None:
+        administrator.acl_setuser(
+            "service", enabled=True, reset=True, passwords=["+of-the-user"], keys=keys,
+            commands=["+set", "+get", "+multi", "+exec", "+eval", "+client"],
+        )  # fmt: skip
+
+    allow("reconstruction:*")
+    url = redis_server.url.replace("redis://", "redis://service@")
+    kept = Reconstructions(RedisStore(url, ttl_seconds=60, password_file=words), Metrics(), timeout=5, max_waiting=64)
+    await kept.check()
+    monitor, record = ValidityMonitor(kept, Metrics(), 100), Record(b"{}", bytes(3 * 784), 1.0)
+    monitor.add(version, np.asarray(version.calibration.scores)[:7])
+    for letter in "abc":
+        await monitor.flush()
+        with pytest.raises(StoreError):
+            await monitor.report(version)
+        assert await kept.drop_cause([record._replace(id=letter * 32)]) is None
+        assert await kept.find(letter * 32) == record
+    assert kept.up
+    assert caplog.text.count("streams of scores cannot be stored: Redis: NoPermissionError") == 1
+    allow("reconstruction:*", "state:*")
+    assert (await monitor.report(version)).images == 7
+    administrator.close()
+    await kept.aclose()
