@@ -113,9 +113,9 @@ def hold(work: Callable[..., Any], gate: threading.Event) -> Callable[..., Any]:
     ("cause", "given", "parts"),
     [
         ("queue", {"queue_max_images": 1}, {}),
-        ("deadline", {"deadline_ms": 50}, {}),
+        ("deadline", {"deadline_ms": 50, "store_timeout_ms": 20}, {}),
         ("fit_places", {"fit_max_waiting": 1}, {}),
-        ("fit_deadline", {"deadline_ms": 50}, {}),
+        ("fit_deadline", {"deadline_ms": 50, "store_timeout_ms": 20}, {}),
         ("batch_places", {"batch_max_connections": 1}, {}),
         ("version_places", {"max_extra_versions": 1}, {}),
         ("version_rejected", {}, {}),
@@ -185,7 +185,7 @@ async def test_the_cause_is_in_the_metric_and_in_the_log(
 async def test_a_store_whose_queue_is_full_is_a_cause(make_settings: Callable[..., Settings], zero: bytes) -> None:
     """While a record waits for the store, a further score has no id, and the log line says why; batches as well."""
     log, store = Lines(), Held()
-    given = make_settings(log_requests=True, queue_max_images=1, store_timeout_ms=30_000)
+    given = make_settings(log_requests=True, queue_max_images=1, store_timeout_ms=30_000, deadline_ms=60_000)
     async with running(given, log_writer=log, store=store) as client:
         first = asyncio.create_task(raw(client, zero))
         assert await asyncio.to_thread(store.entered.wait, 30)

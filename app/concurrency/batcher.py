@@ -102,7 +102,7 @@ class MicroBatcher(Generic[Item]):
         return 0.0 if since is None else self._clock() - since
 
     def enqueue(self, item: Item) -> None:
-        """Accept one item; its future gets the result, or `DeadlineExceeded`, or `InternalError`.
+        """Accept one item; its future gets the result, or `DeadlineExceeded`, `InternalError` or `Overloaded`.
 
         Raises:
             Overloaded: the queue is full.
@@ -166,7 +166,18 @@ class MicroBatcher(Generic[Item]):
 
     def _submit_turn(self, loop: asyncio.AbstractEventLoop) -> None:
         self._delay = None
-        self._worker.submit(functools.partial(self._turn, loop), self)
+        try:
+            self._worker.submit(functools.partial(self._turn, loop), self)
+        except RuntimeError:  # at the system's limit of threads: without a turn, no item would ever get a result
+            _log.exception("the inference thread could not be started", extra={"images": len(self._waiting)})
+            self._reject_waiting()
+
+    def _reject_waiting(self) -> None:
+        with self._lock:
+            futures = [item.future for item in self._waiting]
+            self._waiting.clear()
+            self._turn_scheduled, self._busy_since = False, None
+        self._finish(futures, [Overloaded("no inference thread could be started", cause="thread") for _ in futures])
 
     def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
         batch, cancelled = self._next_batch()

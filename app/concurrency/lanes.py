@@ -45,6 +45,11 @@ class LaneWorker:
         self._thread: threading.Thread | None = None
         self._closed = False
 
+    @property
+    def waiting(self) -> int:
+        """Number of pieces of work that have not begun, also of callers that were cancelled."""
+        return self._submitted.qsize()
+
     def submit(self, work: Work, lane: Hashable = None) -> None:
         """Call `work` in the worker's thread when its turn comes. Any thread may submit; `work` handles its own errors.
 
@@ -53,14 +58,15 @@ class LaneWorker:
             lane: whose work it is. Lanes take turns, one piece each; within a lane the order is that of submission.
 
         Raises:
-            RuntimeError: the worker has been closed.
+            RuntimeError: the worker has been closed, or the system cannot start its thread.
         """
         with self._lock:
             if self._closed:
                 raise RuntimeError(f"the worker {self._name} has been closed")
             if self._thread is None or not self._thread.is_alive():  # it has not begun, or its initializer failed
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                thread.start()
+                self._thread = thread  # only now: `close` cannot join a thread that the system did not start
             self._lanes.setdefault(lane, deque()).append(work)
             self._update_others_waiting()
             self._submitted.put(True)

@@ -244,7 +244,7 @@ class StoreUnavailable(Problem):
 
 
 class Overloaded(Problem):
-    """A limit is reached: connections, queued images, batch requests, images being fitted, or versions being loaded."""
+    """A limit is reached: connections, queued images, batch requests, fitted images, loads or reads of versions."""
 
     status, type, title = 503, "/problems/overloaded", "The service is overloaded"
     hint = "Try again after the seconds in Retry-After."
@@ -255,5 +255,5 @@ class DeadlineExceeded(Problem):
     """The reply was not ready before the deadline."""
 
     status, type, title = 504, "/problems/deadline-exceeded", "The deadline was exceeded"
-    hint = "Try again. The service is busy, or is loading the model version."
+    hint = "Try again. The service is busy, is loading the model version, or its model store does not respond."
     retry_after = 1

@@ -30,8 +30,8 @@ _MSE = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3
 _ALERTED_PROBLEMS = ("overloaded", "internal-error", "deadline-exceeded", "model-unavailable")
 """Exported from the start: a rate needs the value before the first problem."""
 CAUSES = (
-    "queue", "deadline", "fit_places", "fit_deadline", "batch_places", "version_places", "version_load",
-    "version_rejected", "version_retired", "connections", "shutdown", "store_read",
+    "queue", "thread", "deadline", "fit_places", "fit_deadline", "batch_places", "version_places", "version_load",
+    "model_store", "version_rejected", "version_retired", "connections", "shutdown", "store_read",
     "store_down", "store_slow", "store_full",
 )  # fmt: skip
 """Causes of a 503 or 504, and, the last three, of a score without an id."""
@@ -95,7 +95,7 @@ class Metrics:
         )
         self.reconstruction_store_damaged = self._counter(
             "anomaly_reconstruction_store_damaged",
-            "Times that the store's file was damaged and moved aside, or that a damaged record was ignored.",
+            "Times that the store's file was damaged and moved aside, or that a damaged record or state was ignored.",
         )
         self.forward_pass_failures = self._counter(
             "anomaly_forward_pass_failures", "Forward passes that failed, or returned a score that is not finite."

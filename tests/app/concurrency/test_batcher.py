@@ -209,12 +209,14 @@ async def test_full_queue_refuses_at_once(worker: LaneWorker) -> None:
     batcher = batcher_of(run, worker, max_size=1, max_waiting=2)
     tasks = [asyncio.create_task(submit(batcher, 0))]
     await begun(run, 1)
-    tasks += [asyncio.create_task(submit(batcher, item)) for item in (1, 2)]
-    await until(lambda: batcher.waiting == 2)
+    tasks += [asyncio.create_task(submit(batcher, 1))]
+    await until(lambda: batcher.waiting == 1 and not batcher._arrivals)
+    last = asyncio.get_running_loop().create_future()
+    batcher.enqueue(Item(2, last))  # it counts before the event loop has admitted it
     with pytest.raises(Overloaded):
         await submit(batcher, 3)
     run.gate.set()
-    assert await asyncio.gather(*tasks) == [0, 1, 4]
+    assert await asyncio.gather(*tasks, last) == [0, 1, 4]
 
 
 async def test_deadline_is_kept_while_waiting_and_while_running(worker: LaneWorker) -> None:
@@ -243,13 +245,13 @@ async def test_busy_seconds_say_how_long_the_thread_has_not_answered(worker: Lan
     run.gate.clear()
     tasks = [asyncio.create_task(submit(batcher, 1))]
     await begun(run, 1)
-    now[0] = 103.0
+    now[0] = 250.0
     tasks += [asyncio.create_task(submit(batcher, 2))]
     await until(lambda: batcher.waiting == 1)
-    assert batcher.busy_seconds == 3.0
+    assert batcher.busy_seconds == 150.0
     run.gate.set()
     await asyncio.gather(*tasks)
-    now[0] = 110.0
+    now[0] = 260.0
     await until(lambda: batcher.busy_seconds == 0.0)  # the thread resets it after it has resolved the results
 
 
@@ -269,6 +271,39 @@ async def test_failure_reaches_every_waiter_and_only_them(worker: LaneWorker, er
     assert answers[3] == 15
     assert isinstance(answers[0], InternalError)
     assert answers[0].__cause__ is error
+
+
+@pytest.mark.parametrize("max_delay", [0.0, 0.01], ids=["at once", "after the delay"])
+async def test_a_thread_that_cannot_be_started_costs_the_waiting_items_only(
+    worker: LaneWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, max_delay: float
+) -> None:
+    """Each waiting item gets an error at once, one log line contains the cause, and the next item is scored."""
+    refused: list[RuntimeError] = []
+    start = threading.Thread.start
+
+    def refuse_once(thread: threading.Thread) -> None:
+        if thread.name != "squares" or refused:
+            return start(thread)
+        refused.append(RuntimeError("can't start new thread"))
+        raise refused[0]
+
+    monkeypatch.setattr(threading.Thread, "start", refuse_once)
+    batcher = batcher_of(Squares(), worker, max_delay=max_delay)
+    async with asyncio.timeout(30):
+        answers = await asyncio.gather(*(submit(batcher, item) for item in range(3)), return_exceptions=True)
+        assert [type(answer) for answer in answers] == [Overloaded] * 3
+        assert len({id(answer) for answer in answers}) == 3
+        assert (batcher.waiting, batcher._unfinished, batcher.busy_seconds) == (0, 0, 0.0)
+        assert not batcher._turn_scheduled
+        assert not batcher._deadlines
+        (line,) = caplog.records
+        assert (line.levelname, line.message) == ("ERROR", "the inference thread could not be started")
+        assert line.exc_info is not None
+        assert line.exc_info[1] is refused[0]
+        assert line.__dict__["images"] == 3
+        assert await asyncio.gather(*(submit(batcher, item) for item in range(6))) == [0, 1, 4, 9, 16, 25]
+        await batcher.aclose()
+    assert len(caplog.records) == 1
 
 
 async def test_closing_answers_what_was_accepted(worker: LaneWorker) -> None:
@@ -441,7 +476,9 @@ def _failing() -> Sequence[int]:
     raise ZeroDivisionError
 
 
-@pytest.mark.parametrize("make", [list, _failing], ids=["too few results", "an error"])
+@pytest.mark.parametrize(
+    "make", [list, lambda: [1, 2, 3], _failing], ids=["too few results", "too many results", "an error"]
+)
 async def test_results_that_cannot_be_made_fail_their_own_callers(
     worker: LaneWorker, make: Callable[[], Sequence[int]], caplog: pytest.LogCaptureFixture
 ) -> None:

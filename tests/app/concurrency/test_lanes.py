@@ -25,6 +25,24 @@ def worker():
     worker.close()
 
 
+def test_a_thread_that_cannot_be_started_is_tried_again(monkeypatch):
+    """Its work gets the error, the worker can be closed, and the next work starts the thread."""
+
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    workers, done = [LaneWorker("closed"), LaneWorker("used")], threading.Event()
+    with monkeypatch.context() as context:
+        context.setattr(threading.Thread, "start", refuse)
+        for worker in workers:
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                worker.submit(done.set)
+    assert workers[0].close(10)
+    workers[1].submit(lambda: None)
+    assert workers[1].close(10)
+    assert not done.is_set()
+
+
 async def test_work_is_done_in_order_in_one_thread(worker):
     """Pieces are done in the order of submission, all in one thread, which is started once."""
     done: list[tuple[int, str]] = []
