@@ -14,6 +14,8 @@ from app.inference.detector import torchscript_allowed
 from tests.conftest import MODEL_STORE
 
 SHIPPED = MODEL_STORE / "zero-article" / "1"
+UNREADABLE = "x" * 300
+"""A name that is longer than file systems allow, as the target of `link`."""
 
 
 def copy(root: Path, *versions: int, current: int | None = None, name: str = "zero-article") -> Path:
@@ -32,6 +34,13 @@ def promote(root: Path, version: int, name: str = "zero-article") -> None:
     fresh = root / name / "CURRENT.new"
     fresh.write_text(f"{version}\n")
     fresh.rename(root / name / "CURRENT")
+
+
+def link(path: Path, target: str | Path) -> Path:
+    """Replace `path` by a symbolic link. With the target `UNREADABLE`, each access is an OSError, for root too."""
+    fresh = path.with_name("link.new")
+    fresh.symlink_to(target)
+    return fresh.rename(path)
 
 
 def change(folder: Path, **members: object) -> None:
@@ -53,6 +62,15 @@ def put_bytes(folder: Path, content: bytes) -> None:
     (folder / "model.pt").write_bytes(content)
     files = json.loads((folder / "manifest.json").read_text())["files"]
     change(folder, files={**files, "model.pt": hashlib.sha256(content).hexdigest()})
+
+
+def hanging(root: Path) -> Path:
+    """Make a model store at `root` with a version of `zero-article` that never returns for a white image."""
+    store = copy(root, 1)
+    with torchscript_allowed():
+        shipped = torch.jit.load(SHIPPED / "model.pt")  # type: ignore[no-untyped-call]
+    put_module(store / "zero-article" / "1", HangsOnWhite(shipped))
+    return store
 
 
 class Blind(torch.nn.Module):

@@ -1,9 +1,11 @@
-"""Loads model versions, one at a time, in a separate thread."""
+"""Reads and loads model versions, one at a time, in a separate thread."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
+from collections.abc import Callable
+from typing import TypeVar
 
 from app.concurrency.lanes import LaneWorker
 from app.inference.detector import Detector
@@ -12,6 +14,8 @@ from app.inference.version import ModelVersion, OnBatchDone, Prepare
 from app.models.repository import Repository
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
+
+Result = TypeVar("Result")
 
 CHUNKS_AT_ONCE = 2
 """Chunks of all batch requests that are submitted to the inference thread: one is scored, one follows without delay."""
@@ -56,7 +60,7 @@ class VersionLoader:
             RepositoryError: its files are missing, altered, or contradict each other.
             DetectorError: its module does not reproduce its golden scores here.
         """
-        artifact = await asyncio.to_thread(self.repository.open, name, number)
+        artifact = await self.run(functools.partial(self.repository.open, name, number))
         load = functools.partial(
             Detector.load,
             artifact,
@@ -65,7 +69,7 @@ class VersionLoader:
             step=self._settings.batch_chunk_images,
             others_waiting=self._inference.others_waiting,
         )
-        detector = await self._thread.run(load)
+        detector = await self.run(load)
         return ModelVersion(
             artifact,
             detector,
@@ -76,6 +80,13 @@ class VersionLoader:
             on_batch_done=self._on_batch_done,
             chunk_slots=self._chunk_slots,
         )
+
+    async def run(self, work: Callable[[], Result]) -> Result:
+        """Return what `work` returns, or raise what it raises. It runs in the thread that loads versions.
+
+        Reads of a model store that hangs would block the event loop's thread pool, and the process could not end.
+        """
+        return await self._thread.run(work)
 
     async def aclose(self, timeout: float | None = None) -> bool:
         """End both threads. Return False if `timeout` seconds were not enough for both."""

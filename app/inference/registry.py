@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 import weakref
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from app.inference.detector import DetectorError
 from app.inference.extras import ExtraVersions
 from app.inference.loader import VersionLoader
+from app.inference.reads import ModelStoreReads
 from app.inference.version import ModelVersion
 from app.models.repository import RepositoryError
 from app.problems import ModelNotFound, ModelUnavailable
@@ -26,6 +28,7 @@ REJECTED_SECONDS = 30.0
 """Seconds before a rejected version is read again. A full disk or a missing GPU may be temporary."""
 _FAILURES_UNREADY = 3
 _RETIRE_SECONDS = 0.1
+_STORE_UNREADABLE = "the model store could not be read"
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Registry:
 
     Attributes:
         repository: the model store.
+        reads: the thread that reads the model store for requests.
         extras: the versions besides the current ones.
     """
 
@@ -63,6 +67,7 @@ class Registry:
             deadline=settings.deadline_ms / 1000,
             clock=clock,
         )
+        self.reads = ModelStoreReads(deadline=settings.deadline_ms / 1000, max_waiting=settings.queue_max_images)
         self._loader = loader
         self._settings = settings
         self._metrics = metrics
@@ -71,20 +76,21 @@ class Registry:
         self._rejected: dict[str, _Rejection] = {}
         self._store_missing = False
         self._retiring: set[asyncio.Task[None]] = set()
-        self._watcher: asyncio.Task[None] | None = None
+        self._loops: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Load the current versions and start polling. A rejected version is logged, not raised."""
-        await self.refresh()
+        """Load the current versions and start polling. A rejected version or a failing model store is logged."""
+        try:
+            await self.refresh()
+        except OSError:  # of a network file system, for example: the watcher tries again
+            _log.exception(_STORE_UNREADABLE)
         release_free_memory()
-        self._watcher = asyncio.create_task(self._watch())
+        self._loops = [asyncio.create_task(self._watch()), asyncio.create_task(self._probe_failed())]
 
     async def aclose(self, timeout: float | None = None) -> bool:
         """Finish the accepted images and end the threads. Return False if `timeout` seconds were not enough."""
-        if self._watcher is not None:
-            self._watcher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watcher
+        self.reads.close()
+        await _cancel(self._loops)
         await self.extras.aclose()
         began = time.monotonic()
         try:
@@ -105,8 +111,7 @@ class Registry:
 
     def rejection(self, name: str) -> str | None:
         """Return why the version that the model store calls current is not served, or None."""
-        rejected = self._rejected.get(name)
-        return rejected.reason if rejected else None
+        return rejected.reason if (rejected := self._rejected.get(name)) else None
 
     def names(self) -> list[str]:
         """Return the names of all models that are served or rejected, sorted."""
@@ -127,26 +132,27 @@ class Registry:
         Raises:
             ModelNotFound: there is no such model or version.
             ModelUnavailable: the version exists, but was rejected.
-            DeadlineExceeded: it is still being loaded; later requests will find it.
-            Overloaded: too many versions are loaded, or too many requests wait for a version to be loaded.
+            DeadlineExceeded: it is still being loaded, so later requests will find it, or the model store did not
+                respond in time.
+            Overloaded: too many versions are loaded, or too many requests wait for a version to be loaded or for the
+                model store.
         """
-        version = self.loaded(reference)
-        if version is not None:
+        if (version := self.loaded(reference)) is not None:
             return version
         name, _, number = (reference or self.default_model).partition("@")
         if number:
-            version = self.extras.get(name, int(number))
-            if version is None and int(number) not in await asyncio.to_thread(self.repository.versions, name):
+            if (version := self.extras.get(name, int(number))) is not None:
+                return version
+            if int(number) not in await self.reads.run(functools.partial(self.repository.versions, name)):
                 raise ModelNotFound(f"the model store has no version {number} of {name}")
-            return version or await self.extras.load(name, int(number))
+            return await self.extras.load(name, int(number))
         if reference is None or name in self._rejected:
             raise ModelUnavailable(f"the model {name} is not loaded", cause="version_rejected")
         raise ModelNotFound(f"the model store has no model {name}")
 
     def problems(self) -> list[str]:
         """Return why the default model cannot score now; empty if it can."""
-        version = self._current.get(self.default_model)
-        if version is None:
+        if (version := self._current.get(self.default_model)) is None:
             return [self.rejection(self.default_model) or f"the model {self.default_model} is not in the model store"]
         found = []
         if version.queue.busy_seconds > self._settings.deadline_ms / 1000:
@@ -157,7 +163,7 @@ class Registry:
 
     async def refresh(self) -> None:
         """Compare the model store with the loaded versions and load what is new, one version at a time."""
-        names = await asyncio.to_thread(self.repository.names)
+        names = await self._loader.run(self.repository.names)
         if self._current and not names:
             # An unmounted disk looks like this. To serve nothing, stop the service.
             if not self._store_missing:
@@ -168,18 +174,18 @@ class Registry:
         for name in sorted(names, key=lambda name: name != self.default_model):
             await self._refresh_model(name)
             self._metrics.model_version_rejected.labels(name).set(name in self._rejected)
-        for name in [name for name in self._current if name not in names]:
-            if await asyncio.to_thread(self.repository.lacks, name):
+        for name in self._current.keys() - names:
+            if await self._loader.run(functools.partial(self.repository.lacks, name)):
                 self._retire(self._current.pop(name))
                 self.extras.drop(name)
-        for name in [name for name in self._rejected if name not in names]:
+        for name in self._rejected.keys() - names:
             del self._rejected[name]
             self._metrics.model_version_rejected.labels(name).set(0)
 
     async def _refresh_model(self, name: str) -> None:
         wanted: int | None = None
         try:
-            wanted = await asyncio.to_thread(self.repository.current, name)
+            wanted = await self._loader.run(functools.partial(self.repository.current, name))
             served = self._current.get(name)
             if wanted is None or (served is not None and served.manifest.version == wanted):
                 self._rejected.pop(name, None)
@@ -210,14 +216,9 @@ class Registry:
         self._rejected[name] = _Rejection(version, reason, self._clock() + REJECTED_SECONDS)
 
     def _retire(self, version: ModelVersion) -> None:
-        async def retire() -> None:
-            # A request that selected the version a moment ago may not have queued its image yet.
-            await asyncio.sleep(_RETIRE_SECONDS)
-            await version.queue.aclose()
-
         # A batch request may use the version for longer than its queue is open.
         weakref.finalize(version, _release_memory_soon, asyncio.get_running_loop()).atexit = False
-        task = asyncio.create_task(retire())
+        task = asyncio.create_task(_close_queue(version))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
@@ -226,14 +227,30 @@ class Registry:
             await asyncio.sleep(self._settings.watch_seconds)
             try:
                 await self.refresh()
-                for version in self._all():
-                    if version.failures or version.suspect:
-                        await version.probe()
             except Exception:  # without its watcher, the service would never load a new version
-                _log.exception("the model store could not be read")
+                _log.exception(_STORE_UNREADABLE)
+
+    async def _probe_failed(self) -> None:
+        # Not in `_watch`: while the model store hangs, a version that works again must become ready.
+        while True:
+            await asyncio.sleep(self._settings.watch_seconds)
+            await asyncio.gather(*(version.probe() for version in self._all() if version.failures or version.suspect))
 
     def _all(self) -> list[ModelVersion]:
         return [*self._current.values(), *self.extras.versions()]
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def _close_queue(version: ModelVersion) -> None:
+    # A request that selected the version a moment ago may not have queued its image yet.
+    await asyncio.sleep(_RETIRE_SECONDS)
+    await version.queue.aclose()
 
 
 def _release_memory_soon(loop: asyncio.AbstractEventLoop) -> None:

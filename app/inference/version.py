@@ -229,8 +229,8 @@ class ModelVersion:
 
     def _probe(self) -> None:
         self.suspect = False
-        self._count_failure(functools.partial(self.detector.draw, self._golden), 1)
-        self.failures += self.suspect
+        found = self._count_failure(functools.partial(self.detector.draw, self._golden), 1)
+        self.failures += self.suspect or int(found.reason.max()) > len(self.manifest.reasons)
 
     def _detect_many(self, pixels: memoryview, since: float, *, draw: bool) -> ChunkScores:
         started = time.perf_counter()

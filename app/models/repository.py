@@ -50,12 +50,21 @@ class Golden:
 
 @dataclass(frozen=True)
 class Artifact:
-    """One model version, read and verified: all bytes have the checksums of the manifest."""
+    """One model version, read and verified: all bytes have the checksums of the manifest.
+
+    Attributes:
+        manifest: of the version.
+        model: its module.
+        calibration: its calibration scores.
+        golden: its golden scores.
+        digest: SHA-256 of its manifest.json.
+    """
 
     manifest: Manifest
     model: bytes
     calibration: Calibration
     golden: Golden
+    digest: str
 
     @property
     def key(self) -> tuple[str, int]:
@@ -81,11 +90,16 @@ class Repository:
         self._provenance = provenance or Provenance()
 
     def names(self) -> list[str]:
-        """Return the names of the models that have a current version, sorted."""
-        if not self.root.is_dir():
+        """Return the names of the models that have a current version, or whose folder cannot be read, sorted.
+
+        Raises:
+            OSError: the model store exists but cannot be listed, for a reason other than its permissions.
+        """
+        try:
+            found = _folders_with(self.root, "CURRENT") if self.root.is_dir() else []
+        except PermissionError:
             return []
-        folders = (path.parent for path in self.root.glob("*/CURRENT"))
-        return sorted(folder.name for folder in folders if MODEL_NAME.fullmatch(folder.name))
+        return sorted(name for name in found if MODEL_NAME.fullmatch(name))
 
     def require_models(self) -> None:
         """Check that at least one model has a current version.
@@ -96,14 +110,14 @@ class Repository:
         path = self.root.absolute()
         what_to_do = "set ANOMALY_MODEL_STORE, or ANOMALY_ALLOW_EMPTY=true if the models arrive later"
         try:
-            empty = not any(path.iterdir())
+            empty, found = not any(path.iterdir()), self.names()
         except FileNotFoundError as error:
             raise RepositoryError(f"there is no model store {path}; {what_to_do}") from error
         except OSError as error:
             raise RepositoryError(f"the model store {path} cannot be read: {error.strerror}") from error
         if empty:
             raise RepositoryError(f"the model store {path} is empty; {what_to_do}")
-        if not self.names():
+        if not found:
             raise RepositoryError(f"{path} contains no model with a current version (NAME/CURRENT); {what_to_do}")
 
     def lacks(self, name: str) -> bool:
@@ -114,11 +128,14 @@ class Repository:
             return False
 
     def versions(self, name: str) -> list[int]:
-        """Return the version numbers of a model, ascending; empty if the model does not exist or cannot be read."""
+        """Return the version numbers of a model, ascending; empty if the model does not exist or cannot be read.
+
+        A version whose folder cannot be read is among them.
+        """
         if not MODEL_NAME.fullmatch(name):
             return []
         try:
-            found = [path.parent.name for path in (self.root / name).glob("*/manifest.json")]
+            found = _folders_with(self.root / name, "manifest.json")
         except OSError:
             return []
         return sorted(int(number) for number in found if is_version(number))
@@ -222,7 +239,7 @@ class Repository:
             np.dtype(np.float32)
         }:
             raise RepositoryError(f"{label}: golden.npz contains arrays of other types than the contract says")
-        return Artifact(manifest, self.read(manifest, "model.pt"), calibration, golden)
+        return Artifact(manifest, self.read(manifest, "model.pt"), calibration, golden, sha256(content))
 
     def _check(self, manifest: Manifest, calibration: Calibration) -> None:
         label, scores = f"{manifest.name}@{manifest.version}", calibration.scores
@@ -253,6 +270,21 @@ class Repository:
 def is_version(text: str) -> bool:
     """Return whether a text is a version number, as in the name of a folder."""
     return text.isascii() and text.isdigit() and text[0] != "0" and len(text) <= _MOST_DIGITS
+
+
+def _folders_with(folder: Path, file: str) -> list[str]:
+    """Return the names of the entries of a folder that contain a file, or that cannot be read."""
+    return [path.name for path in folder.iterdir() if _may_exist(path / file)]
+
+
+def _may_exist(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # one entry must not hide the others; the read that follows says what is wrong with it
+        return True
+    return True
 
 
 def _first(error: ValidationError) -> str:

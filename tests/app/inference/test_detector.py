@@ -71,12 +71,16 @@ def test_a_score_does_not_depend_on_its_batch(artifact):
         ("mse", lambda x: x * 1.01, "golden scores differ"),
         ("mse", lambda x: np.full_like(x, np.nan), "golden scores differ"),
         ("mse", lambda x: x[:-1], "do not belong together"),
+        ("mse", lambda x: np.append(x, x[:1]), "do not belong together"),
         ("reconstructions", lambda x: 1 - x, "golden reconstructions differ"),
         ("reconstructions", lambda x: x[:, :, :14], "do not belong together"),
         ("images", lambda x: x[:0], "do not get finite scores"),
         ("images", lambda x: x[:, :, :9], "not a scoring module|do not belong together"),
     ],
-    ids=["scores", "no numbers", "too few scores", "reconstructions", "half pictures", "no images", "small images"],
+    ids=[
+        *("scores", "no numbers", "too few scores", "too many scores"),
+        *("reconstructions", "half pictures", "no images", "small images"),
+    ],
 )
 def test_what_does_not_reproduce_its_golden_samples_is_refused(artifact, field, change, message):
     """A version is rejected if its module does not reproduce the golden scores and reconstructions."""

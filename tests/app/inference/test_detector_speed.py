@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -41,28 +40,30 @@ def loaded(device: str, name: str = "zero-article") -> Detector:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("method", ["draw", "score"])
 def test_no_call_after_warm_up_is_an_outlier(method: str, name: str) -> None:
-    """For any order of batch sizes, the CPU time of a call stays below 20 times the median of its size.
+    """For any order of batch sizes, the CPU time of a call stays below 3 times the median of its size.
 
-    CPU time of the thread, not wall time, because other processes may use the machine. A module that TorchScript
-    specialises again takes hundreds of milliseconds.
+    TorchScript compiles at the same call in each of three detectors, so the minimum of the three times is compared. A
+    pause of the machine, which some virtual machines count as CPU time, slows a different call each time.
     """
+    sizes = np.random.default_rng(0).integers(1, 65, 300)
 
-    def measure() -> dict[int, list[float]]:
+    def measure() -> list[float]:
         detector = loaded("cpu", name)
         rng = np.random.default_rng(0)
-        times: dict[int, list[float]] = {}
+        times = []
         call: Callable[[np.ndarray], object] = getattr(detector, method)
-        for size in rng.integers(1, 65, 600).tolist():
+        for size in sizes.tolist():
             images = rng.integers(0, 256, (size, 1, 28, 28), np.uint8)
             began = time.thread_time()
             call(images)
-            times.setdefault(size, []).append(time.thread_time() - began)
+            times.append(time.thread_time() - began)
         return times
 
     with ThreadPoolExecutor(1, initializer=use_one_thread) as thread:
-        times = thread.submit(measure).result()
-    for size, taken in times.items():
-        assert max(taken) < 20 * max(statistics.median(taken), 1e-4), f"batch of {size}: {taken}"
+        taken = np.min([thread.submit(measure).result() for _ in range(3)], axis=0)
+    for size in np.unique(sizes):
+        times = taken[sizes == size]
+        assert times.max() < 3 * np.median(times), f"batch of {size}: {times}"
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -216,6 +216,28 @@ async def test_a_model_store_that_vanishes_takes_nothing_with_it(
         assert (await raw(client, zero)).status_code == 200
 
 
+async def test_a_model_store_that_fails_at_the_start_heals(
+    make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If the first access to the model store is an OSError, the service is live and unready until the store works."""
+    store = model_stores.copy(tmp_path / "store", 1)
+    link = model_stores.link(tmp_path / "link", model_stores.UNREADABLE)
+    with pytest.raises(OSError, match="File name too long"):
+        Repository(link).names()
+    async with running(make_settings(model_store=link)) as client:
+        assert "the model store could not be read" in caplog.text
+        assert (await client.get("/livez")).status_code == 200
+        assert (await client.get("/readyz")).status_code == 503
+        assert_problem(await raw(client, zero), 503, "model-unavailable")
+        model_stores.link(link, store)
+
+        async def served() -> bool:
+            return await version_of(client) == 1
+
+        await until(served)
+        assert (await raw(client, zero)).status_code == 200
+
+
 async def test_only_a_model_whose_folder_is_gone_is_dropped(
     make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
 ) -> None:
@@ -356,7 +378,7 @@ async def test_a_version_that_was_loaded_twice_is_retired_once(
         watched = asyncio.create_task(its.refresh())
         await until(lambda: counting.opened == 1)
         requested = asyncio.create_task(raw(client, zero, "?model=zero-article@2"))
-        await until(lambda: counting.opened == 2)
+        await until(lambda: its.extras._loads)
         gate.set()
         await watched
         assert (await requested).json()["version"] == 2
@@ -376,7 +398,8 @@ async def test_waiting_for_a_version_is_bounded(
     """A request waits for the load of a version until its deadline; too many are rejected; later ones are served."""
     store = model_stores.copy(tmp_path / "store", 1, 2, 3, 4, current=1)
     query = "?model=zero-article@2"
-    chosen = make_settings(model_store=store, deadline_ms=300, queue_max_images=4, max_extra_versions=2)
+    limits = {"deadline_ms": 300, "store_timeout_ms": 200, "queue_max_images": 4, "max_extra_versions": 2}
+    chosen = make_settings(model_store=store, **limits)
     async with running(chosen) as client:
         gate = threading.Event()
         counting = slowed(services(client).registry, gate)
@@ -393,6 +416,69 @@ async def test_waiting_for_a_version_is_bounded(
 
         await until(loaded)
         assert counting.opened <= 2
+
+
+class Hanging(Slow):
+    """A repository on a file system that hangs until the test opens the gate. It counts the calls."""
+
+    calls = 0
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._repository, name)
+
+        def hang(*given: Any) -> Any:
+            self.calls += 1
+            assert self._gate.wait(30)
+            return found(*given)
+
+        return hang if callable(found) else found
+
+
+async def test_a_model_store_that_hangs_delays_only_the_requests_that_read_it(
+    make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes
+) -> None:
+    """Reads get 504 at their deadline, and 503 if too many wait; all other routes work, and so do reads afterwards."""
+    store = model_stores.copy(tmp_path / "store", 1, 2, current=1)
+    chosen = make_settings(model_store=store, deadline_ms=30_000, queue_max_images=40)
+    query = "?model=zero-article@2"
+    paths = [
+        "/models",
+        "/models/zero-article/versions/1",
+        "/models/zero-article/versions/2/calibration",
+        "/models/zero-article/versions/1/report/model-card.md",
+        "/v2/models/zero-article",
+        "/v2/models/zero-article/versions/1/ready",
+    ]
+    async with running(chosen) as client:
+        its, gate = services(client).registry, threading.Event()
+        its.repository = its._loader.repository = Hanging(its.repository, gate)
+        its.reads._deadline = 0.05
+        try:
+            assert_problem(await raw(client, zero, query), 504, "deadline-exceeded")
+            await until(lambda: its.reads._worker.waiting == 0)  # the thread has begun the read
+            replies = await asyncio.gather(*(raw(client, zero, query) for _ in range(60)))
+            assert sorted(reply.status_code for reply in replies) == [503] * 20 + [504] * 40
+            assert_problem(await raw(client, zero, query), 503, "overloaded")
+            assert_problem(await client.get("/models"), 503, "overloaded")
+            stored = await raw(client, zero)
+            assert stored.status_code == 200
+            panel = await client.get(f"{stored.json()['reconstruction']}?view=panel")
+            assert panel.status_code == 200
+            for path in ("/openapi.json", "/models/zero-article", "/models/zero-article/validity", "/readyz"):
+                assert (await client.get(path)).status_code == 200, path
+        finally:
+            gate.set()
+        await until(lambda: its.reads._worker.waiting == 0)
+        its.reads._deadline = 30
+        for path in paths:
+            assert (await client.get(path)).status_code == 200, path
+        gate.clear()
+        its.reads._deadline = 0.05
+        try:
+            for path in paths:
+                assert (await client.get(path)).status_code == 504, path
+        finally:
+            gate.set()
 
 
 async def test_a_refusal_is_a_gauge(make_settings: Callable[..., Settings], tmp_path: Path, zero: bytes) -> None:
@@ -460,6 +546,10 @@ async def test_a_failing_model_gives_500_becomes_unready_and_heals(
             assert "secret" not in str(document)
             assert "memory" not in str(document)
         assert (await client.get("/readyz")).status_code == 503
+        version = services(client).registry.current("zero-article")
+        assert version is not None
+        await version.probe()
+        assert version.failures, "the probe finds the same fault as the scores"
         faulty.heal()
 
         async def ready() -> bool:
@@ -467,6 +557,59 @@ async def test_a_failing_model_gives_500_becomes_unready_and_heals(
 
         await until(ready)
         assert (await raw(client, zero)).status_code == 200
+
+
+async def test_a_model_heals_while_the_model_store_hangs(make_settings: Callable[..., Settings], zero: bytes) -> None:
+    """A model that works again becomes ready by a probe, although the watcher never gets a reply; both loops end."""
+    async with running(make_settings(watch_seconds=0.05)) as client:
+        its, gate = services(client).registry, threading.Event()
+        its.repository = its._loader.repository = hanging = Hanging(its.repository, gate)
+        try:
+            await until(lambda: hanging.calls)
+            faulty = break_model(client, out_of_memory)
+            for _ in range(3):
+                assert_problem(await raw(client, zero), 500, "internal-error")
+            assert (await client.get("/readyz")).status_code == 503
+            faulty.heal()
+
+            async def ready() -> bool:
+                return (await client.get("/readyz")).status_code == 200
+
+            await until(ready)
+            assert (await raw(client, zero)).status_code == 200
+            assert hanging.calls == 1
+        finally:
+            gate.set()
+    assert [loop.cancelled() for loop in its._loops] == [True, True]
+
+
+async def test_an_inference_thread_that_cannot_be_started_is_503(
+    make_settings: Callable[..., Settings],
+    zero: bytes,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The request gets 503 with Retry-After, one log line contains the cause, and the next request is scored."""
+    refused: list[str] = []
+    start = threading.Thread.start
+
+    def refuse_once(thread: threading.Thread) -> None:
+        if thread.name != "inference" or refused:
+            return start(thread)
+        refused.append(thread.name)
+        raise RuntimeError("can't start new thread")
+
+    async with running(make_settings()) as client:
+        monkeypatch.setattr(threading.Thread, "start", refuse_once)
+        response = await raw(client, zero)
+        assert_problem(response, 503, "overloaded")
+        assert response.headers["retry-after"] == "1"
+        assert (await raw(client, zero)).status_code == 200
+    lines = [json.loads(JsonFormatter().format(line)) for line in caplog.records if line.levelno >= logging.ERROR]
+    assert [(line["event"], line["error"]) for line in lines] == [
+        ("the inference thread could not be started", "RuntimeError")
+    ]
+    assert re.fullmatch(r"app\.concurrency\.lanes:\d+", lines[0]["at"])
 
 
 async def test_the_log_of_a_failure_names_a_place_and_nothing_else(
@@ -496,12 +639,13 @@ async def test_the_log_of_a_failure_names_a_place_and_nothing_else(
 
 
 async def test_a_score_that_is_not_a_number_is_never_normal(
-    client: httpx.AsyncClient, zero: bytes, caplog: pytest.LogCaptureFixture
+    make_settings: Callable[..., Settings], zero: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     """NaN is above no threshold: it is an error instead of the verdict normal, and counts as a failed forward pass."""
-    break_model(client, not_a_number)
-    assert_problem(await raw(client, zero), 500, "internal-error")
-    assert "anomaly_forward_pass_failures_total 1.0" in (await client.get("/metrics")).text
+    async with running(make_settings(watch_seconds=60)) as client:  # no probe, which would fail too
+        break_model(client, not_a_number)
+        assert_problem(await raw(client, zero), 500, "internal-error")
+        assert "anomaly_forward_pass_failures_total 1.0" in (await client.get("/metrics")).text
     (line,) = [record for record in caplog.records if "not finite" in record.getMessage()]
     assert (line.levelname, line.__dict__["model"], line.__dict__["images"]) == ("ERROR", "zero-article", 1)
 
@@ -548,7 +692,7 @@ async def test_a_hanging_model_is_504_and_unready(make_settings: Callable[..., S
         gate.wait(30)
         return found
 
-    async with running(make_settings(deadline_ms=100)) as client:
+    async with running(make_settings(deadline_ms=100, store_timeout_ms=50)) as client:
         faulty = break_model(client, hang)
         first, second = await asyncio.gather(raw(client, zero), raw(client, zero))
         assert_problem(first, 504, "deadline-exceeded")
@@ -621,3 +765,16 @@ async def test_a_current_that_blocks_does_not_stop_the_watcher(
 
         await until(switched)
         assert reason("zero-article") is None
+
+
+async def test_a_model_whose_folder_cannot_be_read_does_not_stop_the_watcher(
+    make_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    """It is rejected with a reason, and new versions of the other models are loaded."""
+    store = model_stores.copy(tmp_path / "store", 1, 2, current=1)
+    async with running(make_settings(model_store=store, watch_seconds=300)) as client:
+        model_stores.link(store / "aaa", model_stores.UNREADABLE)
+        model_stores.promote(store, 2)
+        await services(client).registry.refresh()
+        assert services(client).registry.rejection("aaa") == "aaa: CURRENT cannot be read"
+        assert await version_of(client) == 2

@@ -15,6 +15,7 @@ import pytest
 
 from app.models import repository
 from app.models.repository import Repository, RepositoryError, sha256
+from tests import model_stores
 from tests.conftest import MODEL_STORE, unprivileged
 
 SHIPPED = MODEL_STORE
@@ -315,6 +316,23 @@ def test_a_store_that_cannot_be_read_lacks_no_model(root: Path) -> None:
     assert not repository.lacks("another")
 
 
+def test_an_entry_that_cannot_be_read_hides_no_other(root: Path) -> None:
+    """A model or version that cannot be read is listed, so that its error is reported, and the others are found."""
+    model_stores.link(root / "bad", model_stores.UNREADABLE)
+    model_stores.link(root / NAME / "7", model_stores.UNREADABLE)
+    repository = Repository(root)
+    repository.require_models()
+    assert repository.names() == ["bad", NAME]
+    assert repository.versions(NAME) == [1, 7]
+    with pytest.raises(RepositoryError, match="bad: CURRENT cannot be read"):
+        repository.current("bad")
+    with pytest.raises(RepositoryError, match=f"{NAME}@7: manifest.json does not lie inside"):
+        repository.manifest(NAME, 7)
+    model_stores.link(root / "link", model_stores.UNREADABLE)
+    with pytest.raises(RepositoryError, match="cannot be read: File name too long"):
+        Repository(root / "link").require_models()
+
+
 def make_loop(path: Path) -> None:
     """Replace a file or folder by a symbolic link to itself."""
     if path.is_dir():
@@ -338,11 +356,11 @@ def test_a_current_that_is_a_loop_is_refused(root: Path) -> None:
         Repository(root).current(NAME)
 
 
-def test_a_model_or_a_store_that_is_a_loop_is_absent(root: Path) -> None:
-    """Nothing is listed, and nothing raises."""
+def test_a_model_or_a_store_that_is_a_loop_has_no_versions(root: Path) -> None:
+    """The model is listed, so that its error is reported; the store lists nothing. Nothing raises."""
     make_loop(root / NAME)
     repository = Repository(root)
-    assert (repository.names(), repository.versions(NAME)) == ([], [])
+    assert (repository.names(), repository.versions(NAME)) == ([NAME], [])
     make_loop(root)
     assert (repository.names(), repository.versions(NAME)) == ([], [])
 
