@@ -48,7 +48,7 @@ def imports_of(path: Path) -> set[str]:
         ("prometheus_client", {"app.telemetry.metrics"}),
         (
             "PIL",
-            {f"app.images.{name}" for name in ("png", "background", "reading", "fit", "pictures", "resize")},
+            {f"app.images.{name}" for name in ("png", "jpeg", "background", "reading", "fit", "pictures", "resize")},
         ),
     ],
 )
@@ -86,9 +86,10 @@ def test_the_service_stays_easy_to_read() -> None:
     """`app/` has at most 15 entries, no file has more than 300 lines, and no class more than 200."""
     entries = {path.name for path in (ROOT / "app").iterdir()} - {"__init__.py", "__pycache__"}
     assert len(entries) <= 15
+    long: list[str] = []
     for name in SERVICE:
         source = MODULES[name].read_text()
         assert source.count("\n") <= 300, name
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.ClassDef):
-                assert (node.end_lineno or 0) - node.lineno < 200, f"{name}.{node.name}"
+        classes = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef))
+        long += [f"{name}.{each.name}" for each in classes if (each.end_lineno or 0) - each.lineno >= 200]
+    assert long == []

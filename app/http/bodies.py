@@ -6,12 +6,13 @@ import asyncio
 import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
-from typing import Any
+from typing import Any, TypeVar
 
 from app.concurrency.deadlines import Deadlines
 from app.problems import BodyTimeout, BodyTooLarge, MalformedRequest, UnsupportedEncoding
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Result = TypeVar("Result")
 
 _GZIP = 16 + zlib.MAX_WBITS
 _PIECE = 64 * 1024
@@ -234,3 +235,40 @@ def _deflate_format(start: bytes) -> int:
     """Return zlib's window bits: some clients send `deflate` without the zlib header that RFC 9110 requires."""
     has_header = start[0] & 0x0F == zlib.DEFLATED and int.from_bytes(start[:2], "big") % 31 == 0
     return zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS
+
+
+async def finished(work: Awaitable[None], scope: MutableMapping[str, Any], receive: Receive) -> None:
+    """Wait for the work of a request. A `GET` request, whose work reads no body, ends when its client leaves.
+
+    Raises:
+        ClientLeft: the client closed its connection first.
+    """
+    await (unless_disconnected(work, receive) if scope["method"] == "GET" else work)
+
+
+async def unless_disconnected(work: Awaitable[Result], receive: Receive) -> Result:
+    """Return the result of work, which is cancelled if the client closes its connection.
+
+    Args:
+        work: what the client waits for.
+        receive: of the request, whose body is complete or of no interest.
+
+    Raises:
+        ClientLeft: the client closed its connection first.
+    """
+    future = asyncio.ensure_future(work)
+    disconnect = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((future, disconnect), return_when=asyncio.FIRST_COMPLETED)
+        if not future.done():
+            raise ClientLeft
+        return await future
+    finally:
+        future.cancel()
+        disconnect.cancel()
+        del future, work  # its error refers to this frame: they would be a cycle
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

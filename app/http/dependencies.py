@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Security
@@ -13,6 +13,7 @@ from fastapi.security import APIKeyHeader
 from pydantic import BaseModel
 
 from app import problems
+from app.concurrency.lanes import LaneWorker
 from app.health import Health
 from app.http.batch import BatchHandler
 from app.http.inference_protocol.scoring import InferHandler
@@ -39,6 +40,7 @@ class Services:
     validity: ValidityMonitor
     review: ReviewQueue | None
     health: Health
+    pictures: LaneWorker = field(default_factory=lambda: LaneWorker("pictures"))
 
 
 def services(request: Request) -> Services:

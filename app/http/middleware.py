@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMappi
 from typing import Any, Protocol
 
 from app.http.auth import ApiKeys, is_public
-from app.http.bodies import ClientLeft, Receive
+from app.http.bodies import ClientLeft, Receive, finished
 from app.http.cors import Cors
 from app.http.errors import NOSNIFF, Answer, answer_problem, lines_of, problem_facts, problem_of
 from app.http.hosts import Hosts
@@ -195,7 +195,7 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            await self._app(scope, receive, observe)
+            await finished(self._app(scope, receive, observe), scope, receive)
         except ClientLeft:
             request.facts["client_left"] = True
         except Exception as error:

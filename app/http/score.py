@@ -10,7 +10,7 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from app.http.bodies import BodyReader, ClientLeft, Receive, decoded
+from app.http.bodies import BodyReader, Receive, decoded, unless_disconnected
 from app.http.fitting import Fitter
 from app.http.multipart import Form, plain_image_of, read_form
 from app.http.queries import parse_query, with_fields
@@ -120,7 +120,7 @@ class ScoreHandler:
         else:
             received = await self._receive(scope, query, headers, receive, has_place=False)
         version, image, query, fitted, seconds = received
-        return await _unless_disconnected(
+        return await unless_disconnected(
             self._scorer.submit(
                 version,
                 image,
@@ -196,24 +196,6 @@ def _form_of(content_type: str, encoding: bytes | None, body: bytes, *, limit: i
     """Return the number of bytes of the decoded body, and its content."""
     body = decoded(encoding, body, limit=limit)
     return len(body), Form(body, {}) if pictures and body else read_form(content_type, body)
-
-
-async def _unless_disconnected(future: asyncio.Future[Reply], receive: Receive) -> Reply:
-    disconnect = asyncio.ensure_future(_disconnected(receive))
-    try:
-        await asyncio.wait((future, disconnect), return_when=asyncio.FIRST_COMPLETED)
-        if not future.done():
-            raise ClientLeft
-        return await future
-    finally:
-        future.cancel()
-        disconnect.cancel()
-        del future  # its error refers to this frame: they would be a cycle
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _query_of(scope: MutableMapping[str, Any]) -> ScoreQuery:

@@ -11,7 +11,8 @@ import asyncio
 import math
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -172,14 +173,20 @@ class BatchScorer:
         """Score the images of a chunk. If the model fails, each of them gets its problem."""
         if chunk.count == len(chunk.problems):
             return EMPTY_CHUNK
-        self._forwards[job] += 1
         try:
-            return await job.version.score_many(chunk.pixels, draw=job.store or job.pictures)
+            with self._at_work(job):
+                return await job.version.score_many(chunk.pixels, draw=job.store or job.pictures)
         except InternalError as problem:
             # The frames of its traceback refer to the chunk: with the traceback, they would be a cycle.
             failure = problem.with_traceback(None)
             chunk.problems = dict.fromkeys(range(chunk.count), failure) | chunk.problems
             return EMPTY_CHUNK
+
+    @contextmanager
+    def _at_work(self, job: BatchJob) -> Iterator[None]:
+        self._forwards[job] += 1
+        try:
+            yield
         finally:
             self._forwards[job] -= 1
             if not self._forwards[job]:
@@ -199,7 +206,8 @@ class BatchScorer:
         for index in job.rule.near(scores):
             pixels = memoryview(chunk.pixels)[784 * index : 784 * (index + 1)]
             try:
-                scores[index] = await job.version.score_alone(pixels)
+                with self._at_work(job):
+                    scores[index] = await job.version.score_alone(pixels)
             except InternalError as problem:
                 chunk.problems[valid[index]] = problem.with_traceback(None)  # as in `_forward`
                 scores[index], finite[index] = math.nan, False

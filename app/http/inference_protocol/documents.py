@@ -15,6 +15,10 @@ from app.problems import BodyTooLarge, InvalidParameter, MalformedRequest
 INPUT = "images"
 MAX_DOCUMENT_BYTES = 1024 * 1024
 """Maximum number of bytes of JSON. The event loop parses a document in one step, which takes up to 50 ms per MiB."""
+_MOST_CONTAINERS = 65_536
+"""Maximum number of lists and objects of a document: each takes the event loop as long as several numbers. 1 MiB of
+images as rows of numbers has 20,000; an image whose pixels are lists of one number has 813."""
+_MOST_PARAMETERS = 64
 BINARY_HINT = "Send the tensor as binary data after the JSON, with the header Inference-Header-Content-Length."
 
 _RAW_HINT = "Send a JSON document with the shape before the tensor, and its length in Inference-Header-Content-Length."
@@ -24,7 +28,7 @@ _DOCUMENT_HINT = "docs/inference-protocol.md describes the request."
 _LENGTH = re.compile(rb"[0-9]{1,100}")
 
 Document = TypeVar("Document", bound=BaseModel)
-Parameters = dict[str, Any]
+Parameters = Annotated[dict[str, Any], Field(max_length=_MOST_PARAMETERS)]
 
 
 class _Lenient(BaseModel):
@@ -143,7 +147,10 @@ def parse(kind: type[Document], content: bytes) -> Document:
 
     Raises:
         MalformedRequest: the bytes are not JSON, or a member is missing or has the wrong type.
+        BodyTooLarge: the JSON has too many lists and objects.
     """
+    if content.count(b"[") + content.count(b"{") > _MOST_CONTAINERS:
+        raise BodyTooLarge(f"the JSON has more than {_MOST_CONTAINERS} lists and objects", hint=BINARY_HINT)
     try:
         found = from_json(content, allow_inf_nan=False)
     except ValueError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import re
 from typing import Any
@@ -67,19 +66,21 @@ async def v2_server() -> schemas.ServerMetadata:
     return schemas.ServerMetadata.model_validate(metadata.server())
 
 
-@router.get("/v2/models/{name}", responses=_errors(404), summary="The tensors of a model (v2)")
+@router.get("/v2/models/{name}", responses=_errors(404, 504), summary="The tensors of a model (v2)")
 async def v2_model(services: ServicesDep, name: str) -> schemas.ModelMetadata:
     """Return the names, datatypes and shapes of the tensors; -1 is the number of images."""
     return await _metadata(services, name)
 
 
-@router.get("/v2/models/{name}/versions/{version}", responses=_errors(404), summary="The tensors of a version (v2)")
+@router.get(
+    "/v2/models/{name}/versions/{version}", responses=_errors(404, 504), summary="The tensors of a version (v2)"
+)
 async def v2_model_version(services: ServicesDep, name: str, version: str) -> schemas.ModelMetadata:
     """Return the names, datatypes and shapes of the tensors, which all versions have in common."""
     return await _metadata(services, name, version)
 
 
-@router.get("/v2/models/{name}/config", responses=_errors(404), summary="The configuration of a model (v2)")
+@router.get("/v2/models/{name}/config", responses=_errors(404, 504), summary="The configuration of a model (v2)")
 async def v2_config(services: ServicesDep, name: str) -> schemas.ModelConfiguration:
     """Return the configuration in the form of Triton's, for tools such as perf_analyzer."""
     return await _configuration(services, name)
@@ -87,7 +88,7 @@ async def v2_config(services: ServicesDep, name: str) -> schemas.ModelConfigurat
 
 @router.get(
     "/v2/models/{name}/versions/{version}/config",
-    responses=_errors(404),
+    responses=_errors(404, 504),
     summary="The configuration of a version (v2)",
 )
 async def v2_version_config(services: ServicesDep, name: str, version: str) -> schemas.ModelConfiguration:
@@ -95,13 +96,15 @@ async def v2_version_config(services: ServicesDep, name: str, version: str) -> s
     return await _configuration(services, name, version)
 
 
-@router.get("/v2/models/{name}/ready", responses=_errors(404), summary="Is a model ready? (v2)")
+@router.get("/v2/models/{name}/ready", responses=_errors(404, 504), summary="Is a model ready? (v2)")
 async def v2_model_ready(services: ServicesDep, name: str) -> schemas.ModelReady:
     """Return 200 if the current version is loaded, else 503."""
     return await _ready(services, name)
 
 
-@router.get("/v2/models/{name}/versions/{version}/ready", responses=_errors(404), summary="Is a version ready? (v2)")
+@router.get(
+    "/v2/models/{name}/versions/{version}/ready", responses=_errors(404, 504), summary="Is a version ready? (v2)"
+)
 async def v2_version_ready(services: ServicesDep, name: str, version: str) -> schemas.ModelReady:
     """Return 200 if the version is loaded, else 503. A request that scores with the version loads it."""
     return await _ready(services, name, version)
@@ -159,7 +162,7 @@ async def v1_predict(services: ServicesDep, name: str) -> Response:
 
 
 # After `:predict`: a path matches the routes in their order, and `name` takes a colon as well.
-@router.get("/v1/models/{name}", responses=_errors(404), summary="Is a model ready? (v1)")
+@router.get("/v1/models/{name}", responses=_errors(404, 504), summary="Is a model ready? (v1)")
 async def v1_model_ready(services: ServicesDep, name: str) -> schemas.ModelReady:
     """Return 200 if the current version of the model is loaded, else 503."""
     if name.endswith(":predict"):
@@ -187,7 +190,7 @@ async def _versions(services: Services, name: str, version: str | None) -> list[
     _reference(name, version)
     if name not in services.registry.names():
         raise ModelNotFound(f"the model store has no model {name}", hint=_PATHS)
-    versions = await asyncio.to_thread(services.registry.repository.versions, name)
+    versions = await services.registry.reads.run(functools.partial(services.registry.repository.versions, name))
     if version is None:
         return versions
     if int(version) not in versions:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from bisect import bisect_right
+from functools import partial
 from itertools import pairwise
 
 from fastapi import Request, Response
@@ -27,11 +28,12 @@ from app.web.score_chart import Row, score_chart
 router = protected_router("Models")
 
 
-@router.get("/models", summary="The models that the service can use")
+@router.get("/models", responses=problem_responses(504), summary="The models that the service can use")
 async def models(services: ServicesDep) -> ModelList:
     """Return every model of the model store with its current version."""
     names = services.registry.names()
-    return ModelList(models=await asyncio.to_thread(lambda: [_summary(services.registry, name) for name in names]))
+    summaries = await services.registry.reads.run(lambda: [_summary(services.registry, name) for name in names])
+    return ModelList(models=summaries)
 
 
 @router.get(
@@ -39,7 +41,7 @@ async def models(services: ServicesDep) -> ModelList:
     response_model=Manifest,
     responses={
         200: {"content": {"text/html": {"schema": {"type": "string"}}}},
-        **problem_responses(404, 406),
+        **problem_responses(404, 406, 504),
     },
     summary="The manifest of the current version, or its model card",
 )
@@ -55,7 +57,7 @@ async def model(name: str, request: Request, services: ServicesDep) -> Response:
     if media_type == "application/json":
         return Response(manifest.model_dump_json(), media_type=media_type, headers=vary)
     try:
-        content = await asyncio.to_thread(services.registry.repository.read, manifest, "report/model-card.md")
+        content = await _read(services, manifest, "report/model-card.md")
         card = content.decode()
     except (RepositoryError, UnicodeDecodeError):
         raise NotFound("the version has no model card") from None
@@ -66,7 +68,7 @@ async def model(name: str, request: Request, services: ServicesDep) -> Response:
 
 @router.get(
     "/models/{name}/versions/{version}/calibration",
-    responses=problem_responses(404),
+    responses=problem_responses(404, 504),
     summary="The calibration scores of a version",
 )
 async def calibration(name: str, version: VersionNumber, services: ServicesDep) -> CalibrationView:
@@ -76,7 +78,7 @@ async def calibration(name: str, version: VersionNumber, services: ServicesDep) 
         return _calibration(current.manifest, current.calibration)
     manifest = await _manifest(services, name, version)
     try:
-        scores = await asyncio.to_thread(services.registry.repository.calibration, manifest)
+        scores = await services.registry.reads.run(partial(services.registry.repository.calibration, manifest))
     except RepositoryError:
         raise ModelNotFound("the files of the version differ from what was published") from None
     return _calibration(manifest, scores)
@@ -150,7 +152,7 @@ def _histogram(calibration: Calibration, bins: int = 40) -> ScoreHistogram:
 
 @router.get(
     "/models/{name}/versions/{version}",
-    responses=problem_responses(404),
+    responses=problem_responses(404, 504),
     summary="The manifest of a version",
 )
 async def model_version(name: str, version: VersionNumber, services: ServicesDep) -> Manifest:
@@ -169,7 +171,7 @@ async def model_version(name: str, version: VersionNumber, services: ServicesDep
                 "application/json": {"schema": {"type": "object"}},
             }
         },
-        **problem_responses(404),
+        **problem_responses(404, 504),
     },
     summary="A file of a version's report",
 )
@@ -180,7 +182,7 @@ async def report(name: str, version: VersionNumber, file: str, services: Service
     if media_type is None or f"report/{file}" not in manifest.files:
         raise NotFound("the report has no such file")
     try:
-        content = await asyncio.to_thread(services.registry.repository.read, manifest, f"report/{file}")
+        content = await _read(services, manifest, f"report/{file}")
     except RepositoryError:
         raise NotFound("the file of the report differs from what was published") from None
     return Response(content, media_type=media_type)
@@ -198,9 +200,13 @@ def _known(services: Services, name: str) -> str:
 
 async def _manifest(services: Services, name: str, version: int) -> Manifest:
     try:
-        return await asyncio.to_thread(services.registry.repository.manifest, name, version)
+        return await services.registry.reads.run(partial(services.registry.repository.manifest, name, version))
     except RepositoryError:
         raise ModelNotFound("the model store has no such version") from None
+
+
+async def _read(services: Services, manifest: Manifest, file: str) -> bytes:
+    return await services.registry.reads.run(partial(services.registry.repository.read, manifest, file))
 
 
 def _summary(registry: Registry, name: str) -> ModelSummary:

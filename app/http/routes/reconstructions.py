@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from typing import Annotated, Literal
 
 from fastapi import Query, Request, Response
 
 from app.http.dependencies import ServicesDep, binary, problem_responses, protected_router
+from app.http.fitting import client_of
 from app.http.negotiation import negotiate
 from app.http.schemas import ScoreResponse
 from app.images import pictures
@@ -67,7 +67,8 @@ async def reconstruction(
     if media_type == "application/json":
         return Response(record.reply, media_type="application/json", headers=_HEADERS)
     if view == "panel" or scale > _LARGE:  # takes many milliseconds, which must not block the event loop
-        content = await asyncio.to_thread(_picture, record, view, scale, error_scale)
+        lane = client_of(request.scope)
+        content = await services.pictures.run(lambda: _picture(record, view, scale, error_scale), lane)
     else:
         content = _picture(record, view, scale, error_scale)
     limit = {}

@@ -33,6 +33,7 @@ def _file(request: Request, path: str) -> Response:
     if found is None:
         raise NotFound("the page has no such file")
     headers = {**pages.HEADERS, "etag": found.tag}
-    if request.headers.get("if-none-match") == found.tag:
+    tags = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+    if tags & {found.tag, "*"}:
         return Response(status_code=304, headers=headers)
     return Response(found.content, media_type=found.media_type, headers=headers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import tempfile
@@ -63,6 +64,15 @@ def test_files_of_every_editor_are_read(tmp_path: Path) -> None:
     path.write_bytes(f"# keys\r\n\t{alice} \t\r\n \r\n{bob}# since May".encode())
     keys = ApiKeys(path)
     assert (keys.owner(ALICE.encode()), keys.owner(BOB.encode())) == ("alice", "bob")
+
+
+@pytest.mark.parametrize(("length", "taken"), [(1023, True), (1024, True), (1025, False), (5000, False)])
+def test_a_line_has_1024_bytes_at_most(tmp_path: Path, length: int, taken: bool) -> None:
+    """The end of the line does not count. A longer line is rejected, wherever in the file it is."""
+    path = tmp_path / "api_keys"
+    path.write_text(line(BOB, "bob") + (line(ALICE, "alice").strip() + " #").ljust(length, "x") + "\n")
+    with contextlib.nullcontext() if taken else pytest.raises(KeysError, match="line 2"):
+        assert ApiKeys(path).owner(ALICE.encode()) == "alice"
 
 
 def test_a_key_has_one_name(tmp_path: Path) -> None:

@@ -486,6 +486,40 @@ async def test_too_many_batches_are_refused(make_settings: Callable[..., Setting
         assert services(client).batch._scorer.working == 0
 
 
+class NearThreshold(Gated):
+    """A detector that scores all images at the threshold, and waits at the gate before it scores one of them alone."""
+
+    def __init__(self, detector: Detector, threshold: float) -> None:
+        super().__init__(detector)
+        self._threshold = threshold
+        self.asked = threading.Event()
+
+    def score(self, images: np.ndarray) -> Any:
+        """Score a chunk."""
+        scores, *others = self._detector.score(images)
+        return (np.full_like(scores, self._threshold), *others)
+
+    def score_alone(self, image: np.ndarray) -> float:
+        """Score an image, once the gate is open."""
+        self.asked.set()
+        assert self.gate.wait(30)
+        return self._detector.score_alone(image)
+
+
+async def test_images_near_the_threshold_are_work_too(make_settings: Callable[..., Settings]) -> None:
+    """A request whose images are scored again counts as one that is being scored until they have been."""
+    async with running(make_settings(batch_max_requests=1)) as client:
+        serving = services(client).registry.current("zero-article")
+        assert serving is not None
+        serving.detector = near = NearThreshold(serving.detector, serving.manifest.threshold)  # type: ignore[assignment]
+        first = asyncio.create_task(bulk(client, digits(10)))
+        await until(near.asked.is_set)
+        assert_problem(await bulk(client, digits(1)), 503, "overloaded")
+        near.gate.set()
+        assert (await first).status_code == 200
+        assert services(client).batch._scorer.working == 0
+
+
 async def test_slow_clients_hold_no_places(make_settings: Callable[..., Settings], zero: bytes) -> None:
     """Requests that wait for their clients do not keep another client from scoring, and lose places to it."""
     async with running(make_settings(batch_max_requests=1, batch_max_connections=4)) as client:

@@ -262,10 +262,10 @@ def test_hostile_forms_take_linear_time(unit: bytes) -> None:
     size = 2_000_000
     for start in (b"", part(HEAD)[:-2], b"--B\r\n" + DISPOSITION + b'name="'):
         body = start + unit * (size // len(unit))
-        began = time.perf_counter()
+        began = time.thread_time()
         with pytest.raises(Problem):
             read_form(KIND, body)
-        assert time.perf_counter() - began < 4
+        assert time.thread_time() - began < 4
 
 
 @pytest.mark.parametrize(
@@ -273,10 +273,10 @@ def test_hostile_forms_take_linear_time(unit: bytes) -> None:
 )
 def test_a_long_header_of_a_part_takes_linear_time(value: bytes) -> None:
     """A header that is almost as long as the parser accepts is rejected within a fraction of a second."""
-    began = time.perf_counter()
+    began = time.thread_time()
     with pytest.raises(Problem):
         read_form(KIND, part(DISPOSITION + b"name=" + value))
-    assert time.perf_counter() - began < 2
+    assert time.thread_time() - began < 2
 
 
 @pytest.mark.parametrize("blanks", [b"", b" ", b"\t  "])
@@ -289,10 +289,10 @@ def test_blanks_around_a_parameter_do_not_belong_to_it(blanks: bytes) -> None:
 
 def test_a_long_content_type_is_rejected() -> None:
     """A header Content-Type of 60 kB is rejected before it is parsed."""
-    began = time.perf_counter()
+    began = time.thread_time()
     with pytest.raises(MalformedMultipart, match="more than 1024"):
         read_form("multipart/form-data" + ";" * 60_000, b"x")
-    assert time.perf_counter() - began < 0.1
+    assert time.thread_time() - began < 0.1
 
 
 async def test_a_form_that_has_arrived_lets_others_run() -> None:

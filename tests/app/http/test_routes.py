@@ -6,7 +6,7 @@ import asyncio
 import io
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,98 @@ async def test_drawing_a_panel_holds_up_nothing(
     assert (await raw(client, zero)).status_code == 200
     answered.set()
     assert (await panel).status_code == 200
+
+
+async def test_a_picture_whose_client_left_is_not_drawn(
+    client: httpx.AsyncClient, zero: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that waits for its picture ends with its connection, and counts as 499."""
+    drawn = []
+    monkeypatch.setattr("app.images.pictures.panel", lambda *_, **__: drawn.append(1) or b"")
+    path, worker, free = (
+        (await raw(client, zero)).json()["reconstruction"],
+        services(client).pictures,
+        threading.Event(),
+    )
+    worker.submit(lambda: free.wait(10), "another client")
+    requests = [asyncio.create_task(client.get(f"{path}?view=panel")) for _ in range(20)]
+    await until(lambda: worker.others_waiting[0])
+    await left(client, f"{path}?view=panel")
+    for request in requests:
+        request.cancel()
+    await asyncio.gather(*requests, return_exceptions=True)
+    free.set()
+    await worker.run(lambda: None, "the last client")
+    assert not drawn
+    count = 'anomaly_http_requests_total{route="/reconstruction/{id}",status="499"} '
+    assert f"{count}1.0" in (await client.get("/metrics")).text
+
+
+async def left(client: httpx.AsyncClient, path: str) -> None:
+    """Send a GET whose client closes its connection at once."""
+    messages = iter([{"type": "http.request", "body": b"", "more_body": False}, {"type": "http.disconnect"}])
+
+    async def receive() -> dict[str, Any]:
+        return next(messages)
+
+    async def send(message: dict[str, Any]) -> None:
+        raise AssertionError(message)
+
+    url = httpx.URL(path)
+    scope = {"type": "http", "method": "GET", "path": url.path, "query_string": url.query, "headers": []}
+    scope |= {"root_path": "", "http_version": "1.1", "scheme": "http", "client": ("192.0.2.1", 1)}
+    await client.app(scope, receive, send)  # type: ignore[attr-defined]
+
+
+async def test_clients_take_turns_with_pictures(make_settings: Callable[..., Settings], zero: bytes) -> None:
+    """A client with many panels delays the panel of another client by one of them."""
+    order: list[str] = []
+    async with running(make_settings()) as client:
+        path = (await raw(client, zero)).json()["reconstruction"]
+        worker, free = services(client).pictures, threading.Event()
+        worker.submit(lambda: free.wait(10), "a third client")
+        async with (
+            client_at(client, "192.0.2.1") as many,
+            client_at(client, "192.0.2.2") as one,
+        ):
+            waiting = [asyncio.create_task(noted(order, "many", many.get(f"{path}?view=panel"))) for _ in range(8)]
+            await until(lambda: worker.others_waiting[0])
+            waiting.append(asyncio.create_task(noted(order, "one", one.get(f"{path}?view=panel"))))
+            await until(lambda: len(worker._lanes) == 2)
+            free.set()
+            await asyncio.gather(*waiting)
+    assert order.index("one") <= 2, order
+
+
+def client_at(client: httpx.AsyncClient, address: str) -> httpx.AsyncClient:
+    """Return another client of the same application."""
+    transport = httpx.ASGITransport(client.app, client=(address, 1))  # type: ignore[attr-defined]
+    return httpx.AsyncClient(transport=transport, base_url="http://test")
+
+
+async def noted(order: list[str], name: str, request: Awaitable[httpx.Response]) -> None:
+    """Wait for a reply and append the name of its client."""
+    assert (await request).status_code == 200
+    order.append(name)
+
+
+@pytest.mark.parametrize("tag", ["{}", "W/{}", '"other", W/{}', "*", " {} "])
+@SHARED
+async def test_a_page_that_has_not_changed_is_304(shared_client: httpx.AsyncClient, tag: str) -> None:
+    """`If-None-Match` may be a list, and weak: a gateway that compresses makes the tag weak (RFC 9110, 13.1.2)."""
+    known = (await shared_client.get("/page/page.js")).headers["etag"]
+    for given, status in ((tag.format(known), 304), ('W/"other"', 200)):
+        assert (await shared_client.get("/page/page.js", headers={"if-none-match": given})).status_code == status
+
+
+@SHARED
+async def test_a_deep_path_gets_no_page(shared_client: httpx.AsyncClient) -> None:
+    """The links of an error page repeat `../` for each folder, so 60,000 folders get the problem as JSON."""
+    for folders, kind in ((7, "text/html"), (60_000, "application/problem+json")):
+        reply = await shared_client.get("/page" + "/" * folders, headers={"accept": "text/html"})
+        assert reply.status_code == 404
+        assert reply.headers["content-type"].startswith(kind)
+        assert len(reply.content) < 10_000
 
 
 async def test_the_id_gives_the_reply_again(client: httpx.AsyncClient, zero: bytes) -> None:

@@ -371,7 +371,7 @@ async def test_an_image_that_is_fitted_too_late_is_504(
         return fitted(*given)
 
     monkeypatch.setattr(fitting, "prepare", slow)
-    async with running(make_settings(deadline_ms=300)) as client:
+    async with running(make_settings(deadline_ms=300, store_timeout_ms=100)) as client:
         replies = await asyncio.gather(*(raw(client, zero, "?fit=mnist") for _ in range(3)))
         goes_on.set()
         for reply in replies:

@@ -226,6 +226,30 @@ async def test_invalid_documents_are_explained(client: httpx.AsyncClient) -> Non
         assert_error(await client.post(INFER, json=document), status, words)
 
 
+@pytest.mark.parametrize("unit", [b"[],", b"[[]],", b"{},", b"[" * 99 + b"]" * 99 + b","])
+async def test_a_document_of_many_lists_is_not_parsed(client: httpx.AsyncClient, unit: bytes) -> None:
+    """1 MiB of lists or objects would take the event loop long; as many as 80 images of 28x28x1 have are parsed."""
+    body = b'{"inputs":[{"name":"images","shape":[1,784],"datatype":"UINT8","data":[%b0]}]}' % (
+        unit * (1_000_000 // len(unit))
+    )
+    for path in (INFER, "/v1/models/zero-article:predict"):
+        headers = {"content-type": "application/json", "content-encoding": "gzip"}
+        reply = await client.post(path, content=gzip.compress(body), headers=headers)
+        assert_error(reply, 413, "more than 65536 lists and objects")
+
+
+async def test_images_of_single_numbers_are_parsed(client: httpx.AsyncClient) -> None:
+    """80 images whose pixels are lists of one number, as Keras has them, are below the limit of lists."""
+    images = np.zeros((80, 28, 28, 1), np.uint8)
+    assert outputs_of(await client.post(INFER, json=_tensor(shape=list(images.shape), data=images.tolist())))
+
+
+async def test_many_parameters_are_rejected(client: httpx.AsyncClient) -> None:
+    """More parameters than any server defines are rejected before each of them is checked."""
+    document = {**_tensor(), "parameters": {str(number): 1 for number in range(65)}}
+    assert_error(await client.post(INFER, json=document), 400, "at most 64 items")
+
+
 async def test_unknown_members_and_parameters_of_other_servers_are_ignored(client: httpx.AsyncClient) -> None:
     """KServe's client adds `model_name`; Triton's client has parameters that mean nothing without a queue per model."""
     document = {**_tensor(), "model_name": "other", "parameters": {"priority": 1, "timeout": 5000, "sequence_id": 3}}
@@ -328,7 +352,8 @@ async def test_small_requests_share_micro_batches(
 
 async def test_a_full_queue_is_a_503_and_leaves_nothing_behind(make_settings: Callable[..., Settings]) -> None:
     """If the queue has no room for all images of a request, none of them is scored."""
-    async with running(make_settings(queue_max_images=4, microbatch_max_delay_ms=10_000)) as client:
+    chosen = make_settings(queue_max_images=4, microbatch_max_delay_ms=10_000, deadline_ms=30_000)
+    async with running(chosen) as client:
         assert_error(await infer(client, digits(5)), 503, "4 images are waiting")
         queue = services(client).registry.current("zero-article").queue
         await until(lambda: not queue.waiting or all(item.future.done() for item in [*queue._waiting]))
