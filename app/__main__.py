@@ -54,10 +54,10 @@ def _open_standard_streams() -> None:
 _open_standard_streams()
 
 import uvicorn  # noqa: E402
-from uvicorn.supervisors import Multiprocess  # noqa: E402
 
 from app import process  # noqa: E402
 from app.http import listening  # noqa: E402
+from app.http.supervisor import Server, Supervisor  # noqa: E402
 from app.models.repository import Repository, RepositoryError  # noqa: E402
 from app.settings import PREFIX, Settings, SettingsError, from_environment, service_links  # noqa: E402
 from app.telemetry.logs import configure  # noqa: E402
@@ -102,18 +102,13 @@ def main(arguments: list[str]) -> int:
 
 
 def _serve(settings: Settings, sockets: list[socket.socket], *, interruptible: bool) -> int:
-    from app.http.auth import KeysError
-    from app.inference.device import DeviceError, choose_device
-    from app.main import check
-    from app.models.provenance import ProvenanceConfigurationError
-    from app.scoring.review.folder import ReviewError
-    from app.stores import StoreError
-    from app.telemetry.traces import TracesError
+    from app.inference.device import choose_device
+    from app.main import CONFIGURATION_ERRORS, check
 
     try:
         choose_device(settings.device)
         check(settings)
-    except (DeviceError, KeysError, ProvenanceConfigurationError, ReviewError, StoreError, TracesError) as error:
+    except CONFIGURATION_ERRORS as error:
         return _refuse(error)
     process.limit_heaps()
     process.raise_descriptor_limit()
@@ -140,7 +135,7 @@ def _serve(settings: Settings, sockets: list[socket.socket], *, interruptible: b
         # Batch requests end before (app.http.batch.SHUTDOWN_SECONDS), so that their replies say why.
         timeout_graceful_shutdown=15,
         # The supervisor kills a worker that does not reply in time. On a busy machine, a worker that starts or scores a
-        # batch replies late. While the supervisor waits for a dead worker, it starts no other and handles no signal.
+        # batch replies late. While the supervisor waits for a reply, it starts no other worker and handles no signal.
         timeout_worker_healthcheck=15,
     )
     server = _Server(config)
@@ -160,20 +155,21 @@ def _serve(settings: Settings, sockets: list[socket.socket], *, interruptible: b
         code = _refuse(error)
         logging.shutdown()
         os._exit(code)  # the threads of the models would prevent a normal exit
-    return 0 if server.started else process.EXIT_CANNOT_START
+    return 0 if server.started or server.should_exit else process.EXIT_CANNOT_START
 
 
 def _run_workers(config: uvicorn.Config, sockets: list[socket.socket]) -> int:
-    supervisor = Multiprocess(config, sockets)
+    supervisor = Supervisor(config, sockets)
     supervisor.run()
-    codes = {worker.exitcode for worker in supervisor.processes}
-    if uvicorn.config.STARTUP_FAILURE in codes:
+    if supervisor.cannot_start:
         return process.EXIT_CANNOT_START
-    # A worker that was killed has abandoned its work too.
-    return 0 if codes <= {0, -signal.SIGTERM, 128 + signal.SIGTERM, 128 + signal.SIGINT} else process.EXIT_ABANDONED
+    codes = {worker.exitcode for worker in supervisor.processes}
+    # A worker that was killed has abandoned its work too, but not one that could not start.
+    harmless = {0, uvicorn.config.STARTUP_FAILURE, -signal.SIGTERM, 128 + signal.SIGTERM, 128 + signal.SIGINT}
+    return 0 if codes <= harmless else process.EXIT_ABANDONED
 
 
-class _Server(uvicorn.Server):
+class _Server(Server):
     """Server that fails if it does not listen: uvloop ignores that another process has listened first."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -189,6 +185,8 @@ class _Server(uvicorn.Server):
             await super().startup(sockets)
         except OSError as raised:
             error = raised
+        if error is None and not self.started:  # a signal has come before
+            return
         silent = [name for each, name in zip(bound, names, strict=True) if not listening.accepts(each)]
         if error is None and silent:
             error = OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))

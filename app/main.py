@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,7 +15,7 @@ from fastapi import FastAPI
 from app import __version__, process, settings
 from app.health import Health
 from app.http import errors, listening
-from app.http.auth import ApiKeys
+from app.http.auth import ApiKeys, KeysError
 from app.http.batch import BatchHandler
 from app.http.cors import Cors
 from app.http.dependencies import Services
@@ -24,23 +25,24 @@ from app.http.inference_protocol.scoring import InferHandler
 from app.http.middleware import RequestMiddleware
 from app.http.routes import ROUTERS
 from app.http.score import ScoreHandler
+from app.inference.device import DeviceError
 from app.inference.loader import VersionLoader
 from app.inference.registry import Registry
-from app.models.provenance import Provenance
+from app.models.provenance import Provenance, ProvenanceConfigurationError
 from app.models.repository import Repository
 from app.scoring.batch import BatchScorer
-from app.scoring.review.folder import ReviewFolder
+from app.scoring.review.folder import ReviewError, ReviewFolder
 from app.scoring.review.queue import ReviewQueue
 from app.scoring.score import Scorer
 from app.scoring.validity.monitor import ValidityMonitor
 from app.settings import Settings
-from app.stores import Store, open_store
+from app.stores import Store, StoreError, open_store
 from app.stores.reconstructions import Reconstructions
 from app.stores.records import MAX_RECORD_BYTES
 from app.telemetry import traces as tracing
 from app.telemetry.logs import AccessLog, configure, text_renderer
 from app.telemetry.metrics import Metrics
-from app.telemetry.traces import Traces
+from app.telemetry.traces import Traces, TracesError
 from app.telemetry.writer import LineWriter
 
 _log = logging.getLogger(__name__)
@@ -48,6 +50,8 @@ _log = logging.getLogger(__name__)
 CLOSE_SECONDS = 5.0
 """How long a shutdown waits, after the server has closed its connections, for the model threads, and then for the
 store, the review queue and the traces together."""
+CONFIGURATION_ERRORS = DeviceError, KeysError, ProvenanceConfigurationError, ReviewError, StoreError, TracesError
+"""Errors of `create_app` and `check` if a setting, or a file that it names, cannot be used."""
 _STORE = "a write to the reconstruction store"
 
 
@@ -114,12 +118,7 @@ def create_app(
         clock: monotonic seconds.
         traces: records spans, and is closed by the shutdown. None: no traces.
 
-    Raises:
-        DeviceError: the requested device does not exist.
-        KeysError: the file of the API keys cannot be used.
-        ProvenanceConfigurationError: the public key or the list of digests cannot be used.
-        ReviewError: the folder of the review queue cannot be used.
-        StoreError: the store URL names no backend.
+    A setting that cannot be used is one of `CONFIGURATION_ERRORS`.
     """
     metrics, log_writer = Metrics(), log_writer or LineWriter()
     reconstructions = Reconstructions(
@@ -194,12 +193,7 @@ def create_app(
 def check(settings: Settings) -> None:
     """Check store URL, API keys, rules about model versions, review queue and traces before any process is started.
 
-    Raises:
-        TracesError: the requested traces cannot be exported.
-        KeysError: the file of the API keys cannot be used.
-        ProvenanceConfigurationError: the public key or the list of digests cannot be used.
-        ReviewError: the folder of the review queue cannot be used.
-        StoreError: the store URL cannot be used.
+    A setting that cannot be used is one of `CONFIGURATION_ERRORS`.
     """
     _keys(settings)
     _provenance(settings)
@@ -210,12 +204,16 @@ def check(settings: Settings) -> None:
 
 
 def from_environment() -> Application:
-    """Build the application from the environment: the factory that uvicorn calls."""
+    """Build the application from the environment for uvicorn, or log why it cannot be built and end the process."""
     process.limit_heaps()
     chosen = settings.from_environment()
     log_writer = configure(chosen.log_level, chosen.log_format)
-    traces = tracing.from_environment(__version__)
-    return create_app(chosen, log_writer=log_writer, on_stopped=process.exit_unless_finished, traces=traces)
+    try:
+        traces = tracing.from_environment(__version__)
+        return create_app(chosen, log_writer=log_writer, on_stopped=process.exit_unless_finished, traces=traces)
+    except CONFIGURATION_ERRORS as error:
+        _log.error("cannot start: %s", error)
+        sys.exit(process.failed_start())
 
 
 def _keys(settings: Settings, clock: Callable[[], float] = time.monotonic) -> ApiKeys | None:
@@ -230,9 +228,8 @@ def _review(settings: Settings, metrics: Metrics | None) -> ReviewQueue | None:
     if settings.review_dir is None:
         return None
     folder = ReviewFolder(settings.review_dir, settings.review_max_images, settings.review_max_bytes)
-    if metrics is None:
-        return None
-    return ReviewQueue(folder, metrics, share=settings.review_share, near=settings.review_near)
+    share, near = settings.review_share, settings.review_near
+    return None if metrics is None else ReviewQueue(folder, metrics, share=share, near=near)
 
 
 def _store(settings: Settings, metrics: Metrics | None) -> Store:
@@ -283,9 +280,10 @@ async def _lifespan(
 async def _close(services: Services, traces: Traces | None) -> bool:
     """End all threads. Return False if work that did not finish in time was abandoned."""
     services.score.close()
+    services.pictures.close(timeout=0)
     finished = await services.registry.aclose(CLOSE_SECONDS)
     if not finished:
-        _log.error("shutdown abandoned a forward pass or a version load that did not finish in time")
+        _log.error("shutdown abandoned a forward pass, a version load or a read of the model store: it took too long")
     closing: dict[str, Awaitable[bool]] = {_STORE: services.reconstructions.aclose(CLOSE_SECONDS)}
     if services.review is not None:
         closing["images of the review queue"] = asyncio.to_thread(services.review.close, CLOSE_SECONDS)

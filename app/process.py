@@ -119,7 +119,11 @@ def process_age() -> float | None:
 
 @contextmanager
 def drain_on_sigterm(begin: Callable[[], None], seconds: float) -> Iterator[None]:
-    """Inside the block, the first SIGTERM calls `begin` and is delivered after `seconds`, a second one at once."""
+    """Inside the block, the first SIGTERM calls `begin` and is delivered after `seconds`.
+
+    A second SIGTERM is delivered at once, but ignored in a worker: systemd signals the supervisor and its workers, and
+    then the supervisor signals its workers.
+    """
     if seconds == 0 or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -130,7 +134,9 @@ def drain_on_sigterm(begin: Callable[[], None], seconds: float) -> Iterator[None
         nonlocal draining
         deliver = functools.partial(previous, number, frame) if callable(previous) else lambda: None
         if draining:
-            deliver()
+            if multiprocessing.parent_process() is None:
+                deliver()
+            return
         draining = True
         begin()
         loop.call_soon_threadsafe(loop.call_later, seconds, deliver)
@@ -142,7 +148,8 @@ def drain_on_sigterm(begin: Callable[[], None], seconds: float) -> Iterator[None
         signal.signal(signal.SIGTERM, previous)
 
 
-def _failed_start() -> int:
+def failed_start() -> int:
+    """Return the exit code of this process if it cannot start: the supervisor expects another one of its workers."""
     return EXIT_CANNOT_START if multiprocessing.parent_process() is None else STARTUP_FAILURE
 
 
@@ -165,7 +172,7 @@ def exit_unless_finished(finished: bool, started: bool) -> None:
     """
     if started and not finished:
         exit_abandoned()
-    end = exit_abandoned if started else functools.partial(_exit, _failed_start())
+    end = exit_abandoned if started else functools.partial(_exit, failed_start())
     timer = threading.Timer(EXIT_SECONDS, end)
     timer.daemon = True
     timer.start()

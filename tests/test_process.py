@@ -26,7 +26,6 @@ import pytest
 import torch
 from PIL import Image
 
-from app.inference.detector import torchscript_allowed
 from app.process import EXIT_ABANDONED, EXIT_WORKER_ABANDONED
 from app.stores import BACKENDS
 from benchmarks.open_loop import drive
@@ -143,6 +142,14 @@ def test_draining_serves_while_unready(make_server: Callable[..., Server], zero:
         wait_until(lambda: client.get("/readyz").status_code != 200, 8)
         assert client.post("/score", content=zero, headers=PNG).status_code == 200
     assert server.process.wait(60) == 0
+
+
+def test_a_second_signal_ends_the_drain(make_server: Callable[..., Server]) -> None:
+    """With one process, a second SIGTERM ends the drain."""
+    server = make_server(ANOMALY_DRAIN_SECONDS="3600").start()
+    server.process.terminate()
+    wait_until(lambda: server.get("/readyz").status_code == 503)
+    assert server.stop() == 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
@@ -521,12 +528,9 @@ def test_an_unread_standard_output_stops_nothing(make_server: Callable[..., Serv
 @pytest.fixture
 def hanging(make_server: Callable[..., Server], tmp_path: Path) -> Callable[..., Server]:
     """Return a function that starts a service whose forward pass never returns for a white image."""
-    store = model_stores.copy(tmp_path / "store", 1)
-    folder = store / "zero-article" / "1"
-    with torchscript_allowed():
-        shipped = torch.jit.load(folder / "model.pt")
-    model_stores.put_module(folder, model_stores.HangsOnWhite(shipped))
-    settings = {"MODEL_STORE": str(store), "DEFAULT_MODEL": "zero-article", "DEADLINE_MS": "200"}
+    store = model_stores.hanging(tmp_path / "store")
+    settings = {"MODEL_STORE": str(store), "DEFAULT_MODEL": "zero-article"}
+    settings |= {"DEADLINE_MS": "200", "STORE_TIMEOUT_MS": "100"}
 
     def start(workers: int) -> Server:
         chosen = {**settings, "WORKERS": str(workers)}

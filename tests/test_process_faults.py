@@ -13,7 +13,9 @@ import re
 import signal
 import socket
 import struct
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,8 +24,9 @@ import numpy as np
 import psutil
 import pytest
 
+from app.process import EXIT_ABANDONED
 from tests import pngs
-from tests.conftest import Server
+from tests.conftest import ROOT, Server
 from tests.waiting import wait_until
 
 PNG = {"content-type": "image/png"}
@@ -210,3 +213,109 @@ def test_a_paused_service_answers_each_request_when_it_resumes(make_server: Call
             assert scores == pytest.approx(expected * 8, rel=1e-6)
     assert server.get("/readyz").status_code == 200
     assert server.stop() == 0
+
+
+HANGING = """
+import sys
+import threading
+from pathlib import Path
+
+import uvicorn
+
+from app.__main__ import main
+from app.http import supervisor
+from app.models.repository import Repository
+
+folder = Path(sys.argv[1])
+
+
+def hanging(name, work):
+    def hang(*given):
+        if (folder / name).exists():
+            print(name, "hangs", file=sys.stderr)
+        while (folder / name).exists():  # as a read of a network file system whose server does not respond
+            threading.Event().wait(0.1)
+        return work(*given)
+
+    return hang
+
+
+if (folder / "a long start").exists():
+    supervisor.START_SECONDS = 60
+for name in ("names", "lacks", "versions", "current", "_read"):
+    setattr(Repository, name, hanging("the model store", getattr(Repository, name)))
+uvicorn.Config.load = hanging("the import", uvicorn.Config.load)
+if __name__ == "__main__":
+    sys.exit(main([]))
+"""
+
+
+def start_hanging(make_server: Callable[..., Server], folder: Path, *, wait: bool = True, **environment: str) -> Server:
+    """Start a service that hangs while a file `the model store` or `the import` exists in the folder."""
+    script = folder / "hanging.py"
+    script.write_text(HANGING)
+    # The check for models, which reads the store before the server starts, is skipped.
+    server = make_server(PYTHONPATH=str(ROOT), ANOMALY_ALLOW_EMPTY="true", **environment)
+    return server.start(wait=wait, prefix=[sys.executable, str(script), str(folder)])
+
+
+def test_a_hanging_model_store_does_not_prevent_the_exit(
+    make_server: Callable[..., Server], tmp_path: Path, zero: bytes
+) -> None:
+    """Requests that read a model store that hangs get 504, all others are served, and the process ends in time."""
+    server = start_hanging(make_server, tmp_path, ANOMALY_WATCH_SECONDS="0.1", ANOMALY_DEADLINE_MS="600")
+    (tmp_path / "the model store").touch()
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        replies = pool.map(lambda _: server.post("/score?model=zero@77", content=zero, headers=PNG), range(16))
+        assert [reply.status_code for reply in replies] == [504] * 16
+    with server.client(timeout=30) as client:
+        reply = client.post("/score", content=zero, headers=PNG)
+        assert reply.status_code == 200
+        for path in (f"{reply.json()['reconstruction']}?view=panel", "/openapi.json", "/readyz"):
+            assert client.get(path).status_code == 200, path
+    began = time.monotonic()
+    assert server.stop() == EXIT_ABANDONED
+    assert time.monotonic() - began < 20
+    assert "a read of the model store" in server.log()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_start_that_hangs_does_not_prevent_the_exit(
+    make_server: Callable[..., Server], tmp_path: Path, workers: int
+) -> None:
+    """While each worker waits for a model store that hangs, SIGTERM ends the service in time."""
+    (tmp_path / "the model store").touch()
+    server = start_hanging(make_server, tmp_path, wait=False, ANOMALY_WORKERS=str(workers))
+    wait_until(lambda: server.log().count("the model store hangs") == workers, 60, describe=server.log)
+    began = time.monotonic()
+    assert server.stop() == 0
+    assert time.monotonic() - began < 20
+    assert server.log().count("stopped before the start was complete") == workers
+
+
+def test_a_start_that_completes_after_sigterm_is_shut_down(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    """If the model store responds again after SIGTERM, the shutdown abandons nothing."""
+    (tmp_path / "a long start").touch()  # on a busy machine, loading the models may take longer than usual
+    (tmp_path / "the model store").touch()
+    server = start_hanging(make_server, tmp_path, wait=False)
+    wait_until(lambda: "the model store hangs" in server.log(), 60, describe=server.log)
+    assert server.process is not None
+    server.process.terminate()
+    (tmp_path / "the model store").unlink()
+    assert server.process.wait(30) == 0, server.log()
+    assert '"event": "stopped"' in server.log()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_start_begins_after_sigterm(make_server: Callable[..., Server], tmp_path: Path, workers: int) -> None:
+    """SIGTERM while each worker imports the application ends the service without loading the models."""
+    (tmp_path / "the import").touch()
+    server = start_hanging(make_server, tmp_path, wait=False, ANOMALY_WORKERS=str(workers))
+    wait_until(lambda: server.log().count("the import hangs") == workers, 60, describe=server.log)
+    assert server.process is not None
+    for each in [server.process, *psutil.Process(server.process.pid).children()]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.terminate()
+    (tmp_path / "the import").unlink()
+    assert server.process.wait(30) == 0, server.log()
+    assert "version serves" not in server.log()

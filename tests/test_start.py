@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 import httpx
@@ -639,7 +640,10 @@ def test_the_metrics_folder_of_a_killed_supervisor_is_removed(tmp_path: Path, mo
 def test_a_failed_start_of_the_application_is_exit_code_2(
     make_server: MakeServer, tmp_path: Path, workers: str, stuck: bool
 ) -> None:
-    """If loading the models fails for a reason that no check foresees, the process ends with 2, and logs the error."""
+    """If loading the models fails for a reason that no check foresees, the process ends with 2, and logs the error.
+
+    A supervisor sees the end of its workers at once, not after the 15 s that a worker has for a reply.
+    """
     (tmp_path / "sitecustomize.py").write_text(
         "from app.inference.registry import Registry\n"
         "async def start(self):\n    raise OSError\n"
@@ -651,3 +655,9 @@ def test_a_failed_start_of_the_application_is_exit_code_2(
     assert server.process is not None
     assert server.process.wait(60) == process.EXIT_CANNOT_START
     assert "the service failed to start or to stop" in server.log()
+    if workers == "2":
+        times = {
+            line["event"]: datetime.fromisoformat(line["time"]) for line in map(json.loads, server.log().splitlines())
+        }
+        seen = times["the first workers cannot start"] - times["Application startup failed. Exiting."]
+        assert seen.total_seconds() < 12

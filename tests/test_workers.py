@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import signal
+import socket
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +16,19 @@ import psutil
 import pytest
 
 from tests import model_stores
-from tests.conftest import Server
+from tests.conftest import ROOT, Server
 from tests.waiting import wait_until
 
 PNG = {"content-type": "image/png"}
+
+
+def two_workers(make_server: Callable[..., Server], store: Path, **environment: str) -> Server:
+    """Return a service of two workers that have started, with `zero-article` of a model store."""
+    chosen = {"ANOMALY_MODEL_STORE": str(store), "ANOMALY_DEFAULT_MODEL": "zero-article", **environment}
+    server = make_server(ANOMALY_WORKERS="2", **chosen).start(wait=False)
+    wait_until(lambda: server.log().count('"event": "started"') == 2, 120, describe=server.log)
+    server.wait_ready()
+    return server
 
 
 def series(server: Server, name: str) -> float:
@@ -94,3 +107,173 @@ def test_every_worker_says_by_itself_that_it_is_ready(make_server: Callable[...,
     # One connection, so that one worker replies for both.
     with server.client(timeout=30) as client:
         wait_until(lambda: "\nanomaly_ready 1.0\n" in client.get("/metrics").text)
+
+
+def test_a_worker_starts_while_the_model_store_fails(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    """A worker that starts while the model store cannot be read is unready until it recovers; the others serve."""
+    store = model_stores.copy(tmp_path / "store", 1)
+    link = model_stores.link(tmp_path / "link", store)
+    server = two_workers(make_server, link, ANOMALY_WATCH_SECONDS="0.2")
+    model_stores.link(link, model_stores.UNREADABLE)
+    workers_of(server)[0].kill()
+    wait_until(lambda: server.log().count('"event": "started"') == 3, 120, describe=server.log)
+    wait_until(lambda: 200 in _readiness(server))
+    model_stores.link(link, store)
+    wait_until(lambda: server.log().count('"event": "version serves"') == 3)
+    wait_until(lambda: _readiness(server) == {200})
+    assert server.stop() == 0
+
+
+def test_a_worker_that_cannot_start_ends_no_other(
+    make_server: Callable[..., Server], article_alone: Path, tmp_path: Path, zero: bytes
+) -> None:
+    """If a worker cannot start because a file is damaged, one line has the reason, and it is started again later."""
+    key, keys = "k" * 64, tmp_path / "keys"
+    valid, headers = f"{hashlib.sha256(key.encode()).hexdigest()} name\n", {**PNG, "x-api-key": key}
+    keys.write_text(valid)
+    server = two_workers(make_server, article_alone, ANOMALY_API_KEYS_FILE=str(keys))
+    keys.write_text("damaged\n")
+    workers_of(server)[0].kill()
+    failed = "worker cannot start: the next attempt is in 5 s"
+    wait_until(lambda: failed in server.log(), 60, describe=server.log)
+    assert server.post("/score", content=zero, headers=headers, timeout=20).status_code == 200
+    assert "cannot start: line 1 of the file of the API keys is not '<SHA-256> <name>'" in server.log()
+    keys.write_text(valid)
+    wait_until(lambda: server.log().count('"event": "started"') == 3, 120, describe=server.log)
+    assert server.log().count(failed) < 3
+    assert "Traceback" not in server.log()
+    assert {server.post("/score", content=zero, headers=headers).status_code for _ in range(10)} == {200}
+    assert server.stop() == 0
+
+
+def test_a_worker_that_no_process_can_replace_is_replaced_later(
+    make_server: Callable[..., Server], article_alone: Path, zero: bytes
+) -> None:
+    """If the supervisor cannot start a process, it says so, the other worker serves, and the next attempt succeeds."""
+    server = two_workers(make_server, article_alone)
+    assert server.process is not None
+    supervisor = psutil.Process(server.process.pid)
+    soft, hard = supervisor.rlimit(psutil.RLIMIT_NOFILE)
+    supervisor.rlimit(psutil.RLIMIT_NOFILE, (3, hard))
+    workers_of(server)[0].kill()
+    problem = "no process can be started (Too many open files): the next attempt is in 5 s"
+    wait_until(lambda: problem in server.log(), 60, describe=server.log)
+    assert server.post("/score", content=zero, headers=PNG, timeout=20).status_code == 200
+    supervisor.rlimit(psutil.RLIMIT_NOFILE, (soft, hard))
+    wait_until(lambda: server.log().count('"event": "started"') == 3, 120, describe=server.log)
+    assert "Traceback" not in server.log()
+    assert server.stop() == 0
+
+
+FAILING = """
+import errno
+import os
+import sys
+
+from app.__main__ import main
+from app.http.supervisor import Worker
+
+start, started = Worker.start, []
+
+
+def fail(worker):
+    if started:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    started.append(worker)
+    start(worker)
+
+
+Worker.start = fail
+if __name__ == "__main__":
+    sys.exit(main([]))
+"""
+
+
+def test_a_first_worker_that_no_process_can_run_is_exit_code_2(
+    make_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    """If the second of two processes cannot be started, the first one is stopped, and the log has the reason."""
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING)
+    server = make_server(ANOMALY_WORKERS="2", PYTHONPATH=str(ROOT))
+    server.start(wait=False, prefix=[sys.executable, str(script)])
+    assert server.process is not None
+    assert server.process.wait(60) == 2
+    assert "the first workers cannot start: Resource temporarily unavailable" in server.log()
+    assert "Traceback" not in server.log()
+
+
+def test_a_terminal_that_closes_stops_the_service(make_server: Callable[..., Server], article_alone: Path) -> None:
+    """SIGHUP stops the service as SIGTERM does; further signals that uvicorn has a use for change nothing."""
+    server = two_workers(make_server, article_alone)
+    assert server.process is not None
+    server.process.send_signal(signal.SIGTTIN)
+    server.process.send_signal(signal.SIGTTOU)
+    for each in [*workers_of(server), server.process]:
+        each.send_signal(signal.SIGHUP)
+    assert server.process.wait(60) == 0
+    assert server.log().count('"event": "started"') == 2
+    assert server.log().count('"event": "stopped"') == 2
+
+
+def test_ctrl_c_during_a_start_prints_no_traceback(make_server: Callable[..., Server], article_alone: Path) -> None:
+    """A terminal sends SIGINT to the supervisor and to workers that still import modules."""
+    environment = {"ANOMALY_MODEL_STORE": str(article_alone), "ANOMALY_DEFAULT_MODEL": "zero-article"}
+    server = make_server(ANOMALY_WORKERS="2", **environment).start(wait=False)
+    assert server.process is not None
+    status = Path(f"/proc/{server.process.pid}/status")
+
+    def has_started_workers() -> bool:
+        """Return whether two workers run, and the supervisor does not ignore SIGINT, as it does while it starts one."""
+        (ignored,) = re.findall(r"SigIgn:\s+(\w+)", status.read_text())
+        return len(workers_of(server)) == 2 and not int(ignored, 16) & 1 << signal.SIGINT - 1
+
+    wait_until(has_started_workers, 60, describe=server.log)
+    for each in [*workers_of(server), server.process]:
+        each.send_signal(signal.SIGINT)
+    assert server.process.wait(60) == 0
+    assert "Traceback" not in server.log()
+
+
+def test_a_stop_refuses_new_connections(make_server: Callable[..., Server], article_alone: Path) -> None:
+    """After SIGTERM, new connections are refused while a worker finishes a request; one worker died before."""
+    server = two_workers(make_server, article_alone, ANOMALY_BODY_TIMEOUT_MS="60000")
+    workers_of(server)[0].kill()
+    wait_until(lambda: server.log().count('"event": "started"') == 3, 120, describe=server.log)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
+        slow.sendall(b"POST /score/batch HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-npy\r\n")
+        slow.sendall(b"Expect: 100-continue\r\nContent-Length: 1000000\r\n\r\n")
+        assert slow.recv(65536).startswith(b"HTTP/1.1 100 ")
+        assert server.process is not None
+        server.process.terminate()
+        wait_until(lambda: _refuses(server))
+        # The service ends the batch request 8 s after SIGTERM.
+        slow.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            slow.recv(1)
+        slow.settimeout(30)
+        assert slow.recv(65536).startswith(b"HTTP/1.1 503 ")
+    assert server.process.wait(60) == 0
+
+
+def _refuses(server: Server) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", server.port), timeout=5).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_a_signal_to_the_whole_group_drains(
+    make_server: Callable[..., Server], article_alone: Path, zero: bytes
+) -> None:
+    """If the supervisor and its workers get SIGTERM, as from systemd, the drain has its full length."""
+    server = two_workers(make_server, article_alone, ANOMALY_DRAIN_SECONDS="10")
+    assert server.process is not None
+    began = time.monotonic()
+    for each in [*workers_of(server), server.process]:
+        each.terminate()
+    wait_until(lambda: _readiness(server) == {503})
+    assert server.post("/score", content=zero, headers=PNG, timeout=5).status_code == 200
+    assert server.process.wait(60) == 0
+    assert time.monotonic() - began >= 10
