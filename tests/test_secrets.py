@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from tests.conftest import ROOT
 
 def secrets(folder: Path, *arguments: str) -> str:
     """Run deploy/secrets for a copy of the project in `folder`, and return the API key that it shows."""
-    (folder / "deploy").mkdir(exist_ok=True)
-    shutil.copy(ROOT / "deploy" / "secrets", folder / "deploy")
+    if not (folder / "deploy").exists():
+        (folder / "deploy").mkdir()
+        shutil.copy(ROOT / "deploy" / "secrets", folder / "deploy")
     environment = {name: value for name, value in os.environ.items() if name != "SECRETS"}
     command = [folder / "deploy" / "secrets", *arguments]
     said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
@@ -51,6 +53,18 @@ def test_a_key_gets_a_line_of_its_own(tmp_path: Path) -> None:
     path.write_text(path.read_text().rstrip("\n"))
     second = secrets(tmp_path, "key", "second")
     assert [ApiKeys(path).owner(key.encode()) for key in (first, second)] == ["trial", "second"]
+
+
+def test_keys_that_are_added_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+    """Each key that one of ten concurrent runs shows is in the list, and no draft is left."""
+    secrets(tmp_path)
+    (tmp_path / "secrets" / "keys" / ".api_keys.killed").touch()
+    names = [f"client-{number}" for number in range(10)]
+    with ThreadPoolExecutor(len(names)) as pool:
+        keys = dict(zip(names, pool.map(lambda name: secrets(tmp_path, "key", name), names), strict=True))
+    listed = ApiKeys(tmp_path / "secrets" / "keys" / "api_keys")
+    assert {name: listed.owner(key.encode()) for name, key in keys.items()} == {name: name for name in names}
+    assert [path.name for path in (tmp_path / "secrets" / "keys").iterdir()] == ["api_keys"]
 
 
 def test_an_empty_password_is_made_again(tmp_path: Path) -> None:
