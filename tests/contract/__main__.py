@@ -42,7 +42,8 @@ def main() -> int:
         key = secrets.token_hex(32)
         (folder / "keys").write_text(f"{hashlib.sha256(key.encode()).hexdigest()} contract\n")
         # The scheduler of a busy machine is not a fault of the store.
-        settings = {"LOG_LEVEL": "error", "STORE_TIMEOUT_MS": "5000", "API_KEYS_FILE": str(folder / "keys")}
+        settings = {"LOG_LEVEL": "error", "DEADLINE_MS": "10000", "STORE_TIMEOUT_MS": "5000"}
+        settings["API_KEYS_FILE"] = str(folder / "keys")
         server = Server(folder, **{f"ANOMALY_{name}": value for name, value in settings.items()})
         server.start()
         try:

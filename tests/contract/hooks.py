@@ -31,5 +31,13 @@ schemathesis.openapi.format("binary", _images)
 
 @schemathesis.hook
 def filter_body(context: object, body: object) -> bool:
-    """Leave out forms that are invalid only before they are encoded: one file is sent like a list of one file."""
-    return not (isinstance(body, dict) and isinstance(body.get("files"), (str, bytes)))
+    """Leave out forms that are invalid only before they are encoded.
+
+    In a form, a single value is sent like a list of one, and an empty list is not sent.
+    """
+    if not isinstance(body, dict) or not {"file", "files"} & body.keys():
+        return True
+    single = (value for name, value in body.items() if name != "files")
+    return isinstance(body.get("files", []), list) and not any(
+        isinstance(each, list) and len(each) < 2 for each in single
+    )

@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 CORPUS = Path(__file__).parent / "corpus"
 NAMES = ("png", "fit", "form", "forms", "npy", "score")
 _LONGEST = {"score": 4096, "forms": 4096}
+_PROCESS_INPUTS = 150_000
+"""Number of inputs per process, because the instrumentation of `fit` keeps 17 KB of memory per input."""
 
 
 def run(name: str, options: list[str]) -> int:
@@ -36,6 +38,15 @@ def run(name: str, options: list[str]) -> int:
     atheris.Setup([program, *options], lambda data: target(bytes(data)))
     atheris.Fuzz()
     return 0
+
+
+def execute(name: str, log: Path, options: list[str]) -> tuple[int, int]:
+    """Run a target in a process of its own. Return its exit code and the number of inputs that it executed."""
+    with log.open("wb") as output:
+        command = [sys.executable, "-m", "tests.fuzz", "--one", name, *options]
+        code = subprocess.run(command, check=False, cwd=ROOT, stdout=output, stderr=output).returncode
+    executed = re.findall(r"^stat::number_of_executed_units: *(\d+)", log.read_text(errors="replace"), re.MULTILINE)
+    return code, int(executed[-1]) if executed else 0
 
 
 def main() -> int:
@@ -56,31 +67,26 @@ def main() -> int:
         for folder in (found, findings, kept):
             folder.mkdir(parents=True, exist_ok=True)
         common = [f"-artifact_prefix={findings}/{name}-", f"-max_len={_LONGEST.get(name, 2048)}", "-rss_limit_mb=4096"]
-        if arguments.keep:
-            common += ["-merge=1", str(kept), str(found)]
-        else:
-            common += [
-                f"-max_total_time={arguments.seconds}",
-                f"-seed={arguments.seed}",
-                "-timeout=20",
-                "-print_final_stats=1",
-                str(found),
-                str(kept),
-            ]
         print(f"== {name}", flush=True)  # noqa: T201
-        command = [sys.executable, "-m", "tests.fuzz", "--one", name, *common]
-        began = time.monotonic()
-        log = findings.parent / f"{name}.log"
-        with log.open("wb") as output:
-            code = subprocess.run(command, check=False, cwd=ROOT, stdout=output, stderr=output).returncode
-        executed = re.findall(r"^stat::number_of_executed_units: *(\d+)", log.read_text(errors="replace"), re.MULTILINE)
-        said = f"{len(list(kept.iterdir()))} kept" if arguments.keep else f"{executed[-1] if executed else 0}"
-        print(f"{said} inputs; log: {log}", flush=True)  # noqa: T201
+        began, log = time.monotonic(), findings.parent / f"{name}.log"
+        if arguments.keep:
+            code, _ = execute(name, log, [*common, "-merge=1", str(kept), str(found)])
+            print(f"{len(list(kept.iterdir()))} kept inputs; log: {log}", flush=True)  # noqa: T201
+        else:
+            code = executed = processes = 0
+            # A process that fails is the last one, because the next one would overwrite its log.
+            while not code and (left := round(began + arguments.seconds - time.monotonic())) > 0:
+                options = [f"-max_total_time={left}", f"-runs={_PROCESS_INPUTS}", f"-seed={arguments.seed + processes}"]
+                options += ["-timeout=20", "-print_final_stats=1", str(found), str(kept)]
+                code, count = execute(name, log, common + options)
+                executed += count
+                processes += 1
+            print(f"{executed} inputs; log: {log}", flush=True)  # noqa: T201
+            if arguments.record and executed:
+                seconds = time.monotonic() - began
+                record(f"`make fuzz`: {name}", f"{executed:,} inputs", seconds, "finding" if code else "none")
         if code:
             failed.append(name)
-        if arguments.record and executed:
-            amount = f"{int(executed[-1]):,} inputs"
-            record(f"`make fuzz`: {name}", amount, time.monotonic() - began, "finding" if code else "none")
     print(f"findings in: {', '.join(failed) or 'no target'}")  # noqa: T201
     return bool(failed)
 

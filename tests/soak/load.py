@@ -388,6 +388,7 @@ def soak(folder: Path, seconds: float, seed: int) -> dict[str, Any]:
         ANOMALY_DEFAULT_MODEL="zero-article",
         ANOMALY_WATCH_SECONDS="0.2",
         ANOMALY_LOG_REQUESTS="false",
+        ANOMALY_DEADLINE_MS="10000",
         ANOMALY_STORE_TIMEOUT_MS="5000",  # the scheduler of a busy machine is not a fault of the store
     ).start()
     try:
