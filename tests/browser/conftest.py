@@ -63,7 +63,8 @@ def axe() -> str:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Yield a running service that many tests share."""
     # A score that a busy machine stores too late has no id, and the page no link to it.
-    server = Server(tmp_path_factory.mktemp("service"), ANOMALY_STORE_TIMEOUT_MS="5000").start()
+    limits = {"ANOMALY_DEADLINE_MS": "10000", "ANOMALY_STORE_TIMEOUT_MS": "5000"}
+    server = Server(tmp_path_factory.mktemp("service"), **limits).start()
     yield server
     server.stop()
 

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, Route, expect
 
-from tests import pngs
+from tests import model_stores, pngs
 from tests.browser.conftest import draw_six, draw_zero, stroke
 from tests.conftest import EXAMPLES, TRUSTS_NOBODY, Server
 
@@ -388,12 +388,15 @@ def test_each_refusal_is_in_clear_words(name: str, open_page: Callable[..., Page
 
 
 def test_a_score_that_comes_too_late_is_said_to(
-    open_page: Callable[..., Page], make_server: Callable[..., Server]
+    open_page: Callable[..., Page], make_server: Callable[..., Server], tmp_path: Path
 ) -> None:
     """If a score exceeds its deadline, the page shows that the deadline was exceeded, and what to do."""
-    server = make_server(ANOMALY_DEADLINE_MS="1", ANOMALY_MICROBATCH_MAX_DELAY_MS="200").start()
+    environment = {"ANOMALY_MODEL_STORE": str(model_stores.hanging(tmp_path / "store"))}
+    environment |= {"ANOMALY_DEFAULT_MODEL": "zero-article"}
+    environment |= {"ANOMALY_DEADLINE_MS": "200", "ANOMALY_STORE_TIMEOUT_MS": "100"}
+    server = make_server(**environment).start()
     page = open_page(server.url)
-    choose(page, "zero.png", (EXAMPLES / "zero.png").read_bytes())
+    choose(page, "white.png", pngs.plain(np.full((28, 28), 255, np.uint8)))
     expect(page.locator(WORD)).to_have_text("The deadline was exceeded")
     expect(page.locator("#verdict-why")).to_contain_text("Try again")
 

@@ -15,11 +15,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from anomaly import NO_RETRY, AsyncClient, Client, Fitted, Retry, Score, TimedOut, UnexpectedReply, Unreachable
 from anomaly.client import errors
+from tests import model_stores, pngs
 from tests.conftest import EXAMPLES, ROOT, Server, free_port
 
 
@@ -403,11 +405,14 @@ def test_a_restart_in_the_middle_loses_nothing(make_server: Callable[..., Server
     assert [type(result) for result in results] == [Score] * 300
 
 
-def test_a_deadline_that_passes_is_its_own_problem(make_server: Callable[..., Server], zero: bytes) -> None:
+def test_a_deadline_that_passes_is_its_own_problem(make_server: Callable[..., Server], tmp_path: Path) -> None:
     """A service that exceeds its deadline returns 504, which raises `DeadlineExceeded`."""
-    server = make_server(ANOMALY_DEADLINE_MS="5", ANOMALY_MICROBATCH_MAX_DELAY_MS="200").start()
+    environment = {"ANOMALY_MODEL_STORE": str(model_stores.hanging(tmp_path / "store"))}
+    environment |= {"ANOMALY_DEFAULT_MODEL": "zero-article"}
+    environment |= {"ANOMALY_DEADLINE_MS": "200", "ANOMALY_STORE_TIMEOUT_MS": "100"}
+    server = make_server(**environment).start()
     with Client(server.url, retry=NO_RETRY) as service, pytest.raises(errors.DeadlineExceeded):
-        service.score(zero)
+        service.score(pngs.plain(np.full((28, 28), 255, np.uint8)))
 
 
 def test_a_key_opens_the_service(make_server: Callable[..., Server], tmp_path: Path, zero: bytes) -> None:
