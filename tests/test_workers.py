@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import httpx
@@ -22,10 +22,19 @@ from tests.waiting import wait_until
 PNG = {"content-type": "image/png"}
 
 
-def two_workers(make_server: Callable[..., Server], store: Path, **environment: str) -> Server:
-    """Return a service of two workers that have started, with `zero-article` of a model store."""
+def two_workers(
+    make_server: Callable[..., Server], store: Path, prefix: Sequence[str] = (), **environment: str
+) -> Server:
+    """Return a service of two workers that have started, with `zero-article` of a model store.
+
+    Args:
+        make_server: the fixture.
+        store: folder of the model store.
+        prefix: a command that executes the service.
+        environment: settings.
+    """
     chosen = {"ANOMALY_MODEL_STORE": str(store), "ANOMALY_DEFAULT_MODEL": "zero-article", **environment}
-    server = make_server(ANOMALY_WORKERS="2", **chosen).start(wait=False)
+    server = make_server(ANOMALY_WORKERS="2", **chosen).start(wait=False, prefix=prefix)
     wait_until(lambda: server.log().count('"event": "started"') == 2, 120, describe=server.log)
     server.wait_ready()
     return server
@@ -205,7 +214,8 @@ def test_a_first_worker_that_no_process_can_run_is_exit_code_2(
 
 def test_a_terminal_that_closes_stops_the_service(make_server: Callable[..., Server], article_alone: Path) -> None:
     """SIGHUP stops the service as SIGTERM does; further signals that uvicorn has a use for change nothing."""
-    server = two_workers(make_server, article_alone)
+    # If the tests run under nohup, the service would inherit that SIGHUP is ignored.
+    server = two_workers(make_server, article_alone, prefix=["env", "--default-signal=HUP"])
     assert server.process is not None
     server.process.send_signal(signal.SIGTTIN)
     server.process.send_signal(signal.SIGTTOU)
@@ -216,17 +226,35 @@ def test_a_terminal_that_closes_stops_the_service(make_server: Callable[..., Ser
     assert server.log().count('"event": "stopped"') == 2
 
 
+def test_nohup_keeps_the_service_running(make_server: Callable[..., Server], article_alone: Path, zero: bytes) -> None:
+    """If `nohup` has started the service, SIGHUP ends neither the supervisor nor a worker."""
+    server = two_workers(make_server, article_alone, prefix=["nohup"])
+    assert server.process is not None
+    processes = [*workers_of(server), psutil.Process(server.process.pid)]
+    assert all(_ignores(each, signal.SIGHUP) for each in processes)
+    for each in processes:
+        each.send_signal(signal.SIGHUP)
+    assert server.post("/score", content=zero, headers=PNG, timeout=20).status_code == 200
+    assert server.stop() == 0
+    assert server.log().count('"event": "started"') == 2
+    assert server.log().count('"event": "stopped"') == 2
+
+
+def _ignores(process: psutil.Process, number: signal.Signals) -> bool:
+    (ignored,) = re.findall(r"SigIgn:\s+(\w+)", Path(f"/proc/{process.pid}/status").read_text())
+    return bool(int(ignored, 16) & 1 << number - 1)
+
+
 def test_ctrl_c_during_a_start_prints_no_traceback(make_server: Callable[..., Server], article_alone: Path) -> None:
     """A terminal sends SIGINT to the supervisor and to workers that still import modules."""
     environment = {"ANOMALY_MODEL_STORE": str(article_alone), "ANOMALY_DEFAULT_MODEL": "zero-article"}
     server = make_server(ANOMALY_WORKERS="2", **environment).start(wait=False)
     assert server.process is not None
-    status = Path(f"/proc/{server.process.pid}/status")
+    supervisor = psutil.Process(server.process.pid)
 
     def has_started_workers() -> bool:
         """Return whether two workers run, and the supervisor does not ignore SIGINT, as it does while it starts one."""
-        (ignored,) = re.findall(r"SigIgn:\s+(\w+)", status.read_text())
-        return len(workers_of(server)) == 2 and not int(ignored, 16) & 1 << signal.SIGINT - 1
+        return len(workers_of(server)) == 2 and not _ignores(supervisor, signal.SIGINT)
 
     wait_until(has_started_workers, 60, describe=server.log)
     for each in [*workers_of(server), server.process]:
