@@ -530,7 +530,6 @@ def hanging(make_server: Callable[..., Server], tmp_path: Path) -> Callable[...,
     """Return a function that starts a service whose forward pass never returns for a white image."""
     store = model_stores.hanging(tmp_path / "store")
     settings = {"MODEL_STORE": str(store), "DEFAULT_MODEL": "zero-article"}
-    settings |= {"DEADLINE_MS": "200", "STORE_TIMEOUT_MS": "100"}
 
     def start(workers: int) -> Server:
         chosen = {**settings, "WORKERS": str(workers)}

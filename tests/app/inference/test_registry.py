@@ -692,7 +692,7 @@ async def test_a_hanging_model_is_504_and_unready(make_settings: Callable[..., S
         gate.wait(30)
         return found
 
-    async with running(make_settings(deadline_ms=100, store_timeout_ms=50)) as client:
+    async with running(make_settings(deadline_ms=1000)) as client:
         faulty = break_model(client, hang)
         first, second = await asyncio.gather(raw(client, zero), raw(client, zero))
         assert_problem(first, 504, "deadline-exceeded")
