@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
+import logging
 import resource
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from app.concurrency.lanes import LaneWorker
 from app.settings import Settings
 from app.stores import StoreError
 from app.stores.sqlite import SqliteStore
+from app.telemetry.logs import JsonFormatter
 from tests import pngs
 from tests.conftest import running, services
 from tests.requests import assert_problem, raw
@@ -93,6 +97,57 @@ async def test_no_memory_for_one_image_is_an_error(make_settings: Callable[..., 
         inject(client, 1, RuntimeError("expected scalar type Float"))
         replies = await asyncio.gather(*(raw(client, pngs.plain()) for _ in range(4)))
         assert {reply.status_code for reply in replies} == {500}
+
+
+@pytest.mark.parametrize(
+    ("thread", "path", "then"),
+    [
+        ("inference", "/score", 200),
+        ("inference", "/score/batch", 200),
+        ("fit", "/score?fit=mnist", 200),
+        ("model store", "/score?model=zero-article@77", 404),
+        ("pictures", "panel", 200),
+    ],
+)
+async def test_a_thread_that_cannot_be_started_is_503(
+    make_settings: Callable[..., Settings],
+    zero: bytes,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    thread: str,
+    path: str,
+    then: int,
+) -> None:
+    """The request gets 503 with Retry-After and a cause, one log line contains the place, and the next one succeeds."""
+    refused: list[str] = []
+    start = threading.Thread.start
+
+    def refuse_once(started: threading.Thread) -> None:
+        if started.name != thread or refused:
+            return start(started)
+        refused.append(started.name)
+        raise RuntimeError("can't start new thread")
+
+    async with running(make_settings()) as client:
+
+        async def request() -> httpx.Response:
+            if path == "panel":
+                return await client.get(panel)
+            content, headers = (npy(IMAGES), ARRAY) if "batch" in path else (zero, {"content-type": "image/png"})
+            return await client.post(path, content=content, headers=headers)
+
+        panel = f"{(await raw(client, zero)).json()['reconstruction']}?view=panel" if path == "panel" else ""
+        monkeypatch.setattr(threading.Thread, "start", refuse_once)
+        reply = await request()
+        assert_problem(reply, 503, "overloaded")
+        assert reply.headers["retry-after"] == "1"
+        assert (await request()).status_code == then
+        assert 'anomaly_degraded_total{cause="thread"} 1.0' in (await client.get("/metrics")).text
+    lines = [json.loads(JsonFormatter().format(line)) for line in caplog.records if line.levelno >= logging.ERROR]
+    assert [(line["event"], line["worker"], line["error"]) for line in lines] == [
+        ("a thread could not be started", thread, "RuntimeError")
+    ]
+    assert lines[0]["at"].startswith("app.concurrency.lanes:")
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

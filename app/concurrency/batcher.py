@@ -168,16 +168,15 @@ class MicroBatcher(Generic[Item]):
         self._delay = None
         try:
             self._worker.submit(functools.partial(self._turn, loop), self)
-        except RuntimeError:  # at the system's limit of threads: without a turn, no item would ever get a result
-            _log.exception("the inference thread could not be started", extra={"images": len(self._waiting)})
-            self._reject_waiting()
+        except Overloaded as error:  # without a turn, no item would ever get a result
+            self._reject_waiting(error.detail)
 
-    def _reject_waiting(self) -> None:
+    def _reject_waiting(self, detail: str) -> None:
         with self._lock:
             futures = [item.future for item in self._waiting]
             self._waiting.clear()
             self._turn_scheduled, self._busy_since = False, None
-        self._finish(futures, [Overloaded("no inference thread could be started", cause="thread") for _ in futures])
+        self._finish(futures, [Overloaded(detail, cause="thread") for _ in futures])
 
     def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
         batch, cancelled = self._next_batch()

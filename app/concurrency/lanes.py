@@ -16,6 +16,8 @@ from collections.abc import Callable, Hashable
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from app.problems import Overloaded
+
 Result = TypeVar("Result")
 Work = Callable[[], object]
 
@@ -58,15 +60,14 @@ class LaneWorker:
             lane: whose work it is. Lanes take turns, one piece each; within a lane the order is that of submission.
 
         Raises:
-            RuntimeError: the worker has been closed, or the system cannot start its thread.
+            Overloaded: the system cannot start the thread, and the error is logged.
+            RuntimeError: the worker has been closed.
         """
         with self._lock:
             if self._closed:
                 raise RuntimeError(f"the worker {self._name} has been closed")
             if self._thread is None or not self._thread.is_alive():  # it has not begun, or its initializer failed
-                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                thread.start()
-                self._thread = thread  # only now: `close` cannot join a thread that the system did not start
+                self._start_thread()
             self._lanes.setdefault(lane, deque()).append(work)
             self._update_others_waiting()
             self._submitted.put(True)
@@ -95,6 +96,15 @@ class LaneWorker:
             return True
         self._thread.join(timeout)
         return not self._thread.is_alive()
+
+    def _start_thread(self) -> None:
+        thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # at the system's limit of threads
+            _log.exception("a thread could not be started", extra={"worker": self._name})
+            raise Overloaded(f"the thread {self._name} could not be started", cause="thread") from None
+        self._thread = thread  # only now: `close` cannot join a thread that the system did not start
 
     def _run(self) -> None:
         if self._initializer is not None:

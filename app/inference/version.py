@@ -19,7 +19,7 @@ from app.concurrency.lanes import LaneWorker
 from app.inference.detector import Detector
 from app.inference.passes import is_finite, join_pictures, within_memory
 from app.models.repository import Artifact
-from app.problems import InternalError
+from app.problems import InternalError, Overloaded
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 
@@ -158,11 +158,14 @@ class ModelVersion:
 
         Raises:
             InternalError: the model failed.
+            Overloaded: the inference thread could not be started.
         """
         since = time.perf_counter()
         async with self._chunk_slots:
             try:
                 return await self._score_chunk(pixels, since, draw=draw)
+            except Overloaded:
+                raise
             except Exception:  # the inference thread has logged the error
                 raise InternalError from None
 
@@ -176,9 +179,12 @@ class ModelVersion:
 
         Raises:
             InternalError: the model failed.
+            Overloaded: the inference thread could not be started.
         """
         try:
             return await self._worker.run(functools.partial(self.score_one, pixels), lane="batch")
+        except Overloaded:
+            raise
         except Exception:
             raise InternalError from None
 

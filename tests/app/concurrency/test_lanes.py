@@ -12,6 +12,7 @@ import weakref
 import pytest
 
 from app.concurrency.lanes import LaneWorker
+from app.problems import Overloaded
 from tests.waiting import until
 
 
@@ -35,7 +36,7 @@ def test_a_thread_that_cannot_be_started_is_tried_again(monkeypatch):
     with monkeypatch.context() as context:
         context.setattr(threading.Thread, "start", refuse)
         for worker in workers:
-            with pytest.raises(RuntimeError, match="can't start new thread"):
+            with pytest.raises(Overloaded, match="could not be started"):
                 worker.submit(done.set)
     assert workers[0].close(10)
     workers[1].submit(lambda: None)

@@ -583,35 +583,6 @@ async def test_a_model_heals_while_the_model_store_hangs(make_settings: Callable
     assert [loop.cancelled() for loop in its._loops] == [True, True]
 
 
-async def test_an_inference_thread_that_cannot_be_started_is_503(
-    make_settings: Callable[..., Settings],
-    zero: bytes,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The request gets 503 with Retry-After, one log line contains the cause, and the next request is scored."""
-    refused: list[str] = []
-    start = threading.Thread.start
-
-    def refuse_once(thread: threading.Thread) -> None:
-        if thread.name != "inference" or refused:
-            return start(thread)
-        refused.append(thread.name)
-        raise RuntimeError("can't start new thread")
-
-    async with running(make_settings()) as client:
-        monkeypatch.setattr(threading.Thread, "start", refuse_once)
-        response = await raw(client, zero)
-        assert_problem(response, 503, "overloaded")
-        assert response.headers["retry-after"] == "1"
-        assert (await raw(client, zero)).status_code == 200
-    lines = [json.loads(JsonFormatter().format(line)) for line in caplog.records if line.levelno >= logging.ERROR]
-    assert [(line["event"], line["error"]) for line in lines] == [
-        ("the inference thread could not be started", "RuntimeError")
-    ]
-    assert re.fullmatch(r"app\.concurrency\.lanes:\d+", lines[0]["at"])
-
-
 async def test_the_log_of_a_failure_names_a_place_and_nothing_else(
     client: httpx.AsyncClient, zero: bytes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
