@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
@@ -44,6 +45,8 @@ UNREADABLE_ERRORS = frozenset(
 )
 """Numbers of errors of one file or folder. Any other error of a file system or network ends the run, which can be
 resumed."""
+DAMAGED_PARQUET = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.lib.ArrowIndexError, UnicodeDecodeError)
+"""Errors that the reader of Parquet raises for damaged files, besides `OSError`."""
 
 
 class Piece(NamedTuple):
@@ -133,7 +136,7 @@ class Listing:
         if info.type == fs.FileType.NotFound:
             raise BulkError(f"{self.source.url} does not exist")
         if info.type != fs.FileType.Directory:
-            name = _printable(info.base_name)
+            name = printable(info.base_name)
             kind = kind_of(name)
             if kind is None:
                 endings = ".png, .jpg, .webp, .tar, .zip, .parquet, .npy or -idx3-ubyte"
@@ -159,7 +162,7 @@ class Listing:
 
     def _name(self, path: str) -> str:
         """Return the name of a file in ids."""
-        return _printable(path[len(self.source.path) :].lstrip("/"))
+        return printable(path[len(self.source.path) :].lstrip("/"))
 
     def _ranges(self, piece: Piece, size: int) -> Iterator[tuple[Piece, int]]:
         """Divide an array that is not compressed. Damage is reported when the piece is read."""
@@ -182,7 +185,7 @@ class Listing:
                 found = pq.ParquetFile(stream)
                 columns, metadata = found.schema_arrow.names, found.metadata
                 counts = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
-        except (OSError, ValueError):
+        except (OSError, *DAMAGED_PARQUET):
             yield Piece(path, name, "parquet"), size
             return
         if self.column not in columns:
@@ -199,7 +202,7 @@ def kind_of(name: str) -> Kind | None:
     return next((kind for kind, ending in KINDS if re.search(f"{ending}$", name.lower())), None)
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """Return a file name as UTF-8 can represent it: Linux allows any bytes."""
     return name.encode("utf-8", "backslashreplace").decode()
 

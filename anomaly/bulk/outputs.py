@@ -74,10 +74,10 @@ def exclusive(output: Location) -> Iterator[None]:
     if not output.is_local:
         yield
         return
-    with Path(output.inside(RUN)).open("rb") as stream:
+    with Path(output.inside(RUN)).open("r+b") as stream:  # NFS locks a file exclusively only if it can be written
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise BulkError(f"another run writes to {output.url}; wait for its end") from error
         yield
 

@@ -10,14 +10,14 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from anomaly.bulk import arrays
-from anomaly.bulk.inputs import UNREADABLE_ERRORS, Piece, Unit, kind_of
+from anomaly.bulk.inputs import DAMAGED_PARQUET, UNREADABLE_ERRORS, Piece, Unit, kind_of, printable
 from anomaly.bulk.locations import Location
 from anomaly.bulk.rows import BLOCK, PIXELS, BlockBuilder, Refusal, block
 from anomaly.image_files import is_hidden
@@ -29,8 +29,33 @@ UNREADABLE = "unreadable-file"
 """The file does not exist any more, or may not be read; or a folder cannot be listed."""
 MALFORMED = "malformed-file"
 """The archive or the Parquet file is damaged."""
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, pa.ArrowInvalid)
+_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, *DAMAGED_PARQUET)
 """Errors that the readers of archives and of Parquet raise for damaged files, besides `OSError`."""
+
+
+_DAMAGED_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
+
+
+class _TarMember(tarfile.TarInfo):
+    """Member of an archive. `tarfile` takes a damaged header after the first one for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        """Read the next header.
+
+        Raises:
+            ReadError: it is damaged, or the archive ends without the two blocks of zeros that POSIX demands.
+        """
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            if any(archive.fileobj.read(tarfile.BLOCKSIZE)):
+                raise tarfile.ReadError("a block of zeros is not at the end") from None
+            raise
+        except tarfile.HeaderError as error:
+            if archive.offset == 0:
+                raise
+            raise tarfile.ReadError(str(error)) from error
 
 
 def read_all(ids: list[str]) -> list[bool]:
@@ -147,7 +172,7 @@ class Reader:
         for name, read in self._members(piece):
             if kind_of(name) != "image" or any(is_hidden(part) for part in name.split("/")):
                 continue
-            id = f"{piece.name}#{place}/{name}"
+            id = f"{piece.name}#{place}/{printable(name)}"
             place += 1
             if wanted([id])[0]:
                 content = read()
@@ -157,13 +182,14 @@ class Reader:
         """Yield the name of each member, and what reads it. Other errors of the archive's format become `TarError`."""
         try:
             yield from self._tar(piece) if piece.kind == "tar" else self._zip(piece)
-        except (ValueError, NotImplementedError) as error:  # sparse headers, names that are not UTF-8, later versions
+        # Sparse headers, names that are not UTF-8, later versions, and headers of gzip that are cut short.
+        except (ValueError, NotImplementedError, TypeError) as error:
             raise tarfile.TarError(str(error)) from error
 
     def _tar(self, piece: Piece) -> Iterator[tuple[str, Callable[[], bytes | Refusal]]]:
         with (
             self.source.files.open_input_stream(piece.path, compression=None) as stream,
-            tarfile.open(fileobj=stream, mode="r|*") as archive,
+            tarfile.open(fileobj=stream, mode="r|*", tarinfo=_TarMember) as archive,
         ):
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined]  # it would keep every member in memory
@@ -181,7 +207,7 @@ class Reader:
         try:
             with archive.open(member) as stream:
                 return stream.read(self.max_bytes + 1)
-        except (zipfile.BadZipFile, zlib.error, EOFError, lzma.LZMAError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, lzma.LZMAError, ValueError) as error:  # names are not UTF-8
             return Refusal(MALFORMED, f"the member of the archive is damaged: {error}")
         except OSError as error:
             if not self._can_be_read(error, piece.path):
@@ -220,7 +246,7 @@ class Reader:
                 yield from _chosen(ids[:complete], pixels, asked[:complete])
                 if complete < size:
                     raise MalformedArray(f"the file has fewer bytes than the {count} images that its header declares")
-            if stop == count and (rest or _read(stream, 1)):
+            if stop == count and (rest or _end(stream)):
                 raise MalformedArray(f"the file has more bytes than the {count} images that its header declares")
 
     # Parquet
@@ -295,8 +321,20 @@ def _chosen(ids: list[str], pixels: Any, asked: list[bool]) -> Iterator[Any]:
 def _read(stream: Any, size: int) -> bytes:
     """Read up to `size` bytes. A damaged gzip stream ends early."""
     parts = []
-    with suppress(EOFError, zlib.error, gzip.BadGzipFile):
+    with suppress(*_DAMAGED_GZIP):
         while size > 0 and (part := stream.read1(size)):
             parts.append(part)
             size -= len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _end(stream: Any) -> bytes:
+    """Read one byte after the last image: none, unless the file is too long. A gzip stream ends with its checksum.
+
+    Raises:
+        MalformedArray: the gzip stream is damaged. Images that were read before may be wrong.
+    """
+    try:
+        return bytes(stream.read1(1))
+    except _DAMAGED_GZIP as error:
+        raise MalformedArray(f"the gzip stream is damaged, so its images may be wrong: {error}") from error
