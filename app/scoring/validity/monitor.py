@@ -50,9 +50,14 @@ class _Watched:
 
     @property
     def key(self) -> str:
-        """Names the stream in the store. Another calibration is another stream."""
-        manifest = self.manifest
-        return f"validity/{manifest.name}@{manifest.version}/{manifest.files['calibration.npy'][:16]}"
+        """Names the stream in the store."""
+        name, version, digest = _id_of(self.manifest)
+        return f"validity/{name}@{version}/{digest[:16]}"
+
+
+def _id_of(manifest: Manifest) -> tuple[str, int, str]:
+    """Return the identity of a stream. A model that was deleted and trained again has another calibration."""
+    return manifest.name, manifest.version, manifest.files["calibration.npy"]
 
 
 class ValidityMonitor:
@@ -77,9 +82,9 @@ class ValidityMonitor:
         self._limit = limit
         self._clock = clock
         self._generator = np.random.default_rng()
-        self._watched: dict[tuple[str, int], _Watched] = {}
-        self._current: dict[str, int] = {}
-        """Number of the current version of each model."""
+        self._watched: dict[tuple[str, int, str], _Watched] = {}
+        self._current: dict[str, tuple[str, int, str]] = {}
+        """Stream of the current version of each model."""
         # Guards the waiting images: the inference thread and the event loop both add some.
         self._lock = threading.Lock()
         self._flushing = asyncio.Lock()
@@ -141,12 +146,11 @@ class ValidityMonitor:
                 _log.exception("scores could not be compared with the calibration")
 
     def _watched_of(self, version: ModelVersion) -> _Watched:
-        manifest = version.manifest
-        key = manifest.name, manifest.version
-        found = self._watched.get(key)
+        id = _id_of(version.manifest)
+        found = self._watched.get(id)
         if found is None:
-            watched = _Watched(manifest, Reference.of(manifest, version.calibration))
-            found = self._watched.setdefault(key, watched)
+            watched = _Watched(version.manifest, Reference.of(version.manifest, version.calibration))
+            found = self._watched.setdefault(id, watched)
         return found
 
     async def _watch(self, registry: Registry) -> None:
@@ -154,8 +158,8 @@ class ValidityMonitor:
             await asyncio.sleep(_INTERVAL_SECONDS)
             for name in registry.names():
                 version = registry.current(name)
-                if version is not None and self._current.get(name) != version.manifest.version:
-                    self._current[name] = version.manifest.version
+                if version is not None and self._current.get(name) != (id := _id_of(version.manifest)):
+                    self._current[name] = id
                     self._watched_of(version).refresh_at = 0.0
             await self.flush()
 
@@ -226,5 +230,5 @@ class ValidityMonitor:
 
     def _export(self, watched: _Watched, state: StreamState) -> None:
         manifest = watched.manifest
-        if self._current.get(manifest.name) == manifest.version:
+        if self._current.get(manifest.name) == _id_of(manifest):
             self._metrics.validity(manifest.name, state.images, state.log_peak, changed=state.changed is not None)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from app.inference.version import ModelVersion
+from app.models.calibration import Calibration
 from app.scoring.validity.monitor import ValidityMonitor
 from app.scoring.validity.stream import Stream
 from app.settings import Settings
@@ -100,6 +101,30 @@ async def test_a_change_is_reported(client: httpx.AsyncClient, caplog: pytest.Lo
     page = (await client.get("/models/zero-article", headers={"accept": "text/html"})).text
     assert f"changed after {found['changed_after_images']:,} of 4,000 images (p = " in page
     await until(lambda: b'validity_changed{model="zero-article"} 1.0' in services(client).metrics.exposition())
+
+
+async def test_a_model_that_was_trained_again_has_its_own_stream(client: httpx.AsyncClient) -> None:
+    """After a model was deleted, its version 1 may be another one: it is compared with its own calibration."""
+    monitor, version = services(client).validity, version_of(client)
+    monitor.add(version, like_calibration(version, 100))
+    assert (await monitor.report(version)).images == 100
+    other = {
+        "files": {**version.manifest.files, "calibration.npy": "0" * 64},
+        "threshold": version.manifest.threshold + 5,
+    }
+    version.manifest = version.manifest.model_copy(update=other)
+    version.calibration = Calibration(np.asarray(version.calibration.scores) + 5)
+    assert (await monitor.report(version)).images == 0
+    monitor.add(version, like_calibration(version, 200))
+    report = await monitor.report(version)
+    assert (report.images, report.status) == (200, "valid")
+
+
+async def test_the_same_image_again_and_again_is_a_change(client: httpx.AsyncClient, zero: bytes) -> None:
+    """Images must be exchangeable: a few dozen copies of one normal image change the status, as the docs say."""
+    for _ in range(50):
+        await raw(client, zero)
+    assert (await client.get(VALIDITY)).json()["status"] == "changed"
 
 
 async def test_the_model_card_has_the_status(client: httpx.AsyncClient) -> None:
