@@ -158,6 +158,22 @@ def test_a_store_in_memory_is_not_shared(tmp_path: Path, monkeypatch: pytest.Mon
             check(Settings(store_url=url, workers=2))
 
 
+def test_a_folder_that_is_deleted_while_the_file_cannot_be_opened(store: SqliteStore, tmp_path: Path) -> None:
+    """The folder of a store that is down, for a database of another program, is deleted: the next access works."""
+    folder = tmp_path / "folder"
+    with contextlib.closing(SqliteStore(folder / "a.db", ttl_seconds=60, max_entries=1000)) as other:
+        other.put([("first", b"1")])
+        (folder / "a.db").unlink()
+        with contextlib.closing(sqlite3.connect(folder / "a.db")) as foreign:
+            foreign.execute("CREATE TABLE theirs (x)")
+        for _ in range(2):
+            with pytest.raises(StoreError, match="another program"):
+                other.ping()
+        shutil.rmtree(folder)
+        other.put([("second", b"2")])
+        assert other.get("second") == b"2"
+
+
 INDEX_DAMAGE = """
 import os, sys
 from pathlib import Path
@@ -371,8 +387,8 @@ def test_a_second_process_gets_in_after_the_locks_were_deleted(store: SqliteStor
     assert is_locked(path)
     delete_locks(path)
     users = FileUsers(path)
-    with users.locked():
-        users.join()  # as each process does before it opens the file
+    with users.joined():  # as each process that opens the file
+        pass
     store.put([("given back", b"2")])
     assert not is_locked(path)
     with contextlib.closing(SqliteStore(path, ttl_seconds=60, max_entries=1000)) as second:

@@ -29,10 +29,17 @@ class FileUsers:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield lock
 
-    def join(self) -> None:
-        """Count this process. The caller has `locked` the file."""
-        if self._users is None:
-            self._users = self._held()
+    @contextlib.contextmanager
+    def joined(self) -> Iterator[TextIO]:
+        """Count this process until `leave`, as `locked` does for the block; an error in the block undoes it."""
+        with self.locked() as lock:
+            if self._users is None:
+                self._users = self._held()
+            try:
+                yield lock
+            except BaseException:
+                self.leave()
+                raise
 
     def leave(self) -> None:
         """Count this process no longer."""
@@ -62,7 +69,7 @@ class FileUsers:
         return True
 
     def _held(self) -> TextIO:
-        users = self._users_path.open("a")
+        users = self._users_path.open("a+")  # for a shared lock, NFS demands that the file can be read
         fcntl.flock(users, fcntl.LOCK_SH)
         return users
 

@@ -153,8 +153,7 @@ class StoreFile:
         if self._connection is None:
             replaced = self._opened is not None and self._identity() != self._opened
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._users.locked() as lock:
-                self._users.join()
+            with self._users.joined() as lock:
                 self._check_after_boot(lock, again=replaced)
                 self._connection = self._connect()
             self._opened = self._identity()
