@@ -144,7 +144,7 @@ def _serve(settings: Settings, sockets: list[socket.socket], *, interruptible: b
     if interruptible:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if settings.workers > 1:
-        return _run_workers(config, sockets)
+        return _run_workers(Supervisor(config, sockets, settings.drain_seconds))
     try:
         server.run(sockets)
     except KeyboardInterrupt:  # raised again after the shutdown
@@ -158,8 +158,7 @@ def _serve(settings: Settings, sockets: list[socket.socket], *, interruptible: b
     return 0 if server.started or server.should_exit else process.EXIT_CANNOT_START
 
 
-def _run_workers(config: uvicorn.Config, sockets: list[socket.socket]) -> int:
-    supervisor = Supervisor(config, sockets)
+def _run_workers(supervisor: Supervisor) -> int:
     supervisor.run()
     if supervisor.cannot_start:
         return process.EXIT_CANNOT_START

@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 
+from app.process import EXIT_ABANDONED
 from tests import model_stores
 from tests.conftest import ROOT, Server
 from tests.waiting import wait_until
@@ -210,6 +211,32 @@ def test_a_first_worker_that_no_process_can_run_is_exit_code_2(
     assert server.process.wait(60) == 2
     assert "the first workers cannot start: Resource temporarily unavailable" in server.log()
     assert "Traceback" not in server.log()
+
+
+IMPATIENT = """
+import sys
+
+from app.__main__ import main
+from app.http import supervisor
+
+supervisor.STOP_SECONDS = 8.0
+if __name__ == "__main__":
+    sys.exit(main([]))
+"""
+
+
+def test_a_worker_that_does_not_react_is_killed(
+    make_server: Callable[..., Server], article_alone: Path, tmp_path: Path
+) -> None:
+    """SIGTERM ends the service although one worker is stopped; the other worker shuts down as usual."""
+    script = tmp_path / "impatient.py"
+    script.write_text(IMPATIENT)
+    prefix = [sys.executable, str(script)]
+    server = two_workers(make_server, article_alone, prefix=prefix, PYTHONPATH=str(ROOT))
+    workers_of(server)[0].suspend()
+    assert server.stop() == EXIT_ABANDONED
+    assert server.log().count("a worker has not ended in time and is killed") == 1
+    assert server.log().count('"event": "stopped"') == 1
 
 
 def test_a_terminal_that_closes_stops_the_service(make_server: Callable[..., Server], article_alone: Path) -> None:

@@ -21,6 +21,8 @@ RETRY_SECONDS = 5.0
 """Seconds between a failed start of a worker and the next attempt. A start takes seconds of processor time."""
 START_SECONDS = 5.0
 """Seconds that a start may still take after a signal that stops the service."""
+STOP_SECONDS = 35.0
+"""Seconds after the drain until a worker that has not ended is killed. A worker that reacts needs 30 or fewer."""
 
 
 class Server(uvicorn.Server):
@@ -93,17 +95,19 @@ class Supervisor(Multiprocess):
     Args:
         config: of the servers in the workers.
         sockets: bound sockets, on which all workers listen.
+        drain_seconds: how long the workers serve requests after SIGTERM.
 
     Attributes:
         started: whether a worker has started.
         cannot_start: whether the workers were stopped because the first ones cannot start.
     """
 
-    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket], drain_seconds: float) -> None:
         ignores_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         super().__init__(config, sockets)
         if ignores_hangup:  # the command nohup has started the service
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        self._drain_seconds = drain_seconds
         self.started = False
         self.cannot_start = False
         self._retry_at: dict[Process, float] = {}
@@ -142,6 +146,16 @@ class Supervisor(Multiprocess):
         for each in self.sockets:
             each.close()
         super().terminate_all()
+
+    def join_all(self) -> None:
+        """Wait for the end of each worker, and kill those that do not react, for example because they are stopped."""
+        until = time.monotonic() + self._drain_seconds + STOP_SECONDS
+        for worker in self.processes:
+            worker.process.join(max(0.0, until - time.monotonic()))
+            if worker.process.is_alive():
+                _log.error("a worker has not ended in time and is killed")
+                worker.kill()
+                worker.process.join()
 
     def handle_hup(self) -> None:
         """Stop the service: its terminal has closed."""
