@@ -159,6 +159,7 @@ async def decoded_pieces(encoding: bytes | None, body: AsyncIterator[bytes], *, 
         else:
             for part in decoder.decode(piece):
                 yield part
+                await asyncio.sleep(0)  # a small piece may decode to megabytes, which keep their reader busy
     if decoder is not None:
         decoder.finish()
 

@@ -130,6 +130,8 @@ class ServerProtocol(Connection):
         version = self.parser.get_http_version()
         headers = check_head(version, self.headers)
         self.check_connection()
+        if not self.url.startswith(b"/"):
+            self.url = _with_path(self.url)
         if len(self.pipeline) >= _MAX_PIPELINED:
             raise MalformedRequest(f"more than {_MAX_PIPELINED} requests of this connection wait for their responses")
         if version == "1.1" and self._takes_fast_path(headers):
@@ -232,3 +234,11 @@ class ServerProtocol(Connection):
     def record_rejection(self, problem: Problem, *, begun: bool) -> str | None:
         """Count and log a problem that the server sends without calling the application."""
         return None if self._middleware is None else self._middleware.record_rejection(problem, begun=begun)
+
+
+def _with_path(target: bytes) -> bytes:
+    """Return a target with a path: that of the complete URL `http://host` is `/` (RFC 9110, 4.2.3)."""
+    url = httptools.parse_url(target)
+    if url.path is not None:
+        return target
+    return b"/" if url.query is None else b"/?" + url.query

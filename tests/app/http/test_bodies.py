@@ -320,6 +320,29 @@ async def test_a_form_that_has_arrived_lets_others_run() -> None:
     assert turns > len(form) / 20_000
 
 
+@pytest.mark.parametrize("encoding", [b"gzip", b"deflate"])
+async def test_a_small_compressed_body_lets_others_run(encoding: bytes) -> None:
+    """A reader of a body that grows a thousandfold awaits nothing itself: the event loop runs others between pieces."""
+    size, turns, more = 16 << 20, 0, True
+    body = gzip.compress(bytes(size)) if encoding == b"gzip" else zlib.compress(bytes(size))
+
+    async def arrives() -> AsyncIterator[bytes]:
+        yield body
+
+    async def others() -> None:
+        nonlocal turns
+        while more:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(others())
+    sizes = [len(piece) async for piece in decoded_pieces(encoding, arrives(), limit=size)]
+    more = False
+    await task
+    assert sum(sizes) == size
+    assert turns >= len(sizes) > 100
+
+
 def test_both_routes_read_a_form_alike() -> None:
     """What `/score` accepts as `file`, `/score/batch` accepts as `files`."""
     for head in (HEAD, DISPOSITION + b'name="file"', HEAD + b"\r\nContent-Transfer-Encoding: binary"):
