@@ -242,6 +242,8 @@ class BatchScorer:
                 continue
             reply = job.rule.reply(verdict, id, self.prefix)
             records.append(Record(reply, found.planes[place].tobytes(), float(found.peak[place]), id, job.owner))
+        if not records:  # all images have a problem
+            return ids
         cause = await self._reconstructions.drop_cause(records)
         if cause is None:
             return ids

@@ -8,7 +8,7 @@ import io
 import json
 import threading
 import tracemalloc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import httpx
@@ -28,6 +28,8 @@ from app.problems import BodyTimeout, BodyTooLarge, Problem
 from app.scoring.batch import PASSES_AT_ONCE, BatchJob, Chunk, ScoredChunk
 from app.scoring.verdict import DecisionRule
 from app.settings import Settings
+from app.stores.reconstructions import Reconstructions
+from app.stores.records import Record
 from tests import pngs
 from tests.conftest import SHARED, running, services
 from tests.requests import assert_problem, raw
@@ -193,6 +195,25 @@ async def test_problems_stand_in_the_place_of_their_item(client: httpx.AsyncClie
     assert (reply["count"], reply["failed"]) == (4, 2)
     scores = await client.post("/score/batch", headers={"accept": "application/x-npy"}, **files)
     assert np.isnan(np.load(io.BytesIO(scores.content))).tolist() == [False, True, False, True]
+
+
+async def test_a_batch_without_a_valid_image_stores_nothing(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written: a backend that is down may accept an empty write, and would count as up again."""
+    written: list[int] = []
+    async with running(make_settings()) as client:
+        put = Reconstructions.put
+
+        def counting(store: Reconstructions, records: Sequence[Record], *given: Any) -> None:
+            written.append(len(records))
+            put(store, records, *given)
+
+        monkeypatch.setattr(Reconstructions, "put", counting)
+        for files, failed in ((form(b"nonsense", b""), 2), (form(b"nonsense", pngs.plain()), 1)):
+            reply = (await client.post("/score/batch?store=true", **files)).json()
+            assert (reply["count"], reply["failed"]) == (2, failed)
+    assert written == [1]
 
 
 async def test_only_stored_batches_have_ids(client: httpx.AsyncClient) -> None:
