@@ -134,7 +134,7 @@ class InferHandler:
                     detail = f"{images.count} images with pictures, the maximum is {MAX_PICTURES}"
                     raise BodyTooLarge(detail, hint="Request `reconstruction` and `error_map` for fewer images.")
                 exchange = BatchExchange(job, "", timeout, slowest)
-                if images.count <= settings.microbatch_max_size:
+                if images.count <= min(settings.microbatch_max_size, settings.queue_max_images):
                     timing = await self._score_few(job, images, reply, scope, preparation)
                 else:
                     places.take()

@@ -354,11 +354,21 @@ async def test_a_full_queue_is_a_503_and_leaves_nothing_behind(make_settings: Ca
     """If the queue has no room for all images of a request, none of them is scored."""
     chosen = make_settings(queue_max_images=4, microbatch_max_delay_ms=10_000, deadline_ms=30_000)
     async with running(chosen) as client:
-        assert_error(await infer(client, digits(5)), 503, "4 images are waiting")
         queue = services(client).registry.current("zero-article").queue
-        await until(lambda: not queue.waiting or all(item.future.done() for item in [*queue._waiting]))
+        first = asyncio.create_task(infer(client, digits(2)))
+        await until(lambda: len(queue._waiting) == 2)
+        assert_error(await infer(client, digits(4)), 503, "4 images are waiting")
+        await until(lambda: sum(not item.future.done() for item in [*queue._waiting]) == 2)
         metrics = (await client.get("/metrics")).text
         assert 'anomaly_problems_total{type="overloaded"} 1.0' in metrics
+        first.cancel()
+
+
+@pytest.mark.parametrize("count", [4, 5, 32])
+async def test_more_images_than_the_queue_admits_are_scored(make_settings: Callable[..., Settings], count: int) -> None:
+    """A small queue rejects no request for its size alone: above it, a request is scored like a batch."""
+    async with running(make_settings(queue_max_images=4)) as client:
+        assert len(outputs_of(await infer(client, digits(count)))["mse"]) == count
 
 
 async def test_a_tensor_request_does_not_starve_single_scores(make_settings: Callable[..., Settings]) -> None:
