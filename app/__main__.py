@@ -52,6 +52,9 @@ def _open_standard_streams() -> None:
 
 
 _open_standard_streams()
+# The inference thread has one intra-op thread; without this, OpenMP and numpy's OpenBLAS start one per core. OpenBLAS
+# starts them when numpy is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import uvicorn  # noqa: E402
 
@@ -89,8 +92,6 @@ def main(arguments: list[str]) -> int:
         return _refuse(error)
     # The workers read the environment again: the port may be one that the system chose, or a variable of Kubernetes.
     os.environ[f"{PREFIX}PORT"] = str(sockets[0].getsockname()[1])
-    # The inference thread has one intra-op thread; without this, OpenMP starts further threads.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     if settings.workers > 1:
         # prometheus_client reads the variable when it is imported, so this comes before app.main.
         _metrics_folder = os.environ["PROMETHEUS_MULTIPROC_DIR"] = process.make_metrics_folder()

@@ -61,11 +61,7 @@ class Application(RequestMiddleware):
     Args:
         framework: handles all requests but `POST /score`.
         services: the objects that the routes use.
-        log: gets one line per request.
-        keys: the API keys. None: no key is required.
-        cors: the allowed origins. None: no cross-origin requests.
-        hosts: the allowed hosts. None: all.
-        traces: records spans. None: no traces.
+        log, keys, cors, hosts, traces: as for `RequestMiddleware`.
         probe_port: port on which only probes are answered. None: no port.
     """
 
@@ -93,6 +89,11 @@ class Application(RequestMiddleware):
         )
         self.framework, self.services = framework, services
         self.probe_port = probe_port
+
+    @property
+    def draining(self) -> bool:
+        """Whether the service will soon shut down."""
+        return self.services.health.draining
 
     def begin_shutdown(self) -> None:
         """Bound the time that batch requests take from now on."""
@@ -209,6 +210,7 @@ def from_environment() -> Application:
     chosen = settings.from_environment()
     log_writer = configure(chosen.log_level, chosen.log_format)
     try:
+        check(chosen)  # before the metrics of this process: each failed start of a worker would leave their files
         traces = tracing.from_environment(__version__)
         return create_app(chosen, log_writer=log_writer, on_stopped=process.exit_unless_finished, traces=traces)
     except CONFIGURATION_ERRORS as error:

@@ -144,6 +144,25 @@ def test_draining_serves_while_unready(make_server: Callable[..., Server], zero:
     assert server.process.wait(60) == 0
 
 
+def test_a_drain_closes_connections_with_their_responses(make_server: Callable[..., Server], zero: bytes) -> None:
+    """Clients that reuse connections are told to open others, so the end of the drain interrupts no request."""
+    server = make_server(ANOMALY_DRAIN_SECONDS="5").start()
+    with server.client() as client:
+        for _ in range(2):
+            assert "connection" not in client.post("/score", content=zero, headers=PNG).headers
+            assert "connection" not in client.get("/models").headers
+        server.process.terminate()
+        wait_until(lambda: client.get("/readyz").status_code == 503, 5)
+        assert client.post("/score", content=zero, headers=PNG).headers["connection"] == "close"
+        assert client.get("/models").headers["connection"] == "close"
+    get = b"GET /models HTTP/1.1\r\nHost: x\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as pipelining:
+        pipelining.sendall(get * 3)
+        replies = b"".join(iter(lambda: pipelining.recv(65536), b""))
+    assert replies.count(b"HTTP/1.1 200 ") == 3
+    assert server.process.wait(60) == 0
+
+
 def test_a_second_signal_ends_the_drain(make_server: Callable[..., Server]) -> None:
     """With one process, a second SIGTERM ends the drain."""
     server = make_server(ANOMALY_DRAIN_SECONDS="3600").start()

@@ -141,13 +141,18 @@ def test_a_worker_that_cannot_start_ends_no_other(
     key, keys = "k" * 64, tmp_path / "keys"
     valid, headers = f"{hashlib.sha256(key.encode()).hexdigest()} name\n", {**PNG, "x-api-key": key}
     keys.write_text(valid)
-    server = two_workers(make_server, article_alone, ANOMALY_API_KEYS_FILE=str(keys))
+    server = two_workers(make_server, article_alone, ANOMALY_API_KEYS_FILE=str(keys), TMPDIR=str(tmp_path))
+    assert server.post("/score", content=zero, headers=headers).status_code == 200
+    server.get("/metrics", timeout=10)
+    files = {path.name for path in tmp_path.glob("anomaly-metrics-*/*.db")}
+    assert len([name for name in files if name.startswith("counter_")]) == 2
     keys.write_text("damaged\n")
     workers_of(server)[0].kill()
     failed = "worker cannot start: the next attempt is in 5 s"
     wait_until(lambda: failed in server.log(), 60, describe=server.log)
     assert server.post("/score", content=zero, headers=headers, timeout=20).status_code == 200
     assert "cannot start: line 1 of the file of the API keys is not '<SHA-256> <name>'" in server.log()
+    assert {path.name for path in tmp_path.glob("anomaly-metrics-*/*.db")} <= files, "a failed start left files"
     keys.write_text(valid)
     wait_until(lambda: server.log().count('"event": "started"') == 3, 120, describe=server.log)
     assert server.log().count(failed) < 3

@@ -136,6 +136,8 @@ class Connection(HttpToolsProtocol):
     """Whether the connection exceeds the maximum number of connections; then only probes are answered."""
     _on_probe_port = False
     """Whether only probes are answered because of the port."""
+    running: RequestResponseCycle | None = None
+    """The request that is being handled, or was the last one. uvicorn's `cycle` is the newest one."""
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
@@ -156,6 +158,15 @@ class Connection(HttpToolsProtocol):
             raise NotFound("this port answers only /livez, /readyz and /metrics", hint=hint)
         if self._surplus and self.url not in _PROBES:
             raise Overloaded(f"{self._max_connections} connections are open already", cause="connections")
+
+    @property
+    def is_last_response(self) -> bool:
+        """Whether the connection closes after this response because the service drains.
+
+        After the drain, the server closes all connections without a request. If a client were sending its next one at
+        that moment, it would get no response. With `Connection: close` it opens another connection in time.
+        """
+        return getattr(self.app, "draining", False) and not self.pipeline
 
     def parse_problem(self, cause: BaseException | None) -> Problem:
         """Return the problem for a parser error and what one of the parser's callbacks raised, if one did."""
@@ -193,6 +204,10 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel the request in progress and all timers."""
         super().connection_lost(exc)
+        running = self.running
+        if running is not None and running is not self.cycle and not running.response_complete:
+            running.disconnected = True
+            running.message_event.set()
         self._idle_check.cancel()
         self._transport.stop_stall_timer()
 
@@ -216,10 +231,12 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """Start an ASGI task whose response announces how long the connection stays open, if it stays open."""
+        self.running = cycle
 
         async def announcing(scope: Any, receive: Any, send: Any) -> None:
             async def announce(message: Any) -> None:
                 if message["type"] == "http.response.start":
+                    cycle.keep_alive = cycle.keep_alive and not self.is_last_response
                     headers = list(message.get("headers", ()))
                     if cycle.keep_alive and (b"connection", b"close") not in headers:
                         message = {**message, "headers": [*headers, self._keep_alive]}

@@ -57,10 +57,11 @@ class FastExchange:
         self.response_complete = True
         if protocol is None or self.disconnected or protocol.transport.is_closing():
             return
+        keep_alive = self.keep_alive and not protocol.is_last_response
         if not closes:
-            lines += protocol.keep_alive_line if self.keep_alive else b"connection: close\r\n"
+            lines += protocol.keep_alive_line if keep_alive else b"connection: close\r\n"
         protocol.transport.write(b"".join((STATUS_LINE[status], lines, b"\r\n", body)))
-        if closes or not self.keep_alive:
+        if closes or not keep_alive:
             protocol.transport.close()
         protocol.on_response_complete()
 
@@ -195,7 +196,7 @@ class ServerProtocol(Connection):
         if exchange.future is None:
             return False
         self._end_pending()
-        self.cycle = exchange  # type: ignore[assignment]
+        self.cycle = self.running = exchange  # type: ignore[assignment]
         return True
 
     def _hand_over(self) -> None:

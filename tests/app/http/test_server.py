@@ -165,6 +165,9 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": said})
 
 
+ASKED_NOTHING = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
 async def said(reader: asyncio.StreamReader) -> str:
     """Return the body of the next reply of `echo`."""
     head = await reader.readuntil(b"\r\n\r\n")
@@ -342,6 +345,26 @@ async def test_nobody_fills_the_memory_with_requests() -> None:
     assert replies.count(b"HTTP/1.1 200 ") <= server._MAX_PIPELINED + 11
     assert replies.count(b"HTTP/1.1 400 ") == 1
     assert replies.endswith(b"}")
+
+
+@pytest.mark.parametrize("waiting", [0, 1, 5])
+async def test_a_client_that_leaves_ends_the_running_request(waiting: int) -> None:
+    """The application is told that the client has left, also if further requests of the connection wait."""
+    heard: list[tuple[str, str]] = []
+
+    async def listening(scope: Any, receive: Any, send: Any) -> None:
+        heard.append((scope["path"], (await receive())["type"]))
+        heard.append((scope["path"], (await receive())["type"]))
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    async with connected(listening) as (side, _):
+        side.data_received(b"GET /first HTTP/1.1\r\nHost: x\r\n\r\n" + ASKED_NOTHING * waiting)
+        await until(lambda: heard)
+        assert len(side.pipeline) == waiting
+        side.transport.abort()
+        await until(lambda: len(heard) == 2)
+    assert heard == [("/first", "http.request"), ("/first", "http.disconnect")]
 
 
 async def hasty(scope: Any, receive: Any, send: Any) -> None:
