@@ -13,6 +13,10 @@ from anomaly.bulk.readers import Reader
 from anomaly.bulk.scorer import BlockScorer, Job
 
 
+class _StoppedError(Exception):
+    """The run has been interrupted, or has failed in another thread."""
+
+
 class _Shared:
     """Hands out units one at a time to several threads."""
 
@@ -59,17 +63,22 @@ def run(
     units, stopped = _Shared(listing.units()), threading.Event()
     loading = threading.Lock()
 
+    def wanted(ids: list[str]) -> list[bool]:
+        if stopped.is_set():  # also between images that are skipped because they have a row
+            raise _StoppedError
+        return done.wanted(ids)
+
     def work() -> None:
         with loading:  # `warnings.catch_warnings` is not thread-safe
             scorer = BlockScorer(job)
         writer = PartWriter(output, job.schema)
         try:
             for unit in units:
-                for table in reader.blocks(unit, done.wanted):
+                for table in reader.blocks(unit, wanted):
                     writer.add(scorer(table))
                     on_rows(len(table))
-                    if stopped.is_set():
-                        return
+        except _StoppedError:
+            pass
         finally:
             writer.flush()
 

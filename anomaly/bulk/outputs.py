@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -48,8 +49,11 @@ def begin(output: Location, run: dict[str, Any]) -> bool:
             if found.type == fs.FileType.Directory and _entries(output):
                 raise BulkError(f"{output.url} contains files that are not of a bulk run; choose an empty folder")
             output.files.create_dir(output.path, recursive=True)
-            output.write(RUN, json.dumps(run, indent=2).encode() + b"\n")
-            return False
+            with _beginning(output):
+                content = output.read(RUN)  # another run may have begun in the same moment
+                if content is None:
+                    output.write(RUN, json.dumps(run, indent=2).encode() + b"\n")
+                    return False
         before = json.loads(content)
     except OSError as error:
         raise BulkError(f"{output.url} cannot be written: {error}") from error
@@ -62,6 +66,20 @@ def begin(output: Location, run: dict[str, Any]) -> bool:
                 "choose another folder"
             )
     return True
+
+
+@contextmanager
+def _beginning(output: Location) -> Iterator[None]:
+    """Let one process at a time write the description of a run to a local output folder."""
+    if not output.is_local:
+        yield
+        return
+    folder = os.open(output.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 @contextmanager

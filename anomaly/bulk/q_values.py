@@ -28,7 +28,7 @@ def adjust(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """
     size, rows = len(counts), int(counts.sum())
     ranks = np.maximum(np.cumsum(counts), 1)
-    raw = rows * (np.arange(1, size + 1) / size) / ranks
+    raw = rows * np.arange(1.0, size + 1) / (size * ranks)  # one division, as in `app.scoring.discoveries`
     raw[counts == 0] = np.inf
     adjusted: NDArray[np.float64] = np.minimum(np.minimum.accumulate(raw[::-1])[::-1], 1.0)
     return adjusted

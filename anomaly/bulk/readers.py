@@ -193,6 +193,9 @@ class Reader:
         ):
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined]  # it would keep every member in memory
+                if member.islnk() or member.issym():  # a stream of members cannot be read again
+                    yield member.name, lambda: Refusal(UNREADABLE, "the member is a link: extract the archive")
+                    continue
                 content = archive.extractfile(member) if member.isfile() else None
                 if content is not None:
                     yield member.name, lambda content=content: content.read(self.max_bytes + 1)  # type: ignore[misc]

@@ -100,6 +100,20 @@ def rows_of(folder: Path, name: str, content: bytes) -> dict[str, str | None]:
     return rows(folder / name)
 
 
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE], ids=["hard", "symbolic"])
+def test_a_link_in_a_tar_file_is_a_row(tmp_path: Path, kind: bytes) -> None:
+    """An image that the archive contains as a link to another one is not scored, and a row says so."""
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.addfile(file := tarfile.TarInfo("a.png"), io.BytesIO(b""))
+        link = tarfile.TarInfo("b.png")
+        link.type, link.linkname = kind, file.name
+        archive.addfile(link)
+        folder = tarfile.TarInfo("folder")
+        folder.type, folder.linkname = kind, "elsewhere"
+        archive.addfile(folder)
+    assert rows(tmp_path / "a.tar") == {"a.tar#0/a.png": "empty-body", "a.tar#1/b.png": "unreadable-file"}
+
+
 @pytest.mark.parametrize("end", [0, 512, 1024, 10_240], ids=lambda end: f"{end} bytes after the zeros")
 def test_a_complete_tar_file_has_no_error(tmp_path: Path, end: int) -> None:
     """Two blocks of zeros end an archive, whatever follows."""

@@ -16,7 +16,7 @@ import pytest
 
 import anomaly.bulk
 from anomaly.bulk import inputs, outputs
-from anomaly.bulk.locations import BulkError, locate
+from anomaly.bulk.locations import BulkError, Location, locate
 from anomaly.bulk.runs import Request, Summary, execute
 from tests import model_stores
 from tests.conftest import MODEL_STORE
@@ -207,3 +207,42 @@ def test_a_file_that_is_removed_while_its_folder_is_listed_becomes_a_row(
     found = errors(tmp_path / "out")
     for path in files:
         assert found[path.name][0] == "unreadable-file"
+
+
+def test_two_runs_that_begin_together_have_one_description(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If another run begins in the moment between the check and the description, this one is compared with it."""
+    output = locate(str(tmp_path / "out"))
+    (tmp_path / "out").mkdir()
+    read, seen = Location.read, list[bytes | None]()
+
+    def read_before_the_other(where: Location, name: str) -> bytes | None:
+        seen.append(read(where, name))
+        if len(seen) == 1:
+            assert outputs.begin(output, {"alpha": 0.05}) is False
+            return None
+        return seen[-1]
+
+    monkeypatch.setattr(Location, "read", read_before_the_other)
+    with pytest.raises(BulkError, match=r"a run with alpha 0\.05, and this run has 0\.01"):
+        outputs.begin(output, {"alpha": 0.01})
+
+
+def test_a_signal_ends_a_run_that_skips_images(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed run whose images all have rows ends at once, not after it has listed and read all units."""
+    for number in range(6):
+        np.save(source / f"{number}.npy", np.stack([gradient(28)] * 5))
+    monkeypatch.setattr(inputs, "UNIT_IMAGES", 5)
+    monkeypatch.setattr(inputs, "_UNIT_BYTES", 1)
+    run(source, tmp_path / "out")
+    wanted, asked = outputs.Done.wanted, list[int]()
+
+    def interrupted(done: outputs.Done, ids: list[str]) -> list[bool]:
+        asked.append(len(ids))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return wanted(done, ids)
+
+    monkeypatch.setattr(outputs.Done, "wanted", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        execute(Request(str(source), str(tmp_path / "out"), MODEL_STORE, "zero-article", workers=2))
+    assert len(asked) < 5
