@@ -208,6 +208,30 @@ def test_a_png_means_what_the_service_takes_it_for(digits, tmp_path, kind):
     assert (loaders.load("folder", tmp_path).images[0] == expected).all()
 
 
+def test_copies_in_idx_files_are_left_out(digits, tmp_path):
+    """Of images of one label with the same pixels, the first is kept: no image trains and calibrates."""
+    images, labels = digits.images[:60], digits.labels[:60].copy()
+    twice = np.concatenate([images, images[::-1], images[:1]])
+    labels = np.concatenate([labels, labels[::-1], [(labels[0] + 1) % 10]]).astype(np.uint8)
+    for half, places in (("train", slice(0, 90)), ("t10k", slice(90, None))):
+        write_idx(tmp_path / f"{half}-images-idx3-ubyte", twice[places])
+        write_idx(tmp_path / f"{half}-labels-idx1-ubyte", labels[places])
+    found = loaders.load("idx", tmp_path)
+    assert (found.copies, found.test_start) == (60, 60)
+    assert (found.images[:60] == images).all()
+    assert len(found.images) == 61, "the same pixels with another label are kept"
+
+
+@pytest.mark.parametrize("half", ["train", "t10k"])
+def test_an_empty_idx_file_is_named(digits, tmp_path, half):
+    """Without training or test images, the error comes before the training."""
+    write_idx_folder(tmp_path, digits)
+    write_idx(tmp_path / f"{half}-images-idx3-ubyte", np.zeros((0, 28, 28), np.uint8))
+    write_idx(tmp_path / f"{half}-labels-idx1-ubyte", np.zeros(0, np.uint8))
+    with pytest.raises(DataError, match=f"{half}-images-idx3 contains no images"):
+        loaders.load("idx", tmp_path)
+
+
 def test_a_folder_says_itself_what_it_is(digits, tmp_path):
     """A folder of PNGs means `folder`; a folder with IDX files, and no folder, mean `mnist`."""
     assert loaders.infer_dataset(None) == "mnist"

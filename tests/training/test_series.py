@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -67,6 +68,33 @@ def test_the_least_seed_answers(monkeypatch, draft, tmp_path):
     assert "published small@1\npublished small@2 (current)" in re.sub(
         "^.*AUROC.*\n", "", result.output, flags=re.MULTILINE
     )
+
+
+def test_a_version_that_was_not_promoted_is_promoted_later(monkeypatch, draft, tmp_path):
+    """If the disk is full after the publication, the error says what to do; the next run promotes the version."""
+    made = iter([draft, None])
+    monkeypatch.setattr("training.commands.series.model_name", lambda *_: "small")
+    monkeypatch.setattr(
+        "training.pipeline.series.run",
+        lambda jobs, *_, **__: ((job, result_of(draft, 1.0), next(made)) for job in jobs),
+    )
+    monkeypatch.setattr("training.pipeline.make.TrainingJob.matches", lambda *_: True)
+
+    def fill_the_disk(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    store = tmp_path / "store"
+    options = [*ALL[2:], "--normal", "0", "--publish", "--model-store", str(store), "--results", str(tmp_path / "out")]
+    with monkeypatch.context() as full:
+        full.setattr("training.publishing.publish.write_current", fill_the_disk)
+        result = CliRunner().invoke(app, options)
+        assert result.exit_code == 2
+        assert "small@1 is published, but is not the current version: [Errno 28]" in " ".join(result.output.split())
+    assert Repository(store).current("small") is None
+    result = CliRunner().invoke(app, options)
+    assert result.exit_code == 0, result.output
+    assert "promoted small@1" in result.output
+    assert (Repository(store).versions("small"), Repository(store).current("small")) == ([1], 1)
 
 
 @pytest.mark.long

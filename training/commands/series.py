@@ -27,6 +27,7 @@ from training.data.loaders import LOADERS, is_png_folder, load
 from training.pipeline.reference import model_name
 from training.pipeline.summary import summary_table
 from training.publishing.files import check_writable
+from training.publishing.publish import promote
 
 # SciPy, scikit-learn and matplotlib take seconds to import, and other commands do not need them.
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def train_all(
         repository, sha256 = Repository(model_store), dataset.sha256
 
         def needs_version(job: TrainingJob) -> bool:
-            return publish and not _is_published(job, repository, sha256)
+            return publish and _published(job, repository, sha256) is None
 
         finished = []
         with progress_bars() as bars:
@@ -115,18 +116,25 @@ def train_all(
                 bars.advance(total)
                 skipped = "" if version else " (from its result file)"
                 bars.console.print(f"{_title(job)}: AUROC {result['auroc']:.4f}{skipped}")
+                # The current version must not depend on the order in which the processes finish.
+                becomes_current = job.seed == min(parse_seeds(seeds))
                 if version and publish:
-                    # The current version must not depend on the order in which the processes finish.
-                    promote = job.seed == min(parse_seeds(seeds))
-                    manifest = version.publish(model_store, promote=promote)
-                    state = " (current)" if promote else ""
+                    manifest = version.publish(model_store, promote=becomes_current)
+                    state = " (current)" if becomes_current else ""
                     bars.console.print(f"published {manifest.name}@{manifest.version}{state}")
+                elif publish and becomes_current and repository.current(job.name) is None:
+                    # An earlier run has ended between publication and promotion.
+                    number = _published(job, repository, sha256)
+                    assert number is not None
+                    promote(model_store, job.name, number)
+                    bars.console.print(f"promoted {job.name}@{number}")
         console.print(summary_table(finished, dataset.label_names))
 
 
-def _is_published(job: TrainingJob, repository: Repository, data_sha256: str) -> bool:
+def _published(job: TrainingJob, repository: Repository, data_sha256: str) -> int | None:
+    """Return the number of the version that a job has made; None if there is none."""
     manifests = (repository.manifest(job.name, version) for version in repository.versions(job.name))
-    return any(job.matches(manifest, data_sha256) for manifest in manifests)
+    return next((manifest.version for manifest in manifests if job.matches(manifest, data_sha256)), None)
 
 
 def _title(job: TrainingJob) -> str:

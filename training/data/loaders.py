@@ -153,17 +153,37 @@ def fashion_mnist(data_dir: Path | None, _: Path | None = None) -> Dataset:
 def own_idx(data_dir: Path | None, _: Path | None = None) -> Dataset:
     """Load IDX files of the user's own images. The labels are their own names, and no checksum is known.
 
+    Of images of one label with the same pixels, only the first is kept: a copy of a training image among the
+    calibration images would lower the threshold.
+
     Raises:
-        DataError: the folder or a file is missing or damaged.
+        DataError: the folder or a file is missing or damaged, or a file contains no images.
     """
     if data_dir is None:
         raise DataError("the data set `idx` needs --data-dir: a folder with four IDX files")
     folder = torchvision_folder(data_dir, "MNIST")
     names = tuple(str(label) for label in range(256))
     dataset = idx_folder(folder, "idx", names, "class", "folder of IDX files")
-    if not len(dataset.labels):
-        raise DataError(f"{folder} has IDX files without images")
+    dataset = _without_copies(dataset)
+    if dataset.test_start in (0, len(dataset.labels)):
+        empty = IMAGES[0] if dataset.test_start == 0 else IMAGES[1]
+        raise DataError(f"{folder}: {empty} contains no images, or only copies of other images")
     return replace(dataset, label_names=names[: int(dataset.labels.max()) + 1])
+
+
+def _without_copies(dataset: Dataset) -> Dataset:
+    """Return a data set without images that have the label and the pixels of an earlier one."""
+    pixels = dataset.images.reshape(len(dataset.images), -1)
+    rows = np.concatenate([pixels, dataset.labels[:, None]], axis=1)
+    kept = np.sort(np.unique(rows, axis=0, return_index=True)[1])
+    start = int(np.count_nonzero(kept < (dataset.test_start or 0)))
+    return replace(
+        dataset,
+        images=dataset.images[kept],
+        labels=dataset.labels[kept],
+        test_start=start,
+        copies=len(rows) - len(kept),
+    )
 
 
 def fashion_images() -> NDArray[np.uint8] | None:

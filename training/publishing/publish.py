@@ -43,7 +43,8 @@ def publish(root: Path, draft: Manifest, files: Mapping[str, bytes], *, promote:
         The manifest as published.
 
     Raises:
-        PublishError: the service's code rejects the version. The store is unchanged.
+        PublishError: the service's code rejects the version, and the store is unchanged; or the version is published,
+            but cannot be promoted.
         OSError: the store cannot be written; the error contains the path. The store is unchanged.
     """
     with locked(root):
@@ -60,7 +61,13 @@ def publish(root: Path, draft: Manifest, files: Mapping[str, bytes], *, promote:
         sync(root / draft.name)
         sync(root)
         if promote:
-            write_current(root / draft.name, version)
+            try:
+                write_current(root / draft.name, version)
+            except OSError as error:
+                raise PublishError(
+                    f"{draft.name}@{version} is published, but is not the current version: {error}; when the cause is "
+                    f"gone, run: anomaly promote {draft.name} {version} --model-store {root}"
+                ) from error
     return manifest
 
 
