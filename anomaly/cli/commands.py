@@ -94,14 +94,16 @@ def score(
 
 def _discoveries(scorer: Scorer, results: Iterator[Result], rate: float) -> Iterator[Result]:
     """Yield all results with their discoveries, once the last image is scored."""
+    lot = list(results)
+    score = next((result.outcome for result in lot if isinstance(result.outcome, Score)), None)
+    size = 0 if score is None else scorer.calibration_size(score.model, score.version)
     try:
-        found = with_discoveries(list(results), rate)
+        found = with_discoveries(lot, rate, size)
     except LotError as error:
         raise typer.BadParameter(str(error)) from None
     yield from found
-    score = next((result.outcome for result in found if isinstance(result.outcome, Score)), None)
     if score is not None:
-        write_message(summary(found, rate, scorer.calibration_size(score.model, score.version)))
+        write_message(summary(found, rate, size))
 
 
 def watch(
@@ -136,7 +138,7 @@ def watch(
         if not existing:
             arrivals.skip_present()
         write_message(f"watching {folder}; press Ctrl-C to end")
-        code, trouble = NORMAL, ""
+        code, trouble, pending = NORMAL, "", 0
         reported: set[Kind] = set()
         while not stop.is_set:
             try:
@@ -159,7 +161,7 @@ def watch(
                     write_message(f"waiting: {error}")
                 trouble = str(error)
             stop.wait(interval)
-        raise typer.Exit(ERROR if trouble else code)
+        raise typer.Exit(ERROR if trouble or pending else code)
 
 
 def models(url: Url = DEFAULT_URL, key_file: KeyFile = None) -> None:

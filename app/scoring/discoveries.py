@@ -48,7 +48,9 @@ def discoveries(p_values: Sequence[float], rate: float, calibration_size: int) -
         return Discoveries([], 0, None, needed, resolution_limited=False)
     p = np.asarray(p_values)
     order = np.argsort(p, kind="stable")
-    raw = p[order] * size / np.arange(1, size + 1)
+    # P-values are multiples of 1 / (n + 1). With one division, a q-value that equals the rate is not rounded above it.
+    multiples = np.rint(p[order] * (calibration_size + 1))
+    raw = multiples * size / (np.arange(1, size + 1) * (calibration_size + 1.0))
     q = np.empty(size)
     q[order] = np.minimum(np.minimum.accumulate(raw[::-1])[::-1], 1.0)
     found = q <= rate
