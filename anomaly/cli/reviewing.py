@@ -16,6 +16,7 @@ import contextlib
 import csv
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,13 +128,17 @@ class ReviewFolder:
         """Move an image and its line to the places of `to`. Return False if the image is no longer in its place."""
         _make(to.path.parent, self.root)
         _make(to.line_path.parent, self.root)
+        moves_line = item.line_path != to.line_path  # not between two labels
         with self._locked():
             try:
-                # The image first: the service would remove an image whose line was moved before a crash.
+                # The line is in both places while the image moves: an image without its line would not be found.
+                if moves_line:
+                    shutil.copy(item.line_path, to.line_path)
                 item.path.rename(to.path)
-                item.line_path.rename(to.line_path)
             except FileNotFoundError:  # the service has replaced the image, or another review has labelled it
                 return False
+            if moves_line:
+                item.line_path.unlink()
         return True
 
     @contextlib.contextmanager

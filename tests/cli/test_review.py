@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from anomaly.cli import reviewing
 from app.models.manifest import Preparation
 from app.models.repository import Repository
 from app.scoring.review.folder import ReviewFolder
@@ -97,6 +98,31 @@ def test_labels_of_a_file_are_applied_once(review: Path, tmp_path: Path, in_proc
     assert content(review) == {**expected, "normal": drawn[1:], "anomalous": sorted([above[1], drawn[0]])}
     for path in (review / "labelled").rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+
+
+@pytest.mark.parametrize("step", ["rename", "unlink"])
+def test_a_review_that_is_killed_loses_no_image(
+    review: Path, tmp_path: Path, in_process: Anomaly, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Wherever the process ends, the image has its old or its new place, and the same file can be applied again."""
+    [first, *_] = ids(review, "random")
+    labels = csv_of(tmp_path, normal=[first])
+    before = (review / "queue" / "zero-article" / "random" / f"{first}.json").read_bytes()
+
+    def end(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(Path, step, end)
+        folder = reviewing.ReviewFolder(review)
+        [item] = [item for item in folder.pending() if item.id == first]
+        folder.label(item, "normal")
+    done = in_process("review", review, "--labels", labels)
+    assert (done.returncode, done.stderr) == (0, done.stderr)
+    [labelled] = reviewing.ReviewFolder(review).labelled()
+    assert (labelled.id, labelled.folder) == (first, "normal")
+    assert labelled.line_path.read_bytes() == before
+    assert stat.S_IMODE(labelled.line_path.stat().st_mode) == 0o600
 
 
 def test_a_file_of_labels_with_errors_is_explained(review: Path, tmp_path: Path, in_process: Anomaly) -> None:
