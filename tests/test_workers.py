@@ -238,8 +238,13 @@ def test_a_worker_that_does_not_react_is_killed(
     script.write_text(IMPATIENT)
     prefix = [sys.executable, str(script)]
     server = two_workers(make_server, article_alone, prefix=prefix, PYTHONPATH=str(ROOT))
+    assert server.process is not None
+    supervisor = psutil.Process(server.process.pid)
+    supervisor.suspend()  # else it may check the worker between the two signals
     workers_of(server)[0].suspend()
-    assert server.stop() == EXIT_ABANDONED
+    supervisor.terminate()
+    supervisor.resume()
+    assert server.process.wait(60) == EXIT_ABANDONED
     assert server.log().count("a worker has not ended in time and is killed") == 1
     assert server.log().count('"event": "stopped"') == 1
 

@@ -133,6 +133,8 @@ class Supervisor(Multiprocess):
                 continue
             worker.kill()
             worker.join()
+            if self.signal_queue:  # it came while this method waited for a reply: no other worker is needed
+                return
             failed = worker.exitcode == STARTUP_FAILURE
             if failed and not self.started:
                 self._refuse()
