@@ -222,13 +222,14 @@ def test_copies_in_idx_files_are_left_out(digits, tmp_path):
     assert len(found.images) == 61, "the same pixels with another label are kept"
 
 
-@pytest.mark.parametrize("half", ["train", "t10k"])
-def test_an_empty_idx_file_is_named(digits, tmp_path, half):
+@pytest.mark.parametrize("halves", [["train"], ["t10k"], ["train", "t10k"]])
+def test_an_empty_idx_file_is_named(digits, tmp_path, halves):
     """Without training or test images, the error comes before the training."""
     write_idx_folder(tmp_path, digits)
-    write_idx(tmp_path / f"{half}-images-idx3-ubyte", np.zeros((0, 28, 28), np.uint8))
-    write_idx(tmp_path / f"{half}-labels-idx1-ubyte", np.zeros(0, np.uint8))
-    with pytest.raises(DataError, match=f"{half}-images-idx3 contains no images"):
+    for half in halves:
+        write_idx(tmp_path / f"{half}-images-idx3-ubyte", np.zeros((0, 28, 28), np.uint8))
+        write_idx(tmp_path / f"{half}-labels-idx1-ubyte", np.zeros(0, np.uint8))
+    with pytest.raises(DataError, match=f"{halves[0]}-images-idx3 contains no images"):
         loaders.load("idx", tmp_path)
 
 

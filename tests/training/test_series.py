@@ -72,7 +72,7 @@ def test_the_least_seed_answers(monkeypatch, draft, tmp_path):
 
 def test_a_version_that_was_not_promoted_is_promoted_later(monkeypatch, draft, tmp_path):
     """If the disk is full after the publication, the error says what to do; the next run promotes the version."""
-    made = iter([draft, None])
+    made = iter([draft, None, None])
     monkeypatch.setattr("training.commands.series.model_name", lambda *_: "small")
     monkeypatch.setattr(
         "training.pipeline.series.run",
@@ -95,6 +95,10 @@ def test_a_version_that_was_not_promoted_is_promoted_later(monkeypatch, draft, t
     assert result.exit_code == 0, result.output
     assert "promoted small@1" in result.output
     assert (Repository(store).versions("small"), Repository(store).current("small")) == ([1], 1)
+    draft.publish(store, promote=True)
+    output = CliRunner().invoke(app, options).output
+    assert "small@2 is current, not small@1; to change that: anomaly promote small 1" in " ".join(output.split())
+    assert Repository(store).current("small") == 2
 
 
 @pytest.mark.long

@@ -122,12 +122,17 @@ def train_all(
                     manifest = version.publish(model_store, promote=becomes_current)
                     state = " (current)" if becomes_current else ""
                     bars.console.print(f"published {manifest.name}@{manifest.version}{state}")
-                elif publish and becomes_current and repository.current(job.name) is None:
-                    # An earlier run has ended between publication and promotion.
-                    number = _published(job, repository, sha256)
+                elif publish and becomes_current:
+                    number, current = _published(job, repository, sha256), repository.current(job.name)
                     assert number is not None
-                    promote(model_store, job.name, number)
-                    bars.console.print(f"promoted {job.name}@{number}")
+                    if current is None:  # an earlier run has ended between publication and promotion
+                        promote(model_store, job.name, number)
+                        bars.console.print(f"promoted {job.name}@{number}")
+                    elif current != number:  # the same, or the operator has chosen another version since
+                        bars.console.print(
+                            f"{job.name}@{current} is current, not {job.name}@{number}; to change that: "
+                            f"anomaly promote {job.name} {number} --model-store {model_store}"
+                        )
         console.print(summary_table(finished, dataset.label_names))
 
 

@@ -164,10 +164,11 @@ def own_idx(data_dir: Path | None, _: Path | None = None) -> Dataset:
     folder = torchvision_folder(data_dir, "MNIST")
     names = tuple(str(label) for label in range(256))
     dataset = idx_folder(folder, "idx", names, "class", "folder of IDX files")
+    if dataset.test_start == 0:
+        raise DataError(f"{folder}: {IMAGES[0]} contains no images")
     dataset = _without_copies(dataset)
-    if dataset.test_start in (0, len(dataset.labels)):
-        empty = IMAGES[0] if dataset.test_start == 0 else IMAGES[1]
-        raise DataError(f"{folder}: {empty} contains no images, or only copies of other images")
+    if dataset.test_start == len(dataset.labels):
+        raise DataError(f"{folder}: {IMAGES[1]} contains no images, or only copies of images of {IMAGES[0]}")
     return replace(dataset, label_names=names[: int(dataset.labels.max()) + 1])
 
 
