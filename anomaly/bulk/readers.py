@@ -44,7 +44,7 @@ class _TarMember(tarfile.TarInfo):
         """Read the next header.
 
         Raises:
-            ReadError: it is damaged, or the archive ends without the two blocks of zeros that POSIX demands.
+            ReadError: it is damaged, or the archive ends without a block of zeros.
         """
         try:
             return super().fromtarfile(archive)
@@ -340,4 +340,4 @@ def _end(stream: Any) -> bytes:
     try:
         return bytes(stream.read1(1))
     except _DAMAGED_GZIP as error:
-        raise MalformedArray(f"the gzip stream is damaged, so its images may be wrong: {error}") from error
+        raise MalformedArray(f"the end of the gzip file is not valid ({error}), so its images may be wrong") from error

@@ -121,7 +121,7 @@ def execute(request: Request, on_rows: Callable[[int], object] = lambda _: None)
     outputs.begin(
         output,
         {
-            "format": 1,
+            "format": 2,
             "model": manifest.name,
             "version": manifest.version,
             "digest": job.digest,

@@ -94,16 +94,14 @@ def score(
 
 def _discoveries(scorer: Scorer, results: Iterator[Result], rate: float) -> Iterator[Result]:
     """Yield all results with their discoveries, once the last image is scored."""
-    lot = list(results)
-    score = next((result.outcome for result in lot if isinstance(result.outcome, Score)), None)
-    size = 0 if score is None else scorer.calibration_size(score.model, score.version)
     try:
-        found = with_discoveries(lot, rate, size)
+        found = with_discoveries(list(results), rate)
     except LotError as error:
         raise typer.BadParameter(str(error)) from None
     yield from found
+    score = next((result.outcome for result in found if isinstance(result.outcome, Score)), None)
     if score is not None:
-        write_message(summary(found, rate, size))
+        write_message(summary(found, rate, scorer.calibration_size(score.model, score.version)))
 
 
 def watch(
@@ -123,8 +121,8 @@ def watch(
     """Score the images that arrive in a folder, until Ctrl-C.
 
     An image is scored when two polls in a row find it unchanged, so a partially written file is not read. While the
-    service is not available, `watch` waits and then scores the images that arrived during the wait. If images are still
-    not scored at the end, the exit code is 2.
+    service is not available, `watch` waits and then scores the images that arrived during the wait. If unchanged images
+    are still not scored at the end, the exit code is 2.
     """
     connection = Connection(url, key_file, concurrency, _WATCH_PATIENCE)
     stop = StopFlag()

@@ -6,6 +6,7 @@ nor numpy. The source is the same: Bates et al., "Testing for outliers with conf
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,34 +15,34 @@ from fractions import Fraction
 from anomaly import Score
 from anomaly.cli.formats import Result
 
+_LARGEST_CALIBRATION = 10**7
+"""More calibration scores than any version has."""
+
 
 class LotError(Exception):
     """The images were not scored by one model version, so their p-values cannot be compared."""
 
 
-def q_values(p_values: Sequence[float], calibration_size: int) -> list[float]:
-    """Return the smallest false-discovery rate at which each image of a lot is a discovery.
-
-    P-values are multiples of 1 / (n + 1). With one division, a q-value that equals a rate is not rounded above it.
-    """
-    size, lowest = len(p_values), 1.0
+def q_values(p_values: Sequence[float]) -> list[float]:
+    """Return the smallest false-discovery rate at which each image of a lot is a discovery."""
+    size, lowest = len(p_values), Fraction(1)
     found = [1.0] * size
     for rank, place in zip(
         range(size, 0, -1), sorted(range(size), key=p_values.__getitem__, reverse=True), strict=True
     ):
-        multiple = round(p_values[place] * (calibration_size + 1))
-        lowest = min(lowest, multiple * size / (rank * (calibration_size + 1)))
-        found[place] = lowest
+        lowest = min(lowest, _exact(p_values[place]) * size / rank)
+        found[place] = float(lowest)
     return found
 
 
-def with_discoveries(results: Sequence[Result], rate: float, calibration_size: int) -> list[Result]:
-    """Return the results with the members `q_value` and `discovery`. Images without a score have none.
+@functools.lru_cache(maxsize=4096)
+def _exact(p_value: float) -> Fraction:
+    """Return the multiple of 1 / (n + 1) that is meant: a q-value that equals a rate must not be rounded above it."""
+    return Fraction(p_value).limit_denominator(_LARGEST_CALIBRATION)
 
-    Args:
-        results: of all images of the lot.
-        rate: the false-discovery rate.
-        calibration_size: number of calibration scores of the version.
+
+def with_discoveries(results: Sequence[Result], rate: float) -> list[Result]:
+    """Return the results with the members `q_value` and `discovery`. Images without a score have none.
 
     Raises:
         LotError: another model version scored some of the images.
@@ -50,7 +51,7 @@ def with_discoveries(results: Sequence[Result], rate: float, calibration_size: i
     versions = sorted({f"{score.model}@{score.version}" for score in scored})
     if len(versions) > 1:
         raise LotError(f"the lot was scored by several model versions: {', '.join(versions)}; name one with --model")
-    values = iter(q_values([score.p_value for score in scored], calibration_size))
+    values = iter(q_values([score.p_value for score in scored]))
     return [
         _with_q_value(result, next(values), rate) if isinstance(result.outcome, Score) else result for result in results
     ]

@@ -38,15 +38,15 @@ def test_q_values_are_those_of_scipy() -> None:
     generator = np.random.default_rng(0)
     for size in (1, 2, 7, 300):
         p_values = (np.ceil(generator.random(size) ** 2 * 100) / 100).tolist()
-        assert lots.q_values(p_values, 99) == pytest.approx(false_discovery_control(p_values, method="bh").tolist())
-    assert lots.q_values([], 99) == []
+        assert lots.q_values(p_values) == pytest.approx(false_discovery_control(p_values, method="bh").tolist())
+    assert lots.q_values([]) == []
 
 
 def test_a_q_value_that_equals_the_rate_is_a_discovery() -> None:
     """9 of 135 images with p = 1/100 have q = 0.15: it must not be rounded above the rate, here, online or in bulk."""
     p_values = [0.01] * 9 + [1.0] * 126
-    assert lots.q_values(p_values, 99)[:9] == [0.15] * 9
-    assert sum(bool(result.is_discovery) for result in lots.with_discoveries(list(lot(*p_values)), 0.15, 99)) == 9
+    assert lots.q_values(p_values)[:9] == [0.15] * 9
+    assert sum(bool(result.is_discovery) for result in lots.with_discoveries(list(lot(*p_values)), 0.15)) == 9
     online = discoveries(p_values, 0.15, 99)
     assert (online.count, online.min_discoveries, online.q_values[:9]) == (9, 9, [0.15] * 9)
     counts = np.zeros(100, np.int64)
@@ -87,7 +87,7 @@ def test_a_lot_of_two_versions_is_an_error() -> None:
     first, second = lot(0.1, 0.2)
     assert isinstance(second.outcome, Score)
     with pytest.raises(lots.LotError, match="zero@1, zero@2"):
-        lots.with_discoveries([first, replace(second, outcome=replace(second.outcome, version=2))], 0.1, 1185)
+        lots.with_discoveries([first, replace(second, outcome=replace(second.outcome, version=2))], 0.1)
 
 
 @pytest.mark.parametrize("rate", ["0", "1", "-0.5", "nan"])
@@ -100,7 +100,7 @@ def test_a_rate_that_is_none_is_refused(in_process: Anomaly, rate: str) -> None:
 
 def test_a_lot_too_small_for_any_discovery_is_called_so() -> None:
     """If more discoveries were needed than there are images, no discovery is possible."""
-    assert lots.summary(lots.with_discoveries(list(lot(0.001)), 0.0001, 1185), 0.0001, 1185) == (
+    assert lots.summary(lots.with_discoveries(list(lot(0.001)), 0.0001), 0.0001, 1185) == (
         "discoveries at a false-discovery rate of 0.0001: 0 of 1 images; with 1185 calibration images, no discovery is "
         "possible at this rate"
     )
