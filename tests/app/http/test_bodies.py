@@ -8,6 +8,7 @@ import random
 import time
 import zlib
 from collections.abc import AsyncIterator, MutableMapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -295,6 +296,22 @@ def test_a_long_content_type_is_rejected() -> None:
     assert time.thread_time() - began < 0.1
 
 
+@asynccontextmanager
+async def counted_turns() -> AsyncIterator[list[None]]:
+    """Yield a list that grows by one element per turn of the event loop inside the block."""
+    turns: list[None] = []
+    loop = asyncio.get_running_loop()
+
+    def count() -> None:
+        nonlocal handle
+        turns.append(None)
+        handle = loop.call_soon(count)
+
+    handle = loop.call_soon(count)
+    yield turns
+    handle.cancel()
+
+
 async def test_a_form_that_has_arrived_lets_others_run() -> None:
     """While thousands of files of a compressed form are decoded, the event loop serves others."""
     count = 3000
@@ -303,44 +320,26 @@ async def test_a_form_that_has_arrived_lets_others_run() -> None:
     async def arrives() -> AsyncIterator[bytes]:
         yield gzip.compress(form)
 
-    turns, more = 0, True
-
-    async def others() -> None:
-        nonlocal turns
-        while more:
-            turns += 1
-            await asyncio.sleep(0)
-
-    task = asyncio.create_task(others())
     body = decoded_pieces(b"gzip", arrives(), limit=len(form))
-    found = [chunk.count async for chunk in chunks(KIND, body, size=count, largest_file=65536, most_files=count)]
-    more = False
-    await task
+    async with counted_turns() as turns:
+        found = [chunk.count async for chunk in chunks(KIND, body, size=count, largest_file=65536, most_files=count)]
     assert found == [count]
-    assert turns > len(form) / 20_000
+    assert len(turns) > len(form) / 20_000
 
 
 @pytest.mark.parametrize("encoding", [b"gzip", b"deflate"])
 async def test_a_small_compressed_body_lets_others_run(encoding: bytes) -> None:
     """A reader of a body that grows a thousandfold awaits nothing itself: the event loop runs others between pieces."""
-    size, turns, more = 16 << 20, 0, True
+    size = 16 << 20
     body = gzip.compress(bytes(size)) if encoding == b"gzip" else zlib.compress(bytes(size))
 
     async def arrives() -> AsyncIterator[bytes]:
         yield body
 
-    async def others() -> None:
-        nonlocal turns
-        while more:
-            turns += 1
-            await asyncio.sleep(0)
-
-    task = asyncio.create_task(others())
-    sizes = [len(piece) async for piece in decoded_pieces(encoding, arrives(), limit=size)]
-    more = False
-    await task
+    async with counted_turns() as turns:
+        sizes = [len(piece) async for piece in decoded_pieces(encoding, arrives(), limit=size)]
     assert sum(sizes) == size
-    assert turns >= len(sizes) > 100
+    assert len(turns) >= len(sizes) > 100
 
 
 def test_both_routes_read_a_form_alike() -> None:
