@@ -50,9 +50,14 @@ def series(server: Server, name: str) -> float:
 def workers_of(server: Server) -> list[psutil.Process]:
     """Return the worker processes."""
     assert server.process is not None
-    children = psutil.Process(server.process.pid).children()
-    alive = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
-    return [child for child in alive if "spawn_main" in " ".join(child.cmdline())]
+    return [child for child in psutil.Process(server.process.pid).children() if _is_worker(child)]
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and "spawn_main" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # the supervisor has reaped it since it was listed
+        return False
 
 
 @pytest.mark.long
