@@ -145,7 +145,7 @@ def test_draining_serves_while_unready(make_server: Callable[..., Server], zero:
 
 
 def test_a_drain_closes_connections_with_their_responses(make_server: Callable[..., Server], zero: bytes) -> None:
-    """Clients that reuse connections are told to open others, so the end of the drain interrupts no request."""
+    """Clients that reuse connections are told to open others, so the end of the drain finds none of them in use."""
     server = make_server(ANOMALY_DRAIN_SECONDS="3600").start()
     with server.client() as client:
         for _ in range(2):
