@@ -148,6 +148,13 @@ def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
     }
 
 
+def test_a_gzip_header_that_is_cut_short(tmp_path: Path) -> None:
+    """A compressed tar file that ends within its first header is a row, with an optional field in the header too."""
+    for header in (b"\x1f\x8b\x08\0", b"\x1f\x8b\x08\x04"):
+        for rest in range(8):
+            assert rows_of(tmp_path, "a.tgz", header + bytes(rest)) == {"a.tgz": "malformed-file"}
+
+
 FILES = {
     "a.tar": tar,
     "a.tgz": lambda: gzip.compress(tar()),
